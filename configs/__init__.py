@@ -1,0 +1,1 @@
+"""One short file per run; each docstring is the command that runs it."""

@@ -1,0 +1,1 @@
+"""Evaluation of counterfactual chest X-rays. NumPy only, never jax."""
