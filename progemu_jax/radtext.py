@@ -1,0 +1,55 @@
+"""Rules for the language of chest X-ray reports: what a text says is there, on which side, and how it moved.
+
+Pure Python, imported by the data pipeline (progression texts), the losses' augmentation and the evaluation.
+"""
+
+FINDINGS = (
+    "left pleural effusion",
+    "right pleural effusion",
+    "left pneumothorax",
+    "right pneumothorax",
+    "cardiomegaly",
+    "pulmonary edema",
+    "atelectasis",
+    "consolidation",
+)
+"""The eight finding states, in the order of every array's columns. Left and right are the patient's."""
+
+CHEXPERT = (
+    "Atelectasis",
+    "Cardiomegaly",
+    "Consolidation",
+    "Edema",
+    "Enlarged Cardiomediastinum",
+    "Fracture",
+    "Lung Lesion",
+    "Lung Opacity",
+    "No Finding",
+    "Pleural Effusion",
+    "Pleural Other",
+    "Pneumonia",
+    "Pneumothorax",
+    "Support Devices",
+)
+"""The 14 CheXpert observations, in the column order of `mimic-cxr-2.0.0-chexpert.csv.gz`."""
+
+CHEXPERT_OF = {
+    "left pleural effusion": "Pleural Effusion",
+    "right pleural effusion": "Pleural Effusion",
+    "left pneumothorax": "Pneumothorax",
+    "right pneumothorax": "Pneumothorax",
+    "cardiomegaly": "Cardiomegaly",
+    "pulmonary edema": "Edema",
+    "atelectasis": "Atelectasis",
+    "consolidation": "Consolidation",
+}
+"""FINDINGS name -> CheXpert observation."""
+
+ORGANS = ("left lung", "right lung", "heart", "facies diaphragmatica", "mediastinum", "spine")
+"""The six organs that Dice is measured on. Left and right are the patient's."""
+
+PRESENT = 0.15
+"""A finding is present (label 1) from this severity on; the change of a severity counts from it too."""
+
+MODERATE, LARGE = 0.35, 0.65
+"""Severity grades: trace, small or mild below MODERATE; moderate below LARGE; large or severe from there on."""
