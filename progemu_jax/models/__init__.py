@@ -1,0 +1,1 @@
+"""Models: parameters and forward passes only. Imports nothing of ours but `sharding`."""

@@ -1,0 +1,365 @@
+"""The Emu3-shaped decoder-only transformer: GQA, RoPE, RMSNorm, SwiGLU, no biases, untied head.
+
+Axis legend (einsum strings use these letters only)
+  B batch            T tokens in (queries)   S tokens seen (keys)    V vocabulary    L layers
+  M model            N query heads           K key/value heads       E model, after a square map
+  G query heads per key/value head (N = K G) D head                  F feed-forward
+
+Parameters carry the names of Emu3's checkpoints (`layers_3/self_attn/q_proj` is
+`model.layers.3.self_attn.q_proj.weight`). Projections are stored input axes first (`q_proj` is `[M, N, D]`,
+the transpose of the checkpoint's `[N D, M]`); `embed_tokens` and `lm_head` are `[V, M]` as there, so that a
+range of the vocabulary is one contiguous block of the head. With `scan_layers` the layers are one subtree
+`layers` of leaves stacked on a leading L; `stack_layers` and `unstack_layers` go between the two.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from progemu_jax.models import layers as nnl
+
+Array = jax.Array
+Params = Mapping[str, Any]
+
+# Logical axes of every parameter, by the last part of its path; `sharding.RULES` maps them onto the mesh.
+LOGICAL_AXES = {
+    "embed_tokens": ("vocab", "embed"),
+    "lm_head": ("vocab", "embed"),
+    "prior_proj": ("embed", None),
+    "q_proj": ("embed", "heads", "head"),
+    "k_proj": ("embed", "kv_heads", "head"),
+    "v_proj": ("embed", "kv_heads", "head"),
+    "o_proj": ("heads", "head", "embed"),
+    "gate_proj": ("embed", "mlp"),
+    "up_proj": ("embed", "mlp"),
+    "down_proj": ("mlp", "embed"),
+    "scale": (None,),
+}
+STACKED = "layers"  # a subtree of this name has the layer axis in front of the axes above
+CACHE_AXES = {
+    "k": ("batch", "kv_heads", None, "head"),
+    "v": ("batch", "kv_heads", None, "head"),
+    "length": ("batch",),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """Sizes and options; the defaults are a small model, `emu3_8b()` is Emu3's.
+
+    dtype: of the computation ("float32" or "bfloat16"); param_dtype: of the stored parameters.
+    dropout: on embeddings, attention probabilities and both residual branches.
+    prior_alignment: adds a learned linear map of the embedding of the prior's code at the place that the next
+      token is for (not in Emu3: no parameters when off).
+    attention_block: queries that attend at a time when there is no cache to read.
+    padded_vocab_size: rows of both vocabulary tables when they must divide by a mesh axis (None: vocab_size).
+    """
+
+    vocab_size: int
+    hidden_size: int = 256
+    num_layers: int = 4
+    num_heads: int = 8
+    num_kv_heads: int = 8
+    head_dim: int = 32
+    intermediate_size: int = 704
+    rope_theta: float = 1e6
+    rms_norm_eps: float = 1e-5
+    max_length: int = 1024
+    dropout: float = 0.0
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+    remat: bool = False
+    scan_layers: bool = False
+    tie_embeddings: bool = False
+    prior_alignment: bool = False
+    initializer_range: float = 0.02
+    attention_block: int = 128
+    padded_vocab_size: int | None = None
+
+    def __post_init__(self):
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim {self.head_dim} is odd; rotary embedding needs an even head_dim")
+
+
+def emu3_8b(**overrides) -> TransformerConfig:
+    """Emu3-8B (Wang et al. 2024; `Emu3Config` of the public code), bfloat16 throughout."""
+    return dataclasses.replace(
+        TransformerConfig(
+            vocab_size=184_622,
+            hidden_size=4096,
+            num_layers=32,
+            num_heads=32,
+            num_kv_heads=8,
+            head_dim=128,
+            intermediate_size=14_336,
+            rope_theta=1e6,
+            rms_norm_eps=1e-5,
+            max_length=9216,
+            dropout=0.1,
+            dtype="bfloat16",
+            param_dtype="bfloat16",
+            remat=True,
+            scan_layers=True,
+            attention_block=1024,
+        ),
+        **overrides,
+    )
+
+
+class Attention(nn.Module):
+    """Causal grouped-query self-attention; returns the branch's output and the updated layer cache."""
+
+    cfg: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x, cos, sin, segments, offset, cache, prefill, deterministic):
+        cfg = self.cfg
+        dtype, param_dtype = jnp.dtype(cfg.dtype), jnp.dtype(cfg.param_dtype)
+        M, N, K, D = cfg.hidden_size, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
+        G = N // K
+        B, T, _ = x.shape
+
+        def weight(name, init, shape):
+            return self.param(name, init, shape, param_dtype).astype(dtype)
+
+        q = jnp.einsum("BTM,MND->BTND", x, weight("q_proj", nnl.fan_in(0), (M, N, D)))
+        k = jnp.einsum("BTM,MKD->BTKD", x, weight("k_proj", nnl.fan_in(0), (M, K, D)))
+        v = jnp.einsum("BTM,MKD->BTKD", x, weight("v_proj", nnl.fan_in(0), (M, K, D)))
+        out_init = nn.initializers.normal((2 * cfg.num_layers * N * D) ** -0.5)
+        o = weight("o_proj", out_init, (N, D, M))
+
+        q = nnl.rope(q, cos, sin).reshape(B, T, K, G, D).transpose(0, 2, 3, 1, 4)
+        k = nnl.rope(k, cos, sin).transpose(0, 2, 1, 3)
+        v = v.transpose(0, 2, 1, 3)
+        rate = 0.0 if deterministic else cfg.dropout
+        key = self.make_rng("dropout") if rate > 0 else None
+        if cache is not None:
+            cache = {"k": _write(cache["k"], k, offset, prefill), "v": _write(cache["v"], v, offset, prefill)}
+        if cache is None or prefill:
+            out = nnl.causal_attend(q, k, v, segments, cfg.attention_block, rate, key)
+        else:
+            S = cache["k"].shape[2]
+            last = offset[:, None] + jnp.arange(T)  # [B, T]: the slot of each query
+            mask = jnp.arange(S)[None, None, :] <= last[:, :, None]
+            out = nnl.attend(
+                q, cache["k"].astype(dtype), cache["v"].astype(dtype), mask[:, None, None], rate, key
+            )
+        out = out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, D)
+        return jnp.einsum("BTND,NDM->BTM", out, o), cache
+
+
+def _write(slots: Array, new: Array, offset: Array, prefill: bool) -> Array:
+    """Writes new `[B, K, T, D]` into slots `[B, K, S, D]` from each row's offset on (0 when prefilling)."""
+    new = new.astype(slots.dtype)
+    if prefill:
+        return jax.lax.dynamic_update_slice(slots, new, (0, 0, 0, 0))
+    return jax.vmap(lambda row, value, at: jax.lax.dynamic_update_slice(row, value, (0, at, 0)))(
+        slots, new, offset
+    )
+
+
+class SwiGLU(nn.Module):
+    """Gated feed-forward (Shazeer 2020): `[B, T, M]` -> `[B, T, M]`."""
+
+    cfg: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        cfg = self.cfg
+        dtype, param_dtype = jnp.dtype(cfg.dtype), jnp.dtype(cfg.param_dtype)
+        M, F = cfg.hidden_size, cfg.intermediate_size
+
+        def weight(name, init, shape):
+            return self.param(name, init, shape, param_dtype).astype(dtype)
+
+        gate = jnp.einsum("BTM,MF->BTF", x, weight("gate_proj", nnl.fan_in(0), (M, F)))
+        up = jnp.einsum("BTM,MF->BTF", x, weight("up_proj", nnl.fan_in(0), (M, F)))
+        down = weight("down_proj", nn.initializers.normal((2 * cfg.num_layers * F) ** -0.5), (F, M))
+        return jnp.einsum("BTF,FM->BTM", jax.nn.silu(gate) * up, down)
+
+
+class Layer(nn.Module):
+    """One pre-norm layer: attention branch, then feed-forward branch, dropout on each before it is added."""
+
+    cfg: TransformerConfig
+    prefill: bool
+    deterministic: bool
+
+    @nn.compact
+    def __call__(self, x, cache, cos, sin, segments, offset):
+        cfg = self.cfg
+
+        def norm(name):
+            return nnl.RMSNorm(cfg.rms_norm_eps, jnp.dtype(cfg.param_dtype), name=name)
+
+        def drop(y):
+            if self.deterministic or cfg.dropout == 0:
+                return y
+            return nnl.dropout(y, cfg.dropout, self.make_rng("dropout"))
+
+        attention = Attention(cfg, name="self_attn")
+        y, cache = attention(
+            norm("input_layernorm")(x), cos, sin, segments, offset, cache, self.prefill, self.deterministic
+        )
+        x = x + drop(y)
+        x = x + drop(SwiGLU(cfg, name="mlp")(norm("post_attention_layernorm")(x)))
+        return x, cache
+
+
+class Transformer(nn.Module):
+    """Tokens -> final hidden states (after the last norm) and the updated cache; the head is `logits`.
+
+    apply({"params": params}, tokens, positions, ...):
+      tokens: int32 `[B, T]`. positions: int32 `[B, T]` rotary positions, or None for cache lengths + 0..T-1.
+      aligned: int32 `[B, T]` or None: with cfg.prior_alignment, the token id of the prior's code at the place
+        that the next token is for, -1 for none.
+      segments: int or bool `[B, T]` or None: a token sees only earlier tokens of its own segment. With a
+        cache, 0 (False) marks padding, which must be on the right.
+      cache: from `init_cache`, or None. A row's T tokens are written to slots length..length+T-1, and its
+        length grows by its number of non-padding tokens. The caller keeps length + T within the cache.
+      prefill: static; True when the cache is empty: attention then runs over the T tokens only.
+      deterministic: False applies dropout (rngs={"dropout": key}).
+    Returns (hidden cfg.dtype `[B, T, M]`, cache or None).
+    """
+
+    cfg: TransformerConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Array,
+        positions: Array | None = None,
+        *,
+        aligned: Array | None = None,
+        segments: Array | None = None,
+        cache: Params | None = None,
+        prefill: bool = False,
+        deterministic: bool = True,
+    ) -> tuple[Array, Params | None]:
+        cfg = self.cfg
+        dtype, param_dtype = jnp.dtype(cfg.dtype), jnp.dtype(cfg.param_dtype)
+        B, T = tokens.shape
+        M, V = cfg.hidden_size, cfg.padded_vocab_size or cfg.vocab_size
+        table_init = nn.initializers.normal(cfg.initializer_range)
+        table = self.param("embed_tokens", table_init, (V, M), param_dtype)
+        if not cfg.tie_embeddings:  # declared here, used by `logits`
+            self.param("lm_head", nnl.fan_in(1), (V, M), param_dtype)
+        if cfg.prior_alignment:
+            prior_proj = self.param("prior_proj", nnl.fan_in(0), (M, M), param_dtype)
+
+        offset = jnp.zeros((B,), jnp.int32) if cache is None else cache["length"]
+        if positions is None:
+            positions = offset[:, None] + jnp.arange(T, dtype=jnp.int32)
+        x = jnp.take(table, tokens, axis=0).astype(dtype)
+        if cfg.prior_alignment and aligned is not None:
+            prior = jnp.take(table, jnp.maximum(aligned, 0), axis=0).astype(dtype)
+            prior = jnp.where(aligned[..., None] >= 0, prior, 0)
+            x = x + jnp.einsum("BTM,ME->BTE", prior, prior_proj.astype(dtype))
+        if not deterministic and cfg.dropout > 0:
+            x = nnl.dropout(x, cfg.dropout, self.make_rng("dropout"))
+
+        cos, sin = nnl.rope_angles(positions, cfg.head_dim, cfg.rope_theta)
+        layer_type = nn.remat(Layer, prevent_cse=not cfg.scan_layers) if cfg.remat else Layer
+        keys_values = None if cache is None else {"k": cache["k"], "v": cache["v"]}
+        arguments = (cos, sin, segments, offset)
+        if cfg.scan_layers:
+            scanned = nn.scan(
+                layer_type,
+                variable_axes={"params": 0},
+                split_rngs={"params": True, "dropout": True},
+                in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
+                length=cfg.num_layers,
+            )
+            x, keys_values = scanned(cfg, prefill, deterministic, name=STACKED)(x, keys_values, *arguments)
+        else:
+            ks, vs = [], []
+            for index in range(cfg.num_layers):
+                slots = keys_values and {"k": keys_values["k"][index], "v": keys_values["v"][index]}
+                layer = layer_type(cfg, prefill, deterministic, name=f"{STACKED}_{index}")
+                x, slots = layer(x, slots, *arguments)
+                if slots is not None:
+                    ks.append(slots["k"])
+                    vs.append(slots["v"])
+            keys_values = keys_values and {"k": tuple(ks), "v": tuple(vs)}
+        x = nnl.RMSNorm(cfg.rms_norm_eps, param_dtype, name="norm")(x)
+        if cache is None:
+            return x, None
+        added = T if segments is None else jnp.sum(segments != 0, axis=1, dtype=jnp.int32)
+        return x, {**keys_values, "length": offset + added}
+
+
+def init_params(cfg: TransformerConfig, key: Array) -> Params:
+    """Fresh parameters, a plain dict of arrays of cfg.param_dtype."""
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    return Transformer(cfg).init(key, tokens)["params"]
+
+
+def head(params: Params, rows: tuple[int, int] | None = None) -> Array:
+    """The head's table `[V, M]`, or its rows start..stop-1 (take them once, outside a decoding loop)."""
+    table = params["lm_head"] if "lm_head" in params else params["embed_tokens"]
+    return table if rows is None else jax.lax.slice_in_dim(table, *rows, axis=0)
+
+
+def logits(params: Params, hidden: Array, rows: tuple[int, int] | None = None) -> Array:
+    """Logits of the whole vocabulary, or of ids start..stop-1 only, in float32.
+
+    params: the model's parameters, or anything with an `lm_head` (a sliced `head`, say).
+    hidden: `[..., M]` -> float32 `[..., V]` (or `[..., stop - start]`). Rows beyond vocab_size of a padded
+    table are not masked: pass rows=(0, vocab_size).
+    """
+    table = head(params, rows).astype(hidden.dtype)
+    return jnp.einsum("...M,VM->...V", hidden, table, preferred_element_type=jnp.float32)
+
+
+def init_cache(cfg: TransformerConfig, batch: int, length: int, dtype: str | None = None) -> Params:
+    """An empty key/value cache of `length` slots a row.
+
+    {"k", "v": per-layer tuples of `[B, K, S, D]` (with scan_layers one array `[L, B, K, S, D]`),
+    "length": int32 `[B]`}. One array a layer, so that a decoding loop updates it in place.
+    """
+    shape, dtype = (batch, cfg.num_kv_heads, length, cfg.head_dim), jnp.dtype(dtype or cfg.dtype)
+
+    def empty():
+        if cfg.scan_layers:
+            return jnp.zeros((cfg.num_layers, *shape), dtype)
+        return tuple(jnp.zeros(shape, dtype) for _ in range(cfg.num_layers))
+
+    return {"k": empty(), "v": empty(), "length": jnp.zeros((batch,), jnp.int32)}
+
+
+def map_cache_rows(function, cache: Params) -> Params:
+    """Applies function(array, axis), axis being the batch axis, to every array of a cache.
+
+    E.g. `map_cache_rows(lambda x, axis: jnp.repeat(x, samples, axis), cache)`.
+    """
+    return {
+        "k": jax.tree.map(lambda x: function(x, x.ndim - 4), cache["k"]),
+        "v": jax.tree.map(lambda x: function(x, x.ndim - 4), cache["v"]),
+        "length": function(cache["length"], 0),
+    }
+
+
+def stack_layers(params: Params) -> Params:
+    """Per-layer subtrees `layers_0`, `layers_1`, ... -> one subtree `layers` of stacked leaves."""
+    names = sorted((n for n in params if n.startswith(f"{STACKED}_")), key=lambda n: int(n.split("_")[1]))
+    rest = {n: p for n, p in params.items() if n not in names}
+    return rest | {STACKED: jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params[n] for n in names))}
+
+
+def unstack_layers(params: Params) -> Params:
+    """The inverse of `stack_layers`."""
+    rest = {n: p for n, p in params.items() if n != STACKED}
+    count = jax.tree.leaves(params[STACKED])[0].shape[0]
+    for index in range(count):
+        rest[f"{STACKED}_{index}"] = jax.tree.map(lambda leaf, i=index: leaf[i], params[STACKED])
+    return rest
