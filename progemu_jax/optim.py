@@ -1,0 +1,156 @@
+"""Optimizer, learning-rate schedule and gradient accumulation: pure functions over plain pytrees.
+
+Follows ProgEmu's recipe: AdamW, global-norm clip, linear warm-up, cosine to a floor.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from progemu_jax.errors import UserError
+
+_UNDECAYED = ("scale", "bias")  # norms and biases; with scanned layers they have a second, stacking, axis
+
+
+def make_schedule(cfg) -> Callable[[jax.Array], jax.Array]:
+    """Learning rate of update number `step` (0-based): linear warm-up, then cosine to the floor.
+
+    Warm-up ends with the full rate at update `warmup_steps`, and the first update already moves.
+    The floor `final_learning_rate` is reached at `steps`.
+    """
+    peak, floor, warmup = cfg.learning_rate, cfg.final_learning_rate, cfg.warmup_steps
+    span = max(cfg.steps - warmup, 1)
+
+    def schedule(step):
+        step = jnp.asarray(step, jnp.float32)
+        rising = peak * (step + 1) / max(warmup, 1)
+        done = jnp.clip((step - warmup) / span, 0.0, 1.0)
+        falling = floor + (peak - floor) * 0.5 * (1 + jnp.cos(jnp.pi * done))
+        return jnp.where(step < warmup, rising, falling)
+
+    return schedule
+
+
+def decayed(params: Any) -> Any:
+    """True for the leaves that weight decay acts on: at least two axes and neither a scale nor a bias."""
+
+    def one(path, leaf):
+        name = getattr(path[-1], "key", "") if path else ""
+        return np.ndim(leaf) >= 2 and name not in _UNDECAYED
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
+def make_optimizer(cfg) -> optax.GradientTransformation:
+    """Clip by global norm, Adam, decoupled weight decay, schedule. `cfg` is a `train.TrainConfig`.
+
+    `cfg.clip` 0 switches the clip off. `cfg.moment_dtype` "bfloat16" stores both moments in half the
+    memory; the arithmetic stays in float32.
+    """
+    if cfg.optimizer != "adamw":
+        raise UserError(f"train.optimizer={cfg.optimizer!r} is not known: use 'adamw'")
+    if cfg.moment_dtype not in ("float32", "bfloat16"):
+        raise UserError(f"train.moment_dtype={cfg.moment_dtype!r} is not known: use 'float32' or 'bfloat16'")
+    if cfg.moment_dtype == "float32":
+        adam = optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps)
+    else:
+        adam = scale_by_adam_bfloat16(cfg.b1, cfg.b2, cfg.eps)
+    return optax.chain(
+        optax.clip_by_global_norm(cfg.clip) if cfg.clip else optax.identity(),
+        adam,
+        optax.add_decayed_weights(cfg.weight_decay, mask=decayed) if cfg.weight_decay else optax.identity(),
+        optax.scale_by_learning_rate(make_schedule(cfg)),
+    )
+
+
+def scale_by_adam_bfloat16(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+    """Adam with both moments stored in bfloat16 by stochastic rounding.
+
+    Rounding to nearest would freeze the second moment: with b2 near 1 its relative change per step is
+    smaller than half a bfloat16 unit (2^-9). Stochastic rounding keeps it right on average; its random
+    bits come from the update's number, so a resumed run repeats them.
+    """
+
+    def init(params):
+        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.bfloat16), params)
+        return optax.ScaleByAdamState(
+            count=jnp.zeros((), jnp.int32), mu=zeros, nu=jax.tree.map(jnp.copy, zeros)
+        )
+
+    def update(grads, state, params=None):
+        del params
+        count = state.count + 1
+        mu = jax.tree.map(lambda m, g: b1 * m.astype(jnp.float32) + (1 - b1) * g, state.mu, grads)
+        nu = jax.tree.map(lambda v, g: b2 * v.astype(jnp.float32) + (1 - b2) * g * g, state.nu, grads)
+        updates = jax.tree.map(
+            lambda m, v: (m / (1 - b1**count)) / (jnp.sqrt(v / (1 - b2**count)) + eps), mu, nu
+        )
+        key = jax.random.fold_in(jax.random.key(0), count)
+        mu, nu = (_round_tree(jax.random.fold_in(key, i), tree) for i, tree in enumerate((mu, nu)))
+        return updates, optax.ScaleByAdamState(count=count, mu=mu, nu=nu)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _round_tree(key, tree):
+    leaves, structure = jax.tree.flatten(tree)
+    rounded = [stochastic_round(jax.random.fold_in(key, i), leaf) for i, leaf in enumerate(leaves)]
+    return jax.tree.unflatten(structure, rounded)
+
+
+def stochastic_round(key: jax.Array, x: jax.Array) -> jax.Array:
+    """float32 -> bfloat16, up or down with probabilities that make the mean exact. Non-finite stays so."""
+    x = x.astype(jnp.float32)
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    noise = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
+    kept = (bits + noise) & jnp.uint32(0xFFFF0000)
+    rounded = jax.lax.bitcast_convert_type(kept, jnp.float32)
+    return jnp.where(jnp.isfinite(x), rounded, x).astype(jnp.bfloat16)
+
+
+def value_and_grad_accumulated(
+    loss_fn: Callable[..., tuple[jax.Array, dict]], params: Any, batch: Any, key: jax.Array, n: int = 1
+) -> tuple[tuple[jax.Array, dict], Any]:
+    """Loss, metrics and float32 gradients of `batch`, in `n` microbatches one after the other.
+
+    Args:
+      loss_fn: (params, batch, key) -> (mean loss, dict of scalar means). When the dict holds "weight" (the
+        number of tokens the mean is over), microbatches count by it and the result is the mean over the
+        whole batch, whatever the split; "weight" itself is summed.
+      batch: pytree of arrays [B, ...], B divisible by n. Microbatch i takes rows i, i + n, ... so that a
+        batch axis sharded over devices needs no exchange.
+      key: microbatch i gets fold_in(key, i); with n = 1 the key itself.
+    Returns:
+      ((loss, metrics), gradients), as `jax.value_and_grad(..., has_aux=True)` does.
+    """
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    if n == 1:
+        return grad_fn(params, batch, key)
+    size = jax.tree.leaves(batch)[0].shape[0]
+    if size % n:
+        raise UserError(f"train.accumulate={n} does not divide train.batch_size={size}: change either")
+
+    def split(x):
+        return jnp.swapaxes(jnp.reshape(x, (size // n, n, *x.shape[1:])), 0, 1)
+
+    micro = jax.tree.map(split, batch)
+    shapes = jax.eval_shape(grad_fn, params, jax.tree.map(lambda x: x[0], micro), key)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), shapes)
+
+    def body(carry, inputs):
+        total, sums = carry
+        part, index = inputs
+        (loss, metrics), grads = grad_fn(params, part, jax.random.fold_in(key, index))
+        weight = jnp.asarray(metrics.get("weight", 1.0), jnp.float32)
+        sums = jax.tree.map(lambda s, x: s + weight * x.astype(jnp.float32), sums, ((loss, metrics), grads))
+        return (total + weight, sums), None
+
+    (total, sums), _ = jax.lax.scan(body, (jnp.zeros((), jnp.float32), zeros), (micro, jnp.arange(n)))
+    (loss, metrics), grads = jax.tree.map(lambda s: s / jnp.maximum(total, 1e-9), sums)
+    if "weight" in metrics:
+        metrics = {**metrics, "weight": total}
+    return (loss, metrics), grads

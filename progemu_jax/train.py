@@ -1,0 +1,434 @@
+"""The one training loop: every task (tokenizer, ProgEmu, scorers) goes through `fit`.
+
+A run's folder:
+  checkpoints/<step>/   Orbax: state, data-iterator state, what the run depends on
+  metrics.jsonl         one row a log or eval point; no clock in it: a resumed run writes the same file
+  tensorboard/          the same numbers and the speed
+
+Killed at any moment and started again with the same config, a run ends in the same parameters; on CPU bit
+for bit, given the same cores, devices and versions.
+"""
+
+import contextlib
+import json
+import logging
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from progemu_jax.checkpoint import Checkpoints
+from progemu_jax.errors import UserError
+from progemu_jax.records import write_text
+
+_log = logging.getLogger(__name__)
+_HOUSEKEEPING = ("log_every", "eval_every", "save_every", "keep")  # may change between start and resume
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What one training run does. Lengths are in optimizer updates ("steps")."""
+
+    steps: int = 1000
+    batch_size: int = 16  # examples per update, over all devices and microbatches
+    learning_rate: float = 3e-4
+    final_learning_rate: float = 3e-5
+    warmup_steps: int = 50
+    weight_decay: float = 0.1
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-6
+    clip: float = 1.0  # global gradient norm; 0: no clip
+    accumulate: int = 1  # microbatches per update
+    dtype: str = "float32"  # of the computation; parameters stay float32
+    log_every: int = 50
+    eval_every: int = 0  # 0: never
+    save_every: int = 500
+    keep: int = 2  # newest checkpoints kept
+    seed: int = 0
+    optimizer: str = "adamw"
+    moment_dtype: str = "float32"
+
+
+class Task(Protocol):
+    """One thing that trains. States are plain dict pytrees of arrays; "params" and "opt_state" are in them.
+
+    A task may also have `state_shardings(mesh, abstract_state)`, a matching pytree of `NamedSharding`s;
+    without it a mesh holds the state replicated.
+    """
+
+    name: str
+
+    def init(self, key: jax.Array) -> dict:
+        """The state before the first step."""
+
+    def train_step(self, state: dict, batch: dict, key: jax.Array) -> tuple[dict, dict]:
+        """(next state, scalar metrics, among them "loss")."""
+
+    def eval_step(self, state: dict, batch: dict) -> dict:
+        """Scalar metrics of a batch; means count by an optional "weight" among them."""
+
+
+def fit(
+    task: Task,
+    cfg: TrainConfig,
+    batches: Callable[[int], Iterator[dict]],
+    eval_batches: Callable[[], Iterable[dict]] | None,
+    workdir: str | os.PathLike,
+    *,
+    mesh: jax.sharding.Mesh | None = None,
+    init_state: Any = None,
+    hooks: Sequence[Callable[[int, dict, dict], None]] = (),
+    config: dict | None = None,
+) -> dict:
+    """Trains `task` for `cfg.steps` steps in `workdir`, from its newest checkpoint when there is one.
+
+    Args:
+      batches: seed -> iterator of dicts of NumPy arrays [B, ...] (on several hosts: this host's rows). With
+        `get_state()`/`set_state()` it is put back where the checkpoint left it; without, the batches already
+        used are drawn again and dropped.
+      eval_batches: () -> finite iterable of such dicts, the same ones at every call; None: no evaluation.
+      mesh: batches are split along its axes named "data" and "fsdp"; None: the default device.
+      init_state: the state to start from instead of `task.init(key)`, or a function that makes it (called
+        only when there is no checkpoint); copied, so the caller may keep it.
+      hooks: called with (step, state, metrics) at every log point; must not keep or change the state.
+      config: JSON-able; what beside `cfg` (model, data) must be unchanged for a run to be continued.
+
+    Returns:
+      The final state; at once, when the run was already complete.
+
+    Raises:
+      UserError: a value of `cfg` makes no sense; the checkpoint is of another config; the loss or a
+        parameter is not finite (nothing of that kind is ever saved); the data ended early.
+      SystemExit: on SIGTERM or SIGINT (128 + signal number), after saving.
+    """
+    check(cfg)
+    workdir = Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    init_key, step_key = jax.random.split(jax.random.key(cfg.seed))
+    abstract = jax.eval_shape(task.init, init_key)
+    template = _with_shardings(abstract, _state_shardings(task, mesh, abstract))
+    kept = {name: value for name, value in asdict(cfg).items() if name not in _HOUSEKEEPING}
+    identity = {"task": task.name, "train": kept, "config": config or {}}
+    with Checkpoints(workdir / "checkpoints", keep=cfg.keep, config=identity) as checkpoints:
+        restored = checkpoints.restore(template)
+        start, state, extra = restored or (0, None, {})
+        if state is None:
+            state = _first_state(task, init_key, init_state, template)
+        if start >= cfg.steps:
+            return state
+        run = _Run(task, cfg, mesh, step_key, workdir, checkpoints, hooks, eval_batches)
+        return run(state, start, extra, batches(cfg.seed))
+
+
+def check(cfg: TrainConfig) -> None:
+    """Raises UserError naming the first value of `cfg` that makes no sense."""
+    rules = [
+        ("steps", cfg.steps >= 0, "at least 0"),
+        ("batch_size", cfg.batch_size >= 1, "at least 1"),
+        ("accumulate", cfg.accumulate >= 1, "at least 1"),
+        ("accumulate", cfg.batch_size % max(cfg.accumulate, 1) == 0, f"a divisor of {cfg.batch_size=}"),
+        ("learning_rate", cfg.learning_rate > 0, "above 0"),
+        ("final_learning_rate", cfg.final_learning_rate >= 0, "at least 0"),
+        ("warmup_steps", cfg.warmup_steps >= 0, "at least 0"),
+        ("clip", cfg.clip >= 0, "at least 0"),
+        ("log_every", cfg.log_every >= 1, "at least 1"),
+        ("eval_every", cfg.eval_every >= 0, "at least 0"),
+        ("save_every", cfg.save_every >= 1, "at least 1"),
+        ("keep", cfg.keep >= 1, "at least 1"),
+        ("dtype", cfg.dtype in ("float32", "bfloat16"), "'float32' or 'bfloat16'"),
+    ]
+    for name, good, wanted in rules:
+        if not good:
+            raise UserError(f"train.{name}={getattr(cfg, name)!r} must be {wanted}: change it in the config")
+
+
+class _Run:
+    """One call of `fit` after its state is known."""
+
+    def __init__(self, task, cfg, mesh, step_key, workdir, checkpoints, hooks, eval_batches):
+        self.task, self.cfg, self.workdir = task, cfg, workdir
+        self.checkpoints, self.hooks, self.eval_batches = checkpoints, hooks, eval_batches
+        self.put = _putter(mesh)
+        self.train_step = jax.jit(task.train_step)  # also traced alone, to learn the metrics' names
+        self.step = jax.jit(self._step, donate_argnums=0)
+        self.eval_step = jax.jit(task.eval_step)
+        self.step_key = step_key
+
+    def _step(self, carry, batch):
+        """One update. Sums of metrics and the first bad step stay on the device until a log point."""
+        key = jax.random.fold_in(self.step_key, carry["step"])
+        state, metrics = self.train_step(carry["state"], batch, key)
+        good = jnp.array([jnp.all(jnp.isfinite(v)) for k, v in metrics.items() if _must_be_finite(k)]).all()
+        first_bad = jnp.where((carry["first_bad"] < 0) & ~good, carry["step"] + 1, carry["first_bad"])
+        sums = {k: carry["sums"][k] + v.astype(jnp.float32) for k, v in metrics.items()}
+        return {"state": state, "step": carry["step"] + 1, "first_bad": first_bad, "sums": sums}
+
+    def __call__(self, state, start, extra, source):
+        cfg = self.cfg
+        _rewind(source, start, extra)
+        first = self.put(self._next(source, start))
+        shapes = self.train_step.eval_shape(state, first, self.step_key)[1]
+        if "loss" not in shapes:
+            raise ValueError(f"{self.task.name}.train_step returns no 'loss' among {sorted(shapes)}")
+        sums = extra.get("sums", {})
+        carry = {
+            "state": state,
+            "step": jnp.asarray(start, jnp.int32),
+            "first_bad": jnp.asarray(-1, jnp.int32),
+            "sums": {name: jnp.asarray(sums.get(name, 0.0), jnp.float32) for name in shapes},
+        }
+        writing = jax.process_index() == 0
+        with (
+            _Metrics(self.workdir, start, writing) as log,
+            _Bar(self.task.name, cfg, start, writing) as bar,
+            _signals() as caught,
+        ):
+            for done in range(start + 1, cfg.steps + 1):
+                batch = first if done == start + 1 else self.put(self._next(source, done - 1))
+                carry = self.step(carry, batch)
+                last, stop = done == cfg.steps, bool(caught)
+                if last or done % cfg.log_every == 0:
+                    carry = self._log(carry, done, log, bar)
+                if self.eval_batches and cfg.eval_every and (last or done % cfg.eval_every == 0):
+                    log.write(done, self._evaluate(carry["state"], done))
+                if last or stop or done % cfg.save_every == 0:
+                    self._save(carry, done, source, log)
+                if stop:
+                    break
+            self.checkpoints.wait()
+            if caught:
+                bar.write(f"{self.task.name}: stopped by a signal; saved at step {done}", sys.stderr)
+                raise SystemExit(128 + caught[0])
+        if hasattr(source, "close"):
+            source.close()
+        return carry["state"]
+
+    def _next(self, source, used):
+        try:
+            return next(source)
+        except StopIteration:
+            raise UserError(
+                f"{self.task.name}: the data ended after {used} of {self.cfg.steps} steps: "
+                f"lower train.steps or let the batches repeat"
+            ) from None
+
+    def _log(self, carry, done, log, bar):
+        sums, first_bad = jax.device_get((carry["sums"], carry["first_bad"]))
+        self._stop_if_bad(first_bad)
+        count = done % self.cfg.log_every or self.cfg.log_every
+        metrics = {name: float(value) / count for name, value in sums.items()}
+        speed = bar.advance(done, metrics["loss"])
+        log.write(done, metrics, speed)
+        for hook in self.hooks:
+            hook(done, carry["state"], metrics)
+        return {**carry, "sums": jax.tree.map(jnp.zeros_like, carry["sums"])}
+
+    def _evaluate(self, state, done):
+        totals, weight = {}, 0.0
+        for batch in self.eval_batches():
+            metrics = {k: float(v) for k, v in jax.device_get(self.eval_step(state, self.put(batch))).items()}
+            share = metrics.pop("weight", 1.0)
+            weight += share
+            for name, value in metrics.items():
+                totals[name] = totals.get(name, 0.0) + share * value
+        if not weight:
+            raise UserError(f"{self.task.name}: no batch to evaluate at step {done}: check the eval split")
+        return {f"eval/{name}": value / weight for name, value in totals.items()}
+
+    def _save(self, carry, done, source, log):
+        finite = _all_finite(carry["state"].get("params", carry["state"]))
+        sums, first_bad, finite = jax.device_get((carry["sums"], carry["first_bad"], finite))
+        self._stop_if_bad(first_bad)
+        if not finite:
+            raise UserError(f"{self.task.name}: a parameter is not finite after step {done}; {_REMEDY}")
+        log.flush()
+        extra = {"sums": {name: float(value) for name, value in sums.items()}}
+        if hasattr(source, "get_state"):
+            extra["data"] = source.get_state()
+        self.checkpoints.save(done, carry["state"], extra)
+
+    def _stop_if_bad(self, first_bad):
+        if first_bad >= 0:
+            raise UserError(f"{self.task.name}: the loss is not finite at step {int(first_bad)}; {_REMEDY}")
+
+
+_REMEDY = "the last checkpoint is sound: lower train.learning_rate or train.clip and use another --workdir"
+
+
+@jax.jit
+def _all_finite(tree):
+    floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.array([jnp.isfinite(leaf).all() for leaf in floats]).all()
+
+
+def _must_be_finite(name):
+    return name.endswith("loss") or name == "grad_norm"
+
+
+def _rewind(source, start, extra):
+    """Puts the data where the checkpoint left it."""
+    if not start:
+        return
+    if hasattr(source, "set_state") and "data" in extra:
+        source.set_state(extra["data"])
+        return
+    for _ in range(start):
+        next(source)
+
+
+def _first_state(task, key, init_state, template):
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, template)
+    if init_state is None:
+        return jax.jit(task.init, out_shardings=shardings)(key)
+    given = init_state() if callable(init_state) else init_state
+    if jax.tree.structure(given) != jax.tree.structure(template):
+        raise ValueError(f"{task.name}: init_state has another structure than the task's own state")
+    for (path, have), want in zip(
+        jax.tree_util.tree_flatten_with_path(given)[0], jax.tree.leaves(template), strict=True
+    ):
+        if have.shape != want.shape or have.dtype != want.dtype:
+            name = jax.tree_util.keystr(path)
+            raise ValueError(f"{task.name}: init_state{name} is {have.dtype}{have.shape}, not {want}")
+    # A jitted copy owns its buffers: the first step donates them, and the caller may hold the originals.
+    return jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings)(given)
+
+
+def _state_shardings(task, mesh, abstract):
+    if mesh is None:
+        single = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        return jax.tree.map(lambda _: single, abstract)
+    if hasattr(task, "state_shardings"):
+        return task.state_shardings(mesh, abstract)
+    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return jax.tree.map(lambda _: replicated, abstract)
+
+
+def _with_shardings(abstract, shardings):
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), abstract, shardings
+    )
+
+
+def _putter(mesh):
+    """NumPy batch -> device arrays, rows split over the mesh's data axes."""
+    if mesh is None:
+        return jax.device_put
+    axes = tuple(name for name in ("data", "fsdp") if name in mesh.axis_names)
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(axes))
+    return lambda batch: jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch
+    )
+
+
+class _Metrics:
+    """metrics.jsonl and TensorBoard, cut back to the step that training goes on from."""
+
+    def __init__(self, workdir, start, writing):
+        self.path, self.writing, self.file, self.board = workdir / "metrics.jsonl", writing, None, None
+        if not writing:
+            return
+        from tensorboardX import SummaryWriter
+
+        rows = []
+        if start and self.path.exists():
+            rows = [line for line in self.path.read_text().splitlines() if _step_of(line) <= start]
+        write_text(self.path, "".join(f"{line}\n" for line in rows))
+        self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1 if start else None)
+        self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed in __exit__)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        if self.writing:
+            self.file.close()
+            self.board.close()
+
+    def write(self, step, metrics, speed=None):
+        if not self.writing:
+            return
+        # JSON has no NaN: an undefined metric is null.
+        clean = {name: value if math.isfinite(value) else None for name, value in sorted(metrics.items())}
+        self.file.write(json.dumps({"step": step, **clean}) + "\n")
+        self.file.flush()
+        for name, value in metrics.items():
+            self.board.add_scalar(name if "/" in name else f"train/{name}", value, step)
+        if speed is not None:
+            self.board.add_scalar("steps_per_second", speed, step)
+
+    def flush(self):
+        """On the disk before the checkpoint that counts on these rows."""
+        if self.writing:
+            self.file.flush()
+            os.fsync(self.file.fileno())
+
+
+def _step_of(line):
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf  # half a line: the process was killed while writing it
+
+
+class _Bar(contextlib.AbstractContextManager):
+    """Progress bar with loss, steps per second and time left; a line every half minute without a terminal."""
+
+    def __init__(self, name, cfg, start, writing):
+        from tqdm import tqdm
+
+        self.bar = tqdm(
+            total=cfg.steps,
+            initial=start,
+            desc=name,
+            unit="step",
+            dynamic_ncols=True,
+            mininterval=0.5 if sys.stderr.isatty() else 30.0,
+            disable=not writing,
+        )
+        self.done, self.clock = start, time.monotonic()
+        self.write = self.bar.write
+
+    def __exit__(self, *error):
+        self.bar.close()
+
+    def advance(self, done, loss):
+        """Moves to step `done`; returns the steps per second since the last call."""
+        now = time.monotonic()
+        speed = (done - self.done) / max(now - self.clock, 1e-9)
+        self.bar.set_postfix_str(f"loss {loss:.4f}, {speed:.2f} steps/s", refresh=False)
+        self.bar.update(done - self.done)
+        self.done, self.clock = done, now
+        return speed
+
+
+@contextlib.contextmanager
+def _signals():
+    """Collects SIGTERM and SIGINT; a second one ends the process as usual. Main thread only."""
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+    old = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def note(number, frame):
+        caught.append(number)
+        signal.signal(number, old[number])
+
+    try:
+        for number in old:
+            signal.signal(number, note)
+        yield caught
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
