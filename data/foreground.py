@@ -17,14 +17,17 @@ def crop(image: np.ndarray) -> np.ndarray:
     and so does one without a foreground of at least a tenth of the frame.
     Raises UserError for an array that is not uint8 [H, W].
     """
+    corners = rectangle(image)
+    return image if corners is None else warp(image, corners)
+
+
+def rectangle(image: np.ndarray) -> np.ndarray | None:
+    """Corners float64 [4, 2] (x, y), clockwise from the upper left, of what `crop` keeps; None: the whole image."""
     check(image)
     border = np.concatenate([image[0], image[-1], image[1:-1, 0], image[1:-1, -1]])
     if (border > BLACK).mean() > BORDER_SHARE:
-        return image
-    corners = _rectangle(image > BLACK)
-    if corners is None:
-        return image
-    return _warp(image, corners)
+        return None
+    return _rectangle(image > BLACK)
 
 
 def check(image, name: str = "image", least: int = 1) -> None:
@@ -85,7 +88,8 @@ def _cross(a, b, c) -> float:
     return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
 
 
-def _warp(image: np.ndarray, corners: np.ndarray) -> np.ndarray:
+def warp(image: np.ndarray, corners: np.ndarray) -> np.ndarray:
+    """The rectangle with these `corners` of `image` uint8 [H, W], upright; uint8 [H', W']. Masks follow their image so."""
     import SimpleITK as sitk
 
     across, down = corners[1] - corners[0], corners[3] - corners[0]
