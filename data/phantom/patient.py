@@ -1,0 +1,272 @@
+"""What is depicted: a stable patient, a disease state and an acquisition, each drawn from a generator.
+
+Lengths are in half image widths: the image spans [-1, 1] in x (patient's right to patient's left, as a
+radiograph is hung) and in y (head to feet). All three classes are frozen, hold plain numbers and survive
+`to_dict` -> JSON -> `from_dict` exactly, so that a truth file is enough to render a study again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+
+from progemu_jax.radtext import FINDINGS, PRESENT
+
+GROUPS = ("A", "B")
+LEFT, RIGHT = 1, -1
+
+# Share of studies in which a finding is present, before the patient's own tendencies.
+PREVALENCE = {
+    "left pleural effusion": 0.22,
+    "right pleural effusion": 0.22,
+    "left pneumothorax": 0.16,
+    "right pneumothorax": 0.16,
+    "cardiomegaly": 0.28,
+    "pulmonary edema": 0.22,
+    "atelectasis": 0.24,
+    "consolidation": 0.22,
+}
+PERSISTENCE = 0.70  # of the findings present in a study, the share still present in the next
+_CARDIAC = {"left pleural effusion", "right pleural effusion", "cardiomegaly", "pulmonary edema"}
+
+
+class _Record:
+    """`to_dict` / `from_dict` for a frozen dataclass of numbers, strings and one float32 vector."""
+
+    def to_dict(self) -> dict:
+        return {
+            f.name: [float(x) for x in v] if isinstance(v := getattr(self, f.name), np.ndarray) else v
+            for f in dataclasses.fields(self)
+        }
+
+    @classmethod
+    def from_dict(cls, row: dict):
+        return cls(**{f.name: row[f.name] for f in dataclasses.fields(cls)})
+
+
+@dataclass(frozen=True)
+class Patient(_Record):
+    """What stays from study to study.
+
+    Anatomy is in half image widths or as a factor around 1. Age and group are never drawn as a mark: they
+    only move the distributions of the diffuse factors (bone, aorta, soft tissue, lung texture), which
+    overlap between patients.
+    """
+
+    seed: int  # ribs, vessels and lung texture
+    age: float  # years at the first study
+    sex: str  # "F" or "M"
+    group: str  # one of GROUPS
+    congestion: float  # >= 0, mean 1: tendency to the findings of heart failure
+    body_width: float  # half width of the trunk
+    thorax_width: float  # half width of the rib cage, inside
+    apex: float  # y of the lung apices
+    diaphragm: float  # y of the right dome at full inspiration
+    dome: float  # depth from the dome to the costophrenic angle
+    heart_size: float  # factor
+    heart_tilt: float  # radians
+    mediastinum: float  # factor on the width
+    rib_spacing: float
+    rib_slope: float
+    rib_phase: float
+    bone: float  # bone attenuation, factor
+    calcification: float  # 0..1: costal cartilage and aortic knob
+    aorta: float  # 0..1: unfolding and elongation
+    soft_tissue: float  # chest wall thickness, factor
+    breast: float  # 0..1
+    vessels: float  # factor on the lung markings
+    texture: float  # spectral exponent of the parenchymal texture
+    kyphosis: float  # lateral bend of the spine
+    blunting: float  # 0..1 old pleural thickening of one costophrenic angle (not a finding)
+    blunting_side: int
+    scar: float  # 0..1 an old linear scar (not a finding)
+    scar_x: float
+    scar_y: float
+
+
+@dataclass(frozen=True)
+class State(_Record):
+    """The disease in one study.
+
+    severities: float32 [8] in [0, 1] in the order of FINDINGS; the other fields say where the findings that
+    have no side in their name are, and are kept while the finding persists.
+    """
+
+    severities: np.ndarray
+    atelectasis_side: int  # LEFT, RIGHT, or 0 for both
+    atelectasis_seed: int
+    consolidation_side: int
+    consolidation_zone: float  # 0 upper .. 1 lower
+    consolidation_seed: int
+    days: float  # since the first study
+
+    def __post_init__(self):
+        values = np.asarray(self.severities, np.float32)
+        values.setflags(write=False)
+        object.__setattr__(self, "severities", values)
+
+    def __getitem__(self, finding: str) -> float:
+        return float(self.severities[FINDINGS.index(finding)])
+
+    def as_mapping(self) -> dict[str, float]:
+        """{finding: severity}, in the order of FINDINGS."""
+        return {name: float(v) for name, v in zip(FINDINGS, self.severities, strict=True)}
+
+    @property
+    def present(self) -> np.ndarray:
+        """bool [8]: severity >= PRESENT."""
+        return self.severities >= PRESENT
+
+
+@dataclass(frozen=True)
+class Acquisition(_Record):
+    """How one picture was taken.
+
+    view: what it is, "PA" or "AP" (AP magnifies the heart); view_label: what its record says.
+    angle in radians; shift_x, shift_y, borders in half image widths; noise as a share of full scale.
+    """
+
+    seed: int  # noise
+    view: str
+    view_label: str
+    angle: float
+    shift_x: float
+    shift_y: float
+    scale: float
+    inspiration: float  # 0 full .. 1 poor: raises both diaphragms, crowds the bases
+    exposure: float
+    contrast: float
+    gamma: float
+    noise: float
+    border_left: float
+    border_right: float
+    border_top: float
+    border_bottom: float
+    skin_fold: float  # 0, or the strength of a skin fold that mimics a pleural line
+    skin_fold_x: float
+
+
+def _normal(rng, mean, sd, low=-np.inf, high=np.inf):
+    return float(np.clip(rng.normal(mean, sd), low, high))
+
+
+def sample_patient(rng: np.random.Generator) -> Patient:
+    """Draws a patient. Reproducible: the same generator state gives the same patient."""
+    age = float(np.round(np.clip(rng.normal(58, 17), 18, 91)))
+    sex = "F" if rng.random() < 0.48 else "M"
+    group = GROUPS[int(rng.random() < 0.45)]
+    old = (age - 58) / 17  # about unit variance
+    b = 1.0 if group == "B" else -1.0
+    female = sex == "F"
+    habitus = rng.normal(0, 1)
+    return Patient(
+        seed=int(rng.integers(2**31)),
+        age=age,
+        sex=sex,
+        group=group,
+        congestion=float(rng.gamma(2.0, 0.5)),
+        body_width=_normal(rng, 0.86 + 0.05 * habitus - 0.03 * female, 0.02, 0.75, 0.99),
+        thorax_width=_normal(rng, 0.69 - 0.02 * female, 0.025, 0.6, 0.76),
+        apex=_normal(rng, -0.74, 0.03, -0.82, -0.66),
+        diaphragm=_normal(rng, 0.40 - 0.03 * habitus, 0.05, 0.26, 0.52),
+        dome=_normal(rng, 0.17, 0.025, 0.11, 0.24),
+        heart_size=_normal(rng, 1.0 + 0.015 * old, 0.05, 0.88, 1.13),
+        heart_tilt=_normal(rng, 0.0, 0.08, -0.2, 0.2),
+        mediastinum=_normal(rng, 1.0 + 0.03 * old, 0.07, 0.8, 1.25),
+        rib_spacing=_normal(rng, 0.148, 0.008, 0.128, 0.17),
+        rib_slope=_normal(rng, 0.16 + 0.02 * old, 0.04, 0.04, 0.3),
+        rib_phase=float(rng.random()),
+        bone=_normal(rng, 1.0 - 0.16 * old + 0.17 * b, 0.09, 0.45, 1.7),
+        calcification=_normal(rng, 0.4 + 0.27 * old, 0.13, 0.0, 1.0),
+        aorta=_normal(rng, 0.4 + 0.25 * old, 0.12, 0.0, 1.0),
+        soft_tissue=_normal(rng, 1.0 + 0.10 * habitus + 0.08 * b, 0.06, 0.7, 1.4),
+        breast=_normal(rng, 0.55 + 0.2 * habitus, 0.15, 0.1, 1.0) if female else 0.0,
+        vessels=_normal(rng, 1.0 - 0.08 * b, 0.09, 0.7, 1.35),
+        texture=_normal(rng, 1.30 + 0.27 * b, 0.13, 0.7, 2.0),
+        kyphosis=_normal(rng, 0.0, 0.02 + 0.01 * max(old, 0.0), -0.08, 0.08),
+        blunting=float(rng.random() < 0.10) * float(rng.uniform(0.2, 0.7)),
+        blunting_side=LEFT if rng.random() < 0.5 else RIGHT,
+        scar=float(rng.random() < 0.12) * float(rng.uniform(0.3, 0.8)),
+        scar_x=float(rng.uniform(-0.5, 0.5)),
+        scar_y=float(rng.uniform(-0.1, 0.25)),
+    )
+
+
+def _prevalence(patient: Patient) -> np.ndarray:
+    """float [8]: how often each finding is present in this patient; averages PREVALENCE over patients."""
+    base = np.array([PREVALENCE[name] for name in FINDINGS])
+    cardiac = np.array([name in _CARDIAC for name in FINDINGS])
+    factor = np.where(cardiac, 0.4 + 0.6 * patient.congestion, 1.0)
+    return np.clip(base * factor, 0.02, 0.6)
+
+
+def _sites(rng) -> dict:
+    return {
+        "atelectasis_side": int(rng.choice([LEFT, RIGHT, 0], p=[0.4, 0.4, 0.2])),
+        "atelectasis_seed": int(rng.integers(2**31)),
+        "consolidation_side": LEFT if rng.random() < 0.5 else RIGHT,
+        "consolidation_zone": float(rng.random()),
+        "consolidation_seed": int(rng.integers(2**31)),
+    }
+
+
+def sample_trajectory(rng: np.random.Generator, patient: Patient, n: int) -> list[State]:
+    """Draws the disease states of n consecutive studies (n >= 1).
+
+    A present finding persists with probability PERSISTENCE, in which case it is as before (60 %), better or
+    worse; an absent one appears as often as keeps the prevalence constant over the studies.
+    """
+    prevalence = _prevalence(patient)
+    appear = prevalence * (1 - PERSISTENCE) / (1 - prevalence)
+    states, days, severities, sites = [], 0.0, np.zeros(len(FINDINGS), np.float32), _sites(rng)
+    for k in range(n):
+        was = severities >= PRESENT
+        if k:
+            days += float(np.ceil(rng.gamma(1.2, 45.0)))
+        fresh = rng.beta(1.5, 1.5, len(FINDINGS)) * 0.78 + 0.22
+        step = rng.choice([-1, 0, 1], len(FINDINGS), p=[0.22, 0.6, 0.18]) * rng.uniform(
+            0.2, 0.5, len(FINDINGS)
+        )
+        moved = np.clip(
+            severities + np.where(step == 0, rng.uniform(-0.04, 0.04, len(FINDINGS)), step), 0.2, 1
+        )
+        draw = rng.random(len(FINDINGS))
+        chance = prevalence if k == 0 else np.where(was, PERSISTENCE, appear)
+        severities = np.where(draw < chance, np.where(was, moved, fresh), 0.0).astype(np.float32)
+        new_sites = _sites(rng)
+        if not was[FINDINGS.index("atelectasis")]:
+            sites |= {key: new_sites[key] for key in ("atelectasis_side", "atelectasis_seed")}
+        if not was[FINDINGS.index("consolidation")]:
+            sites |= {key: new_sites[key] for key in new_sites if key.startswith("consolidation")}
+        states.append(State(severities=severities, days=days, **sites))
+    return states
+
+
+def sample_acquisition(rng: np.random.Generator) -> Acquisition:
+    """Draws an acquisition: 94 % PA, the rest AP; 2 % of the view labels are wrong."""
+    view = "PA" if rng.random() < 0.94 else "AP"
+    wrong = rng.random() < 0.02
+    border = np.where(rng.random(4) < 0.3, rng.uniform(0.01, 0.09, 4), 0.0)
+    fold = rng.random() < 0.04
+    return Acquisition(
+        seed=int(rng.integers(2**31)),
+        view=view,
+        view_label={"PA": "AP", "AP": "PA"}[view] if wrong else view,
+        angle=_normal(rng, 0, 0.025, -0.07, 0.07),
+        shift_x=_normal(rng, 0, 0.025, -0.07, 0.07),
+        shift_y=_normal(rng, 0, 0.025, -0.07, 0.07),
+        scale=_normal(rng, 1.0, 0.025, 0.93, 1.07),
+        inspiration=float(np.clip(rng.gamma(1.5, 0.14), 0, 1)),
+        exposure=_normal(rng, 0, 0.12, -0.3, 0.3),
+        contrast=_normal(rng, 1.0, 0.07, 0.82, 1.18),
+        gamma=_normal(rng, 1.0, 0.07, 0.82, 1.2),
+        noise=float(rng.uniform(0.008, 0.022)),
+        border_left=float(border[0]),
+        border_right=float(border[1]),
+        border_top=float(border[2]),
+        border_bottom=float(border[3]),
+        skin_fold=float(fold) * float(rng.uniform(0.3, 0.9)),
+        skin_fold_x=float(rng.uniform(0.35, 0.55)) * (1 if rng.random() < 0.5 else -1),
+    )
