@@ -22,7 +22,7 @@ def crop(image: np.ndarray) -> np.ndarray:
 
 
 def rectangle(image: np.ndarray) -> np.ndarray | None:
-    """Corners float64 [4, 2] (x, y), clockwise from the upper left, of what `crop` keeps; None: the whole image."""
+    """Corners float64 [4, 2] (x, y), from the upper left clockwise, of what `crop` keeps; None: everything."""
     check(image)
     border = np.concatenate([image[0], image[-1], image[1:-1, 0], image[1:-1, -1]])
     if (border > BLACK).mean() > BORDER_SHARE:
@@ -89,7 +89,7 @@ def _cross(a, b, c) -> float:
 
 
 def warp(image: np.ndarray, corners: np.ndarray) -> np.ndarray:
-    """The rectangle with these `corners` of `image` uint8 [H, W], upright; uint8 [H', W']. Masks follow their image so."""
+    """What `corners` enclose of `image` uint8 [H, W], upright; uint8 [H', W']. For masks that follow an image."""
     import SimpleITK as sitk
 
     across, down = corners[1] - corners[0], corners[3] - corners[0]
