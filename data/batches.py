@@ -1,0 +1,215 @@
+"""Shards -> NumPy batches with Grain: shuffled anew each epoch, split over processes, resumed exactly."""
+
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from progemu_jax.data.icg_cxr import config_folder
+from progemu_jax.errors import UserError
+
+AUTO_CACHE = 256 << 20  # bytes of decoded images and codes that are kept in memory without asking
+
+
+class Examples(Sequence):
+    """Random access to the decoded examples of one split.
+
+    Item i is a dict: images uint8 [S, S], codes int32 [h, w], labels int8 [14], numbers, and texts as str. The order
+    is that of the shards, the same every time. With cache=True (None: when the split takes under
+    256 MB decoded) each example is decoded once; its arrays are read-only then.
+    Raises UserError when the shards or the split are missing or do not read.
+    """
+
+    def __init__(self, data_dir: str | Path, config: str, split: str, *, cache: bool | None = None):
+        import tensorflow_datasets as tfds
+
+        folder = config_folder(data_dir, config)
+        self.name = f"{config}/{split}"
+        if not (folder / "features.json").exists():
+            raise UserError(f"{folder}: no shards here; build the data first (--stages=data)")
+        try:
+            builder = tfds.builder_from_directory(str(folder))
+            if split not in builder.info.splits:
+                names = ", ".join(sorted(builder.info.splits)) or "none"
+                raise UserError(f"{folder}: no split {split!r}; there are: {names}")
+            images = {
+                name: tfds.decode.SkipDecoding()
+                for name, feature in builder.info.features.items()
+                if isinstance(feature, tfds.features.Image)
+            }
+            self._source = builder.as_data_source(split, decoders=images or None)
+        except (ValueError, KeyError, OSError, RuntimeError) as error:
+            raise UserError(
+                f"{folder}: the shards do not read ({type(error).__name__}); delete them"
+            ) from None
+        self._images = tuple(images)
+        size = sum(
+            int(np.prod(f.shape)) * np.dtype(f.np_dtype).itemsize
+            for f in builder.info.features.values()
+            if f.shape and None not in f.shape
+        )
+        self.keeps = size * len(self._source) <= AUTO_CACHE if cache is None else cache
+        self._cache: list[dict | None] = [None] * len(self._source) if self.keeps else []
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> dict:
+        index = range(len(self))[index]  # IndexError beyond the end
+        if self.keeps:
+            if self._cache[index] is None:
+                self._cache[index] = self._decode(index)
+            return dict(self._cache[index])
+        return self._decode(index)
+
+    def __repr__(self) -> str:  # Grain names its sources in logs
+        return f"Examples({self.name}, {len(self)})"
+
+    def _decode(self, index: int) -> dict:
+        from PIL import Image
+
+        example = self._source[index]
+        for name, value in example.items():
+            if name in self._images:
+                example[name] = np.asarray(Image.open(io.BytesIO(value)))
+            elif isinstance(value, bytes):
+                example[name] = value.decode()
+            if self.keeps and isinstance(example[name], np.ndarray):
+                example[name].flags.writeable = False
+        return example
+
+
+def examples(data_dir: str | Path, config: str, split: str, *, cache: bool | None = None) -> Examples:
+    """The decoded examples of one split, by index; see `Examples`."""
+    return Examples(data_dir, config, split, cache=cache)
+
+
+class _Images(Sequence):
+    """The single images of a split: item 2 i and 2 i + 1 of pairs are the prior and follow-up of example i."""
+
+    def __init__(self, source: Examples):
+        self.source = source
+        self.keys = [k for k in ("prior", "followup", "image") if len(source) and k in source[0]]
+
+    def __len__(self):
+        return len(self.source) * len(self.keys)
+
+    def __getitem__(self, index):
+        index = range(len(self))[index]
+        which = index % len(self.keys)
+        return {"image": self.source[index // len(self.keys)][self.keys[which]]}
+
+    def __repr__(self):
+        return f"Images({self.source!r})"
+
+
+class Batches:
+    """Iterator of batches. `get_state()` is JSON-able; `set_state` puts an iterator of the same arguments there."""
+
+    def __init__(self, dataset, what: dict):
+        import grain
+
+        self.what = what
+        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2 * what["batch_size"])
+        self._iterator = iter(dataset.to_iter_dataset(options))
+
+    def __iter__(self):
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        return next(self._iterator)
+
+    def get_state(self) -> dict:
+        """Where the iterator is, and of what: {"position": Grain's state, "of": arguments}."""
+        return {"position": self._iterator.get_state(), "of": self.what}
+
+    def set_state(self, state: dict) -> None:
+        """Goes to a state. Raises UserError when it is of other data, batch size, seed or process count."""
+        for key, now in self.what.items():
+            before = state["of"].get(key) if isinstance(state, dict) and "of" in state else None
+            if before != now:
+                raise UserError(
+                    f"the data iterator's state is of {key}={before!r}, this one has {key}={now!r}; "
+                    "give another --workdir or the old value"
+                )
+        self._iterator.set_state(state["position"])
+
+    def close(self) -> None:
+        """Ends the reading threads."""
+        if hasattr(self._iterator, "close"):
+            self._iterator.close()
+
+
+def image_batches(
+    data_dir: str | Path,
+    config: str,
+    split: str,
+    batch_size: int,
+    seed: int,
+    *,
+    repeat: bool = True,
+    process_index: int = 0,
+    process_count: int = 1,
+    cache: bool | None = None,
+    source: Examples | None = None,
+) -> Batches:
+    """{"image": uint8 [B, S, S]} without end: priors and follow-ups of `pairs`, or the images of `single`.
+
+    repeat=False: one pass in the shards' order, the last batch perhaps smaller. B is of this process; processes
+    see disjoint images. source: an `Examples` to read from, so that several iterators share its cache.
+    """
+    source = _Images(source if source is not None else Examples(data_dir, config, split, cache=cache))
+    if not source.keys:
+        raise UserError(f"{data_dir}: config {config} has no images")
+    return _batches(source, batch_size, seed, None, repeat, process_index, process_count)
+
+
+def example_batches(
+    data_dir: str | Path,
+    config: str,
+    split: str,
+    batch_size: int,
+    seed: int,
+    *,
+    transform: Callable[[dict, np.random.Generator], dict[str, np.ndarray]],
+    repeat: bool = True,
+    process_index: int = 0,
+    process_count: int = 1,
+    cache: bool | None = None,
+    source: Examples | None = None,
+) -> Batches:
+    """Batches of `transform(example, rng)`, dicts of equally shaped arrays, stacked; otherwise as `image_batches`.
+
+    The generator depends on `seed` and the example's place in the stream alone.
+    """
+    source = source if source is not None else Examples(data_dir, config, split, cache=cache)
+    return _batches(source, batch_size, seed, transform, repeat, process_index, process_count)
+
+
+def _batches(source, batch_size, seed, transform, repeat, process_index, process_count) -> Batches:
+    import grain
+
+    if batch_size < 1 or not 0 <= process_index < process_count:
+        raise UserError(
+            f"batch_size={batch_size}, process {process_index} of {process_count}: not a batch and its process"
+        )
+    if len(source) < process_count:
+        raise UserError(f"{source!r}: fewer examples than the {process_count} processes")
+    dataset = grain.MapDataset.source(source).seed(seed)
+    if repeat:
+        dataset = dataset.shuffle()
+    dataset = dataset[process_index::process_count]
+    if repeat:
+        dataset = dataset.repeat()
+    if transform is not None:
+        dataset = dataset.random_map(transform)
+    what = {
+        "source": repr(source), "batch_size": batch_size, "seed": seed, "repeat": repeat,
+        "process_index": process_index, "process_count": process_count,
+    }  # fmt: skip
+    return Batches(dataset.batch(batch_size, batch_fn=_stack), what)
+
+
+def _stack(items: Sequence[dict]) -> dict[str, np.ndarray]:
+    return {key: np.stack([item[key] for item in items]) for key in items[0]}

@@ -1,0 +1,403 @@
+"""Cohort -> ICG-CXR tree -> references and shards, over several processes, resumable after a kill at any moment.
+
+A patient is the unit of work: each image is read, cropped and resized once. Every pair and image is written under
+a temporary name and renamed; what a patient gave is then one line of a journal, so a second run goes on
+behind it. Singles, rejections and the funnel are written from the journal, in the patients' order, at the end.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from progemu_jax import records
+from progemu_jax.data import foreground, images, journeys, registration, tree
+from progemu_jax.data.progression import progression
+from progemu_jax.data.sources import Rejected, Study, open_source
+from progemu_jax.errors import UserError
+
+NO_CHANGE = "No significant change."
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a worker needs to know. size: side of the tree's images. unchanged: share of pairs without change kept."""
+
+    root: Path
+    size: int
+    unchanged: float = 1.0
+
+
+def build(
+    source: str,
+    root: str | Path,
+    workdir: str | Path,
+    *,
+    size: int = 512,
+    image_size: int | None = None,
+    options: journeys.Options | dict | None = None,
+    unchanged: float = 1.0,
+    truth: str | Path | None = None,
+    processes: int | None = None,
+    progress: bool = True,
+    source_options: dict | None = None,
+) -> dict:
+    """Source cohort -> `workdir`/tree, /references (test split) and /shards (configs pairs, single).
+
+    size: working resolution, of registration and the tree; image_size: of references and shards (default: size).
+    unchanged: share of the pairs without change to keep, chosen by a hash. truth: the phantom's truth/ folder.
+    processes: workers over patients, default all cores. What is complete is left; unfinished work is taken up.
+    Returns {"funnel": {step: count}, "tree", "references", "shards": paths}. Raises UserError for bad options,
+    a source that cannot be read, a cohort that leaves no pair, and a tree built with other options.
+    """
+    from progemu_jax.data import icg_cxr
+    from progemu_jax.data.references import build_references
+
+    workdir = Path(workdir)
+    funnel = build_tree(
+        source, root, workdir / "tree", size=size, options=options, unchanged=unchanged, processes=processes,
+        progress=progress, source_options=source_options,
+    )  # fmt: skip
+    image_size = image_size or size
+    build_references(
+        workdir / "tree", workdir / "references", truth=truth, size=image_size, progress=progress
+    )
+    icg_cxr.build_shards(workdir / "tree", workdir / "shards", image_size, progress=progress)
+    return {
+        "funnel": funnel,
+        "tree": workdir / "tree",
+        "references": workdir / "references",
+        "shards": workdir / "shards",
+    }
+
+
+def build_tree(
+    source: str,
+    root: str | Path,
+    out: str | Path,
+    *,
+    size: int = 512,
+    options: journeys.Options | dict | None = None,
+    unchanged: float = 1.0,
+    processes: int | None = None,
+    progress: bool = True,
+    source_options: dict | None = None,
+) -> dict[str, int]:
+    """Source cohort -> ICG-CXR tree at `out`; see `build`. Returns the funnel, which is printed too."""
+    if isinstance(options, dict):
+        options = journeys.Options(**options)
+    options = options or journeys.Options()
+    if not images.LEAST <= size <= 4096:
+        raise UserError(f"size={size}: between {images.LEAST} and 4096 pixels are supported")
+    if not 0 <= unchanged <= 1:
+        raise UserError(f"unchanged={unchanged}: a share between 0 and 1 is needed")
+    out = Path(out)
+    settings = records.normal(
+        {
+            "source": source,
+            "size": size,
+            "unchanged": unchanged,
+            "options": asdict(options),
+            "source_options": source_options or {},
+        }  # fmt: skip
+    )
+    finished = records.read_json(out / "funnel.json")
+    if finished:
+        _same(finished.get("settings"), settings, out)
+        _say(f"{out}: complete, {finished['funnel'].get('pairs kept', 0)} pairs", progress)
+        return finished["funnel"]
+    reader = open_source(source, root, **{"views": tuple(options.view_of()), **(source_options or {})})
+    cohort = journeys.journeys(reader.studies(), options)
+    if not any(j.pairs for j in cohort.journeys):
+        raise UserError(f"{root}: no pair of studies is left; {_table(cohort.funnel, one_line=True)}")
+    out.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(out / ".tmp", ignore_errors=True)
+    results = _run(
+        cohort.journeys, Work(out, size, unchanged), out / "journal.jsonl", settings, processes, progress
+    )
+    funnel = _finish(out, cohort, results, settings)
+    _say(_table(funnel), progress)
+    return funnel
+
+
+def _finish(out: Path, cohort: journeys.Cohort, results: dict[str, dict], settings: dict) -> dict[str, int]:
+    """Writes what is gathered over patients, the funnel last: it marks the tree complete."""
+    ordered = [results[_key(j)] for j in cohort.journeys]
+    tree.write_lines(out / "singles.jsonl", (row for r in ordered for row in r["singles"]))
+    dropped = [row for r in ordered for row in r["rejected"]]
+    tree.write_lines(out / "rejected.jsonl", [asdict(r) for r in cohort.rejected] + dropped)
+    funnel = dict(cohort.funnel)
+    for row in dropped:
+        step = f"dropped: {row['reason'].split(' (')[0].split(':')[0]}"
+        funnel[step] = funnel.get(step, 0) + 1
+    kept = Counter(j.split for j in cohort.journeys for _ in results[_key(j)]["pairs"])
+    funnel["pairs kept"] = sum(kept.values())
+    funnel.update({f"pairs kept, {split}": kept[split] for split in journeys.SPLITS})
+    funnel["single images kept"] = sum(len(r["singles"]) for r in ordered)
+    if not funnel["pairs kept"]:
+        raise UserError(f"{out}: no pair is left; rejected.jsonl there says why")
+    images.write_atomic(
+        out / "funnel.json", (json.dumps({"settings": settings, "funnel": funnel}, indent=1) + "\n").encode()
+    )
+    (out / "journal.jsonl").unlink()
+    shutil.rmtree(out / ".tmp", ignore_errors=True)
+    return funnel
+
+
+def _run(todo, work: Work, journal: Path, settings: dict, processes, progress) -> dict[str, dict]:
+    """Patient key -> result, for every journey; those in the journal are not done again."""
+    from tqdm import tqdm
+
+    done = _read_journal(journal, settings, work.root)
+    left = [j for j in todo if _key(j) not in done]
+    with (
+        open(journal, "a", encoding="utf-8") as file,
+        tqdm(total=len(todo), initial=len(done), unit="patient", desc="pairs", disable=not progress) as bar,
+    ):
+        for result in _results(left, work, processes or len(os.sched_getaffinity(0))):
+            file.write(json.dumps(result) + "\n")
+            file.flush()
+            done[result["patient"]] = result
+            bar.update()
+    return done
+
+
+def _results(left, work: Work, processes: int) -> Iterator[dict]:
+    if processes == 1 or len(left) < 8:
+        yield from (process(journey, work) for journey in left)
+        return
+    import multiprocessing
+
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(processes, len(left)), context, initializer=_watch_parent) as pool:
+        try:
+            chunks = [left[i : i + 4] for i in range(0, len(left), 4)]
+            pending = [pool.submit(_process_all, chunk, work) for chunk in chunks]
+            for future in pending:
+                yield from future.result()
+        except BrokenProcessPool:
+            raise UserError(
+                "a worker process died, perhaps for lack of memory; run again, it goes on"
+            ) from None
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _watch_parent():
+    """A worker ends with its parent, also when that is killed."""
+    import multiprocessing
+    import threading
+    from multiprocessing.connection import wait
+
+    def end():
+        wait([multiprocessing.parent_process().sentinel])
+        os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()
+
+
+def _process_all(chunk: list[journeys.Journey], work: Work) -> list[dict]:
+    return [process(journey, work) for journey in chunk]
+
+
+def process(journey: journeys.Journey, work: Work) -> dict:
+    """One patient into the tree. Returns {"patient", "pairs": [id], "singles": [row], "rejected": [row]}.
+
+    Raises UserError only for a tree that cannot be written.
+    """
+    result = {"patient": _key(journey), "pairs": [], "singles": [], "rejected": []}
+    read = _Reader(work.size)
+
+    def reject(name, path, reason):
+        result["rejected"].append(asdict(Rejected(name, path, reason)))
+
+    try:
+        for view, study in journey.images:
+            if study.image_path in read.broken or not _single(journey, view, study, work, read, result):
+                reject(
+                    study.study_id, study.image_path.name, f"broken image: {read.broken[study.image_path]}"
+                )
+        for pair in journey.pairs:
+            reason = _pair(pair, work, read)
+            if reason:
+                reject(pair.pair_id, "", reason)
+            else:
+                result["pairs"].append(pair.pair_id)
+    except OSError as error:
+        raise UserError(
+            f"{work.root}: cannot be written ({error.strerror or type(error).__name__})"
+        ) from None
+    return result
+
+
+class _Reader:
+    """Images of one patient, cropped and resized, each read once. `broken`: path -> reason."""
+
+    def __init__(self, size: int):
+        self.size, self.cache, self.broken = size, {}, {}
+
+    def __call__(self, path: Path) -> tuple[np.ndarray, np.ndarray | None, tuple] | None:
+        """(image uint8 [size, size], crop corners or None, shape as stored), or None when broken."""
+        if path not in self.cache and path not in self.broken:
+            try:
+                raw = images.read_gray(path)
+                corners = foreground.rectangle(raw)
+                cropped = raw if corners is None else foreground.warp(raw, corners)
+                self.cache[path] = images.resize(cropped, self.size), corners, raw.shape
+            except images.BrokenImage as error:
+                self.broken[path] = str(error)
+        return self.cache.get(path)
+
+
+def _single(journey, view: str, study: Study, work: Work, read: _Reader, result: dict) -> bool:
+    """Adds the image to stage 1 unless it is of the test split or without a report. False: the image is broken."""
+    if journey.split == "test" or not any(study.report.values()):
+        return True
+    name = f"{study.study_id}-{study.image_id}.png"
+    path = Path("singles", journey.source, f"p{journey.patient_id}"[:3], f"p{journey.patient_id}", name)
+    if not (work.root / path).exists():
+        found = read(study.image_path)
+        if found is None:
+            return False
+        images.write_atomic(work.root / path, images.png(found[0]))
+    result["singles"].append(
+        {
+            "image": str(path),
+            "text": " ".join(t for t in study.report.values() if t),
+            "study_id": study.study_id,
+            "patient_id": study.patient_id,
+            "source": study.source,
+            "view": view,
+            "split": journey.split,
+            "age": study.age,
+            "sex": study.sex,
+            "group": study.group,
+            "labels": study.labels,
+        }  # fmt: skip
+    )
+    return True
+
+
+def _pair(pair: journeys.Pair, work: Work, read: _Reader) -> str | None:
+    """Registers and writes a pair unless it is there; why not, or None."""
+    if tree.pair_folder(work.root, pair).is_dir():
+        return None
+    a, b = pair.prior, pair.followup
+    try:
+        text = progression(a.report, b.report)
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        return f"no progression text ({type(error).__name__})"
+    if text.prompt == NO_CHANGE and _place(pair.pair_id) >= work.unchanged:
+        return "no change, over the share kept"
+    prior, followup = read(a.image_path), read(b.image_path)
+    if prior is None or followup is None:
+        return "an image of the pair is broken"
+    try:
+        moved = registration.register(prior[0], followup[0])
+    except (UserError, RuntimeError, ValueError) as error:
+        return f"registration failed ({type(error).__name__})"
+    if moved.flag < 0:
+        return f"registration found no match (score {moved.score:.2f})"
+    tree.write_pair(work.root, pair, prior[0], moved.image, _meta(pair, text, moved, prior, followup))
+    return None
+
+
+def _meta(pair: journeys.Pair, text, moved, prior, followup) -> dict:
+    a, b = pair.prior, pair.followup
+    return {
+        "progression-description": text.prompt,
+        "changes-of-findings": text.interpretation,
+        "comment": {"confidence": text.confidence, "reason": "rules"},
+        "reference-report": a.report,
+        "followup-report": b.report,
+        "time-interval": None if pair.days is None else round(pair.days, 4),
+        "view": pair.view.upper() if pair.view == a.view.lower() else f"{a.view}, {b.view}",
+        "subject-id": a.patient_id,
+        "reference-study-id": a.study_id,
+        "followup-study-id": b.study_id,
+        "reference-dicom-id": a.image_id,
+        "followup-dicom-id": b.image_id,
+        "reference-study-order": pair.prior_ordinal,
+        "followup-study-order": pair.followup_ordinal,
+        "progemu": {
+            "pair_id": pair.pair_id,
+            "split": pair.split,
+            "labels_before": a.labels,
+            "labels_after": b.labels,
+            "group": a.group,
+            "age": b.age if a.age is None else a.age,
+            "sex": a.sex,
+            "prior_shape": list(prior[2]),
+            "followup_shape": list(followup[2]),
+            "registration": {
+                "flag": int(moved.flag),
+                "score": float(moved.score),
+                "transform": np.asarray(moved.transform, float).tolist(),
+                "crop_prior": None if prior[1] is None else prior[1].tolist(),
+                "crop_followup": None if followup[1] is None else followup[1].tolist(),
+            },
+        },
+    }
+
+
+def _key(journey: journeys.Journey) -> str:
+    return f"{journey.source}/{journey.patient_id}"
+
+
+def _place(pair_id: str) -> float:
+    """A number in [0, 1) that depends on the pair alone."""
+    return int.from_bytes(hashlib.sha256(pair_id.encode()).digest()[:8]) / 2**64
+
+
+def _read_journal(path: Path, settings: dict, out: Path) -> dict[str, dict]:
+    """Results in the journal; its half-written last line, if any, is cut off. A new journal gets the settings."""
+    done, good = {}, 0
+    if path.exists():
+        content = path.read_bytes()
+        for line in content.splitlines(keepends=True):
+            try:
+                row = json.loads(line) if line.endswith(b"\n") else None
+            except ValueError:
+                row = None
+            if row is None:
+                break
+            if good == 0:
+                _same(row.get("settings"), settings, out)
+            else:
+                done[row["patient"]] = row
+            good += len(line)
+        with open(path, "r+b") as file:
+            file.truncate(good)
+    if good == 0:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(json.dumps({"settings": settings}) + "\n")
+    return done
+
+
+def _same(old, new: dict, out: Path) -> None:
+    difference = records.first_difference(old, new)
+    if difference:
+        key, before, now = difference
+        raise UserError(
+            f"{out}: built with {key}={before!r}, asked for {now!r}; give another folder or delete it"
+        )
+
+
+def _table(funnel: dict[str, int], one_line: bool = False) -> str:
+    if one_line:
+        return ", ".join(f"{step}: {count}" for step, count in funnel.items())
+    width = max(map(len, funnel))
+    return "\n".join(f"{step:<{width}}  {count:>9,}" for step, count in funnel.items())
+
+
+def _say(text: str, progress: bool) -> None:
+    if progress:
+        print(text, flush=True)

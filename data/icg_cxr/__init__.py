@@ -1,0 +1,208 @@
+"""ICG-CXR as a TFDS data set `icg_cxr` in ArrayRecord files, without TensorFlow: configs pairs, single and tokens.
+
+    build_shards("runs/x/data/tree", "runs/x/data/shards", image_size=64)
+    tfds.builder_from_directory("runs/x/data/shards/icg_cxr/pairs/1.0.0").as_data_source("train")
+
+The same input gives the same bytes. TFDS writes a config under a temporary name and renames it when complete.
+"""
+
+import contextlib
+import io
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from progemu_jax import records
+from progemu_jax.data import images, tree
+from progemu_jax.data.sources import Rejected, safe_id
+from progemu_jax.errors import UserError
+
+NAME, VERSION = "icg_cxr", "1.0.0"
+
+
+def config_folder(data_dir: str | Path, config: str) -> Path:
+    """Where TFDS keeps a config of the data set."""
+    return Path(data_dir) / NAME / config / VERSION
+
+
+def build_shards(
+    tree_root: str | Path, data_dir: str | Path, image_size: int, *, progress: bool = True
+) -> Path:
+    """Tree -> configs `pairs` and `single` under `data_dir`, images [image_size, image_size, 1]; returns `data_dir`.
+
+    A complete config of the same tree and size is left. Broken pairs and rows are listed in
+    `data_dir`/rejected.jsonl. Raises UserError for a tree without a pair, and where another tree's or
+    size's shards lie.
+    """
+    found = list(tree.read_pairs(tree_root))
+    rejected = [p for p in found if isinstance(p, Rejected)]
+    pairs = sorted((p for p in found if not isinstance(p, Rejected)), key=lambda p: p.pair_id)
+    rows = list(tree.read_singles(tree_root))
+    rejected += [r for r in rows if isinstance(r, Rejected)]
+    singles = [r for r in rows if not isinstance(r, Rejected)]
+    for config, items, key, example in (
+        ("pairs", pairs, lambda p: p.pair_id, _pair),
+        ("single", singles, lambda r: r["image"].relative_to(Path(tree_root)).as_posix(), _single),
+    ):
+        if not items:
+            continue
+        by_split: dict[str, list] = {}
+        for item in items:
+            by_split.setdefault(item.split if config == "pairs" else item["split"], []).append(
+                (key(item), item)
+            )
+        what = records.digest({s: [k for k, _ in keyed] for s, keyed in by_split.items()})
+
+        def generator(keyed, example=example):
+            for name, item in keyed:
+                try:
+                    yield name, example(item, image_size)
+                except images.BrokenImage as error:
+                    rejected.append(Rejected(name, name, f"broken image: {error}"))
+
+        splits = {
+            split: (lambda keyed=keyed: generator(keyed), len(keyed)) for split, keyed in by_split.items()
+        }
+        _write(
+            data_dir,
+            config,
+            splits,
+            {"items": what, "image_size": image_size},
+            progress,
+            image_size=image_size,
+        )
+    if rejected or not (Path(data_dir) / "rejected.jsonl").exists():
+        tree.write_lines(Path(data_dir) / "rejected.jsonl", map(vars, rejected))
+    return Path(data_dir)
+
+
+def write_tokens(
+    data_dir: str | Path,
+    splits: dict[str, Callable[[], Iterable[dict]]],
+    *,
+    height: int,
+    width: int,
+    identity: dict | None = None,
+    progress: bool = True,
+) -> Path:
+    """Config `tokens` under `data_dir` from functions that return iterables of examples; returns its folder.
+
+    An example: pair_id (unique in its split; the study and image of a single), kind "pair" or "single",
+    patient_id, prior and followup int32 [height, width] (codes >= 0), prompt, interpretation. Splits are named
+    freely ([a-z_0-9]). identity: what made the tokens (tokenizer digest, ...): JSON-able, kept in
+    metadata.json. A complete config of the same identity is left; another one is a UserError.
+    """
+    sized = {name: (examples, None) for name, examples in splits.items()}
+
+    def keyed(examples):
+        return lambda: ((e["pair_id"], e) for e in examples())
+
+    sized = {name: (keyed(examples), total) for name, (examples, total) in sized.items()}
+    what = {**(identity or {}), "height": height, "width": width, "splits": sorted(splits)}
+    return _write(data_dir, "tokens", sized, what, progress, height=height, width=width)
+
+
+def _write(data_dir, config: str, splits: dict, identity: dict, progress: bool, **shape) -> Path:
+    folder = config_folder(data_dir, config)
+    identity = records.normal(identity)
+    if folder.exists():
+        difference = records.first_difference(records.read_json(folder / "metadata.json"), identity)
+        if difference:
+            key, before, now = difference
+            raise UserError(
+                f"{folder}: shards were written with {key}={before!r}, asked for {now!r}; "
+                "give another folder or delete it"
+            )
+        return folder
+    for unsafe in (s for s in splits if not (safe_id(s) and s.replace("_", "").isalnum())):
+        raise UserError(f"split {unsafe!r}: letters, digits and _ only")
+    for leftover in folder.parent.glob("incomplete.*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    import tensorflow_datasets as tfds
+
+    from progemu_jax.data.icg_cxr import icg_cxr_dataset_builder
+
+    tfds.disable_progress_bar()  # its bars are nested four deep; ours shows the time left
+    builder = icg_cxr_dataset_builder.Builder(
+        data_dir=str(data_dir), config=config, file_format="array_record", identity=identity, **shape
+    )
+    builder.examples = {name: _Bar(f"{config} {name}", *rest, progress) for name, rest in splits.items()}
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare()
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror or type(error).__name__})") from None
+    return folder
+
+
+class _Bar:
+    """An iterable of (key, example) that opens its source, and a progress bar, only when iterated."""
+
+    def __init__(self, name, source, total, progress):
+        self.name, self.source, self.total, self.progress = name, source, total, progress
+
+    def __iter__(self):
+        from tqdm import tqdm
+
+        yield from tqdm(
+            self.source(), desc=self.name, total=self.total, unit="example", disable=not self.progress
+        )
+
+
+def _pair(pair: tree.TreePair, size: int) -> dict:
+    meta, ours = pair.meta, pair.ours
+    comment = meta.get("comment")
+    confidence = comment.get("confidence") if isinstance(comment, dict) else None
+    return {
+        "pair_id": pair.pair_id,
+        "patient_id": pair.patient_id,
+        "source": pair.source,
+        "view": pair.view,
+        "prior": images.png(images.resize(images.read_gray(pair.prior_path), size)),
+        "followup": images.png(images.resize(images.read_gray(pair.followup_path), size)),
+        "prompt": pair.prompt,
+        "interpretation": pair.interpretation,
+        "confidence": confidence if isinstance(confidence, int) and 1 <= confidence <= 5 else 0,
+        "days": _float(meta.get("time-interval")),
+        "labels_before": _labels(ours.get("labels_before")),
+        "labels_after": _labels(ours.get("labels_after")),
+        **_person(ours),
+    }
+
+
+def _single(row: dict, size: int) -> dict:
+    return {
+        "study_id": row["study_id"],
+        "image_id": row["image"].stem,
+        "patient_id": row["patient_id"],
+        "source": row["source"],
+        "view": str(row.get("view") or ""),
+        "image": images.png(images.resize(images.read_gray(row["image"]), size)),
+        "text": row["text"],
+        "labels": _labels(row.get("labels")),
+        **_person(row),
+    }
+
+
+def _person(row: dict) -> dict:
+    sex = row.get("sex")
+    return {
+        "age": _float(row.get("age")),
+        "sex": sex if sex in ("F", "M") else "",
+        "group": str(row.get("group") or ""),
+    }
+
+
+def _float(value) -> float:
+    return float(value) if isinstance(value, int | float) else float("nan")
+
+
+def _labels(labels):
+    """CheXpert names -> int8 [14]: 1, 0, -1 uncertain, -2 not mentioned."""
+    import numpy as np
+
+    from progemu_jax import radtext
+
+    labels = labels if isinstance(labels, dict) else {}
+    values = [labels.get(name) for name in radtext.CHEXPERT]
+    return np.array([v if v in (1, 0, -1) else -2 for v in values], np.int8)

@@ -1,0 +1,94 @@
+"""Radiograph files: reading with every defect named, resizing, PNG bytes."""
+
+import io
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+MAX_PIXELS = 64_000_000  # a 43 x 43 cm detector at 0.05 mm; more is taken for a decompression bomb
+LEAST = 32  # pixels a side, the least that registration takes
+
+
+class BrokenImage(Exception):
+    """An image file that cannot be used; the message is the reason, without the file's name."""
+
+
+def read_gray(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """The image of a PNG or JPEG file as gray uint8 [H, W].
+
+    Colour, palette and alpha are reduced to luminance; 16-bit and float images are windowed from their least
+    to their greatest value, as MIMIC-CXR-JPG does. Raises BrokenImage for a file that is missing, truncated,
+    no PNG or JPEG, blank, under 32 pixels a side, or over `max_pixels` (checked before any decoding).
+    """
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path, formats=("PNG", "JPEG")) as file:
+                width, height = file.size
+                if width * height > max_pixels:
+                    raise BrokenImage(f"{width} x {height} pixels, more than {max_pixels} are refused")
+                if min(width, height) < LEAST:
+                    raise BrokenImage(f"{width} x {height} pixels, at least {LEAST} a side are needed")
+                image = _to_gray(file)
+    except BrokenImage:
+        raise
+    except FileNotFoundError:
+        raise BrokenImage("the image file is missing") from None
+    except Image.DecompressionBombError:
+        raise BrokenImage(f"more than {max_pixels} pixels are refused") from None
+    except Image.UnidentifiedImageError:
+        raise BrokenImage("neither PNG nor JPEG") from None
+    except (OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, OverflowError) as error:
+        raise BrokenImage(
+            f"the image does not decode ({type(error).__name__}); it may be truncated"
+        ) from None
+    if image.min() == image.max():
+        raise BrokenImage("the image is blank")
+    return image
+
+
+def _to_gray(file) -> np.ndarray:
+    if file.mode.startswith(("I", "F")):
+        values = np.asarray(file, np.float64)
+        low, high = float(values.min()), float(values.max())
+        if not np.isfinite(high - low):
+            raise BrokenImage("the image holds values that are not finite")
+        return np.round((values - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
+    if file.mode in ("P", "PA"):
+        file = file.convert("RGBA" if "transparency" in file.info or file.mode == "PA" else "RGB")
+    if file.mode in ("RGBA", "LA", "La", "RGBa"):
+        file = file.convert("RGB" if file.mode.startswith("R") else "LA").convert("L")
+    return np.asarray(file if file.mode == "L" else file.convert("L")).copy()
+
+
+def resize(image: np.ndarray, size: int) -> np.ndarray:
+    """uint8 [H, W] -> uint8 [size, size]: area averages going down, bicubic going up."""
+    from PIL import Image
+
+    if image.shape == (size, size):
+        return image
+    down = min(image.shape) >= size
+    method = Image.Resampling.BOX if down else Image.Resampling.BICUBIC
+    return np.asarray(Image.fromarray(image).resize((size, size), method))
+
+
+def png(image: np.ndarray) -> bytes:
+    """PNG file content of a gray uint8 [H, W] image; lightly compressed, the same bytes every time."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def write_atomic(path: str | Path, content: bytes) -> None:
+    """Writes a file under a temporary name beside `path` and renames it: readers see all of it or nothing."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)

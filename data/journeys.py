@@ -1,0 +1,219 @@
+"""Studies -> journeys: a patient's ordered same-view pairs, in splits by patient, with every dropped study accounted for.
+
+Follows MedJourney (Gu et al. 2023, section 3): consecutive studies of one view, at least one CheXpert finding,
+p10-p18 for training and validation and p19 for the test.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import combinations, pairwise
+
+from progemu_jax.data.sources import Rejected, Study
+from progemu_jax.errors import UserError
+
+SPLITS = ("train", "validation", "test")
+NOT_FINDINGS = ("No Finding", "Support Devices")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What makes a journey.
+
+    views: names of views; "PA+AP" makes several count as one. pairs: "consecutive", or "all" (i < j) in the
+    training split with consecutive ones elsewhere. min_days, max_days: bounds on the interval; a pair of
+    unknown interval passes. finding: keep only pairs with a CheXpert finding in either study (sources without
+    labels pass). split: "folder" (MIMIC's: p19 is the test), "csv" (the source's own), "hash", or "auto" (folder
+    for MIMIC's layout, hash elsewhere). validation, test: shares of patients by hash (by folder only validation,
+    of p10-p18). seed: of the hash.
+    """
+
+    views: tuple[str, ...] = ("PA",)
+    pairs: str = "consecutive"
+    min_days: float | None = None
+    max_days: float | None = None
+    finding: bool = True
+    split: str = "auto"
+    validation: float = 0.1
+    test: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.pairs not in ("consecutive", "all"):
+            raise UserError(f"pairs={self.pairs!r}: choose consecutive or all")
+        if self.split not in ("auto", "folder", "csv", "hash"):
+            raise UserError(f"split={self.split!r}: choose auto, folder, csv or hash")
+        if not (0 <= self.validation and 0 <= self.test and self.validation + self.test < 1):
+            raise UserError(
+                f"validation={self.validation}, test={self.test}: shares from 0, together under 1, are needed"
+            )
+        if isinstance(self.views, str) or not self.views or not all(self.views):
+            raise UserError(f"views={self.views!r}: give a tuple of names, such as ('PA',) or ('PA+AP',)")
+        if len(set(names := [v for group in self.views for v in group.split("+")])) < len(names):
+            raise UserError(f"views={self.views!r}: a view is named twice")
+
+    def view_of(self) -> dict[str, str]:
+        """View of a source -> name of its group here: {"PA": "pa"}, or {"PA": "frontal", "AP": "frontal"}."""
+        groups = [(group.split("+"), group) for group in self.views]
+        merged = sum(len(names) > 1 for names, _ in groups)
+        return {
+            name: ("frontal" if len(names) > 1 and merged == 1 else group.replace("+", "-"))
+            .lower()
+            .replace(" ", "_")
+            for names, group in groups
+            for name in names
+        }
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two studies of one view, the prior earlier. Ordinals count the patient's studies from 1. days: interval or None."""
+
+    prior: Study
+    followup: Study
+    prior_ordinal: int
+    followup_ordinal: int
+    view: str
+    split: str
+
+    @property
+    def days(self) -> float | None:
+        a, b = self.prior.days, self.followup.days
+        return None if a is None or b is None else b - a
+
+    @property
+    def name(self) -> str:
+        """ICG-CXR's folder name: i01s50414267-i02s53189527."""
+        a, b = self.prior, self.followup
+        return f"i{self.prior_ordinal:02d}s{a.study_id}-i{self.followup_ordinal:02d}s{b.study_id}"
+
+    @property
+    def pair_id(self) -> str:
+        """Unique over sources and views; a plain file name."""
+        return f"{self.prior.source}-{self.view}-p{self.prior.patient_id}-{self.name}"
+
+
+@dataclass(frozen=True)
+class Journey:
+    """A patient: split, all images of the wanted views in time order, and their pairs."""
+
+    source: str
+    patient_id: str
+    split: str
+    images: tuple[tuple[str, Study], ...]  # (view group, image)
+    pairs: tuple[Pair, ...]
+
+
+@dataclass
+class Cohort:
+    """Journeys sorted by patient, what was left out, and how many were left at each step."""
+
+    journeys: list[Journey] = field(default_factory=list)
+    rejected: list[Rejected] = field(default_factory=list)
+    funnel: dict[str, int] = field(default_factory=dict)
+
+
+def split_of(
+    source: str, patient_id: str, own: str | None = None, options: Options | None = None
+) -> str | None:
+    """The split of a patient: train, validation or test; None with split="csv" where the source names none."""
+    options = options or Options()
+    method = options.split
+    if method == "auto":
+        method = "folder" if source in ("mimic_cxr", "phantom") else "hash"
+    if method == "csv":
+        return own
+    key = f"{options.seed}/{source}/{patient_id}".encode()
+    place = int.from_bytes(hashlib.sha256(key).digest()[:8]) / 2**64
+    if method == "folder":
+        if patient_id.removeprefix("p").startswith("19"):
+            return "test"
+        return "validation" if place < options.validation else "train"
+    if place < options.test:
+        return "test"
+    return "validation" if place < options.test + options.validation else "train"
+
+
+def journeys(studies: Iterable[Study | Rejected], options: Options) -> Cohort:
+    """Groups a source's studies into journeys. Nothing is read from disk but what `studies` reads."""
+    cohort = Cohort()
+    funnel, view_of = cohort.funnel, options.view_of()
+    patients: dict[tuple[str, str], list[Study]] = {}
+    seen = set()
+    funnel["images in the source"] = funnel["rejected while reading"] = funnel["of another view"] = 0
+    for study in studies:
+        funnel["images in the source"] += 1
+        if isinstance(study, Rejected):
+            wanted = not study.reason.startswith("view ")
+            funnel["rejected while reading" if wanted else "of another view"] += 1
+            cohort.rejected.append(study)
+        elif study.view not in view_of:
+            funnel["of another view"] += 1
+            cohort.rejected.append(_left_out(study, f"view {study.view} is not asked for"))
+        else:
+            if (name := (study.source, study.study_id, study.image_id)) in seen:
+                funnel["rejected while reading"] += 1
+                cohort.rejected.append(_left_out(study, "the image is listed twice"))
+                continue
+            seen.add(name)
+            patients.setdefault((study.source, study.patient_id), []).append(study)
+    funnel["patients of these views"] = len(patients)
+    counted = ("images in journeys", "patients with two studies", "candidate pairs")
+    funnel.update(dict.fromkeys(counted, 0))
+    for (source, patient), images in sorted(patients.items()):
+        splits = {split_of(source, patient, s.split, options) for s in images}
+        if len(splits) > 1 or None in splits:
+            why = "the patient is in several splits" if len(splits) > 1 else "the source names no split"
+            cohort.rejected += [_left_out(s, why) for s in images]
+            continue
+        images.sort(key=lambda s: (s.order_key, s.study_id, s.image_id))
+        split = splits.pop()
+        pairs = _pairs(images, split, view_of, options, cohort)
+        cohort.journeys.append(
+            Journey(source, patient, split, tuple((view_of[s.view], s) for s in images), tuple(pairs))
+        )
+        funnel["images in journeys"] += len(images)
+    return cohort
+
+
+def _pairs(images: list[Study], split: str, view_of: dict, options: Options, cohort: Cohort) -> list[Pair]:
+    ordinal, by_view = {}, {}
+    for study in images:
+        ordinal.setdefault(study.study_id, len(ordinal) + 1)
+        of_view = by_view.setdefault(view_of[study.view], {})
+        of_view.setdefault(study.study_id, study)  # the first image stands for its study
+    cohort.funnel["patients with two studies"] += len(ordinal) > 1
+    kept = []
+    for view, of_view in sorted(by_view.items()):
+        series = list(of_view.values())
+        two = combinations(series, 2) if options.pairs == "all" and split == "train" else pairwise(series)
+        for prior, followup in two:
+            cohort.funnel["candidate pairs"] += 1
+            pair = Pair(prior, followup, ordinal[prior.study_id], ordinal[followup.study_id], view, split)
+            why = _why_not(pair, options)
+            if why:
+                cohort.rejected.append(Rejected(pair.pair_id, "", why))
+                cohort.funnel[f"dropped: {why}"] = cohort.funnel.get(f"dropped: {why}", 0) + 1
+            else:
+                kept.append(pair)
+    return kept
+
+
+def _why_not(pair: Pair, options: Options) -> str | None:
+    prior, followup, days = pair.prior, pair.followup, pair.days
+    if prior.order_key == followup.order_key:
+        return "same time, order unknown"
+    if days is not None and options.min_days is not None and days < options.min_days:
+        return "interval too short"
+    if days is not None and options.max_days is not None and days > options.max_days:
+        return "interval too long"
+    if not all(any(s.report.values()) for s in (prior, followup)):
+        return "a report is missing"
+    labels = [(name, v) for s in (prior, followup) for name, v in s.labels.items()]
+    if options.finding and labels and not any(v == 1 and name not in NOT_FINDINGS for name, v in labels):
+        return "no finding in either study"
+    return None
+
+
+def _left_out(study: Study, reason: str) -> Rejected:
+    return Rejected(study.study_id, study.image_path.name, reason)

@@ -1,0 +1,165 @@
+"""The references that predictions are judged against: images, texts, states, masks and the true counterfactual.
+
+The only reader of the phantom's truth/. Everything that is not an image of the tree (masks, counterfactual) is
+carried through the same crop, resize and registration as its image, so that it lies on it.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from progemu_jax import radtext
+from progemu_jax.data import foreground, images, registration, tree
+from progemu_jax.data.sources import Rejected
+from progemu_jax.errors import UserError
+
+
+def build_references(
+    tree_root: str | Path,
+    out: str | Path,
+    split: str = "test",
+    truth: str | Path | None = None,
+    size: int = 512,
+    progress: bool = True,
+) -> int:
+    """Writes `out`/references.jsonl, images/ and masks/ for one split of a tree; returns the number of pairs.
+
+    images: gray uint8 PNG [size, size]; masks: npz, key "masks", bool [6, size, size] in radtext.ORGANS' order.
+    truth: the phantom's truth/ folder, which gives severities, masks and counterfactuals; without it, states are
+    1.0 or 0.0 where the reports speak of a finding, and there are no masks. references.jsonl is written
+    last; when it is there, nothing is done. A broken pair is listed in rejected.jsonl of `out`.
+    Raises UserError when the tree or the truth is missing or the split has no pair.
+    """
+    from tqdm import tqdm
+
+    out = Path(out)
+    if (out / "references.jsonl").exists():
+        return sum(1 for _ in tree.read_lines(out / "references.jsonl"))
+    pairs = [p for p in tree.read_pairs(tree_root) if isinstance(p, Rejected) or p.split == split]
+    if not any(not isinstance(p, Rejected) for p in pairs):
+        raise UserError(
+            f"{tree_root}: no pair of the {split} split; give more patients or a larger share of it"
+        )
+    rows_of = _truth(truth) if truth else {}
+    rows, rejected = [], []
+    for pair in tqdm(pairs, desc="references", unit="pair", disable=not progress):
+        if isinstance(pair, Rejected):
+            rejected.append(pair)
+            continue
+        try:
+            rows.append(_reference(pair, out, split, rows_of, size))
+        except images.BrokenImage as error:
+            rejected.append(Rejected(pair.pair_id, pair.prior_path.parent.name, f"broken image: {error}"))
+    tree.write_lines(out / "rejected.jsonl", (vars(r) for r in rejected))
+    tree.write_lines(out / "references.jsonl", rows)
+    return len(rows)
+
+
+def _reference(pair: tree.TreePair, out: Path, split: str, truth: dict, size: int) -> dict:
+    meta, ours, name = pair.meta, pair.ours, pair.pair_id
+    row = {
+        "pair_id": name,
+        "patient_id": pair.patient_id,
+        "split": split,
+        "source": pair.source,
+        "prior": f"images/{name}-prior.png",
+        "followup": f"images/{name}-followup.png",
+        "prompt": pair.prompt,
+        "interpretation": pair.interpretation,
+        "labels_before": ours.get("labels_before", {}),
+        "labels_after": ours.get("labels_after", {}),
+        "states_before": _states(meta.get("reference-report")),
+        "states_after": _states(meta.get("followup-report")),
+        "prompt_changes": dict(radtext.changes(pair.prompt)),
+        "group": ours.get("group"),
+        "age": ours.get("age"),
+        "sex": ours.get("sex"),
+        "masks_prior": None,
+        "masks_followup": None,
+        "counterfactual": None,
+    }
+    prior = images.read_gray(pair.prior_path)
+    _write(out / row["prior"], images.resize(prior, size))
+    _write(out / row["followup"], images.resize(images.read_gray(pair.followup_path), size))
+    before, after = (truth.get(str(meta.get(f"{side}-study-id"))) for side in ("reference", "followup"))
+    if before and after:
+        row["states_before"], row["states_after"] = _severities(before), _severities(after)
+        _write_truth(row, ours, prior.shape, out, before, after, size)
+    return row
+
+
+def _write_truth(
+    row: dict, ours: dict, shape: tuple, out: Path, before: dict, after: dict, size: int
+) -> None:
+    from progemu_jax.data import phantom
+
+    moved = ours["registration"]
+    name, stored, stored_after = row["pair_id"], ours["prior_shape"][0], ours["followup_shape"][0]
+
+    def place(image, corners, transform=None):
+        """As stored by the source -> on the tree's image -> at `size`."""
+        if corners is not None:
+            image = foreground.warp(image, np.asarray(corners, float))
+        image = images.resize(image, shape[0])
+        if transform is not None and moved["flag"] == 1:
+            image = registration.resample(image, np.asarray(transform, float), shape, linear=True)
+        return images.resize(image, size)
+
+    def masks(truth_row, stored, corners, transform=None):
+        drawn = _render(truth_row, stored).masks
+        return np.stack([place(m.astype(np.uint8) * 255, corners, transform) >= 128 for m in drawn])
+
+    row["masks_prior"], row["masks_followup"] = f"masks/{name}-prior.npz", f"masks/{name}-followup.npz"
+    row["counterfactual"] = f"images/{name}-counterfactual.png"
+    _write_masks(out / row["masks_prior"], masks(before, stored, moved["crop_prior"]))
+    _write_masks(
+        out / row["masks_followup"], masks(after, stored_after, moved["crop_followup"], moved["transform"])
+    )
+    _write(
+        out / row["counterfactual"], place(phantom.counterfactual(before, after, stored), moved["crop_prior"])
+    )
+
+
+def _render(row: dict, size: int):
+    """The study of a truth row again: phantom.Rendered."""
+    from progemu_jax.data import phantom
+
+    patient, state = phantom.Patient.from_dict(row["patient"]), phantom.State.from_dict(row["disease"])
+    return phantom.render(patient, state, phantom.Acquisition.from_dict(row["acquisition"]), size)
+
+
+def _truth(folder: str | Path) -> dict[str, dict]:
+    """Study id -> its row of truth/studies.jsonl."""
+    path = Path(folder) / "studies.jsonl"
+    if not path.exists():
+        raise UserError(f"{path}: the file is missing; give the truth/ folder of a phantom cohort")
+    rows = {}
+    for line, row in tree.read_lines(path):
+        if not isinstance(row, dict) or "study_id" not in row or "state" not in row:
+            raise UserError(f"{path}:{line}: the row does not parse; write the phantom cohort again")
+        rows[str(row["study_id"]).removeprefix("s")] = row
+    return rows
+
+
+def _severities(row: dict) -> dict[str, float]:
+    return {name: float(row["state"][name]) for name in radtext.FINDINGS}
+
+
+def _states(report: dict | None) -> dict[str, float] | None:
+    """What a report says: 1.0 present, 0.0 absent, no entry where it is silent. None without a report."""
+    if not isinstance(report, dict):
+        return None
+    text = " ".join(t for t in (report.get("findings"), report.get("impression")) if isinstance(t, str) and t)
+    return {name: float(value) for name, value in radtext.states(text).items()} if text else None
+
+
+def _write(path: Path, image: np.ndarray) -> None:
+    images.write_atomic(path, images.png(image))
+
+
+def _write_masks(path: Path, masks: np.ndarray) -> None:
+    import io
+
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, masks=masks)
+    images.write_atomic(path, buffer.getvalue())

@@ -1,0 +1,194 @@
+"""MIMIC-CXR-JPG (Johnson et al. 2019) with MIMIC-CXR's reports and MIMIC-IV's patients; also the phantom's layout.
+
+files/p10/p10000032/s50414267/<dicom_id>.jpg      images
+files/p10/p10000032/s50414267.txt                 reports (`reports` names another root for them)
+mimic-cxr-2.0.0-{metadata,chexpert,split}.csv.gz
+patients.csv.gz, admissions.csv.gz                MIMIC-IV: sex, age, race; optional (`mimic_iv` names their folder)
+"""
+
+import datetime
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from progemu_jax import radtext
+from progemu_jax.data.sources import (
+    MAX_REPORT,
+    Rejected,
+    Study,
+    check_root,
+    inside,
+    number,
+    read_table,
+    safe_id,
+)
+from progemu_jax.errors import UserError
+
+_TABLE = "mimic-cxr-2.0.0-{}.csv"
+_NO_RACE = ("", "UNKNOWN", "UNABLE TO OBTAIN", "PATIENT DECLINED TO ANSWER")
+
+
+class MimicCxr:
+    """Reader of one MIMIC-CXR-JPG root.
+
+    views: yield only images of these views, the others as Rejected without opening their reports; None: all.
+    Raises UserError when the root or one of the three tables is missing or does not parse.
+    """
+
+    def __init__(self, root, *, name="mimic_cxr", views=None, reports=None, mimic_iv=None):
+        self.name = name
+        self.root = check_root(root, "MIMIC-CXR-JPG (it holds files/ and mimic-cxr-2.0.0-metadata.csv.gz)")
+        self.reports = check_root(reports, "MIMIC-CXR's reports") if reports else self.root
+        self.views = None if views is None else frozenset(views)
+        self.mimic_iv = check_root(mimic_iv, "MIMIC-IV's hosp folder") if mimic_iv else None
+        self.metadata = self._table("metadata")
+
+    def studies(self) -> Iterator[Study | Rejected]:
+        """One item a row of the metadata table, in its order."""
+        labels, splits = self._labels(), self._splits()
+        people, races = self._people(), self._races()
+        required = ("dicom_id", "subject_id", "study_id", "ViewPosition", "StudyDate", "StudyTime")
+        report_of: tuple[str, dict | str] = ("", "")
+        for line, row in read_table(self.metadata, required):
+            where = f"{self.metadata.name}:{line}"
+            if row is None:
+                yield Rejected("", where, "the row does not have the header's number of cells")
+                continue
+            subject, study, image = row["subject_id"], row["study_id"], row["dicom_id"]
+            if not (subject.isdecimal() and study.isdecimal() and len(subject) > 2 and safe_id(image)):
+                yield Rejected("", where, "an identifier is not a plain name")
+                continue
+            view = row["ViewPosition"] or "unknown"
+            if self.views is not None and view not in self.views:
+                yield Rejected(study, where, f"view {view} is not asked for")
+                continue
+            moment = _moment(row["StudyDate"], row["StudyTime"])
+            if moment is None:
+                yield Rejected(study, where, "study date or time does not parse")
+                continue
+            folder = ("files", f"p{subject[:2]}", f"p{subject}")
+            path = inside(self.root, *folder, f"s{study}", f"{image}.jpg")
+            if path is None:
+                yield Rejected(study, where, "the image's path leaves the root")
+                continue
+            if report_of[0] != study:
+                report_of = study, self._report(*folder, f"s{study}.txt")
+            if isinstance(report_of[1], str):
+                yield Rejected(study, f"s{study}.txt", report_of[1])
+                continue
+            found = labels.get(study, {})
+            if found is None:
+                yield Rejected(study, self._table("chexpert").name, "the study's labels do not parse")
+                continue
+            sex, birth, age = people.get(subject, (None, None, None))
+            yield Study(
+                source=self.name,
+                patient_id=subject,
+                study_id=study,
+                image_id=image,
+                image_path=path,
+                view=view,
+                order_key=moment,
+                report=report_of[1],
+                labels=found,
+                age=float(moment[0] // 10000 - birth) if birth is not None else age,
+                sex=sex,
+                group=races.get(subject),
+                split=splits.get(study),
+                days=_days(moment),
+            )
+
+    def _table(self, name: str) -> Path:
+        stem = _TABLE.format(name)
+        for candidate in (self.root / f"{stem}.gz", self.root / stem):
+            if candidate.exists():
+                return candidate
+        raise UserError(f"{self.root / (stem + '.gz')}: the file is missing; give the root of MIMIC-CXR-JPG")
+
+    def _optional(self, name: str) -> Path | None:
+        folders = [self.mimic_iv] if self.mimic_iv else [self.root, self.root / "hosp"]
+        return next(
+            (p for f in folders for p in (f / f"{name}.csv.gz", f / f"{name}.csv") if p.exists()), None
+        )
+
+    def _labels(self) -> dict[str, dict | None]:
+        values = {"": None, "1.0": 1, "0.0": 0, "-1.0": -1, "1": 1, "0": 0, "-1": -1}
+        labels, shared = {}, {}
+        for _, row in read_table(self._table("chexpert"), ("study_id", *radtext.CHEXPERT)):
+            if row is None:
+                continue
+            cells = tuple(row[name] for name in radtext.CHEXPERT)
+            if cells not in shared:  # few distinct rows among hundreds of thousands
+                known = all(c in values for c in cells)
+                shared[cells] = (
+                    {n: values[c] for n, c in zip(radtext.CHEXPERT, cells, strict=True)} if known else None
+                )
+            labels[row["study_id"]] = shared[cells]
+        return labels
+
+    def _splits(self) -> dict[str, str]:
+        names = {"train": "train", "validate": "validation", "validation": "validation", "test": "test"}
+        table = read_table(self._table("split"), ("study_id", "split"))
+        return {row["study_id"]: names[row["split"]] for _, row in table if row and row["split"] in names}
+
+    def _people(self) -> dict[str, tuple[str | None, float | None, float | None]]:
+        """subject -> sex, year of birth by the patient's shifted calendar, age without a calendar."""
+        path, people = self._optional("patients"), {}
+        for _, row in read_table(path, ("subject_id", "gender", "anchor_age")) if path else ():
+            if row is not None:
+                age, year = number(row["anchor_age"]), number(row.get("anchor_year"))
+                birth = year - age if age is not None and year is not None else None
+                people[row["subject_id"]] = row["gender"] if row["gender"] in ("F", "M") else None, birth, age
+        return people
+
+    def _races(self) -> dict[str, str]:
+        """subject -> the race stated most often over the admissions, the first of equals."""
+        path, counts = self._optional("admissions"), {}
+        for _, row in read_table(path, ("subject_id", "race")) if path else ():
+            if row is not None and (race := _race(row["race"])):
+                counts.setdefault(row["subject_id"], Counter())[race] += 1
+        return {subject: count.most_common(1)[0][0] for subject, count in counts.items()}
+
+    def _report(self, *parts: str) -> dict | str:
+        """The report's two sections, or why it cannot be read."""
+        path = inside(self.reports, *parts)
+        if path is None:
+            return "the report's path leaves the root"
+        try:
+            with open(path, "rb") as file:
+                content = file.read(MAX_REPORT + 1)
+        except FileNotFoundError:
+            return {"findings": "", "impression": ""}
+        except OSError as error:
+            return f"the report cannot be read ({type(error).__name__})"
+        if len(content) > MAX_REPORT or b"\0" in content:
+            return "the report is not a text file"
+        found = radtext.sections(content.decode("utf-8", "replace"))
+        return {"findings": found.get("findings", ""), "impression": found.get("impression", "")}
+
+
+def _race(text: str) -> str | None:
+    """MIMIC-IV's 33 values to one name a race: "WHITE - RUSSIAN" -> "WHITE", "BLACK/CARIBBEAN ISLAND" -> "BLACK"."""
+    text = text.strip().upper()
+    if text in _NO_RACE:
+        return None
+    first = text.replace("/", " ").split(" ")[0]
+    return first if first in ("WHITE", "BLACK", "ASIAN", "HISPANIC") else text
+
+
+def _moment(date: str, time: str) -> tuple[int, float] | None:
+    """("21800506", "81303.125") -> (21800506, 81303.125), hhmmss; None unless both are possible."""
+    value = number(time)
+    try:
+        datetime.datetime.strptime(date, "%Y%m%d")
+        if value is None or not 0 <= value < 240000:
+            return None
+        return int(date), value
+    except ValueError:
+        return None
+
+
+def _days(moment: tuple[int, float]) -> float:
+    date, time = moment
+    seconds = time // 10000 * 3600 + time // 100 % 100 * 60 + time % 100
+    return datetime.datetime.strptime(str(date), "%Y%m%d").toordinal() + seconds / 86400

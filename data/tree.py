@@ -1,0 +1,165 @@
+"""The ICG-CXR tree on disk: <root>/<source>/<view>/1/<group>/p<patient>/<pair>/<pair>{.json,-ref-reg.png,-flu-reg.png}.
+
+Keys are ICG-CXR's own; unknown ones are kept. What it has no key for stands under "progemu": pair_id, split,
+labels_before, labels_after, group, age, sex, prior_shape, followup_shape, and registration {flag, score, transform,
+crop_prior, crop_followup}. Beside the pairs: singles.jsonl (stage 1), rejected.jsonl, funnel.json (written last).
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from progemu_jax.data import images
+from progemu_jax.data.journeys import Options, Pair, split_of
+from progemu_jax.data.sources import Rejected, check_root, inside, safe_id
+from progemu_jax.errors import UserError
+
+MAX_JSON = 1 << 20  # bytes of one pair's JSON
+_EXTRAS = {"singles", "singles.jsonl", "rejected.jsonl", "funnel.json"}
+
+
+@dataclass(frozen=True)
+class TreePair:
+    """One pair of a tree. `meta` is its JSON as read, reports included; images are paths."""
+
+    pair_id: str
+    patient_id: str
+    source: str
+    view: str
+    prior_path: Path
+    followup_path: Path
+    meta: dict = field(repr=False)
+
+    @property
+    def prompt(self) -> str:
+        return self.meta["progression-description"]
+
+    @property
+    def interpretation(self) -> str:
+        return self.meta["changes-of-findings"]
+
+    @property
+    def ours(self) -> dict:
+        """Our own keys; {} in a tree of other hands."""
+        return self.meta.get("progemu", {})
+
+    @property
+    def split(self) -> str:
+        """train, validation or test; by the patient (`journeys.split_of`) where the tree does not say."""
+        return self.ours.get("split") or split_of(self.source, self.patient_id, options=Options())
+
+
+def pair_folder(root: Path, pair: Pair) -> Path:
+    """Where a pair of ours lies. The group is MIMIC's p10..p19, the split for sources without such folders."""
+    patient = f"p{pair.prior.patient_id}"
+    group = patient[:3] if pair.prior.source in ("mimic_cxr", "phantom") else pair.split
+    return root / pair.prior.source / pair.view / "1" / group / patient / pair.name
+
+
+def write_pair(root: Path, pair: Pair, prior: np.ndarray, followup: np.ndarray, meta: dict) -> Path:
+    """Writes one pair, images uint8 [S, S], complete or not at all; an existing one is left. Returns its folder."""
+    target = pair_folder(root, pair)
+    if target.is_dir():
+        return target
+    temporary = root / ".tmp" / f"{pair.pair_id}.{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    (temporary / f"{pair.name}-ref-reg.png").write_bytes(images.png(prior))
+    (temporary / f"{pair.name}-flu-reg.png").write_bytes(images.png(followup))
+    (temporary / f"{pair.name}.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.rename(temporary, target)
+    return target
+
+
+def read_pairs(root: str | Path) -> Iterator[TreePair | Rejected]:
+    """Every pair under `root`, in the order of their paths; a broken one as Rejected.
+
+    Images are not opened. Raises UserError when the root is missing, empty or without any pair.
+    """
+    root = check_root(root, "an ICG-CXR tree")
+    found = False
+    for folder, names, files in os.walk(root):
+        names[:] = sorted(
+            n for n in names if not n.startswith(".") and not (folder == str(root) and n in _EXTRAS)
+        )
+        for name in sorted(files):
+            if name.endswith(".json") and name not in _EXTRAS:
+                found = True
+                yield _read_pair(root, Path(folder) / name)
+    if not found:
+        raise UserError(f"{root}: no pair of an ICG-CXR tree in it (<source>/<view>/1/.../<pair>.json)")
+
+
+def _read_pair(root: Path, path: Path) -> TreePair | Rejected:
+    relative = path.relative_to(root)
+
+    def reject(reason):
+        return Rejected(path.stem, str(relative), reason)
+
+    if len(relative.parts) < 4:
+        return reject("not at <source>/<view>/.../<pair>.json")
+    if inside(root, *relative.parts) is None:
+        return reject("the path leaves the root")
+    try:
+        if path.stat().st_size > MAX_JSON:
+            return reject(f"the JSON is larger than {MAX_JSON} bytes")
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        return reject(f"the JSON does not parse ({type(error).__name__})")
+    if not isinstance(meta, dict) or not isinstance(meta.get("progemu", {}), dict):
+        return reject("the JSON is not an object")
+    for key in ("progression-description", "changes-of-findings"):
+        if not isinstance(meta.get(key), str):
+            return reject(f"key {key!r} is missing or not text")
+    source, view, patient, name = *relative.parts[:2], path.parent.parent.name, path.stem
+    patient = patient.removeprefix("p")
+    pair_id = meta.get("progemu", {}).get("pair_id") or f"{source}-{view}-p{patient}-{name}"
+    if not (isinstance(pair_id, str) and safe_id(pair_id) and safe_id(patient)):
+        return reject("the pair's name is not a plain name")
+    pictures = [path.with_name(f"{name}-{side}-reg.png") for side in ("ref", "flu")]
+    for picture in pictures:
+        if not picture.exists():
+            return reject(f"{picture.name} is missing")
+        if inside(root, *picture.relative_to(root).parts) is None:
+            return reject("an image's path leaves the root")
+    return TreePair(pair_id, patient, source, view, *pictures, meta)
+
+
+def read_singles(root: str | Path) -> Iterator[dict | Rejected]:
+    """Rows of singles.jsonl, "image" made an absolute Path; a broken row as Rejected."""
+    root = Path(root)
+    for line, row in read_lines(root / "singles.jsonl"):
+        where = f"singles.jsonl:{line}"
+        texts = ("image", "text", "study_id", "patient_id", "source", "split")
+        if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in texts):
+            yield Rejected("", where, "the row does not parse")
+        elif (path := inside(root, row["image"])) is None:
+            yield Rejected("", where, "the image's path leaves the root")
+        else:
+            yield {**row, "image": path}
+
+
+def read_lines(path: str | Path) -> Iterator[tuple[int, object]]:
+    """(line number, value) of a JSON-lines file, None where a line does not parse; nothing if the file is absent."""
+    try:
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    yield number, json.loads(line)
+                except (ValueError, RecursionError):
+                    yield number, None
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def write_lines(path: str | Path, rows: Iterable[dict]) -> None:
+    """Writes JSON lines atomically."""
+    images.write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
