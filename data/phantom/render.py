@@ -97,7 +97,7 @@ class _Body:
     def __init__(self, p: Patient, s: State, q: Acquisition, size: int):
         self.p, self.s, self.q = p, s, q
         self.pixel = pixel = 2.0 / size / q.scale
-        self.h = max(0.75 * pixel, 0.012)  # sharp edges
+        self.h = max(0.75 * pixel, 0.020)  # sharp edges
         grid = _grid(size)
         c, sn = np.cos(q.angle) / q.scale, np.sin(q.angle) / q.scale
         x, y = grid[None, :] - F(q.shift_x), grid[:, None] - F(q.shift_y)
@@ -116,11 +116,11 @@ class _Body:
         self.shift = push[RIGHT] - push[LEFT] + pull[LEFT] - pull[RIGHT]
         self.um = u - F(self.shift) * _ramp(v + F(0.35), 0.5)  # mediastinal u: the neck stays
 
-        # Rib cage: the inner wall as a half width over v, narrow at the apex.
+        # Rib cage: the inner wall as a half width over v, rounded at the apex.
         vs = np.linspace(-1.4, 1.4, 384)
-        t = np.clip((vs - p.apex) / (0.30 - p.apex), 0, 1)
-        wall = p.thorax_width * (0.10 * np.sqrt(t) + 0.90 * (1 - (1 - t) ** 2.3) ** 0.75)
-        wall = np.where(vs < p.apex, -0.08 * np.clip((p.apex - vs) / 0.1, 0, 1), wall)
+        t = np.clip((vs - p.apex) / (0.35 - p.apex), 0, 1)
+        wall = p.thorax_width * (1 - (1 - t) ** 2.4) ** 0.62 * (1 - 0.05 * np.clip((vs - 0.5) / 0.5, 0, 1))
+        wall = np.where(vs < p.apex, -0.12 * np.clip((p.apex - vs) / 0.1, 0, 1), wall)
         self.wall_of_v = _Lookup(wall, -1.4, 1.4)
         self.a = np.abs(u)
         self.left = u > 0
@@ -139,45 +139,45 @@ class _Body:
         self.diaphragm_of_u = _Lookup(top + p.dome * dome - old, -1.4, 1.4)
         self.diaphragm = self.diaphragm_of_u(u)
 
-        # Heart: the left ventricle and the right atrium, both resting on the diaphragm.
-        c = s["cardiomegaly"]
-        ap = 1.05 if q.view == "AP" else 1.0
-        size_ = p.heart_size * ap * (1 + 0.03 * q.inspiration)
-        self.lv = np.array([0.30 + 0.20 * c, 0.31 + 0.05 * c]) * size_
-        self.ra = np.array([0.165 + 0.105 * c, 0.25 + 0.05 * c]) * size_
-        um = self.um
-        bottom = 0.5 * (self.top[LEFT] + self.top[RIGHT]) + 0.03
-        heart_v = bottom - 0.62 * self.lv[1]
-        ct, st = np.cos(0.45 + p.heart_tilt), np.sin(0.45 + p.heart_tilt)
-        du, dv = um - F(0.085 + 0.045 * c), v - F(heart_v)
-        r1 = ((du * F(ct) + dv * F(st)) * F(1 / self.lv[0])) ** 2
-        r1 += ((dv * F(ct) - du * F(st)) * F(1 / (0.80 * self.lv[1]))) ** 2
-        r2 = ((um + F(0.03)) * F(1 / self.ra[0])) ** 2
-        r2 += ((v - F(heart_v - 0.02)) * F(1 / self.ra[1])) ** 2
-        # 1 - r is about 2 d / axis near the border.
-        self.heart_r = np.minimum(r1 + F(0.0), r2)
-        soft = self.h + 0.006
-        self.heart = np.maximum(
-            _ramp((F(1) - r1) * F(0.5 * self.lv[0]), soft), _ramp((F(1) - r2) * F(0.5 * self.ra[0]), soft)
-        )
-
-        # Mediastinum: half widths over v on each side of the midline.
-        m = p.mediastinum
-        right = 0.105 + 0.03 * _hill(vs, -0.12, 0.16) + 0.02 * np.clip((vs - 0.0) / 0.5, 0, 1)
-        knob = (0.035 + 0.075 * p.aorta) * _hill(vs, -0.33, 0.085)
-        trunk = 0.035 * _hill(vs, -0.13, 0.10)
+        # Cardiac and mediastinal silhouette: how far it reaches to each side of the midline, over v.
+        c, m = s["cardiomegaly"], p.mediastinum
+        c *= 1.35 - 0.35 * c  # a mild one already shows
+        magnified = p.heart_size * (1.05 if q.view == "AP" else 1.0) * (1 + 0.03 * q.inspiration)
+        floor = 0.5 * (self.top[LEFT] + self.top[RIGHT]) + 0.10
+        lower = np.clip(vs / 0.5, 0, 1)
+        neck = np.clip((-0.5 - vs) / 0.4, 0, 1)
+        knob = (0.03 + 0.075 * p.aorta) * _hill(vs, -0.36, 0.085)
+        trunk = 0.045 * _hill(vs, -0.15, 0.11)
         descending = 0.03 * p.aorta * _hill(vs, 0.05, 0.4)
-        left = 0.095 + knob + trunk + descending + 0.02 * np.clip((vs - 0.0) / 0.5, 0, 1)
-        neck = np.clip((-0.45 - vs) / 0.4, 0, 1)
-        self.med_right = _Lookup(m * (right + 0.04 * neck), -1.4, 1.4)(v)
-        self.med_left = _Lookup(m * (left + 0.05 * neck), -1.4, 1.4)(v)
-        edge = np.minimum(um + self.med_right, self.med_left - um)
-        self.med = _ramp(edge, self.h + 0.012)
+        right = m * (0.105 + 0.025 * _hill(vs, -0.2, 0.2) + 0.02 * lower + 0.05 * neck)
+        left = m * (0.10 + knob + trunk + descending + 0.02 * lower + 0.06 * neck)
+        top_left, top_right = -0.20 - 0.06 * c, -0.10 - 0.05 * c
+        t = np.clip((vs - top_left) / (floor - top_left), 0, 1.3)
+        ventricle = (0.445 + 0.27 * c) * magnified * (1 + 0.25 * p.heart_tilt)
+        bulge = np.sin(0.5 * np.pi * np.clip(t, 0, 1) ** (1.25 - 0.35 * c)) * np.sqrt(
+            np.clip(1 - np.clip((t - 0.72) / 0.62, 0, 1) ** 2, 0, 1)
+        )
+        heart_left = ventricle * bulge
+        t = np.clip((vs - top_right) / (floor - top_right), 0, 1.3)
+        heart_right = (
+            (0.225 + 0.14 * c)
+            * magnified
+            * (1 - 0.2 * p.heart_tilt)
+            * np.clip(1 - (1.55 * t - 0.95) ** 2, 0, None) ** 0.5
+        )
+        um = self.um
+        heart_left, heart_right = _Lookup(heart_left, -1.4, 1.4)(v), _Lookup(heart_right, -1.4, 1.4)(v)
+        self.heart_d = np.minimum(um + heart_right, heart_left - um) * F(0.85)
+        self.heart = _ramp(self.heart_d, self.h + 0.008)
+        med_left, med_right = _Lookup(left, -1.4, 1.4)(v), _Lookup(right, -1.4, 1.4)(v)
+        edge = np.minimum(um + med_right, med_left - um)
+        self.med = _ramp(edge, self.h + 0.014)
 
         # Hemithoraces: inside the wall and above the diaphragm (heart and mediastinum included).
-        self.cage = _ramp(self.wall - self.a, self.h)
+        medial = F(p.apex) + F(2.6) * np.maximum(F(0.33) - self.a, 0) ** 2  # the two apices are apart
+        self.cage = _ramp(np.minimum(self.wall - self.a, v - medial), self.h)
         self.above = _ramp(self.diaphragm - v, self.h)
-        self.field = self.cage * self.above
+        self.field = self.cage * self.above * (F(1) - F(0.8) * self.med)
 
 
 def _hill(x, centre, width):
@@ -208,7 +208,7 @@ def _pleura(b: _Body, side: int):
             level = level - F(rise) * t**5 + F(0.05) * (F(1) - t)
         else:
             level = level - F(0.10)
-        fluid = _ramp(v - level, b.h + 0.012) * b.cage * on
+        fluid = _ramp(v - level, b.h + 0.012) * b.cage * on * (F(1) - b.med)
     return fluid, air, line
 
 
@@ -230,27 +230,23 @@ def _bones(b: _Body):
     arch = F(0.55) * (a - F(0.22)) ** 2
     posterior = (v - slope * a - arch) * F(1 / p.rib_spacing) + F(p.rib_phase)
     inside = _ramp(b.wall + F(0.05) - a, 0.03)
-    out = rib(posterior - np.floor(posterior)) * F(0.30 * density) * _ramp(a - F(0.06), 0.03)
+    out = rib(posterior - np.floor(posterior)) * F(0.17 * density) * _ramp(a - F(0.06), 0.03)
     anterior = (v + F(0.95) * a - F(0.55) * a * a) * F(1 / (1.15 * p.rib_spacing)) + F(p.rib_phase + 0.3)
     front = _ramp(a - F(0.24), 0.10)
-    out += rib(anterior - np.floor(anterior)) * front * F(0.17 * density)
+    out += rib(anterior - np.floor(anterior)) * front * F(0.085 * density)
     out *= inside * _ramp(v - F(p.apex - 0.03), 0.04)
     # Calcified costal cartilage continues the anterior ribs medially.
     if p.calcification > 0.02:
         speckle = _bump(((a - F(0.21)) * F(1 / 0.10)) ** 2) * _ramp(v, 0.2)
-        out += speckle * rib(anterior - np.floor(anterior)) * F(0.22 * p.calcification)
-    # Clavicles.
-    width = 0.03
+        out += speckle * rib(anterior - np.floor(anterior)) * F(0.16 * p.calcification)
+    # Clavicles: S-shaped, from the manubrium up and out to the shoulder.
     tilt = rng.normal(0, 0.02, 2)
-    centre = F(p.apex + 0.175) - np.where(b.left, F(0.16 + tilt[0]), F(0.16 + tilt[1])) * a
-    centre = centre + F(0.05) * np.sin(a * F(7.0))
-    d = (v - centre) * F(1 / np.hypot(width, 0.5 * b.pixel))
-    out += (
-        _bump(d * d * F(0.5))
-        * _ramp(a - F(0.07), 0.02)
-        * _ramp(F(p.thorax_width + 0.02) - a, 0.05)
-        * F(0.5 * density)
-    )
+    centre = F(p.apex + 0.27) - np.where(b.left, F(0.24 + tilt[0]), F(0.24 + tilt[1])) * a
+    centre = centre + F(0.035) * np.sin(a * F(6.5) + F(0.3))
+    d = (v - centre) * F(1 / np.hypot(0.036, 0.5 * b.pixel))
+    q = d * d * F(0.5)
+    shaft = _bump(q) + F(0.8) * _bump(np.abs(q - F(0.35)) * F(4))
+    out += shaft * _ramp(a - F(0.075), 0.025) * _ramp(F(0.95) - a, 0.15) * F(0.20 * density)
     # Scapulae: broad, faint, outside the upper lateral wall.
     d = (a - F(0.80) + F(0.20) * (v + F(0.35))) * F(1 / 0.15)
     e = (v + F(0.38)) * F(1 / 0.36)
@@ -261,7 +257,7 @@ def _bones(b: _Body):
     column = _bump(d * d * F(0.55))
     level = v * F(1 / (0.92 * p.rib_spacing)) + F(p.rib_phase)
     discs = _Lookup(0.8 + 0.2 * np.cos(2 * np.pi * np.linspace(0, 1, 128)), 0, 1)(level - np.floor(level))
-    out += column * discs * F(0.55 * density)
+    out += column * discs * F(0.40 * density)
     return out
 
 
@@ -280,17 +276,16 @@ def _markings(b: _Body):
         r = np.sqrt(du * du + dv * dv) + F(1e-3)
         theta = np.arctan2(dv, du)
         part = np.zeros_like(r)
-        for angle in np.concatenate([np.linspace(-1.35, 1.35, 9), np.linspace(-1.15, 1.15, 6)]) + rng.normal(
-            0, 0.09, 15
-        ):
-            curl, reach, width = rng.normal(0, 0.55), rng.uniform(0.32, 0.62), rng.uniform(0.013, 0.022)
-            width = width * (1 + 0.5 * edema)
-            wide = np.maximum(F(width) * (F(1) - r * F(0.9 / (reach + 0.2))), F(0.006))
-            eff = np.sqrt(wide * wide + F((0.5 * b.pixel) ** 2))
-            d = (theta - F(angle) - F(curl) * r) * r / eff
-            part += (
-                _bump(d * d * F(0.4)) * (wide / eff) * np.maximum(F(1) - r * F(1 / (reach + 0.1 * edema)), 0)
-            )
+        angles = np.linspace(-1.45, 1.45, 13) + rng.normal(0, 0.10, 13)
+        curls, waves = rng.normal(0, 0.7, 13), rng.uniform(0, 6.28, 13)
+        reaches, widths = rng.uniform(0.35, 0.75, 13), rng.uniform(0.014, 0.025, 13) * (1 + 0.5 * edema)
+        wave = F(0.05) * np.sin(r * F(17.0))
+        for angle, curl, phase, reach, width in zip(angles, curls, waves, reaches, widths, strict=True):
+            # Tapers along its way; thinner than a pixel, it keeps its density.
+            fade = np.maximum(F(1) - r * F(1 / (reach + 0.15 * edema)), 0)
+            eff = F(np.hypot(0.8 * width, 0.45 * b.pixel))
+            d = (theta - F(angle) - F(curl) * r + F(np.cos(phase)) * wave) * r / eff
+            part += _bump(d * d * F(0.4)) * (fade * F(width / eff))
         core = _bump((r * F(1 / 0.17)) ** 2)  # the hilum itself
         out[:, cut] += F(0.5) * np.minimum(part, F(1.4)) + F(0.35) * core
     return out * F(p.vessels)
@@ -307,12 +302,14 @@ def _airspace(b: _Body):
         d = ((a - F(0.23)) * F(1 / 0.36)) ** 2 + ((v + F(0.02)) * F(1 / 0.50)) ** 2
         haze = _bump(d)
         cloud = F(1) + F(0.30) * _read_table(table, u, v, 1.3)
-        out += haze * cloud * F(0.25 + 0.85 * edema)
-        # Interstitial lines: short, horizontal, at the lateral bases.
-        lines = np.sin((v + F(0.25) * a + F(0.02) * np.sin(a * F(23))) * F(2 * np.pi / 0.085))
-        lines = np.maximum(lines, 0) ** 2
-        where = _ramp(a - (b.wall - F(0.20)), 0.05) * _ramp(v - F(0.0), 0.15)
-        out += lines * where * F((0.15 + 0.45 * edema) * min(1.0, 0.03 / b.pixel))
+        out += haze * cloud * F(0.22 + 0.85 * edema)
+        # Interstitial lines: short, nearly horizontal, at the lateral bases, broken up by the cloud's noise.
+        wavy = v + F(0.18) * a + F(0.012) * cloud
+        lines = np.maximum(np.sin(wavy * F(2 * np.pi / 0.075)), 0) ** 2 * np.maximum(
+            F(2.2) * cloud - F(1.4), 0
+        )
+        where = _ramp(a - (b.wall - F(0.12)), 0.05) * _ramp(v - F(0.05), 0.2)
+        out += lines * where * F((0.10 + 0.35 * edema) * min(1.0, 0.03 / b.pixel))
         out += F(0.10 * edema)
     for side in SIDES:
         c = b.collapse[side]
@@ -334,17 +331,17 @@ def _airspace(b: _Body):
             out += _bump(d * d) * inside * F(0.20 + 0.45 * c)
     if consolidation > 0:
         rng = np.random.default_rng([s.consolidation_seed, 4])
-        table = _noise_table(rng, 48, 1.4)
+        table = _noise_table(rng, 48, 1.9)
         side, zone = s.consolidation_side, s.consolidation_zone
         top = b.top[side]
         cv = -0.42 + (top - 0.10 + 0.42) * zone
         wall = float(b.wall_of_v(np.array([cv], F))[0])
         cu = side * (0.17 + (wall - 0.17) * rng.uniform(0.45, 0.7))
-        radius = 0.15 + 0.15 * consolidation
+        radius = 0.15 + 0.17 * consolidation
         rough = _read_table(table, u - F(cu), v - F(cv), 1.2)
         d = np.sqrt(((u - F(cu)) * F(1 / radius)) ** 2 + ((v - F(cv)) * F(0.85 / radius)) ** 2)
-        patch = _ramp(F(1) - d + F(0.24) * rough, 0.42)
-        out += patch * (F(1) + F(0.16) * rough) * F(0.70 + 0.65 * consolidation)
+        patch = _ramp(F(1) - d + F(0.20) * rough, 0.46)
+        out += patch * (F(1) + F(0.16) * rough) * F(0.50 + 0.75 * consolidation)
     if p.scar > 0:
         line = F(p.scar_y) + F(0.3) * (u - F(p.scar_x))
         eff = np.hypot(0.010, 0.5 * b.pixel)
@@ -358,18 +355,18 @@ def _soft_tissue(b: _Body):
     """Trunk, neck, shoulders and breasts as attenuation [S, S]; 0 in the air around the patient."""
     p, v, a = b.p, b.v, b.a
     vs = np.linspace(-1.4, 1.4, 384)
-    neck, shoulder = 0.24 + 0.05 * (p.soft_tissue - 1), p.body_width + 0.12
-    t = np.clip((vs + 0.98) / 0.42, 0, 1)
-    width = neck + (shoulder - neck) * t**1.6 + np.where(vs < -0.98, 0.06 * (-0.98 - vs), 0)
-    trunk = p.body_width - 0.04 * _hill(vs, 0.25, 0.4)
-    mix = 1 / (1 + np.exp(-(vs + 0.28) / 0.09))
-    width = width * (1 - mix) + trunk * mix
+    neck = 0.30 + 0.06 * (p.soft_tissue - 1) + 0.03 * np.clip(-1.0 - vs, 0, None)
+    t = np.clip((vs + 1.10) / 0.45, 0, 1)
+    shoulder = neck + (p.body_width + 0.25 - neck) * t**1.3
+    trunk = p.body_width - 0.05 * _hill(vs, 0.2, 0.35)
+    mix = 1 / (1 + np.exp(-(vs + 0.12) / 0.10))
+    width = shoulder * (1 - mix) + trunk * mix
     edge = _Lookup(width, -1.4, 1.4)(v) - a
     body = _ramp(edge, 0.02 + b.h)
     # Rounded trunk: the path through it shortens towards the skin.
     depth = np.sqrt(np.clip(edge * F(3.2), 0, 1)) * F(0.75) + F(0.25)
-    out = body * depth * F(1.05 + 0.28 * (p.soft_tissue - 1))
-    out += body * F(0.32) * _ramp(v - F(0.35), 0.5)  # thicker towards the abdomen
+    out = body * depth * F(1.0 + 0.5 * (p.soft_tissue - 1))
+    out += body * F(0.26) * _ramp(v - F(0.30), 0.6)  # thicker towards the abdomen
     if p.breast > 0:
         d = ((a - F(0.42)) * F(1 / 0.34)) ** 2 + ((v - F(0.28)) * F(1 / 0.36)) ** 2
         out += _ramp(F(1) - d, 0.35) * F(0.24 * p.breast)
@@ -397,10 +394,10 @@ def _attenuation(b: _Body):
     inside = lung * (F(1) - free)  # lung with markings
     # Air takes tissue away: more where the chest is deep.
     depth = np.sqrt(np.clip((b.wall - b.a) * F(4.5), 0, 1)) * F(0.35) + F(0.65)
-    out = soft - lung * depth * F(1.02)
+    out = soft - lung * depth * F(0.76)
     out -= free * F(0.16)
     squeezed = 1.0 + 0.25 * max(b.ptx.values())
-    marks = _markings(b) * F(0.62 * squeezed) + parenchyma * F(0.055 * (1 + 0.5 * b.s["pulmonary edema"]))
+    marks = _markings(b) * F(0.46 * squeezed) + parenchyma * F(0.055 * (1 + 0.5 * b.s["pulmonary edema"]))
     marks += _airspace(b)
     # Airspace disease replaces air: it saturates at soft tissue.
     marks = np.where(marks > 0, F(1.0) * (F(1) - np.exp(-np.maximum(marks, 0))), marks)
@@ -408,8 +405,8 @@ def _attenuation(b: _Body):
     out += lines * F(0.55) * (F(1) - fluids)
     # Heart and mediastinum, in front of and behind the lungs.
     centre = np.maximum(b.med, b.heart * _ramp(b.diaphragm + F(0.10) - v, 0.05))
-    out += centre * (F(0.55) + F(0.47) * lung * depth) * (F(1) - F(0.15) * b.heart)
-    out += b.heart * lung * np.sqrt(np.clip(F(1) - b.heart_r, 0, 1)) * F(0.22)
+    out += centre * (F(0.35) + F(0.40) * lung * depth) * (F(1) - F(0.15) * b.heart) * (F(1) - F(0.7) * fluids)
+    out += b.heart * lung * np.sqrt(np.clip(b.heart_d * F(2.5), 0, 1)) * F(0.25)
     out += fluids * F(0.16)
     below = (F(1) - b.above) * b.cage
     out += below * F(0.22)
@@ -418,7 +415,7 @@ def _attenuation(b: _Body):
     out -= _bump(d * d * F(0.5)) * _ramp(F(-0.20) - v, 0.05) * F(0.42)
     d = ((u - F(0.30)) * F(1 / 0.16)) ** 2 + ((v - F(b.top[LEFT] + 0.16)) * F(1 / 0.09)) ** 2
     out -= _bump(d) * below * F(0.35 + 0.25 * (p.seed % 97) / 97)
-    out += _bones(b) * body
+    out += _bones(b) * body * (F(1) - F(0.5) * below)
     out += tissue * body * F(0.035)
     return out, body, fluids, lung
 
@@ -458,17 +455,16 @@ def render(patient: Patient, state: State, acquisition: Acquisition, size: int) 
             * F(0.25 * q.skin_fold)
             * _bump(((b.v + F(0.1)) * F(1 / 0.5)) ** 2)
         )
-    # Film: a logistic curve; the air around the patient is black.
-    film = F(1) / (F(1) + np.exp((F(0.78 - q.exposure) - attenuation) * F(2.9 * q.contrast)))
-    film = np.clip((film - F(0.09)) * F(1 / 0.87), 0, 1) ** F(q.gamma)
+    # Film: saturates with attenuation; the air around the patient is black.
+    film = F(1) - np.exp(attenuation * F(-1.0 * np.exp(q.exposure)))
+    film = np.clip(film, 0, 1) ** F(q.gamma)
+    film = film * (F(1) + F(q.contrast - 1) * (film - F(0.5)) * F(2))
     noise = np.random.default_rng([q.seed, size]).standard_normal(film.shape, F)
     film = film + noise * F(q.noise * min(1.0, size / 128) ** 0.5)
-    grid = _grid(size)
-    h = 2.0 / size
-    rows = _ramp(grid + F(1 - q.border_top), h) * _ramp(F(1 - q.border_bottom) - grid, h)
-    cols = _ramp(grid + F(1 - q.border_left), h) * _ramp(F(1 - q.border_right) - grid, h)
-    rows = rows if q.border_top or q.border_bottom else np.ones_like(rows)
-    cols = cols if q.border_left or q.border_right else np.ones_like(cols)
+    # Collimation: an unexposed border. A border of 0 ends a pixel outside the image.
+    grid, h = _grid(size), 2.0 / size
+    rows = _ramp(grid + F(1 - q.border_top + h), h) * _ramp(F(1 - q.border_bottom + h) - grid, h)
+    cols = _ramp(grid + F(1 - q.border_left + h), h) * _ramp(F(1 - q.border_right + h) - grid, h)
     film = film * rows[:, None] * cols[None]
     image = np.clip(film * F(255) + F(0.5), 0, 255).astype(np.uint8)
     return Rendered(image, _masks(b, fluids, body))
