@@ -1,0 +1,320 @@
+"""Score systems against references: metrics.json, tables.md and a self-contained report/index.html.
+
+Rows of the table: every system given; and, computed beside them, copy-the-prior, echo-the-prompt (text
+only), the tokenizer-reconstructed follow-up, the real follow-up (ceiling) and, on the phantom, the true
+counterfactual. Images of prior, follow-up and counterfactual are the references' own.
+
+All systems are compared on the cases that every one of them has; what is left out is named. Nothing here
+needs scores: without them only image and text metrics are defined.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from progemu_jax.eval.bootstrap import Bootstrap, estimate
+from progemu_jax.eval.measure import Candidate, Truth, measure
+from progemu_jax.eval.metrics.cmig import cmig
+from progemu_jax.eval.metrics.retention import normalised
+from progemu_jax.eval.predictions import Rows, name_ids, read_predictions, read_references, read_scores
+from progemu_jax.eval.tables import METRICS, write_markdown
+
+from progemu_jax.errors import UserError
+
+SCHEMA = 1
+CMIG_TERMS = {"accuracies": ["finding_auroc"], "retentions": ["group_auroc", "age_r"]}
+RETENTIONS = {
+    "group_retention": ("group_auroc", 0.5),
+    "age_retention": ("age_r", 0.0),
+    "sex_retention": ("sex_auroc", 0.5),
+}
+TITLES = {
+    "ours": "ProgEmu-JAX",
+    "copy": "Copy the prior",
+    "shuffled": "Shuffled prompts",
+    "text_only": "Text only (no prior image)",
+    "echo": "Echo the prompt",
+    "prior_reconstruction": "Reconstructed prior (no edit)",
+    "reconstruction": "Reconstructed follow-up",
+    "followup": "Real follow-up",
+    "counterfactual": "True counterfactual",
+}
+BASELINES = ("copy", "shuffled", "text_only", "echo", "prior_reconstruction")
+CEILINGS = ("reconstruction", "followup", "counterfactual")
+# Row of the table -> name of the reference scores it is computed from.
+REFERENCE_ROWS = {
+    "copy": "prior",
+    "prior_reconstruction": "prior_reconstruction",
+    "reconstruction": "reconstruction",
+    "followup": "followup",
+    "counterfactual": "counterfactual",
+}
+
+
+@dataclass(frozen=True)
+class System:
+    """Where a system's outputs are.
+
+    Attributes:
+      predictions: predictions folder (`predictions.jsonl` + PNG files).
+      scores: score file of those images (`.npz`), or None: metrics that need a scorer are then undefined.
+      title: name on the page; by default from the key.
+      note: one line of explanation on the page.
+    """
+
+    predictions: str | os.PathLike
+    scores: str | os.PathLike | None = None
+    title: str | None = None
+    note: str = ""
+
+
+def evaluate(
+    systems,
+    references,
+    reference_scores=None,
+    out="report",
+    *,
+    bootstrap=1000,
+    seed=0,
+    title="Counterfactual chest X-rays",
+    caveats=(),
+    cases_shown=12,
+    log=print,
+):
+    """Score `systems` and write `out`/metrics.json, `out`/tables.md and `out`/report/index.html.
+
+    Args:
+      systems: dict key -> System. The first is the one under test: gap, differences and cases are its own. The
+        keys shuffled, text_only, reconstruction, ... get their usual title; a key that names a built-in row
+        (copy, echo, reconstruction, followup, counterfactual) replaces that row.
+      references: folder of `references.jsonl`.
+      reference_scores: dict of score files of the references' images, of any of prior, followup,
+        counterfactual, reconstruction, prior_reconstruction; missing ones only leave metrics undefined.
+      out: folder to write to.
+      bootstrap: resamples of patients (0: no intervals).
+      seed: of the resamples and of the choice of cases shown.
+      title, caveats: of the page; caveats is a list of sentences.
+      cases_shown: cases on the sheet, drawn at random, not by result.
+      log: called with one line for each warning.
+
+    Returns:
+      The content of metrics.json (dict).
+
+    Raises:
+      UserError: unreadable or inconsistent input, no case in common.
+    """
+    if not systems:
+        raise UserError("no predictions to evaluate: give at least one predictions folder")
+    refs = read_references(references)
+    rows = {key: read_predictions(system.predictions, refs) for key, system in systems.items()}
+    warnings = _warn_missing(refs, rows, systems)
+    common = set.intersection(*({refs.pair_ids[i] for i in r.case} for r in rows.values()))
+    if not common:
+        raise UserError(
+            "no case is in every predictions folder "
+            f"({', '.join(str(s.predictions) for s in systems.values())}); sample the same cases for each system"
+        )
+    refs, rows = _restrict(refs, rows, common)
+
+    reference_scores = {k: read_scores(p) for k, p in (reference_scores or {}).items() if p is not None}
+    truth = Truth(refs, reference_scores.get("prior"), reference_scores.get("followup"))
+    candidates = _candidates(systems, rows, refs, reference_scores)
+    warnings += _warn_scores(candidates, reference_scores)
+    for line in warnings:
+        log(f"evaluate: {line}")
+
+    boot = Bootstrap(truth.patients, bootstrap, seed)
+    measured = {c.key: measure(c, truth, boot) for c in candidates}
+    _derive(measured)
+    result = _result(candidates, measured, refs, truth, boot, seed)
+    result.update(title=title, caveats=list(caveats), warnings=warnings)
+
+    from progemu_jax.eval.report import write_report  # the page needs a plotting library, the numbers do not
+
+    out = Path(out)
+    (out / "report").mkdir(parents=True, exist_ok=True)
+    _write(out / "metrics.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
+    _write(out / "tables.md", write_markdown(result))
+    page = write_report(result, candidates, measured, refs, cases_shown=cases_shown, seed=seed)
+    _write(out / "report" / "index.html", page)
+    return result
+
+
+def _write(path, text):
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _warn_missing(refs, rows, systems):
+    lines = []
+    for key, r in rows.items():
+        have = {refs.pair_ids[i] for i in r.case}
+        lost = [p for p in refs.pair_ids if p not in have]
+        if lost:
+            lines.append(
+                f"{systems[key].predictions}: {len(lost)} of {len(refs.pair_ids)} cases missing "
+                f"({name_ids(lost)}); all systems are compared without them"
+            )
+    return lines
+
+
+def _restrict(refs, rows, common):
+    small = refs.take(common)
+    out = {}
+    for key, r in rows.items():
+        keep = np.array([k for k, i in enumerate(r.case) if refs.pair_ids[i] in common])
+        r = r.select(keep)
+        r.case = np.array([small.index[refs.pair_ids[i]] for i in r.case])
+        out[key] = r
+    return small, out
+
+
+def _role(key):
+    return "baseline" if key in BASELINES else "ceiling" if key in CEILINGS else "system"
+
+
+def _candidates(systems, rows, refs, reference_scores):
+    made = {}
+    for key, system in systems.items():
+        scores = (
+            read_scores(system.scores) if system.scores is not None and rows[key].images is not None else None
+        )
+        made[key] = Candidate(
+            key, system.title or TITLES.get(key, key), _role(key), rows[key], scores, None, system.note
+        )
+    n = len(refs.rows)
+    plain = lambda texts: Rows(np.arange(n), np.zeros(n, int), [r["prompt"] for r in refs.rows], texts, None)  # noqa: E731
+    if "echo" not in made:
+        made["echo"] = Candidate("echo", TITLES["echo"], "baseline", plain([r["prompt"] for r in refs.rows]))
+    for key, name in REFERENCE_ROWS.items():
+        kind = name if name in ("prior", "followup", "counterfactual") else None
+        if kind == "counterfactual" and not all(r.get("counterfactual") for r in refs.rows):
+            kind = None
+        scores = reference_scores.get(name)
+        if key in made or (kind is None and scores is None):
+            continue
+        texts = [r["interpretation"] for r in refs.rows] if key == "followup" else None
+        made[key] = Candidate(key, TITLES[key], _role(key), plain(texts), scores, kind)
+    order = [k for k in systems if _role(k) == "system"] + [k for k in (*BASELINES, *CEILINGS) if k in made]
+    if next(iter(systems)) not in order[:1]:  # the system under test comes first, whatever it is called
+        order = [next(iter(systems))] + [k for k in order if k != next(iter(systems))]
+    return [made[k] for k in order]
+
+
+def _warn_scores(candidates, reference_scores):
+    lines = []
+    without = [c.title for c in candidates if c.scores is None and c.has_images]
+    if without:
+        lines.append(f"no scores for {', '.join(without)}: metrics that need a scorer are undefined there")
+    if any(c.scores is not None for c in candidates):
+        lines += [
+            f"no scores of the references' {n} images: {what} undefined"
+            for n, what in (("prior", "direction and copy-the-prior"), ("followup", "KL and the ceiling"),
+                            ("reconstruction", "the gap closed"))
+            if n not in reference_scores
+        ]  # fmt: skip
+        columns = {c.scores.findings for c in candidates if c.scores is not None and c.scores.findings}
+        if len(columns) > 1:
+            raise UserError(
+                "score files name different findings: "
+                + "; ".join(str(c.scores.path) for c in candidates if c.scores is not None)
+                + "; score all images with one scorer"
+            )
+    return lines
+
+
+def _derive(measured):
+    """Metrics made of others: CMIG, retention relative to the ceiling, gap closed."""
+    ceiling = measured.get("followup")
+    copy, best = measured.get("copy"), measured.get("reconstruction")
+    for m in measured.values():
+        d = m.distributions
+        terms = [[d[k] for k in CMIG_TERMS[part] if k in d] for part in ("accuracies", "retentions")]
+        if all(
+            len(t) == len(CMIG_TERMS[p]) for t, p in zip(terms, ("accuracies", "retentions"), strict=True)
+        ):
+            d["cmig"] = cmig(*terms)
+            for key in CMIG_TERMS["accuracies"] + CMIG_TERMS["retentions"]:
+                m.flags.setdefault("cmig", []).extend(m.flags.get(key, []))
+        for key, (source, chance) in RETENTIONS.items():
+            if ceiling is not None and source in d and source in ceiling.distributions:
+                d[key] = normalised(d[source], ceiling.distributions[source], chance)
+        if copy is None or best is None:
+            continue
+        gaps, key = [], "finding_auroc_changed"
+        for finding, parts in m.findings.items():
+            if (
+                key in parts
+                and key in copy.findings.get(finding, {})
+                and key in best.findings.get(finding, {})
+            ):
+                base = copy.findings[finding][key]
+                parts["gap_closed"] = normalised(parts[key], best.findings[finding][key], base)
+                if np.isfinite(parts["gap_closed"][0]):
+                    gaps.append(parts["gap_closed"])
+        if key in m.distributions:
+            d["gap_closed"] = np.mean(gaps, axis=0) if gaps else np.full_like(d[key], np.nan)
+            m.flags.setdefault("gap_closed", []).extend(m.flags.get(key, []))
+
+
+def _result(candidates, measured, refs, truth, boot, seed):
+    systems = {}
+    for c in candidates:
+        m = measured[c.key]
+        systems[c.key] = {
+            "title": c.title,
+            "role": c.role,
+            "note": c.note,
+            "samples": len(c.rows),
+            "info": c.rows.info,
+            "metrics": {
+                k: estimate(m.distributions[k], flags=dict.fromkeys(m.flags.get(k, []))).to_json()
+                for k in METRICS
+                if k in m.distributions
+            },
+            "parts": {
+                part: {
+                    **{k: estimate(v).to_json() for k, v in values.items()},
+                    **({"counts": m.counts[part]} if part in m.counts else {}),
+                }
+                for part, values in m.findings.items()
+            },
+            "notes": m.notes,
+        }
+    return {
+        "schema": SCHEMA,
+        "cases": len(refs.rows),
+        "patients": truth.patients,
+        "sources": sorted({str(r.get("source")) for r in refs.rows}),
+        "splits": sorted({str(r.get("split")) for r in refs.rows}),
+        "image_size": list(refs.shape),
+        "bootstrap": {
+            "resamples": boot.resamples,
+            "seed": seed,
+            "unit": "patient",
+            "interval": "95 % percentile",
+        },
+        "cmig_terms": CMIG_TERMS,
+        "systems": systems,
+        "differences": _differences(candidates, measured),
+        "definitions": {k: m.definition for k, m in METRICS.items()},
+    }
+
+
+def _differences(candidates, measured):
+    """Paired differences of the system under test to every other row: estimate, and whether intervals are apart."""
+    first, out = candidates[0].key, {}
+    for c in candidates[1:]:
+        shared = {}
+        for k in METRICS:
+            a, b = measured[first].distributions.get(k), measured[c.key].distributions.get(k)
+            if a is None or b is None:
+                continue
+            x, y = estimate(a), estimate(b)
+            apart = None not in (x.low, y.low, x.high, y.high) and (x.low > y.high or y.low > x.high)
+            shared[k] = {**estimate(a - b).to_json(), "intervals_apart": bool(apart)}
+        out[c.key] = shared
+    return out

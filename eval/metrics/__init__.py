@@ -1,0 +1,1 @@
+"""Metrics as pure NumPy functions: each file states formula, source and what is undefined."""

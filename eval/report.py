@@ -1,0 +1,294 @@
+"""The report: one HTML file that needs no other, images inlined as PNG data URIs, plots as SVG."""
+
+import base64
+import io
+from html import escape
+from pathlib import Path
+from string import Template
+
+import numpy as np
+from PIL import Image
+from progemu_jax.eval.plots import forest
+from progemu_jax.eval.tables import METRICS, SECTIONS, number
+
+from progemu_jax import radtext
+
+COLD, WARM = (33, 102, 172), (178, 24, 43)  # darker than the prior, brighter than the prior
+DIFFERENCE = 96  # gray levels at full colour
+SHOWN = 256  # images larger than this are reduced for the page
+STANDING = (
+    "Generated images and texts are synthetic and may be wrong. For research only; not for diagnosis or any "
+    "clinical use."
+)
+TILES = (
+    "finding_auroc",
+    "finding_auroc_changed",
+    "directional_accuracy",
+    "cmig",
+    "text_right",
+    "ssim_followup",
+)
+PLOTTED = ("finding_auroc", "finding_auroc_changed", "directional_accuracy", "cmig")
+
+
+def data_uri(image):
+    """PNG data URI of a uint8 image [H, W] or [H, W, 3], reduced to at most 256 pixels a side."""
+    picture = Image.fromarray(image)
+    if max(picture.size) > SHOWN:
+        picture.thumbnail((SHOWN, SHOWN), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def difference_map(after, before):
+    """Signed difference of two uint8 images [H, W] as uint8 RGB: white none, red brighter, blue darker."""
+    step = np.clip((after.astype(np.float32) - before.astype(np.float32)) / DIFFERENCE, -1, 1)[..., None]
+    end = np.where(step > 0, np.array(WARM, np.float32), np.array(COLD, np.float32))
+    return np.round(255 + (end - 255) * np.abs(step)).astype(np.uint8)
+
+
+def write_report(result, candidates, measured, refs, *, cases_shown=12, seed=0):
+    """The page (str) of a metrics.json dict, with a sheet of cases drawn from the system under test."""
+    first = candidates[0]
+    body = [
+        _head(result, first),
+        _tiles(result, first),
+        _plot(result),
+        *(_section(result, heading, keys, first.key) for heading, keys in SECTIONS),
+        _per_finding(result, first.key),
+        _sheet(first, measured[first.key], refs, cases_shown, seed),
+        _foot(result),
+    ]
+    template = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
+    return template.substitute(
+        title=escape(result["title"]),
+        body="\n".join(body),
+        cold="rgb({},{},{})".format(*COLD),
+        warm="rgb({},{},{})".format(*WARM),
+    )
+
+
+def _head(result, first):
+    b = result["bootstrap"]
+    intervals = (
+        f"95 % intervals from {b['resamples']:,} resamples of patients" if b["resamples"] else "no intervals"
+    )
+    height, width = result["image_size"]
+    info = "".join(
+        f" · {escape(str(k))}: {escape(str(v))}" for k, v in first.rows.info.items() if k != "seed"
+    )
+    items = "".join(f"<li>{escape(str(c))}</li>" for c in [*result["caveats"], *result["warnings"]])
+    return (
+        f"<h1>{escape(result['title'])}</h1>"
+        f'<p class="soft">{result["cases"]:,} cases of {result["patients"]:,} patients · '
+        f"{escape(', '.join(result['sources']))}, split {escape(', '.join(result['splits']))} · "
+        f"{width} × {height} pixels · {intervals}{info}</p>"
+        f'<div class="banner"><b>{STANDING}</b>{f"<ul>{items}</ul>" if items else ""}</div>'
+    )
+
+
+def _tiles(result, first):
+    ours, out = result["systems"][first.key]["metrics"], []
+    for key in TILES:
+        if key not in ours or ours[key]["value"] is None:
+            continue
+        m, e = METRICS[key], ours[key]
+        interval = (
+            f" <small>[{number(e['low'], m.digits)}, {number(e['high'], m.digits)}]</small>"
+            if e["low"] is not None
+            else ""
+        )
+        lines = []
+        for other in ("copy", "shuffled", "echo", "reconstruction", "followup"):
+            theirs = result["systems"].get(other, {}).get("metrics", {}).get(key)
+            if theirs is None or theirs["value"] is None or (key == "ssim_followup" and other == "followup"):
+                continue
+            gap = result["differences"].get(other, {}).get(key, {})
+            clear = gap.get("low") is not None and (gap["low"] > 0 or gap["high"] < 0)
+            style = "" if not clear else "good" if gap["value"] * m.better > 0 else "bad"
+            title = escape(result["systems"][other]["title"])
+            lines.append(f'{title} <span class="{style}">{number(theirs["value"], m.digits)}</span>')
+        out.append(
+            f'<div class="tile"><div class="label">{escape(m.title)}</div>'
+            f'<div class="value">{number(e["value"], m.digits)}{interval}</div>'
+            f'<div class="versus soft">{"<br>".join(lines)}</div></div>'
+        )
+    if not out:
+        return ""
+    return (
+        f'<div class="tiles">{"".join(out)}</div><p class="note">{escape(first.title)}; beside it, the baselines and '
+        'ceilings: <span class="good">green</span> where the paired difference excludes zero in our favour, '
+        '<span class="bad">red</span> where against.</p>'
+    )
+
+
+def _plot(result):
+    keys = [
+        k
+        for k in PLOTTED
+        if sum(s["metrics"].get(k, {}).get("value") is not None for s in result["systems"].values()) > 1
+    ]
+    if not keys:
+        return ""
+    return (
+        f'<figure class="plot">{forest(result, keys)}<figcaption>Point and 95 % interval; dashed: no information. '
+        "Filled: the system under test; gray: baselines; hollow: ceilings.</figcaption></figure>"
+    )
+
+
+def _cell(e, digits):
+    if e is None:
+        return '<td class="none">–</td>'
+    if e["value"] is None:
+        return '<td class="none">undefined</td>'
+    flag = f' <span class="flag" title="{escape("; ".join(e["flags"]))}">*</span>' if e["flags"] else ""
+    ci = ""
+    if e["low"] is not None:
+        ci = f'<span class="ci">{number(e["low"], digits)} – {number(e["high"], digits)}</span>'
+    return f"<td>{number(e['value'], digits)}{flag}{ci}</td>"
+
+
+def _section(result, heading, keys, first):
+    systems = result["systems"]
+    keys = [k for k in keys if any(k in s["metrics"] for s in systems.values())]
+    if not keys:
+        return ""
+    head = "".join(
+        f'<th title="{escape(METRICS[k].definition)}">{escape(METRICS[k].title)}</th>' for k in keys
+    )
+    body, role = [], None
+    for key, s in systems.items():
+        if not any(k in s["metrics"] for k in keys):
+            continue
+        style = ["first"] if key == first else [s["role"]]
+        if role is not None and s["role"] != role:
+            style.append("edge")
+        role = s["role"]
+        name = f"{escape(s['title'])}" + (f'<span class="ci">{escape(s["note"])}</span>' if s["note"] else "")
+        cells = "".join(_cell(s["metrics"].get(k), METRICS[k].digits) for k in keys)
+        body.append(f'<tr class="{" ".join(style)}"><td>{name}</td>{cells}</tr>')
+    terms = "".join(
+        f"<dt>{escape(METRICS[k].title)}</dt><dd>{escape(METRICS[k].definition)}</dd>" for k in keys
+    )
+    return (
+        f"<h2>{escape(heading)}</h2>"
+        f'<div class="scroll"><table><thead><tr><th></th>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+        f"<details><summary>What the columns mean</summary><dl>{terms}</dl></details>"
+    )
+
+
+def _per_finding(result, first):
+    systems = result["systems"]
+    parts = {f: p for f, p in systems[first]["parts"].items() if "finding_auroc" in p}
+    if not parts:
+        return ""
+
+    def of(system, finding, key):
+        return _cell(systems.get(system, {}).get("parts", {}).get(finding, {}).get(key), METRICS[key].digits)
+
+    rows = []
+    for finding, p in parts.items():
+        c = p["counts"]
+        rows.append(
+            f"<tr><td>{escape(finding)}</td><td>{c['positives']} / {c['negatives']}</td>"
+            + "".join(of(s, finding, "finding_auroc") for s in (first, "copy", "reconstruction"))
+            + f"<td>{c['changed_positives']} / {c['changed_negatives']}</td>"
+            + "".join(of(s, finding, "finding_auroc_changed") for s in (first, "copy", "reconstruction"))
+            + of(first, finding, "gap_closed")
+            + f"<td>{c.get('named', '–')}</td>"
+            + of(first, finding, "directional_accuracy")
+            + "</tr>"
+        )
+    ours = escape(systems[first]["title"])
+    return (
+        "<h2>Finding by finding</h2>"
+        '<p class="note">Changed: cases in which the finding truly changed. Gap closed = (system − copy) / '
+        "(reconstructed follow-up − copy) there. Fewer than 20 on either side makes an AUROC unreliable.</p>"
+        '<div class="scroll"><table><thead>'
+        f"<tr><th></th><th>present / absent</th><th>AUROC {ours}</th><th>copy</th><th>recon&shy;structed</th>"
+        f"<th>changed: present / absent</th><th>AUROC {ours}</th><th>copy</th><th>recon&shy;structed</th>"
+        "<th>gap closed</th><th>named in prompt</th><th>direction</th></tr>"
+        f"</thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _figure(image, caption):
+    if image is None:
+        return f"<figure><figcaption>{escape(caption)}: none</figcaption></figure>"
+    return f'<figure><img alt="{escape(caption)}" src="{data_uri(image)}"><figcaption>{escape(caption)}</figcaption></figure>'
+
+
+def _sheet(first, measured, refs, shown, seed):
+    rows = first.rows
+    firsts = np.flatnonzero(np.r_[True, np.diff(rows.case) != 0]) if len(rows) else np.array([], int)
+    order = np.random.default_rng(seed).permutation(firsts)[:shown]
+    if not len(order):
+        return ""
+    cards = [_case(first, measured, refs, int(r)) for r in order]
+    return (
+        f"<h2>Cases</h2><p>{len(order)} of {len(firsts)} cases, drawn at random (seed {seed}), not by result. "
+        f'Difference maps: darker <span class="scale"></span> brighter than the prior, full colour at '
+        f"{DIFFERENCE} gray levels.</p>" + "".join(cards)
+    )
+
+
+def _case(first, measured, refs, r):
+    case = int(first.rows.case[r])
+    row = refs.rows[case]
+    prior, true = refs.image(case, "prior"), refs.image(case, "counterfactual")
+    name = "True counterfactual"
+    if true is None:
+        true, name = refs.image(case, "followup"), "Real follow-up"
+    images = [_figure(prior, "Prior")]
+    if first.has_images:
+        made = first.image(refs, r)
+        images += [_figure(made, "Generated"), _figure(true, name)]
+        images += [_figure(difference_map(made, prior), "Generated − prior")]
+    else:
+        images += [_figure(true, name)]
+    images.append(_figure(difference_map(true, prior), f"{name.split()[-1].capitalize()} − prior"))
+    words = [("Prompt", first.rows.prompts[r])]
+    if first.rows.prompts[r] != row["prompt"]:
+        words.append(("Prompt of the references", row["prompt"]))
+    if first.rows.texts is not None:
+        words.append(("Generated text", first.rows.texts[r]))
+    words.append(("Reference interpretation", row["interpretation"]))
+    told = "".join(f"<div><b>{escape(k)}</b>{escape(v) or '<i>empty</i>'}</div>" for k, v in words)
+    return (
+        f'<div class="case"><div class="note">{escape(str(row["pair_id"]))}</div>'
+        f'<div class="images">{"".join(images)}</div><div class="words">{told}</div>{_chips(measured.case_values, r)}</div>'
+    )
+
+
+def _chips(values, r):
+    """The scorer's probability before and after, for findings that the prompt names or that crossed 0.5."""
+    if not values:
+        return ""
+    chips = []
+    for j, finding in enumerate(values["columns"]):
+        before, after, way = values["prior_prob"][r, j], values["prob"][r, j], values["named"][r, j]
+        if abs(way) == 1:
+            good = way * (after - before) > 0
+            mark = f'<span class="{"good" if good else "bad"}">{"✓" if good else "✗"}</span> asked {"up" if way > 0 else "down"}'
+        elif (before >= 0.5) != (after >= 0.5):
+            mark = "not asked"
+        else:
+            continue
+        chips.append(f'<span class="chip">{escape(finding)} {before:.2f} → {after:.2f} {mark}</span>')
+    return f'<div class="chips">Scorer:{"".join(chips)}</div>' if chips else ""
+
+
+def _foot(result):
+    notes = {f"{s['title']}: {n}" for s in result["systems"].values() for n in s["notes"]}
+    items = "".join(f"<li>{escape(n)}</li>" for n in sorted(notes))
+    organs = ", ".join(radtext.ORGANS)
+    return (
+        '<h2>How to read this</h2><p class="soft">* flags a number to distrust (hover for the reason): fewer than 20 '
+        "positives or negatives, or undefined in some resamples. “undefined” is not zero: the metric has no value on "
+        f"these cases. “–”: does not apply. CMIG terms: accuracies {', '.join(result['cmig_terms']['accuracies'])}; "
+        f"retentions {', '.join(result['cmig_terms']['retentions'])}. The CMIG column printed in the MedJourney paper "
+        f"does not follow from its formula; this one does. Organs: {organs}. All numbers with intervals and paired "
+        "differences: metrics.json.</p>"
+        + (f'<details><summary>Notes</summary><ul class="soft">{items}</ul></details>' if items else "")
+    )
