@@ -11,15 +11,14 @@ u > 0 is the patient's left (on the right of the image), v grows towards the fee
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
 from progemu_jax.radtext import ORGANS, PRESENT
 
+from .fields import AXIS, F, Places, bump, grid, hill, noise, ramp, read_cycle
 from .patient import LEFT, RIGHT, Acquisition, Patient, State
 
-F = np.float32
 SIDES = (LEFT, RIGHT)
 
 
@@ -31,66 +30,6 @@ class Rendered:
     masks: np.ndarray
 
 
-@lru_cache(maxsize=8)
-def _grid(size: int) -> np.ndarray:
-    """float32 [S]: pixel centres in [-1, 1]."""
-    grid = ((np.arange(size, dtype=F) + F(0.5)) * F(2 / size) - F(1)).astype(F)
-    grid.setflags(write=False)
-    return grid
-
-
-def _ramp(d, h):
-    """0 -> 1 smoothly as the signed distance d goes from -h to h."""
-    t = np.clip(d * F(0.5 / h) + F(0.5), 0, 1)
-    return t * t * (F(3) - F(2) * t)
-
-
-def _bump(q):
-    """(1 - q)^2 for q < 1, else 0, of a squared distance q: a smooth blob or line profile."""
-    q = np.maximum(F(1) - q, 0)
-    return q * q
-
-
-class _Lookup:
-    """A 1-D profile tabulated on [low, high] and read at float32 arrays (linear interpolation)."""
-
-    def __init__(self, values, low, high):
-        values = np.asarray(values, F)
-        self.values, self.steps = values, np.append(np.diff(values), F(0))
-        self.low, self.scale, self.last = F(low), F((len(values) - 1) / (high - low)), len(values) - 1
-
-    def __call__(self, x):
-        t = np.clip((x - self.low) * self.scale, 0, self.last)
-        i = t.astype(np.int32)
-        return self.values.take(i) + self.steps.take(i) * (t - i)
-
-
-def _noise_table(rng, n, exponent, low=2.0):
-    """float32 [n, n], periodic, unit variance, amplitude spectrum ~ 1 / f^exponent from `low` cycles on."""
-    f = np.fft.fftfreq(n)[:, None] * n
-    g = np.fft.rfftfreq(n)[None] * n
-    radius = np.maximum(np.sqrt(f * f + g * g), 1e-3)
-    spectrum = np.where(radius < low, 0.0, radius**-exponent)
-    table = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((n, n))) * spectrum, s=(n, n))
-    return (table / table.std()).astype(F)
-
-
-def _read_table(table, u, v, period):
-    """Bilinear read of a periodic table that spans `period` half image widths."""
-    n = len(table)
-    x = (u + F(4 * period)) * F(n / period)
-    y = (v + F(4 * period)) * F(n / period)
-    i, j = y.astype(np.int32), x.astype(np.int32)
-    y, x = y - i, x - j
-    i, j = i % n, j % n
-    flat = np.pad(table, ((0, 1), (0, 1)), mode="wrap").ravel()
-    k = i * (n + 1) + j
-    top = flat.take(k) + (flat.take(k + 1) - flat.take(k)) * x
-    k += n + 1
-    bottom = flat.take(k) + (flat.take(k + 1) - flat.take(k)) * x
-    return top + (bottom - top) * y
-
-
 class _Body:
     """The fields that several parts share: coordinates, lungs, diaphragm, heart, spine (one study)."""
 
@@ -98,9 +37,9 @@ class _Body:
         self.p, self.s, self.q = p, s, q
         self.pixel = pixel = 2.0 / size / q.scale
         self.h = max(0.75 * pixel, 0.020)  # sharp edges
-        grid = _grid(size)
+        centres = grid(size)
         c, sn = np.cos(q.angle) / q.scale, np.sin(q.angle) / q.scale
-        x, y = grid[None, :] - F(q.shift_x), grid[:, None] - F(q.shift_y)
+        x, y = centres[None, :] - F(q.shift_x), centres[:, None] - F(q.shift_y)
         self.u = u = F(c) * x + F(sn) * y
         self.v = v = F(c) * y - F(sn) * x
         self.effusion = {LEFT: s["left pleural effusion"], RIGHT: s["right pleural effusion"]}
@@ -114,30 +53,29 @@ class _Body:
         push = {k: 0.05 * max(self.effusion[k] - 0.4, 0) + 0.09 * max(self.ptx[k] - 0.3, 0) for k in SIDES}
         pull = {k: 0.035 * self.collapse[k] for k in SIDES}
         self.shift = push[RIGHT] - push[LEFT] + pull[LEFT] - pull[RIGHT]
-        self.um = u - F(self.shift) * _ramp(v + F(0.35), 0.5)  # mediastinal u: the neck stays
+        self.um = u - F(self.shift) * ramp(v + F(0.35), 0.5)  # mediastinal u: the neck stays
 
         # Rib cage: the inner wall as a half width over v, rounded at the apex.
-        vs = np.linspace(-1.4, 1.4, 384)
+        vs = AXIS
         t = np.clip((vs - p.apex) / (0.35 - p.apex), 0, 1)
         wall = p.thorax_width * (1 - (1 - t) ** 2.4) ** 0.62 * (1 - 0.05 * np.clip((vs - 0.5) / 0.5, 0, 1))
         wall = np.where(vs < p.apex, -0.12 * np.clip((p.apex - vs) / 0.1, 0, 1), wall)
-        self.wall_of_v = _Lookup(wall, -1.4, 1.4)
+        self.wall_of_v, self.at_v = wall, Places(v)
         self.a = np.abs(u)
         self.left = u > 0
-        self.wall = self.wall_of_v(v)
+        self.wall = self.at_v.read(wall)
 
         # Diaphragm: one dome a side over u, the costophrenic angle at the wall.
-        us = np.linspace(-1.4, 1.4, 384)
+        us = AXIS
         au = np.clip(np.abs(us) / p.thorax_width, 0, 1.15)
         dome = np.where(au < 0.5, 0.35 * (2 * (0.5 - au)) ** 2, (2 * np.maximum(au - 0.5, 0)) ** 2.2)
         lift = {k: 0.09 * q.inspiration + 0.20 * self.collapse[k] for k in SIDES}
         top = np.where(us > 0, p.diaphragm + 0.045 - lift[LEFT], p.diaphragm - lift[RIGHT])
-        blend = _ramp(us, 0.06)
+        blend = ramp(us, 0.06)
         top = (p.diaphragm + 0.045 - lift[LEFT]) * blend + (p.diaphragm - lift[RIGHT]) * (1 - blend)
         self.top = {LEFT: p.diaphragm + 0.045 - lift[LEFT], RIGHT: p.diaphragm - lift[RIGHT]}
         old = p.blunting * 0.10 * np.clip((au - 0.72) / 0.28, 0, 1) ** 1.5 * (us * p.blunting_side > 0)
-        self.diaphragm_of_u = _Lookup(top + p.dome * dome - old, -1.4, 1.4)
-        self.diaphragm = self.diaphragm_of_u(u)
+        self.diaphragm = Places(u).read(top + p.dome * dome - old)
 
         # Cardiac and mediastinal silhouette: how far it reaches to each side of the midline, over v.
         c, m = s["cardiomegaly"], p.mediastinum
@@ -146,10 +84,10 @@ class _Body:
         floor = 0.5 * (self.top[LEFT] + self.top[RIGHT]) + 0.10
         lower = np.clip(vs / 0.5, 0, 1)
         neck = np.clip((-0.5 - vs) / 0.4, 0, 1)
-        knob = (0.03 + 0.075 * p.aorta) * _hill(vs, -0.36, 0.085)
-        trunk = 0.045 * _hill(vs, -0.15, 0.11)
-        descending = 0.03 * p.aorta * _hill(vs, 0.05, 0.4)
-        right = m * (0.105 + 0.025 * _hill(vs, -0.2, 0.2) + 0.02 * lower + 0.05 * neck)
+        knob = (0.03 + 0.075 * p.aorta) * hill(vs, -0.36, 0.085)
+        trunk = 0.045 * hill(vs, -0.15, 0.11)
+        descending = 0.03 * p.aorta * hill(vs, 0.05, 0.4)
+        right = m * (0.105 + 0.025 * hill(vs, -0.2, 0.2) + 0.02 * lower + 0.05 * neck)
         left = m * (0.10 + knob + trunk + descending + 0.02 * lower + 0.06 * neck)
         top_left, top_right = -0.20 - 0.06 * c, -0.10 - 0.05 * c
         t = np.clip((vs - top_left) / (floor - top_left), 0, 1.3)
@@ -166,22 +104,18 @@ class _Body:
             * np.clip(1 - (1.55 * t - 0.95) ** 2, 0, None) ** 0.5
         )
         um = self.um
-        heart_left, heart_right = _Lookup(heart_left, -1.4, 1.4)(v), _Lookup(heart_right, -1.4, 1.4)(v)
+        heart_left, heart_right = self.at_v.read(heart_left), self.at_v.read(heart_right)
         self.heart_d = np.minimum(um + heart_right, heart_left - um) * F(0.85)
-        self.heart = _ramp(self.heart_d, self.h + 0.008)
-        med_left, med_right = _Lookup(left, -1.4, 1.4)(v), _Lookup(right, -1.4, 1.4)(v)
+        self.heart = ramp(self.heart_d, self.h + 0.008)
+        med_left, med_right = self.at_v.read(left), self.at_v.read(right)
         edge = np.minimum(um + med_right, med_left - um)
-        self.med = _ramp(edge, self.h + 0.014)
+        self.med = ramp(edge, self.h + 0.014)
 
         # Hemithoraces: inside the wall and above the diaphragm (heart and mediastinum included).
         medial = F(p.apex) + F(2.6) * np.maximum(F(0.33) - self.a, 0) ** 2  # the two apices are apart
-        self.cage = _ramp(np.minimum(self.wall - self.a, v - medial), self.h)
-        self.above = _ramp(self.diaphragm - v, self.h)
+        self.cage = ramp(np.minimum(self.wall - self.a, v - medial), self.h)
+        self.above = ramp(self.diaphragm - v, self.h)
         self.field = self.cage * self.above * (F(1) - F(0.8) * self.med)
-
-
-def _hill(x, centre, width):
-    return np.exp(-(((x - centre) / width) ** 2))
 
 
 def _pleura(b: _Body, side: int):
@@ -193,12 +127,12 @@ def _pleura(b: _Body, side: int):
     if x > 0:
         # The lung edge is the wall moved down and inward, less so towards the base.
         q = 0.045 + 0.27 * x
-        taper = F(q) * (F(1) - F(0.45) * _ramp(v - F(0.1), 0.45))
-        edge = b.wall_of_v(v - F(0.75 * q)) - taper
+        taper = F(q) * (F(1) - F(0.45) * ramp(v - F(0.1), 0.45))
+        edge = Places(v - F(0.75 * q)).read(b.wall_of_v) - taper
         d = (a - edge) * F(0.8)
-        air = _ramp(d, b.h) * on * b.field
+        air = ramp(d, b.h) * on * b.field
         w = np.hypot(0.011, 0.6 * b.pixel)
-        line = F(0.011 / w) * _bump(d * d * F(1 / (1.9 * w) ** 2)) * on * b.field
+        line = F(0.011 / w) * bump(d * d * F(1 / (1.9 * w) ** 2)) * on * b.field
     if e > 0:
         t = np.clip(a * F(1 / p.thorax_width), 0, 1.05)
         floor = b.top[side] + p.dome
@@ -208,7 +142,7 @@ def _pleura(b: _Body, side: int):
             level = level - F(rise) * t**5 + F(0.05) * (F(1) - t)
         else:
             level = level - F(0.10)
-        fluid = _ramp(v - level, b.h + 0.012) * b.cage * on * (F(1) - b.med)
+        fluid = ramp(v - level, b.h + 0.012) * b.cage * on * (F(1) - b.med)
     return fluid, air, line
 
 
@@ -219,44 +153,45 @@ def _bones(b: _Body):
     density = p.bone
     w = np.hypot(0.10, 0.45 * b.pixel / p.rib_spacing)  # in rib phases
     # One rib: a band, brighter at both cortices.
-    phase = np.linspace(0, 1, 128)
+    phase = np.linspace(0, 1, 512, endpoint=False)
     d = np.abs(phase - 0.5)
     band = 1 / (1 + np.exp((d - 0.23) / (0.35 * w)))
     cortex = np.exp(-(((d - 0.21) / (0.8 * w)) ** 2))
-    rib = _Lookup(0.6 * band + 0.55 * cortex, 0, 1)
+    rib = 0.6 * band + 0.55 * cortex
     jitter = rng.normal(0, 0.006, 2)
     slope = np.where(b.left, F(p.rib_slope + jitter[0]), F(p.rib_slope + jitter[1]))
     # Posterior ribs arch up and then down laterally; anterior ends climb towards the side.
     arch = F(0.55) * (a - F(0.22)) ** 2
     posterior = (v - slope * a - arch) * F(1 / p.rib_spacing) + F(p.rib_phase)
-    inside = _ramp(b.wall + F(0.05) - a, 0.03)
-    out = rib(posterior - np.floor(posterior)) * F(0.17 * density) * _ramp(a - F(0.06), 0.03)
+    inside = ramp(b.wall + F(0.05) - a, 0.03)
+    out = read_cycle(rib, posterior) * F(0.17 * density) * ramp(a - F(0.06), 0.03)
     anterior = (v + F(0.95) * a - F(0.55) * a * a) * F(1 / (1.15 * p.rib_spacing)) + F(p.rib_phase + 0.3)
-    front = _ramp(a - F(0.24), 0.10)
-    out += rib(anterior - np.floor(anterior)) * front * F(0.085 * density)
-    out *= inside * _ramp(v - F(p.apex - 0.03), 0.04)
+    front_ribs = read_cycle(rib, anterior)
+    front = ramp(a - F(0.24), 0.10)
+    out += front_ribs * front * F(0.085 * density)
+    out *= inside * ramp(v - F(p.apex - 0.03), 0.04)
     # Calcified costal cartilage continues the anterior ribs medially.
     if p.calcification > 0.02:
-        speckle = _bump(((a - F(0.21)) * F(1 / 0.10)) ** 2) * _ramp(v, 0.2)
-        out += speckle * rib(anterior - np.floor(anterior)) * F(0.16 * p.calcification)
+        speckle = bump(((a - F(0.21)) * F(1 / 0.10)) ** 2) * ramp(v, 0.2)
+        out += speckle * front_ribs * F(0.16 * p.calcification)
     # Clavicles: S-shaped, from the manubrium up and out to the shoulder.
     tilt = rng.normal(0, 0.02, 2)
     centre = F(p.apex + 0.27) - np.where(b.left, F(0.24 + tilt[0]), F(0.24 + tilt[1])) * a
     centre = centre + F(0.035) * np.sin(a * F(6.5) + F(0.3))
     d = (v - centre) * F(1 / np.hypot(0.036, 0.5 * b.pixel))
     q = d * d * F(0.5)
-    shaft = _bump(q) + F(0.8) * _bump(np.abs(q - F(0.35)) * F(4))
-    out += shaft * _ramp(a - F(0.075), 0.025) * _ramp(F(0.95) - a, 0.15) * F(0.20 * density)
+    shaft = bump(q) + F(0.8) * bump(np.abs(q - F(0.35)) * F(4))
+    out += shaft * ramp(a - F(0.075), 0.025) * ramp(F(0.95) - a, 0.15) * F(0.20 * density)
     # Scapulae: broad, faint, outside the upper lateral wall.
     d = (a - F(0.80) + F(0.20) * (v + F(0.35))) * F(1 / 0.15)
     e = (v + F(0.38)) * F(1 / 0.36)
-    out += np.sqrt(_bump(d * d + e * e)) * F(0.22 * density)
+    out += np.sqrt(bump(d * d + e * e)) * F(0.22 * density)
     # Spine: a column with end plates.
     bend = F(p.kyphosis) * np.sin(v * F(2.4))
     d = (u - bend) * F(1 / 0.085)
-    column = _bump(d * d * F(0.55))
+    column = bump(d * d * F(0.55))
     level = v * F(1 / (0.92 * p.rib_spacing)) + F(p.rib_phase)
-    discs = _Lookup(0.8 + 0.2 * np.cos(2 * np.pi * np.linspace(0, 1, 128)), 0, 1)(level - np.floor(level))
+    discs = read_cycle(0.8 + 0.2 * np.cos(2 * np.pi * phase), level)
     out += column * discs * F(0.40 * density)
     return out
 
@@ -285,8 +220,8 @@ def _markings(b: _Body):
             fade = np.maximum(F(1) - r * F(1 / (reach + 0.15 * edema)), 0)
             eff = F(np.hypot(0.8 * width, 0.45 * b.pixel))
             d = (theta - F(angle) - F(curl) * r + F(np.cos(phase)) * wave) * r / eff
-            part += _bump(d * d * F(0.4)) * (fade * F(width / eff))
-        core = _bump((r * F(1 / 0.17)) ** 2)  # the hilum itself
+            part += bump(d * d * F(0.4)) * (fade * F(width / eff))
+        core = bump((r * F(1 / 0.17)) ** 2)  # the hilum itself
         out[:, cut] += F(0.5) * np.minimum(part, F(1.4)) + F(0.35) * core
     return out * F(p.vessels)
 
@@ -297,18 +232,16 @@ def _airspace(b: _Body):
     out = np.zeros_like(v)
     edema, consolidation = s["pulmonary edema"], s["consolidation"]
     if edema > 0:
-        rng = np.random.default_rng([p.seed, 3])
-        table = _noise_table(rng, 64, 1.0)
         d = ((a - F(0.23)) * F(1 / 0.36)) ** 2 + ((v + F(0.02)) * F(1 / 0.50)) ** 2
-        haze = _bump(d)
-        cloud = F(1) + F(0.30) * _read_table(table, u, v, 1.3)
+        haze = bump(d)
+        cloud = F(1) + F(0.30) * noise(u, v, seed=p.seed, stream=3, n=64, exponent=1.0, period=1.3)
         out += haze * cloud * F(0.22 + 0.85 * edema)
         # Interstitial lines: short, nearly horizontal, at the lateral bases, broken up by the cloud's noise.
         wavy = v + F(0.18) * a + F(0.012) * cloud
         lines = np.maximum(np.sin(wavy * F(2 * np.pi / 0.075)), 0) ** 2 * np.maximum(
             F(2.2) * cloud - F(1.4), 0
         )
-        where = _ramp(a - (b.wall - F(0.12)), 0.05) * _ramp(v - F(0.05), 0.2)
+        where = ramp(a - (b.wall - F(0.12)), 0.05) * ramp(v - F(0.05), 0.2)
         out += lines * where * F((0.10 + 0.35 * edema) * min(1.0, 0.03 / b.pixel))
         out += F(0.10 * edema)
     for side in SIDES:
@@ -316,7 +249,7 @@ def _airspace(b: _Body):
         if c > 0:
             rng = np.random.default_rng([s.atelectasis_seed, side + 1])
             top = b.top[side]
-            inside = _ramp(u * F(side) - F(0.10), 0.05)
+            inside = ramp(u * F(side) - F(0.10), 0.05)
             for k in range(1 + (c > 0.3) + (c > 0.6)):
                 centre = rng.uniform(0.30, 0.42) * p.thorax_width / 0.69
                 length, tilt = 0.15 + 0.13 * c, rng.normal(-0.12, 0.12)
@@ -325,60 +258,58 @@ def _airspace(b: _Body):
                 eff = np.hypot(width, 0.5 * b.pixel)
                 d = (v - line) * F(1 / (1.7 * eff))
                 e = (a - F(centre)) * F(1 / (length * 1.3))
-                out += _bump(d * d) * np.sqrt(_bump(e * e)) * inside * F((0.75 + 0.5 * c) * width / eff)
+                out += bump(d * d) * np.sqrt(bump(e * e)) * inside * F((0.75 + 0.5 * c) * width / eff)
             # Crowded, denser base.
             d = np.maximum(F(top + 0.02) - v, 0) * F(1 / (0.12 + 0.14 * c))
-            out += _bump(d * d) * inside * F(0.20 + 0.45 * c)
+            out += bump(d * d) * inside * F(0.20 + 0.45 * c)
     if consolidation > 0:
         rng = np.random.default_rng([s.consolidation_seed, 4])
-        table = _noise_table(rng, 48, 1.9)
         side, zone = s.consolidation_side, s.consolidation_zone
         top = b.top[side]
         cv = -0.42 + (top - 0.10 + 0.42) * zone
-        wall = float(b.wall_of_v(np.array([cv], F))[0])
+        wall = float(np.interp(cv, AXIS, b.wall_of_v))
         cu = side * (0.17 + (wall - 0.17) * rng.uniform(0.45, 0.7))
         radius = 0.15 + 0.17 * consolidation
-        rough = _read_table(table, u - F(cu), v - F(cv), 1.2)
+        rough = noise(u, v, seed=s.consolidation_seed, stream=5, n=32, exponent=1.9, period=0.8)
         d = np.sqrt(((u - F(cu)) * F(1 / radius)) ** 2 + ((v - F(cv)) * F(0.85 / radius)) ** 2)
-        patch = _ramp(F(1) - d + F(0.20) * rough, 0.46)
+        patch = ramp(F(1) - d + F(0.20) * rough, 0.46)
         out += patch * (F(1) + F(0.16) * rough) * F(0.50 + 0.75 * consolidation)
     if p.scar > 0:
         line = F(p.scar_y) + F(0.3) * (u - F(p.scar_x))
         eff = np.hypot(0.010, 0.5 * b.pixel)
         d = (v - line) * F(1 / (1.7 * eff))
         e = (u - F(p.scar_x)) * F(1 / 0.16)
-        out += _bump(d * d) * _bump(e * e) * F(0.8 * p.scar * 0.010 / eff)
+        out += bump(d * d) * bump(e * e) * F(0.8 * p.scar * 0.010 / eff)
     return out
 
 
 def _soft_tissue(b: _Body):
     """Trunk, neck, shoulders and breasts as attenuation [S, S]; 0 in the air around the patient."""
     p, v, a = b.p, b.v, b.a
-    vs = np.linspace(-1.4, 1.4, 384)
+    vs = AXIS
     neck = 0.30 + 0.06 * (p.soft_tissue - 1) + 0.03 * np.clip(-1.0 - vs, 0, None)
     t = np.clip((vs + 1.10) / 0.45, 0, 1)
     shoulder = neck + (p.body_width + 0.25 - neck) * t**1.3
-    trunk = p.body_width - 0.05 * _hill(vs, 0.2, 0.35)
+    trunk = p.body_width - 0.05 * hill(vs, 0.2, 0.35)
     mix = 1 / (1 + np.exp(-(vs + 0.12) / 0.10))
     width = shoulder * (1 - mix) + trunk * mix
-    edge = _Lookup(width, -1.4, 1.4)(v) - a
-    body = _ramp(edge, 0.02 + b.h)
+    edge = b.at_v.read(width) - a
+    body = ramp(edge, 0.02 + b.h)
     # Rounded trunk: the path through it shortens towards the skin.
     depth = np.sqrt(np.clip(edge * F(3.2), 0, 1)) * F(0.75) + F(0.25)
     out = body * depth * F(1.0 + 0.5 * (p.soft_tissue - 1))
-    out += body * F(0.26) * _ramp(v - F(0.30), 0.6)  # thicker towards the abdomen
+    out += body * F(0.26) * ramp(v - F(0.30), 0.6)  # thicker towards the abdomen
     if p.breast > 0:
         d = ((a - F(0.42)) * F(1 / 0.34)) ** 2 + ((v - F(0.28)) * F(1 / 0.36)) ** 2
-        out += _ramp(F(1) - d, 0.35) * F(0.24 * p.breast)
+        out += ramp(F(1) - d, 0.35) * F(0.24 * p.breast)
     return out, body
 
 
 def _attenuation(b: _Body):
     p, v, u = b.p, b.v, b.u
     soft, body = _soft_tissue(b)
-    rng = np.random.default_rng([p.seed, 5])
-    parenchyma = _read_table(_noise_table(rng, 96, p.texture), u, v, 1.6)
-    tissue = _read_table(_noise_table(rng, 32, 1.5), u, v, 2.1)
+    parenchyma = noise(u, v, seed=p.seed, stream=5, n=64, exponent=p.texture, period=1.1)
+    tissue = noise(u, v, seed=p.seed, stream=6, n=32, exponent=1.5, period=2.1)
 
     fluids, lines, free = np.zeros_like(v), np.zeros_like(v), np.zeros_like(v)
     for side in SIDES:
@@ -404,7 +335,7 @@ def _attenuation(b: _Body):
     out += inside * marks
     out += lines * F(0.55) * (F(1) - fluids)
     # Heart and mediastinum, in front of and behind the lungs.
-    centre = np.maximum(b.med, b.heart * _ramp(b.diaphragm + F(0.10) - v, 0.05))
+    centre = np.maximum(b.med, b.heart * ramp(b.diaphragm + F(0.10) - v, 0.05))
     out += centre * (F(0.35) + F(0.40) * lung * depth) * (F(1) - F(0.15) * b.heart) * (F(1) - F(0.7) * fluids)
     out += b.heart * lung * np.sqrt(np.clip(b.heart_d * F(2.5), 0, 1)) * F(0.25)
     out += fluids * F(0.16)
@@ -412,9 +343,9 @@ def _attenuation(b: _Body):
     out += below * F(0.22)
     # Air in the trachea, the main bronchi and the stomach.
     d = (b.um - F(0.012)) * F(1 / 0.042)
-    out -= _bump(d * d * F(0.5)) * _ramp(F(-0.20) - v, 0.05) * F(0.42)
+    out -= bump(d * d * F(0.5)) * ramp(F(-0.20) - v, 0.05) * F(0.42)
     d = ((u - F(0.30)) * F(1 / 0.16)) ** 2 + ((v - F(b.top[LEFT] + 0.16)) * F(1 / 0.09)) ** 2
-    out -= _bump(d) * below * F(0.35 + 0.25 * (p.seed % 97) / 97)
+    out -= bump(d) * below * F(0.35 + 0.25 * (p.seed % 97) / 97)
     out += _bones(b) * body * (F(1) - F(0.5) * below)
     out += tissue * body * F(0.035)
     return out, body, fluids, lung
@@ -450,21 +381,21 @@ def render(patient: Patient, state: State, acquisition: Acquisition, size: int) 
     if q.skin_fold:
         d = b.u - F(q.skin_fold_x) - F(0.12) * b.v
         attenuation += (
-            _ramp(-d * F(np.sign(q.skin_fold_x)), 0.02)
-            * _bump((d * F(1 / 0.10)) ** 2)
+            ramp(-d * F(np.sign(q.skin_fold_x)), 0.02)
+            * bump((d * F(1 / 0.10)) ** 2)
             * F(0.25 * q.skin_fold)
-            * _bump(((b.v + F(0.1)) * F(1 / 0.5)) ** 2)
+            * bump(((b.v + F(0.1)) * F(1 / 0.5)) ** 2)
         )
     # Film: saturates with attenuation; the air around the patient is black.
     film = F(1) - np.exp(attenuation * F(-1.0 * np.exp(q.exposure)))
     film = np.clip(film, 0, 1) ** F(q.gamma)
     film = film * (F(1) + F(q.contrast - 1) * (film - F(0.5)) * F(2))
-    noise = np.random.default_rng([q.seed, size]).standard_normal(film.shape, F)
-    film = film + noise * F(q.noise * min(1.0, size / 128) ** 0.5)
+    grain = np.random.default_rng([q.seed, size]).standard_normal(film.shape, F)
+    film = film + grain * F(q.noise * min(1.0, size / 128) ** 0.5)
     # Collimation: an unexposed border. A border of 0 ends a pixel outside the image.
-    grid, h = _grid(size), 2.0 / size
-    rows = _ramp(grid + F(1 - q.border_top + h), h) * _ramp(F(1 - q.border_bottom + h) - grid, h)
-    cols = _ramp(grid + F(1 - q.border_left + h), h) * _ramp(F(1 - q.border_right + h) - grid, h)
+    centres, h = grid(size), 2.0 / size
+    rows = ramp(centres + F(1 - q.border_top + h), h) * ramp(F(1 - q.border_bottom + h) - centres, h)
+    cols = ramp(centres + F(1 - q.border_left + h), h) * ramp(F(1 - q.border_right + h) - centres, h)
     film = film * rows[:, None] * cols[None]
     image = np.clip(film * F(255) + F(0.5), 0, 255).astype(np.uint8)
     return Rendered(image, _masks(b, fluids, body))
