@@ -2,8 +2,8 @@
 
 Scores predictions folders of any system. A folder is given as DIR or NAME=DIR; its scores are DIR/scores.npz
 or, in a run directory, ../../scores/<folder name>.npz. The first folder is the system under test. Scores of
-the reference images (prior, followup, counterfactual, reconstruction .npz) are looked for in --reference-scores,
-else in <references>/scores/ and beside the first folder's scores.
+the reference images (prior, followup, counterfactual, reconstruction .npz) are looked for in
+--reference-scores, else in <references>/scores/ and beside the folders' scores.
 """
 
 import argparse

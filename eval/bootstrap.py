@@ -37,8 +37,8 @@ class Bootstrap:
 
         Args:
           patient: int [N], each case's patient.
-          ratios: name -> (numerator [N], denominator [N]): sum(w * numerator) / sum(w * denominator), NaN where
-            the denominator is not above zero. A mean over valid cases is (values, valid).
+          ratios: name -> (numerator [N], denominator [N]): sum(w * numerator) / sum(w * denominator), NaN
+            where the denominator is not above zero. A mean over valid cases is (values, valid).
           functions: name -> f(weights float64 [B, N]) -> [B].
 
         Returns:

@@ -86,7 +86,7 @@ def evaluate(
     """Score `systems` and write `out`/metrics.json, `out`/tables.md and `out`/report/index.html.
 
     Args:
-      systems: dict key -> System. The first is the one under test: gap, differences and cases are its own. The
+      systems: dict key -> System. The first is the one under test: differences and cases are its own. The
         keys shuffled, text_only, reconstruction, ... get their usual title; a key that names a built-in row
         (copy, echo, reconstruction, followup, counterfactual) replaces that row.
       references: folder of `references.jsonl`.
@@ -113,8 +113,8 @@ def evaluate(
     common = set.intersection(*({refs.pair_ids[i] for i in r.case} for r in rows.values()))
     if not common:
         raise UserError(
-            "no case is in every predictions folder "
-            f"({', '.join(str(s.predictions) for s in systems.values())}); sample the same cases for each system"
+            f"no case is in all of {', '.join(str(s.predictions) for s in systems.values())}; "
+            "sample the same cases for each system"
         )
     refs, rows = _restrict(refs, rows, common)
 
@@ -305,7 +305,7 @@ def _result(candidates, measured, refs, truth, boot, seed):
 
 
 def _differences(candidates, measured):
-    """Paired differences of the system under test to every other row: estimate, and whether intervals are apart."""
+    """Paired differences of the system under test to every other row, and whether intervals are apart."""
     first, out = candidates[0].key, {}
     for c in candidates[1:]:
         shared = {}

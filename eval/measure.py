@@ -18,7 +18,7 @@ from progemu_jax.errors import UserError
 
 @dataclass
 class Candidate:
-    """One row of the table: outputs (a system's) or reference images (a baseline's or ceiling's), and scores."""
+    """One row of the table: a system's outputs, or reference images for a baseline or ceiling; scores."""
 
     key: str
     title: str
@@ -91,7 +91,7 @@ class Truth:
         return out
 
     def masks(self, which, organs, shape):
-        """Packed true masks uint8 [N, organs, bytes] of the prior or follow-up; (array, source) or (None, '').
+        """Packed masks of the prior or follow-up: (uint8 [N, organs, bytes], source) or (None, '').
 
         The truth where the references have it, else the scorer's masks of the reference images.
         """
@@ -108,15 +108,14 @@ class Truth:
                 masks = refs.masks(i, which)[order]
                 if masks.shape[-2:] != shape:
                     raise UserError(
-                        f"{refs.root}: masks of case {refs.pair_ids[i]} are {masks.shape[-2:]}, the scorer's {shape}; "
-                        "score at the size of the references"
+                        f"{refs.root}: masks of case {refs.pair_ids[i]} are {masks.shape[-2:]}, "
+                        f"the scorer's {shape}; score at the size of the references"
                     )
                 packed.append(pack(masks))
             out = (np.stack(packed), "truth")
-        elif scores is not None and scores.masks is not None and scores.mask_shape == shape:
-            if tuple(scores.organs) == tuple(organs):
-                take = scores.take(refs.pair_ids, np.zeros(len(refs.rows), int))
-                out = (scores.masks[take], "scorer")
+        elif scores is not None and (scores.mask_shape, scores.organs) == (shape, organs):
+            take = scores.take(refs.pair_ids, np.zeros(len(refs.rows), int))
+            out = (scores.masks[take], "scorer")
         self._masks[key] = out
         return out
 

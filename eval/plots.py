@@ -39,6 +39,7 @@ def forest(result, keys):
                 axis.plot(e["value"], y, "o", ms=6, mfc=face, mec=colour, mew=1.4)
             if METRICS[key].chance is not None:
                 axis.axvline(METRICS[key].chance, color="#b9c1cb", lw=0.9, ls=(0, (4, 3)), zorder=0)
+            axis.locator_params(axis="x", nbins=4)
             axis.set_title(METRICS[key].title, fontsize=9.5, loc="left")
             axis.grid(axis="x", color="#eceff3", lw=0.8)
             axis.set_axisbelow(True)
@@ -46,6 +47,7 @@ def forest(result, keys):
             axis.tick_params(length=0)
         axes[0].set_yticks(range(len(systems)), [s["title"] for _, s in systems])
         axes[0].set_ylim(len(systems) - 0.5, -0.5)
+        figure.get_layout_engine().set(wspace=0.06)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
     svg = buffer.getvalue()

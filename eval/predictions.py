@@ -123,7 +123,7 @@ class References:
         return values
 
     def changed(self, finding):
-        """float [N]: the true change of `finding`: +1, -1, 0, or NaN unknown (states by 0.15, labels by flip)."""
+        """float [N]: the true change of `finding`: +1, -1, 0; NaN unknown (states by 0.15, labels flip)."""
         values = np.full(len(self.rows), np.nan)
         if finding not in radtext.FINDINGS:
             return self.present(finding, "after") - self.present(finding, "before")
@@ -290,7 +290,7 @@ def pack(masks):
 
 
 def _unpack_file(path, packed, shape, count, organs):
-    """The masks of a score file, packed per organ: either the whole array was packed flat, or each row was."""
+    """The masks of a score file, packed per organ, whether the array was packed flat or row by row."""
     shape = tuple(int(s) for s in shape)
     height, width = shape[-2:]
     total = count * organs * height * width

@@ -75,9 +75,7 @@ def _head(result, first):
         f"95 % intervals from {b['resamples']:,} resamples of patients" if b["resamples"] else "no intervals"
     )
     height, width = result["image_size"]
-    info = "".join(
-        f" · {escape(str(k))}: {escape(str(v))}" for k, v in first.rows.info.items() if k != "seed"
-    )
+    info = "".join(f" · {escape(k)}: {escape(_plain(v))}" for k, v in first.rows.info.items() if k != "seed")
     items = "".join(f"<li>{escape(str(c))}</li>" for c in [*result["caveats"], *result["warnings"]])
     return (
         f"<h1>{escape(result['title'])}</h1>"
@@ -88,17 +86,20 @@ def _head(result, first):
     )
 
 
+def _plain(value):
+    """A value of the predictions' record in words: {"top_k": 1} -> 'top_k 1'."""
+    return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+
+
 def _tiles(result, first):
     ours, out = result["systems"][first.key]["metrics"], []
     for key in TILES:
         if key not in ours or ours[key]["value"] is None:
             continue
         m, e = METRICS[key], ours[key]
-        interval = (
-            f" <small>[{number(e['low'], m.digits)}, {number(e['high'], m.digits)}]</small>"
-            if e["low"] is not None
-            else ""
-        )
+        interval = ""
+        if e["low"] is not None:
+            interval = f" <small>[{number(e['low'], m.digits)}, {number(e['high'], m.digits)}]</small>"
         lines = []
         for other in ("copy", "shuffled", "echo", "reconstruction", "followup"):
             theirs = result["systems"].get(other, {}).get("metrics", {}).get(key)
@@ -106,21 +107,26 @@ def _tiles(result, first):
                 continue
             gap = result["differences"].get(other, {}).get(key, {})
             clear = gap.get("low") is not None and (gap["low"] > 0 or gap["high"] < 0)
+            # Ceilings are there to be missed, and the echo repeats the prompt by construction.
+            clear &= result["systems"][other]["role"] == "baseline" and other != "echo"
             style = "" if not clear else "good" if gap["value"] * m.better > 0 else "bad"
             title = escape(result["systems"][other]["title"])
-            lines.append(f'{title} <span class="{style}">{number(theirs["value"], m.digits)}</span>')
+            lines.append(
+                f'<div>{title} <span class="{style}">{number(theirs["value"], m.digits)}</span></div>'
+            )
         out.append(
             f'<div class="tile"><div class="label">{escape(m.title)}</div>'
             f'<div class="value">{number(e["value"], m.digits)}{interval}</div>'
-            f'<div class="versus soft">{"<br>".join(lines)}</div></div>'
+            f'<div class="versus soft">{"".join(lines)}</div></div>'
         )
     if not out:
         return ""
-    return (
-        f'<div class="tiles">{"".join(out)}</div><p class="note">{escape(first.title)}; beside it, the baselines and '
-        'ceilings: <span class="good">green</span> where the paired difference excludes zero in our favour, '
-        '<span class="bad">red</span> where against.</p>'
+    legend = (
+        f"{escape(first.title)}, and below it baselines and ceilings. A baseline is "
+        '<span class="good">green</span> where it is behind and <span class="bad">red</span> where it is ahead '
+        "by a paired difference whose interval excludes zero."
     )
+    return f'<div class="tiles">{"".join(out[:5])}</div><p class="note">{legend}</p>'
 
 
 def _plot(result):
@@ -132,7 +138,7 @@ def _plot(result):
     if not keys:
         return ""
     return (
-        f'<figure class="plot">{forest(result, keys)}<figcaption>Point and 95 % interval; dashed: no information. '
+        f'<figure class="plot">{forest(result, keys)}<figcaption>Point and 95 % interval; dashed: chance. '
         "Filled: the system under test; gray: baselines; hollow: ceilings.</figcaption></figure>"
     )
 
@@ -173,7 +179,8 @@ def _section(result, heading, keys, first):
     )
     return (
         f"<h2>{escape(heading)}</h2>"
-        f'<div class="scroll"><table><thead><tr><th></th>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+        f'<div class="scroll"><table><thead><tr><th></th>{head}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>"
         f"<details><summary>What the columns mean</summary><dl>{terms}</dl></details>"
     )
 
@@ -205,7 +212,7 @@ def _per_finding(result, first):
         "<h2>Finding by finding</h2>"
         '<p class="note">Changed: cases in which the finding truly changed. Gap closed = (system − copy) / '
         "(reconstructed follow-up − copy) there. Fewer than 20 on either side makes an AUROC unreliable.</p>"
-        '<div class="scroll"><table><thead>'
+        '<div class="scroll"><table class="dense"><thead>'
         f"<tr><th></th><th>present / absent</th><th>AUROC {ours}</th><th>copy</th><th>recon&shy;structed</th>"
         f"<th>changed: present / absent</th><th>AUROC {ours}</th><th>copy</th><th>recon&shy;structed</th>"
         "<th>gap closed</th><th>named in prompt</th><th>direction</th></tr>"
@@ -216,7 +223,8 @@ def _per_finding(result, first):
 def _figure(image, caption):
     if image is None:
         return f"<figure><figcaption>{escape(caption)}: none</figcaption></figure>"
-    return f'<figure><img alt="{escape(caption)}" src="{data_uri(image)}"><figcaption>{escape(caption)}</figcaption></figure>'
+    shown = f'<img alt="{escape(caption)}" src="{data_uri(image)}">'
+    return f"<figure>{shown}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def _sheet(first, measured, refs, shown, seed):
@@ -227,8 +235,8 @@ def _sheet(first, measured, refs, shown, seed):
         return ""
     cards = [_case(first, measured, refs, int(r)) for r in order]
     return (
-        f"<h2>Cases</h2><p>{len(order)} of {len(firsts)} cases, drawn at random (seed {seed}), not by result. "
-        f'Difference maps: darker <span class="scale"></span> brighter than the prior, full colour at '
+        f"<h2>Cases</h2><p>{len(order)} of {len(firsts)} cases, drawn at random (seed {seed}), not by result."
+        f' Difference maps: darker <span class="scale"></span> brighter than the prior, full colour at '
         f"{DIFFERENCE} gray levels.</p>" + "".join(cards)
     )
 
@@ -257,7 +265,8 @@ def _case(first, measured, refs, r):
     told = "".join(f"<div><b>{escape(k)}</b>{escape(v) or '<i>empty</i>'}</div>" for k, v in words)
     return (
         f'<div class="case"><div class="note">{escape(str(row["pair_id"]))}</div>'
-        f'<div class="images">{"".join(images)}</div><div class="words">{told}</div>{_chips(measured.case_values, r)}</div>'
+        f'<div class="images">{"".join(images)}</div><div class="words">{told}</div>'
+        f"{_chips(measured.case_values, r)}</div>"
     )
 
 
@@ -270,7 +279,8 @@ def _chips(values, r):
         before, after, way = values["prior_prob"][r, j], values["prob"][r, j], values["named"][r, j]
         if abs(way) == 1:
             good = way * (after - before) > 0
-            mark = f'<span class="{"good" if good else "bad"}">{"✓" if good else "✗"}</span> asked {"up" if way > 0 else "down"}'
+            mark = '<span class="good">✓</span>' if good else '<span class="bad">✗</span>'
+            mark += f" asked {'up' if way > 0 else 'down'}"
         elif (before >= 0.5) != (after >= 0.5):
             mark = "not asked"
         else:
@@ -283,12 +293,16 @@ def _foot(result):
     notes = {f"{s['title']}: {n}" for s in result["systems"].values() for n in s["notes"]}
     items = "".join(f"<li>{escape(n)}</li>" for n in sorted(notes))
     organs = ", ".join(radtext.ORGANS)
-    return (
-        '<h2>How to read this</h2><p class="soft">* flags a number to distrust (hover for the reason): fewer than 20 '
-        "positives or negatives, or undefined in some resamples. “undefined” is not zero: the metric has no value on "
-        f"these cases. “–”: does not apply. CMIG terms: accuracies {', '.join(result['cmig_terms']['accuracies'])}; "
-        f"retentions {', '.join(result['cmig_terms']['retentions'])}. The CMIG column printed in the MedJourney paper "
-        f"does not follow from its formula; this one does. Organs: {organs}. All numbers with intervals and paired "
-        "differences: metrics.json.</p>"
-        + (f'<details><summary>Notes</summary><ul class="soft">{items}</ul></details>' if items else "")
+    terms = result["cmig_terms"]
+    right, kept = (", ".join(METRICS[k].title for k in terms[half]) for half in ("accuracies", "retentions"))
+    text = (
+        "* flags a number to distrust (hover for the reason): fewer than 20 positives or negatives, or undefined "
+        "in some resamples. “undefined” is not zero: the metric has no value on these cases. “–”: does not "
+        f"apply. CMIG terms: accuracies {right}; retentions {kept}. The CMIG column printed in the MedJourney "
+        f"paper does not follow from its formula; this one does. Organs: {organs}. All numbers with intervals "
+        "and paired differences: metrics.json."
     )
+    page = f'<h2>How to read this</h2><p class="soft">{text}</p>'
+    if items:
+        page += f'<details><summary>Notes</summary><ul class="soft">{items}</ul></details>'
+    return page

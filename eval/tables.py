@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Metric:
-    """One column of the tables. `better`: +1 higher, -1 lower, 0 neither. `chance`: value of no information."""
+    """A column of the tables. `better`: +1 higher, -1 lower, 0 neither. `chance`: value of no information."""
 
     title: str
     definition: str
@@ -32,8 +32,8 @@ METRICS = {
     ),
     "gap_closed": Metric(
         "Gap closed",
-        "Mean over findings of (system - copy) / (tokenizer-reconstructed follow-up - copy), AUROC on changed "
-        "findings: 0 is copying the prior, 1 is all that the tokenizer can carry.",
+        "Mean over findings of (system - copy) / (tokenizer-reconstructed follow-up - copy), AUROC on "
+        "changed cases: 0 is copying the prior, 1 is all that the tokenizer can carry.",
         digits=2,
     ),
     "directional_accuracy": Metric(
@@ -47,8 +47,8 @@ METRICS = {
     ),
     "specificity": Metric(
         "Others kept",
-        "Share of findings that neither the prompt names nor the truth changed, read rightly on the prior, that "
-        "stay on their side of 0.5. An exact copy scores 1.",
+        "Share of findings that neither the prompt names nor the truth changed, read rightly on the prior, "
+        "that stay on their side of 0.5. An exact copy scores 1.",
     ),
     "edit_success": Metric(
         "Edit success",
@@ -77,14 +77,14 @@ METRICS = {
     "sex_retention": Metric("Sex, of ceiling", "(system - 0.5) / (real follow-up - 0.5).", digits=2),
     "cmig": Metric(
         "CMIG",
-        "sqrt(geomean(accuracies) x geomean(retentions)) with accuracies = finding AUROC and retentions = group "
-        "AUROC, age r. Undefined where a term is not above 0.",
+        "sqrt(geomean(accuracies) x geomean(retentions)) with accuracies = finding AUROC and retentions = "
+        "group AUROC, age r. Undefined where a term is not above 0.",
     ),
     # Image
     "ssim_prior": Metric("SSIM, prior", "Structural similarity to the prior image (a copy scores 1).", 0),
     "ssim_unchanged": Metric(
         "SSIM, unchanged",
-        "Structural similarity to the prior over windows in which prior and true counterfactual are the same.",
+        "Structural similarity to the prior over windows in which prior and true counterfactual agree.",
     ),
     "mae_prior": Metric(
         "MAE, prior", "Mean absolute difference to the prior, gray levels: 0 is no edit.", 0, 2
@@ -106,8 +106,8 @@ METRICS = {
     # Text
     "text_right": Metric(
         "Right finding and side",
-        "Share of prompts with a change of which the text states every change with side and direction and none on "
-        "the wrong side. Repeating the prompt scores 1.",
+        "Share of prompts with a change of which the text states every change with side and direction and "
+        "none on the wrong side. Repeating the prompt scores 1.",
     ),
     "text_change_precision": Metric(
         "Change precision", "Precision of the changes that the text claims, all findings."

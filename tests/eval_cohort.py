@@ -1,4 +1,4 @@
-"""A small invented cohort for the tests of evaluation: references, predictions and scores with known answers."""
+"""A small invented cohort for the tests of evaluation: references, predictions, scores of known quality."""
 
 import json
 
@@ -75,7 +75,8 @@ class Cohort:
                         "states_after": dict(zip(radtext.FINDINGS, after.tolist(), strict=True)),
                         "labels_before": {}, "labels_after": {}, "prompt_changes": named,
                         "group": group, "age": age, "sex": sex,
-                        "masks_prior": f"masks/{pair}-prior.npz", "masks_followup": f"masks/{pair}-followup.npz",
+                        "masks_prior": f"masks/{pair}-prior.npz",
+                        "masks_followup": f"masks/{pair}-followup.npz",
                     }
                 )  # fmt: skip
                 self.before.append(before)

@@ -1,7 +1,7 @@
 """AUROC and AUPRC with ties and with weights, one row of weights a bootstrap resample.
 
 AUROC is the Mann-Whitney statistic (Hanley & McNeil 1982, eq. 1): P(s+ > s-) + P(s+ = s-) / 2.
-AUPRC is average precision: the sum over thresholds of (R_k - R_{k-1}) P_k, equal scores sharing one threshold.
+AUPRC is average precision: the sum over thresholds of (R_k - R_{k-1}) P_k; equal scores share a threshold.
 Scores are sorted once; a resample only re-weights the sorted cases, so its cost is linear in cases.
 """
 
@@ -86,10 +86,10 @@ def _divide(numerator, denominator):
 
 
 def auroc(scores, labels):
-    """Area under the ROC curve of scores [N] against labels [N] (0, 1, NaN unknown); NaN if one class only."""
+    """Area under the ROC curve of scores [N] against labels [N] (0, 1 or NaN unknown); NaN if one class."""
     return float(Ranking(scores, labels).auroc(np.ones((1, len(labels))))[0])
 
 
 def auprc(scores, labels):
-    """Average precision of scores [N] against labels [N] (0, 1, NaN unknown); NaN if one class only."""
+    """Average precision of scores [N] against labels [N] (0, 1 or NaN unknown); NaN if one class."""
     return float(Ranking(scores, labels).auprc(np.ones((1, len(labels))))[0])
