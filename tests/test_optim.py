@@ -1,0 +1,153 @@
+"""Optimizer, schedule and accumulation against closed forms and optax."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from progemu_jax import optim
+from progemu_jax.errors import UserError
+from progemu_jax.losses import cross_entropy
+from progemu_jax.train import TrainConfig
+
+CFG = TrainConfig(steps=100, learning_rate=1.0, final_learning_rate=0.1, warmup_steps=10)
+
+
+def test_schedule_warms_up_peaks_and_ends_at_the_floor():
+    schedule = optim.make_schedule(CFG)
+    np.testing.assert_allclose([schedule(s) for s in range(10)], np.arange(1, 11) / 10, rtol=1e-6)
+    middle = 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * 45 / 90))
+    np.testing.assert_allclose([schedule(s) for s in (10, 55, 100, 500)], [1.0, middle, 0.1, 0.1], rtol=1e-5)
+
+
+def test_decay_spares_norms_and_biases_even_when_layers_are_stacked():
+    params = {
+        "layers": {
+            "norm": {"scale": jnp.ones((2, 4))},
+            "wq": {"kernel": jnp.ones((2, 4, 4)), "bias": jnp.ones((2, 4))},
+        },
+        "gain": jnp.ones(4),
+        "embedding": jnp.ones((8, 4)),
+    }
+    assert optim.decayed(params) == {
+        "layers": {"norm": {"scale": False}, "wq": {"kernel": True, "bias": False}},
+        "gain": False,
+        "embedding": True,
+    }
+
+
+def test_update_is_clip_then_adam_then_decay():
+    """First step by hand: Adam's first update is the gradient's sign; decay is added unscaled."""
+    cfg = dataclasses.replace(CFG, warmup_steps=0, weight_decay=0.5, clip=1.0, eps=1e-12)
+    params = {"kernel": jnp.array([[2.0, -4.0]]), "bias": jnp.array([1.0])}
+    grads = {"kernel": jnp.array([[30.0, -40.0]]), "bias": jnp.array([0.0])}
+    tx = optim.make_optimizer(cfg)
+    updates, state = tx.update(grads, tx.init(params), params)
+    np.testing.assert_allclose(updates["kernel"], [[-(1 + 1.0), -(-1 - 2.0)]], rtol=1e-5)
+    np.testing.assert_allclose(updates["bias"], [0.0])
+    mu = next(s for s in jax.tree.leaves(state, is_leaf=lambda s: hasattr(s, "mu")) if hasattr(s, "mu")).mu
+    np.testing.assert_allclose(mu["kernel"], [[0.1 * 0.6, -0.1 * 0.8]], rtol=1e-5)  # clipped to norm 1
+
+
+def _descend(cfg, steps=200):
+    tx = optim.make_optimizer(cfg)
+    target = jax.random.normal(jax.random.key(0), (8, 8))
+    params = {"kernel": jnp.zeros((8, 8))}
+
+    @jax.jit
+    def step(params, state):
+        updates, state = tx.update(
+            jax.grad(lambda p: jnp.sum((p["kernel"] - target) ** 2))(params), state, params
+        )
+        return optax.apply_updates(params, updates), state
+
+    state = tx.init(params)
+    for _ in range(steps):
+        params, state = step(params, state)
+    return params, state, float(jnp.abs(params["kernel"] - target).mean())
+
+
+def test_bfloat16_moments_are_half_the_memory_and_train_as_well():
+    cfg = dataclasses.replace(
+        CFG, learning_rate=0.05, final_learning_rate=1e-4, steps=200, weight_decay=0.0, clip=0
+    )
+    _, full, error = _descend(cfg)
+    _, half, error_half = _descend(dataclasses.replace(cfg, moment_dtype="bfloat16"))
+    assert error < 1e-2
+    assert error_half < 2e-2
+
+    def size(state):
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(state) if leaf.ndim)
+
+    assert size(half) * 2 == size(full)
+
+
+def test_bfloat16_second_moment_does_not_freeze():
+    """Gradients that grow by half: with b2 0.999 rounding to nearest would never leave the old value."""
+    tx = optim.scale_by_adam_bfloat16(0.9, 0.999, 1e-8)
+    params = jnp.zeros(2000)
+    state = tx.init(params)._replace(nu=jnp.ones(2000, jnp.bfloat16))
+    step = jax.jit(lambda s: tx.update(jnp.full(2000, 1.5), s)[1])
+    for _ in range(300):
+        state = step(state)
+    expected = 2.25 - 1.25 * 0.999**300
+    assert float(state.nu.astype(jnp.float32).mean()) == pytest.approx(expected, rel=0.01)
+
+
+def test_stochastic_rounding_is_right_on_average_and_between_neighbours():
+    x = jnp.full(20000, 1.0 + 0.3 * 2**-7)  # bfloat16 has steps of 2**-7 above 1
+    rounded = optim.stochastic_round(jax.random.key(1), x).astype(jnp.float32)
+    assert set(np.unique(rounded)) == {1.0, 1.0 + 2**-7}
+    assert float((rounded > 1).mean()) == pytest.approx(0.3, abs=0.02)
+    special = jnp.array([jnp.inf, -jnp.inf, jnp.nan, 0.0, -2.0])
+    np.testing.assert_array_equal(
+        optim.stochastic_round(jax.random.key(2), special).astype(jnp.float32), special
+    )
+
+
+@pytest.mark.parametrize("n", [2, 4])
+def test_accumulated_gradients_equal_the_whole_batch_however_padding_falls(n):
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = {"w": jax.random.normal(keys[0], (5, 7))}
+    batch = {
+        "x": jax.random.normal(keys[1], (8, 6, 5)),
+        "y": jax.random.randint(keys[2], (8, 6), 0, 7),
+        "weights": jnp.asarray(np.arange(6) < np.arange(1, 9)[:, None] % 7, jnp.float32),  # uneven padding
+    }
+
+    def loss_fn(params, batch, key):
+        return cross_entropy(batch["x"] @ params["w"], batch["y"], batch["weights"])
+
+    (loss, metrics), grads = optim.value_and_grad_accumulated(loss_fn, params, batch, keys[0], 1)
+    (loss_n, metrics_n), grads_n = optim.value_and_grad_accumulated(loss_fn, params, batch, keys[0], n)
+    np.testing.assert_allclose(loss_n, loss, rtol=1e-5)
+    np.testing.assert_allclose(grads_n["w"], grads["w"], rtol=1e-4, atol=1e-6)
+    assert metrics_n.keys() == metrics.keys()
+    for name in metrics:
+        np.testing.assert_allclose(metrics_n[name], metrics[name], rtol=1e-5)
+
+
+def test_microbatches_get_different_keys():
+    def loss_fn(params, batch, key):
+        noise = jax.random.normal(key)
+        return params * noise, {"square": noise**2}
+
+    (mean, metrics), _ = optim.value_and_grad_accumulated(
+        loss_fn, jnp.ones(()), jnp.zeros((4, 1)), jax.random.key(0), 4
+    )
+    assert float(metrics["square"]) > 1.01 * float(mean) ** 2  # equal only when all draws are the same
+
+
+def test_unknown_choices_are_named():
+    with pytest.raises(UserError, match="lion"):
+        optim.make_optimizer(dataclasses.replace(CFG, optimizer="lion"))
+    with pytest.raises(UserError, match="int8"):
+        optim.make_optimizer(dataclasses.replace(CFG, moment_dtype="int8"))
+    with pytest.raises(UserError, match="accumulate=3 does not divide"):
+        optim.value_and_grad_accumulated(
+            lambda p, b, k: (p, {}), jnp.ones(()), jnp.zeros((4, 1)), jax.random.key(0), 3
+        )

@@ -1,0 +1,238 @@
+"""The training loop: exact resume, metrics, signals, and what must stop it."""
+
+import dataclasses
+import json
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toy_training import CFG, Batches, Toy, eval_batches, run
+
+from progemu_jax import checkpoint, train
+from progemu_jax.errors import UserError
+
+TOY = Path(__file__).with_name("toy_training.py")
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_at(step):
+    def hook(done, state, metrics):
+        if done == step:
+            raise Stop
+
+    return hook
+
+
+def assert_same_bits(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype
+        assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return run(folder), (folder / "metrics.jsonl").read_bytes()
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_killed_run_ends_bit_for_bit_like_an_undisturbed_one(undisturbed, tmp_path):
+    for _ in range(2):
+        delay = random.uniform(0.2, 2.0)
+        done = subprocess.run([sys.executable, TOY, tmp_path, str(delay)], capture_output=True)
+        assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
+    state = run(tmp_path)
+    assert_same_bits(state, undisturbed[0])
+    assert (tmp_path / "metrics.jsonl").read_bytes() == undisturbed[1]
+
+
+@pytest.mark.parametrize("step", [7, 63])
+def test_stopped_in_process_run_resumes_exactly(undisturbed, tmp_path, step):
+    with pytest.raises(Stop):
+        run(tmp_path, hooks=[stop_at(step)])
+    if step == 63:  # as after a kill while a row was written
+        with open(tmp_path / "metrics.jsonl", "a") as file:
+            file.write('{"step": 64, "lo')
+    assert_same_bits(run(tmp_path), undisturbed[0])
+    assert (tmp_path / "metrics.jsonl").read_bytes() == undisturbed[1]
+
+
+def test_iterator_without_state_is_replayed(undisturbed, tmp_path):
+    def plain(seed):
+        source = Batches(seed)
+        return (next(source) for _ in iter(int, 1))
+
+    with pytest.raises(Stop):
+        run(tmp_path, batches=plain, hooks=[stop_at(70)])
+    assert_same_bits(run(tmp_path, batches=plain), undisturbed[0])
+
+
+def test_metrics_are_window_means_and_cover_the_end(tmp_path):
+    seen = []
+
+    class Counting(Toy):
+        def train_step(self, state, batch, key):
+            state, metrics = super().train_step(state, batch, key)
+            return state, {**metrics, "count": state["count"].astype(jnp.float32)}
+
+    cfg = dataclasses.replace(CFG, steps=10, log_every=4, eval_every=0)
+    run(
+        tmp_path,
+        cfg,
+        Counting(cfg),
+        hooks=[lambda step, state, metrics: seen.append((step, metrics["count"]))],
+    )
+    assert seen == [(4, 2.5), (8, 6.5), (10, 9.5)]
+    assert [(row["step"], row["count"]) for row in rows(tmp_path)] == seen
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_eval_means_count_by_weight(tmp_path):
+    cfg = dataclasses.replace(CFG, steps=5, eval_every=5)
+    state = run(tmp_path, cfg)
+    parts = [Toy(cfg).eval_step(state, batch) for batch in eval_batches()]
+    expected = np.average([float(p["loss"]) for p in parts], weights=[float(p["weight"]) for p in parts])
+    found = [row["eval/loss"] for row in rows(tmp_path) if "eval/loss" in row]
+    assert found == pytest.approx([expected], rel=1e-6)
+
+
+def test_eval_loss_goes_down(undisturbed):
+    losses = [row["eval/loss"] for row in map(json.loads, undisturbed[1].splitlines()) if "eval/loss" in row]
+    assert len(losses) == 4
+    assert losses == sorted(losses, reverse=True)
+
+
+def test_complete_run_returns_at_once(undisturbed, tmp_path):
+    run(tmp_path)
+
+    def forbidden(seed):
+        raise AssertionError("no batch is needed")
+
+    assert_same_bits(run(tmp_path, batches=forbidden), undisturbed[0])
+
+
+def test_zero_steps_give_the_initial_state(tmp_path):
+    cfg = dataclasses.replace(CFG, steps=0)
+    state = run(tmp_path, cfg)
+    assert int(state["count"]) == 0
+
+
+def test_signal_saves_and_exits(undisturbed, tmp_path):
+    number = signal.SIGTERM
+    before = signal.getsignal(number)
+
+    def hook(step, state, metrics):
+        if step == 14:
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(SystemExit) as stopped:
+        run(tmp_path, hooks=[hook])
+    assert stopped.value.code == 128 + number
+    assert signal.getsignal(number) == before
+    steps = [int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
+    assert steps == [15]  # the step after the signal is the last
+    assert_same_bits(run(tmp_path), undisturbed[0])
+    assert (tmp_path / "metrics.jsonl").read_bytes() == undisturbed[1]
+
+
+@pytest.mark.parametrize("cfg", [CFG, dataclasses.replace(CFG, log_every=1000, save_every=13)])
+def test_non_finite_loss_is_never_saved(tmp_path, cfg):
+    with pytest.raises(UserError, match="not finite at step 13"):
+        run(tmp_path, cfg, Toy(cfg, bad_at=13))
+    steps = [int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
+    assert all(step < 13 for step in steps)
+    assert all(row["loss"] is not None for row in rows(tmp_path))
+
+
+def test_non_finite_parameter_is_never_saved(tmp_path):
+    class Broken(Toy):
+        def train_step(self, state, batch, key):
+            state, metrics = super().train_step(state, batch, key)
+            bias = jnp.where(state["count"] == 5, jnp.inf, state["params"]["dense"]["bias"])
+            return {**state, "params": {"dense": {**state["params"]["dense"], "bias": bias}}}, metrics
+
+    with pytest.raises(UserError, match="parameter is not finite after step 5"):
+        run(tmp_path, dataclasses.replace(CFG, save_every=5), Broken())
+    assert not [path for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
+
+
+def test_other_config_is_refused_by_name(tmp_path):
+    cfg = dataclasses.replace(CFG, steps=10)
+    run(tmp_path, cfg)
+    with pytest.raises(UserError, match=r"train\.learning_rate=0\.01.*0\.02.*--workdir"):
+        run(tmp_path, dataclasses.replace(cfg, learning_rate=0.02))
+    with pytest.raises(UserError, match=r"config\.model='\(absent\)'.*'width': 8"):
+        run(tmp_path, cfg, config={"model": {"width": 8}})
+    run(tmp_path, dataclasses.replace(cfg, log_every=3, save_every=2, keep=5))
+
+
+def test_data_that_ends_early_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="ended after 9 of 120 steps"):
+        run(tmp_path, batches=lambda seed: Batches(seed, count=9))
+
+
+def test_init_state_is_used_once_and_survives(tmp_path):
+    cfg = dataclasses.replace(CFG, steps=6)
+    given = Toy(cfg).init(jax.random.key(77))
+    calls = []
+
+    def make():
+        calls.append(1)
+        return given
+
+    first = run(tmp_path, cfg, init_state=make)
+    assert np.isfinite(np.asarray(given["params"]["dense"]["kernel"])).all()  # not donated
+    assert_same_bits(run(tmp_path, cfg, init_state=make), first)
+    assert len(calls) == 1
+    assert float(jnp.abs(first["params"]["dense"]["kernel"] - given["params"]["dense"]["kernel"]).max()) < 0.1
+    with pytest.raises(ValueError, match="another structure"):
+        run(tmp_path / "b", cfg, init_state={"params": given["params"]})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("steps", -1), ("batch_size", 0), ("accumulate", 3), ("learning_rate", 0.0), ("save_every", 0),
+        ("keep", 0), ("dtype", "float16"),
+    ],
+)  # fmt: skip
+def test_senseless_values_are_named(key, value):
+    with pytest.raises(UserError, match=rf"train\.{key}={value!r}"):
+        train.check(dataclasses.replace(CFG, **{key: value}))
+
+
+def test_mesh_gives_the_same_parameters_and_resumes(undisturbed, tmp_path):
+    types = (jax.sharding.AxisType.Auto,) * 2
+    mesh = jax.make_mesh((2, 2), ("data", "fsdp"), axis_types=types, devices=jax.devices()[:4])
+    with pytest.raises(Stop):
+        run(tmp_path, mesh=mesh, hooks=[stop_at(63)])
+    state = run(tmp_path, mesh=mesh)
+    assert len(state["params"]["dense"]["kernel"].sharding.device_set) == 4
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(undisturbed[0]), strict=True):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=2e-4, atol=1e-5)
+
+
+def test_resume_on_another_machine_warns(tmp_path, monkeypatch, caplog):
+    with pytest.raises(Stop):
+        run(tmp_path, hooks=[stop_at(28)])
+    here = checkpoint.environment()
+    monkeypatch.setattr(checkpoint, "environment", lambda: {**here, "cores": 999})
+    with caplog.at_level(logging.WARNING):
+        run(tmp_path)
+    assert "cores" in caplog.text
+    assert "not bit for bit" in caplog.text
