@@ -278,8 +278,8 @@ def _flatten(tree):
 def _detach(flat):
     """(arrays that no later donation can touch, CRC-32 of those that one device holds).
 
-    On CPU a jax array and its NumPy view share memory, so the background writer must get a copy: it would
-    otherwise store whatever the next, donating, step writes there.
+    On an accelerator the NumPy array is a copy; on CPU it is a view, and jax does not give memory with a
+    living view to a donating step (a test holds this).
     """
     out, sums = {}, {}
     for name, leaf in flat.items():
@@ -288,7 +288,7 @@ def _detach(flat):
         if isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1:
             out[name] = jnp.copy(leaf) if jax.default_backend() == "cpu" else leaf
         else:
-            out[name] = np.array(leaf, copy=True)
+            out[name] = np.asarray(leaf)
             sums[name] = _crc(out[name])
     return out, sums
 
