@@ -1,0 +1,55 @@
+# make demo: set-up, then the main job on the built-in phantom cohort. `make help` lists the rest.
+
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 2
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.progemu-installed
+
+# One thread a test process: pytest-xdist runs JOBS of them.
+TEST_ENV := JAX_PLATFORMS=cpu OMP_NUM_THREADS=1 XLA_FLAGS="--xla_cpu_multi_thread_eigen=false --xla_force_host_platform_device_count=8"
+
+.PHONY: help setup demo demo-quick phantom test lint format clean
+
+help:
+	@echo "make setup       virtual environment in $(VENV) from the hashed lock (Python 3.11 or newer)"
+	@echo "make demo        set-up, then cohort to judged counterfactuals: runs/demo/report/index.html"
+	@echo "make demo-quick  the same in the smallest size: runs/demo-quick"
+	@echo "make phantom     the same cohort at full size: runs/phantom (hours on CPU, minutes on a GPU)"
+	@echo "make test        set-up, then the tests (JOBS=$(JOBS) processes)"
+	@echo "make lint        ruff, nothing is changed; make format changes"
+	@echo "make clean       removes build products and caches; keeps $(VENV) and runs/"
+
+setup: $(STAMP)
+
+$(STAMP): requirements.lock pyproject.toml setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is older than Python 3.11: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 2; }
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+demo: setup
+	$(PY) -m progemu_jax.main --config=configs/demo.py --workdir=runs/demo
+
+demo-quick: setup
+	$(PY) -m progemu_jax.main --config=configs/demo_quick.py --workdir=runs/demo-quick
+
+phantom: setup
+	$(PY) -m progemu_jax.main --config=configs/phantom.py --workdir=runs/phantom
+
+test: setup
+	$(TEST_ENV) $(PY) -m pytest -n $(JOBS) --dist loadfile -m "not parity and not slow"
+
+lint: setup
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+format: setup
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
