@@ -70,6 +70,11 @@ class Truth:
                 for row in references.rows
             ]
         ).reshape(len(references.rows), len(radtext.FINDINGS))
+        # What the prompt speaks of at all: a text that only repeats it earns nothing on the other findings.
+        spoken = [
+            {*(row.get("prompt_changes") or {}), *radtext.states(row["prompt"])} for row in references.rows
+        ]
+        self.mentioned = np.array([[f in s for f in radtext.FINDINGS] for s in spoken])
         self.states = np.stack([references.present(f, "after") for f in radtext.FINDINGS], axis=1)
         self.age = references.column("age")
         self.sex = np.array([{"F": 1.0, "M": 0.0}.get(row.get("sex"), np.nan) for row in references.rows])
@@ -250,15 +255,19 @@ def _group_metrics(groups, prob, rows, truth, functions, out):
         if ranking.positives and ranking.negatives:
             rankings.append(ranking)
             _flag(out, "group_auroc", ranking, group)
-    if rankings:
-        functions["group_auroc"] = lambda w: np.mean([r.auroc(w) for r in rankings], axis=0)
+    if known.any():  # of one group only: undefined
+        functions["group_auroc"] = (
+            (lambda w: np.mean([r.auroc(w) for r in rankings], axis=0))
+            if rankings
+            else (lambda w: np.full(len(w), np.nan))
+        )
 
 
 def _text_metrics(candidate, truth, ratios, out):
     rows = candidate.rows
     changes, states = text.claims(rows.texts)
     true, named, real = truth.true_changes[rows.case], truth.named[rows.case], truth.states[rows.case]
-    everything, omitted = np.ones(named.shape, bool), named == 0
+    everything, omitted = np.ones(named.shape, bool), ~truth.mentioned[rows.case]
     ratios["text_right"] = _mean(text.right_finding_and_side(changes, named, true))
     tp, fp, fn = text.change_counts(changes, true, everything)
     ratios["text_change_precision"] = (tp, tp + fp)

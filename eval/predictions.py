@@ -4,6 +4,8 @@ Every inconsistency is one `UserError` line that names the file and the case ids
 """
 
 import json
+import zipfile
+import zlib
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +16,8 @@ from PIL import Image
 from progemu_jax import radtext
 from progemu_jax.errors import UserError
 
+# What a broken npz file raises, depending on where it is broken.
+BROKEN_NPZ = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 REQUIRED_REFERENCE = ("pair_id", "patient_id", "prior", "followup", "prompt", "interpretation")
 CHANGE = PRESENT = radtext.PRESENT
 
@@ -99,7 +103,7 @@ class References:
         try:
             with np.load(self.root / name, allow_pickle=False) as file:
                 return file["masks"].astype(bool)
-        except (OSError, ValueError, KeyError) as error:
+        except BROKEN_NPZ as error:
             raise UserError(
                 f"{self.root / name}: no readable array 'masks' ({type(error).__name__})"
             ) from None
@@ -138,11 +142,12 @@ class References:
     def true_changes(self):
         """float [N, 8] in FINDINGS order, +1, -1 or 0: what the interpretation should say.
 
-        From the severities where all eight are known on both sides (the phantom), else from the words of the
-        reference interpretation.
+        From the severities where they are the truth (the phantom: a case with a true counterfactual), else
+        from the words of the reference interpretation: states read from reports cannot tell worse from unchanged.
         """
         by_state = np.stack([self.changed(f) for f in radtext.FINDINGS], axis=1)
-        for i in np.flatnonzero(np.isnan(by_state).any(1)):
+        from_words = np.array([row.get("counterfactual") is None for row in self.rows])
+        for i in np.flatnonzero(np.isnan(by_state).any(1) | from_words):
             said = radtext.changes(self.rows[i]["interpretation"])
             by_state[i] = [said.get(f, 0) for f in radtext.FINDINGS]
         return by_state
@@ -320,7 +325,7 @@ def read_scores(path):
     try:
         with np.load(path, allow_pickle=False) as file:
             data = {k: file[k] for k in file.files}
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except BROKEN_NPZ as error:
         raise UserError(f"{path}: not a readable npz score file ({type(error).__name__})") from None
     if "pair_id" not in data:
         raise UserError(f"{path}: no array 'pair_id'")

@@ -123,8 +123,8 @@ def _tiles(result, first):
         return ""
     legend = (
         f"{escape(first.title)}, and below it baselines and ceilings. A baseline is "
-        '<span class="good">green</span> where it is behind and <span class="bad">red</span> where it is ahead '
-        "by a paired difference whose interval excludes zero."
+        '<span class="good">green</span> where it is behind and <span class="bad">red</span> where it is '
+        "ahead by a paired difference whose interval excludes zero."
     )
     return f'<div class="tiles">{"".join(out[:5])}</div><p class="note">{legend}</p>'
 
@@ -296,11 +296,11 @@ def _foot(result):
     terms = result["cmig_terms"]
     right, kept = (", ".join(METRICS[k].title for k in terms[half]) for half in ("accuracies", "retentions"))
     text = (
-        "* flags a number to distrust (hover for the reason): fewer than 20 positives or negatives, or undefined "
-        "in some resamples. “undefined” is not zero: the metric has no value on these cases. “–”: does not "
-        f"apply. CMIG terms: accuracies {right}; retentions {kept}. The CMIG column printed in the MedJourney "
-        f"paper does not follow from its formula; this one does. Organs: {organs}. All numbers with intervals "
-        "and paired differences: metrics.json."
+        "* flags a number to distrust (hover for the reason): fewer than 20 positives or negatives, or "
+        "undefined in some resamples. “undefined” is not zero: the metric has no value on these cases. "
+        f"“–”: does not apply. CMIG terms: accuracies {right}; retentions {kept}. The CMIG column printed in "
+        f"the MedJourney paper does not follow from its formula; this one does. Organs: {organs}. All "
+        "numbers with intervals and paired differences: metrics.json."
     )
     page = f'<h2>How to read this</h2><p class="soft">{text}</p>'
     if items:
