@@ -1,1 +1,18 @@
-"""ProgEmu in JAX: counterfactual chest X-rays and the text that explains them. For research only."""
+"""ProgEmu in JAX: counterfactual chest X-rays and the text that explains them. For research only.
+
+    import progemu_jax
+    model = progemu_jax.load("runs/demo")
+    out = model.counterfactual(prior, "New small left pleural effusion.", num_samples=4, seed=0)
+"""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"
+__all__ = ["load"]
+
+
+def load(path):
+    """The model of a run directory; see `progemu_jax.model.load`."""
+    from progemu_jax.model import load as load_model
+
+    return load_model(path)

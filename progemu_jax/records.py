@@ -36,6 +36,20 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
     write_text(path, json.dumps(normal(value), indent=1, sort_keys=True) + "\n")
 
 
+def write_npz(path: str | os.PathLike, arrays: dict) -> None:
+    """Atomic compressed `.npz` of NumPy arrays."""
+    import numpy as np
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    with open(temporary, "wb") as file:
+        np.savez_compressed(file, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
 def read_json(path: str | os.PathLike) -> Any | None:
     """The parsed file, or None when it is absent or does not parse."""
     try:

@@ -1,0 +1,19 @@
+"""python -m progemu_jax.main --config=configs/demo.py --workdir=runs/demo
+
+The whole way on the built-in phantom in at most 15 minutes on 2 cores: `make demo`.
+"""
+
+from progemu_jax.configs.common import phantom
+
+
+def get_config():
+    """See the module."""
+    return phantom(
+        name="ProgEmu on the phantom: demo",
+        patients=500,
+        tokenizer_steps=500,
+        stage1_steps=100,
+        stage2_steps=500,
+        scorer_images=4000,
+        scorer_steps=400,
+    )

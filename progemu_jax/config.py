@@ -1,0 +1,170 @@
+"""ConfigDict file -> frozen dataclasses. An unknown key or a value of the wrong type is an error.
+
+A config file (`configs/*.py`) is short Python with `get_config() -> ml_collections.ConfigDict`. It names only
+what differs from the defaults below. `main` turns it into a `Config` before any work starts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any
+
+from progemu_jax.data.journeys import Options
+from progemu_jax.errors import UserError
+from progemu_jax.models.transformer import TransformerConfig
+from progemu_jax.models.vqgan import VQGANConfig
+from progemu_jax.sampling.policy import Sampling
+from progemu_jax.tasks.progemu import ProgEmuConfig
+from progemu_jax.tasks.scorer import ScorerConfig
+from progemu_jax.tasks.tokenizer import TokenizerLossConfig
+from progemu_jax.train import TrainConfig
+
+
+@dataclass(frozen=True)
+class PhantomConfig:
+    """Size of the built-in phantom cohort; ignored for other sources."""
+
+    patients: int = 1000
+    studies_per_patient: int = 4
+    size: int = 128  # pixels of the square images written in the source layout
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which cohort, and how it becomes shards (`progemu_jax.data.build`)."""
+
+    source: str = "phantom"  # phantom | mimic_cxr | open_cxr
+    root: str = ""  # folder of the download; the phantom writes its own
+    journeys: Options = field(default_factory=Options)  # views, pairs, filters, splits
+    tree_size: int = 512  # pixels of registered images
+    image_size: int = 512  # pixels of images in the shards
+    no_change_share: float = 1.0  # share kept of pairs whose reports show no change
+    processes: int = 0  # 0: one per core
+    phantom: PhantomConfig = field(default_factory=PhantomConfig)
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """VQGAN: model, training and loss."""
+
+    model: VQGANConfig = field(default_factory=VQGANConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    loss: TokenizerLossConfig = field(default_factory=TokenizerLossConfig)
+
+
+@dataclass(frozen=True)
+class LanguageModelConfig:
+    """Decoder-only transformer: model, task and the two stages of the curriculum."""
+
+    model: TransformerConfig = field(default_factory=TransformerConfig)
+    task: ProgEmuConfig = field(default_factory=ProgEmuConfig)
+    stage1: TrainConfig = field(default_factory=TrainConfig)  # single images, constant-128 prior; steps=0 skips it
+    stage2: TrainConfig = field(default_factory=TrainConfig)  # pairs
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """Which held-out pairs are sampled, how many futures each, and how."""
+
+    split: str = "test"
+    max_cases: int = 0  # 0: all
+    num_samples: int = 1
+    batch_size: int = 32
+    seed: int = 0
+    systems: tuple[str, ...] = ("progemu", "shuffled-prompts", "text-only")
+    policy: Sampling = field(default_factory=Sampling)
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Intervals and pages of the report."""
+
+    bootstrap: int = 1000
+    seed: int = 0
+    cases: int = 12  # on the sheet
+    caveats: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything one run needs; written to `config.json` of the run directory."""
+
+    name: str = "run"
+    seed: int = 0
+    vocabulary: str = ""  # folder with Emu3's vocabulary files; empty: the built-in one
+    data: DataConfig = field(default_factory=DataConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    progemu: LanguageModelConfig = field(default_factory=LanguageModelConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    scorer: ScorerConfig = field(default_factory=ScorerConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+
+def from_dict(cls: type, values: Any, path: str = "config") -> Any:
+    """Builds the frozen dataclass `cls` from nested mappings.
+
+    Args:
+      cls: a dataclass type.
+      values: mapping (a ConfigDict too) from field name to value; missing fields keep their default.
+      path: where `values` stands, for messages.
+
+    Raises:
+      UserError: on an unknown key or a value of the wrong type, naming the key.
+    """
+    if dataclasses.is_dataclass(values) and not isinstance(values, type):
+        values = dataclasses.asdict(values)
+    if not hasattr(values, "items"):
+        raise UserError(f"{path}: expected a section, got {values!r}; write it as a nested mapping")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    kwargs = {}
+    for key, value in values.items():
+        if key not in fields:
+            close = difflib.get_close_matches(str(key), fields, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(fields)}"
+            raise UserError(f"{path}.{key}: unknown key; {hint}")
+        kwargs[key] = _coerce(hints[key], value, f"{path}.{key}")
+    try:
+        return cls(**kwargs)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _coerce(hint: Any, value: Any, path: str) -> Any:
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in typing.get_args(hint):
+            return None
+        hint = next(a for a in typing.get_args(hint) if a is not type(None))
+        origin = typing.get_origin(hint)
+    if dataclasses.is_dataclass(hint):
+        return from_dict(hint, value, path)
+    if origin is tuple:
+        if isinstance(value, str) or not hasattr(value, "__iter__"):
+            raise UserError(f"{path}: expected a list, got {value!r}")
+        inner = typing.get_args(hint)[0]
+        return tuple(_coerce(inner, v, f"{path}[{i}]") for i, v in enumerate(value))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint in (int, float, str, bool):
+        if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+            raise UserError(f"{path}: expected {hint.__name__}, got {value!r}")
+        return value
+    return value
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The plain nested dict of a config dataclass: JSON-ready (tuples become lists)."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(v) for v in value]
+        return value
+
+    return plain(dataclasses.asdict(config))

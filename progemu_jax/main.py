@@ -1,0 +1,107 @@
+"""Runs a config: `python -m progemu_jax.main --config=configs/demo.py --workdir=runs/demo`.
+
+Config values can be changed on the command line, e.g. `--config.data.root=DIR`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from functools import partial
+from pathlib import Path
+
+from absl import app, flags
+
+from progemu_jax.errors import UserError
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Run directory: everything the run makes goes there.")
+_STAGES = flags.DEFINE_list(
+    "stages", None, "Stages to run, comma-separated; default all; 'list' prints what each needs and has made."
+)
+
+
+def build_stages(config, config_dict: dict) -> list:
+    """The stages of a run: what each reads and writes, and the part of the config it depends on."""
+    from progemu_jax import workflow
+    from progemu_jax.stages import Stage
+
+    def part(*names: str) -> dict:
+        """The named sections; `progemu.model` takes one subsection."""
+        out = {"seed": config_dict["seed"]}
+        for name in names:
+            value = config_dict
+            for key in name.split("."):
+                value = value[key]
+            out[name] = value
+        return out
+
+    data = {k: v for k, v in config_dict["data"].items() if k not in ("root", "processes")}
+    external = (config.data.root,) if config.data.source != "phantom" else ()
+    source = ("data/source",) if config.data.source == "phantom" else ()
+    made = ("data/tree", "data/references", "data/shards/icg_cxr/pairs", "data/shards/icg_cxr/single")
+    policy = ("sample", "progemu", "vocabulary")
+    stages = [
+        ("data", (*source, *made), external, {"seed": config.seed, "data": data}),
+        ("tokenizer", ("tokenizer",), ("data/shards/icg_cxr/single",), part("tokenizer")),
+        ("tokens", ("data/shards/icg_cxr/tokens",), ("data/shards/icg_cxr/pairs", "tokenizer"), part()),
+        ("train", ("train",), ("data/shards/icg_cxr/tokens",), part("progemu", "vocabulary")),
+        ("scorer", ("scorer",), (), {**part("scorer"), "phantom": data["phantom"], "image_size": data["image_size"]}),
+        ("sample", ("predictions",), ("train", "tokenizer"), part(*policy)),
+        ("score", ("scores",), ("predictions", "scorer", "data/references"), part()),
+        ("evaluate", ("report", "metrics.json"), ("predictions", "scores", "data/references"), part("evaluate", "name")),
+    ]
+    return [
+        Stage(name, outputs, inputs, slice_, partial(getattr(workflow, name), config))
+        for name, outputs, inputs, slice_ in stages
+    ]
+
+
+def run(config_dict, workdir: str | os.PathLike, stages: list[str] | None) -> None:
+    """Checks the config, then runs the stages that are not complete yet."""
+    from progemu_jax.config import Config, from_dict, to_dict
+    from progemu_jax.records import write_json
+    from progemu_jax.stages import list_stages, run_stages
+
+    config = from_dict(Config, config_dict)
+    plain = to_dict(config)
+    todo = build_stages(config, plain)
+    workdir = Path(workdir)
+    if stages == ["list"]:
+        print(list_stages(todo, workdir))
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    run_stages(todo, workdir, stages)
+    write_json(workdir / "config.json", plain)
+
+
+def main(argv: list[str]) -> None:
+    """absl entry point: a `UserError` ends in one line and status 2."""
+    del argv
+    try:
+        run(flags.FLAGS.config, _WORKDIR.value, _STAGES.value)
+    except UserError as error:
+        sys.stdout.flush()
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def entry() -> None:
+    """The command line, before any heavy import."""
+    from ml_collections import config_flags
+
+    config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/demo.py.", lock_config=True)
+    flags.mark_flags_as_required(["config", "workdir"])
+    if not sys.stderr.isatty():  # a log wants a line now and then, not ten a second
+        os.environ.setdefault("TQDM_MININTERVAL", "10")
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    try:
+        app.run(main)
+    except (AttributeError, KeyError, OSError, SyntaxError, TypeError, ValueError) as error:
+        # Raised while flags and the config file are read: an unknown --config.key, a file that does not parse.
+        print(f"error: {str(error).splitlines()[0] if str(error) else type(error).__name__}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    entry()

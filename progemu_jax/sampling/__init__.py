@@ -1,0 +1,1 @@
+"""Sampling: policies, guidance, grammar, prefill and the decode loop."""

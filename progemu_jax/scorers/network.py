@@ -1,0 +1,85 @@
+"""One small network for all heads of the phantom scorer.
+
+Axes: B images, H W pixels, C channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+@dataclass(frozen=True)
+class ScorerNetConfig:
+    """Widths of the three levels (strides 2, 4, 8) and sizes of the heads."""
+
+    widths: tuple[int, ...] = (24, 48, 96)
+    blocks: int = 1
+    findings: int = 8
+    groups: int = 2
+    organs: int = 6
+
+
+class _Block(nn.Module):
+    width: int
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        groups = min(8, self.width // 4)
+        y = nn.Conv(self.width, (3, 3), self.stride, use_bias=False)(x)
+        y = nn.silu(nn.GroupNorm(groups)(y))
+        y = nn.GroupNorm(groups)(nn.Conv(self.width, (3, 3), use_bias=False)(y))
+        if self.stride != 1 or x.shape[-1] != self.width:
+            x = nn.Conv(self.width, (1, 1), self.stride, use_bias=False)(x)
+        return nn.silu(x + y)
+
+
+class ScorerNet(nn.Module):
+    """Heads on a residual trunk, and a small U-shaped decoder for the organs."""
+
+    config: ScorerNetConfig
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> dict[str, Any]:
+        """Scores images.
+
+        Args:
+          images: f32 [B, H, W] in [0, 1], sides divisible by 8.
+
+        Returns:
+          findings f32 [B, F] logits; group f32 [B, G] logits; age f32 [B], standardised; sex f32 [B] logit of F;
+          organs f32 [B, H, W, 6] logits.
+        """
+        c = self.config
+        b, h, w = images.shape
+        # Space to depth: the first convolution at full resolution costs most of a CPU's time.
+        x = images.reshape(b, h // 2, 2, w // 2, 2).transpose(0, 1, 3, 2, 4).reshape(b, h // 2, w // 2, 4) * 4 - 2
+        skips = []
+        for level, width in enumerate(c.widths):
+            for block in range(c.blocks):
+                x = _Block(width, 2 if level and not block else 1)(x)
+            skips.append(x)
+        # Mean and max: a small effusion is a local thing, age is not.
+        pooled = jnp.concatenate([x.mean((1, 2)), x.max((1, 2))], axis=-1)
+        pooled = nn.silu(nn.Dense(128)(pooled))
+        # Location matters (left or right): a coarse map goes to the head as well.
+        coarse = nn.avg_pool(nn.Conv(16, (1, 1))(x), (h // 32, w // 32), (h // 32, w // 32)).reshape(b, -1)
+        features = jnp.concatenate([pooled, nn.silu(nn.Dense(128)(coarse))], axis=-1)
+        y = x
+        for skip, width in zip(skips[-2::-1], c.widths[-2::-1], strict=True):
+            y = jax.image.resize(y, (*skip.shape[:3], y.shape[-1]), "nearest")
+            y = nn.silu(nn.GroupNorm(min(8, width // 4))(nn.Conv(width, (3, 3))(jnp.concatenate([y, skip], -1))))
+        organs = nn.Conv(4 * c.organs, (1, 1))(y)
+        organs = organs.reshape(b, h // 2, w // 2, 2, 2, c.organs).transpose(0, 1, 3, 2, 4, 5).reshape(b, h, w, c.organs)
+        return {
+            "findings": nn.Dense(c.findings)(features),
+            "group": nn.Dense(c.groups)(features),
+            "age": nn.Dense(1)(features)[:, 0],
+            "sex": nn.Dense(1)(features)[:, 0],
+            "organs": organs,
+        }

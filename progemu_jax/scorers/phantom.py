@@ -1,0 +1,68 @@
+"""The phantom scorer: phantom images -> findings, group, age, sex and organ masks."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from progemu_jax import checkpoint
+from progemu_jax.data.phantom import GROUPS
+from progemu_jax.errors import UserError
+from progemu_jax.radtext import FINDINGS, ORGANS
+from progemu_jax.scorers.network import ScorerNet, ScorerNetConfig
+from progemu_jax.tasks.scorer import AGE_MEAN, AGE_STD
+
+
+class PhantomScorer:
+    """Scores phantom images; refuses any other source, on which its numbers would mean nothing."""
+
+    def __init__(self, params: Any, net: ScorerNetConfig, image_size: int):
+        self.params, self.image_size = params, image_size
+        self._apply = jax.jit(lambda params, x: ScorerNet(net).apply({"params": params}, x))
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike) -> PhantomScorer:
+        """From an export of the scorer stage; UserError when there is none."""
+        params, config = checkpoint.load_export(Path(folder))
+        net = {k: tuple(v) if isinstance(v, list) else v for k, v in config["net"].items()}
+        return cls(params, ScorerNetConfig(**net), config["image_size"])
+
+    def __call__(self, images: np.ndarray, source: str, batch_size: int = 64) -> dict[str, np.ndarray]:
+        """Scores images.
+
+        Args:
+          images: uint8 [N, S, S] of the size the scorer was trained on.
+          source: the cohort they come from; must be "phantom".
+
+        Returns:
+          finding_prob f32 [N, F], group_prob f32 [N, G], age f32 [N] in years, sex_prob f32 [N] (probability of
+          F), masks uint8, bits packed along a flat [N, 6 S S], mask_shape int [4]; names findings, groups, organs.
+        """
+        if source != "phantom":
+            raise UserError(f"source {source!r}: phantom scorers know phantom images only; use a scorer for real ones")
+        if images.shape[1:] != (self.image_size,) * 2:
+            raise UserError(f"images of {images.shape[1:]} pixels: this scorer wants {self.image_size}x{self.image_size}")
+        parts = []
+        for start in range(0, len(images), batch_size):
+            chunk = images[start : start + batch_size]
+            padded = np.concatenate([chunk, np.zeros((batch_size - len(chunk), *chunk.shape[1:]), np.uint8)])
+            out = self._apply(self.params, jnp.asarray(padded, jnp.float32) / 255)
+            parts.append({k: np.asarray(v)[: len(chunk)] for k, v in out.items()})
+        out = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+        masks = out["organs"].transpose(0, 3, 1, 2) > 0
+        return {
+            "findings": np.asarray(FINDINGS),
+            "finding_prob": np.asarray(jax.nn.sigmoid(out["findings"]), np.float32),
+            "groups": np.asarray(GROUPS),
+            "group_prob": np.asarray(jax.nn.softmax(out["group"]), np.float32),
+            "age": out["age"].astype(np.float32) * AGE_STD + AGE_MEAN,
+            "sex_prob": np.asarray(jax.nn.sigmoid(out["sex"]), np.float32),
+            "organs": np.asarray(ORGANS),
+            "masks": np.packbits(masks),
+            "mask_shape": np.asarray(masks.shape),
+        }

@@ -1,0 +1,1 @@
+"""Tasks: init, loss and metrics of one thing that trains."""

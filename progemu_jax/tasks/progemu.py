@@ -1,0 +1,138 @@
+"""ProgEmu's training task: next-token prediction over the packed sequence (`progemu_jax.sequence`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from progemu_jax import radtext, sequence
+from progemu_jax.models import transformer
+from progemu_jax.models.transformer import Transformer, TransformerConfig
+from progemu_jax.optim import make_optimizer, value_and_grad_accumulated
+from progemu_jax.sequence import Kind, Layout
+from progemu_jax.train import TrainConfig
+from progemu_jax.vocab import Vocabulary
+
+
+@dataclass(frozen=True)
+class ProgEmuConfig:
+    """Sequence, augmentation and loss weights. The weights of the reference are all 1.
+
+    Attributes:
+      length: tokens of a packed row.
+      prompt_budget: see `sequence.Layout`.
+      null_prompt, shuffle_sentences, drop_negative: probabilities of the training augmentations (ProgEmu).
+      weight_*: of the loss on each kind of token; EOS counts as text, padding never counts.
+      changed_weight: factor on visual tokens that differ from the prior's at the same place.
+    """
+
+    length: int = 9216
+    prompt_budget: int = 0
+    null_prompt: float = 0.01
+    shuffle_sentences: float = 0.05
+    drop_negative: float = 0.05
+    weight_prior: float = 1.0
+    weight_prompt: float = 1.0
+    weight_structure: float = 1.0
+    weight_visual: float = 1.0
+    weight_text: float = 1.0
+    changed_weight: float = 1.0
+
+
+def packer(
+    vocab: Vocabulary, layout: Layout, task: ProgEmuConfig, train: bool
+) -> Callable[[dict[str, Any], np.random.Generator], dict[str, np.ndarray]]:
+    """Example of a token shard -> packed row; the augmentations are on when `train`."""
+
+    def transform(example: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        prior, prompt, text = example["prior"], example["prompt"], example["interpretation"]
+        if train:
+            null = rng.random() < task.null_prompt
+            prompt = radtext.augment(prompt, rng, task.shuffle_sentences, 0.0)
+            text = radtext.augment(text, rng, task.shuffle_sentences, task.drop_negative)
+            if null:
+                prior = prompt = None
+        return sequence.pack(vocab, layout, prior, prompt, example["followup"], text)
+
+    return transform
+
+
+class ProgEmuTask:
+    """See `progemu_jax.train.fit` for the protocol; batches come from `packer`."""
+
+    name = "progemu"
+
+    def __init__(self, model: TransformerConfig, task: ProgEmuConfig, train: TrainConfig):
+        self.model_config, self.config, self.train = model, task, train
+        self.model = Transformer(model)
+        self.optimizer = make_optimizer(train)
+        weights = {
+            Kind.PAD: 0.0,
+            Kind.BOS: 0.0,
+            Kind.PRIOR: task.weight_prior,
+            Kind.PROMPT: task.weight_prompt,
+            Kind.STRUCTURE: task.weight_structure,
+            Kind.VISUAL: task.weight_visual,
+            Kind.TEXT: task.weight_text,
+            Kind.EOS: task.weight_text,
+        }
+        self.kind_weights = np.asarray([weights[k] for k in Kind], np.float32)
+
+    def init(self, key: jax.Array) -> dict[str, Any]:
+        params = transformer.init_params(self.model_config, key)
+        return self.from_params(params)
+
+    def from_params(self, params: Any) -> dict[str, Any]:
+        """The state that starts from given parameters, with a fresh optimizer."""
+        return {"params": params, "opt_state": self.optimizer.init(params)}
+
+    def loss(
+        self, params: Any, batch: dict[str, jax.Array], key: jax.Array | None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Weighted mean cross-entropy of the next token, and its parts; key None switches dropout off."""
+        tokens, kinds, aligned = batch["tokens"], batch["kinds"][:, 1:], batch["aligned"][:, :-1]
+        hidden, _ = self.model.apply(
+            {"params": params},
+            tokens[:, :-1],
+            batch["positions"][:, :-1],
+            aligned=aligned,
+            segments=batch["kinds"][:, :-1] != Kind.PAD,
+            deterministic=key is None or self.model_config.dropout == 0,
+            rngs=None if key is None else {"dropout": key},
+        )
+        targets = tokens[:, 1:]
+        changed = (aligned >= 0) & (aligned != targets)
+        weights = jnp.asarray(self.kind_weights)[kinds] * jnp.where(changed, self.config.changed_weight, 1.0)
+        logits = transformer.logits(params, hidden, (0, self.model_config.vocab_size))
+        nll = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+
+        def mean(w: jax.Array) -> jax.Array:
+            return (nll * w).sum() / jnp.maximum(w.sum(), 1e-6)
+
+        visual, text = kinds == Kind.VISUAL, (kinds == Kind.TEXT) | (kinds == Kind.EOS)
+        metrics = {
+            "weight": weights.sum(),
+            "loss_visual": mean(visual),
+            "loss_changed": mean(visual & changed),
+            "loss_text": mean(text),
+            "changed_share": (visual & changed).sum() / jnp.maximum(visual.sum(), 1),
+        }
+        return mean(weights), metrics
+
+    def train_step(self, state: dict[str, Any], batch: dict[str, jax.Array], key: jax.Array) -> tuple[dict, dict]:
+        (loss, metrics), grads = value_and_grad_accumulated(
+            self.loss, state["params"], batch, key, self.train.accumulate
+        )
+        updates, opt_state = self.optimizer.update(grads, state["opt_state"], state["params"])
+        params = optax.apply_updates(state["params"], updates)
+        return {"params": params, "opt_state": opt_state}, {"loss": loss, "grad_norm": optax.global_norm(grads), **metrics}
+
+    def eval_step(self, state: dict[str, Any], batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        loss, metrics = self.loss(state["params"], batch, None)
+        return {"loss": loss, **metrics}
