@@ -31,7 +31,8 @@ RETENTIONS = {
     "sex_retention": ("sex_auroc", 0.5),
 }
 TITLES = {
-    "ours": "ProgEmu-JAX",
+    "ours": "Ours",
+    "progemu": "ProgEmu-JAX",
     "copy": "Copy the prior",
     "shuffled": "Shuffled prompts",
     "text_only": "Text only (no prior image)",
@@ -87,8 +88,8 @@ def evaluate(
 
     Args:
       systems: dict key -> System. The first is the one under test: differences and cases are its own. The
-        keys shuffled, text_only, reconstruction, ... get their usual title; a key that names a built-in row
-        (copy, echo, reconstruction, followup, counterfactual) replaces that row.
+        keys shuffled (or shuffled-prompts), text_only, reconstruction, ... get their usual title; a key that
+        names a built-in row (copy, echo, reconstruction, followup, counterfactual) replaces that row.
       references: folder of `references.jsonl`.
       reference_scores: dict of score files of the references' images, of any of prior, followup,
         counterfactual, reconstruction, prior_reconstruction; missing ones only leave metrics undefined.
@@ -105,6 +106,7 @@ def evaluate(
     Raises:
       UserError: unreadable or inconsistent input, no case in common.
     """
+    systems = {_canonical(key): system for key, system in systems.items()}
     if not systems:
         raise UserError("no predictions to evaluate: give at least one predictions folder")
     refs = read_references(references)
@@ -149,13 +151,17 @@ def _write(path, text):
 
 
 def _warn_missing(refs, rows, systems):
-    lines = []
+    lines, total = [], len(refs.pair_ids)
+    anywhere = {refs.pair_ids[i] for r in rows.values() for i in r.case}
+    never = [p for p in refs.pair_ids if p not in anywhere]
+    if never:
+        lines.append(f"{len(never)} of {total} cases of the references were not sampled ({name_ids(never)})")
     for key, r in rows.items():
         have = {refs.pair_ids[i] for i in r.case}
-        lost = [p for p in refs.pair_ids if p not in have]
+        lost = [p for p in refs.pair_ids if p in anywhere and p not in have]
         if lost:
             lines.append(
-                f"{systems[key].predictions}: {len(lost)} of {len(refs.pair_ids)} cases missing "
+                f"{systems[key].predictions}: {len(lost)} of {total} cases missing "
                 f"({name_ids(lost)}); all systems are compared without them"
             )
     return lines
@@ -170,6 +176,12 @@ def _restrict(refs, rows, common):
         r.case = np.array([small.index[refs.pair_ids[i]] for i in r.case])
         out[key] = r
     return small, out
+
+
+def _canonical(key):
+    """'shuffled-prompts' -> 'shuffled', 'text-only' -> 'text_only', ...: folder names of known rows."""
+    key = key.replace("-", "_")
+    return {"shuffled_prompts": "shuffled", "copy_the_prior": "copy", "echo_the_prompt": "echo"}.get(key, key)
 
 
 def _role(key):

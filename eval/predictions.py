@@ -143,7 +143,8 @@ class References:
         """float [N, 8] in FINDINGS order, +1, -1 or 0: what the interpretation should say.
 
         From the severities where they are the truth (the phantom: a case with a true counterfactual), else
-        from the words of the reference interpretation: states read from reports cannot tell worse from unchanged.
+        from the words of the reference interpretation: states read from reports cannot tell worse from
+        unchanged.
         """
         by_state = np.stack([self.changed(f) for f in radtext.FINDINGS], axis=1)
         from_words = np.array([row.get("counterfactual") is None for row in self.rows])

@@ -76,7 +76,8 @@ class TestKnownSystems:
             "finding_auroc", "finding_auroc_changed", "finding_auprc", "gap_closed", "directional_accuracy",
             "directional_accuracy_margin", "specificity", "edit_success", "group_auroc", "sex_auroc",
             "dice_prior", "group_retention", "age_retention", "text_right", "text_change_f1",
-            "text_omitted_change_f1", "text_omitted_state_f1", "text_image_agreement", "ssim_unchanged", "ssim_counterfactual",
+            "text_omitted_change_f1", "text_omitted_state_f1", "text_image_agreement",
+            "ssim_unchanged", "ssim_counterfactual",
         )  # fmt: skip
         for key in one:
             assert value(run[1], "perfect", key) == pytest.approx(1), key
@@ -317,14 +318,30 @@ class TestLittleIsThere:
         assert value(result, "many", "dice_prior") == 1
 
     def test_missing_cases_are_named_and_left_out_for_all(self, small):
-        root, _ = small
+        root, cohort = small
+        cohort.write_predictions(root / "predictions" / "whole", cohort.after)
         edit_rows(root / "predictions" / "ours" / "predictions.jsonl", lambda rows: rows[1:])
         lines = []
-        result = judge(root, log=lines.append)
-        assert result["cases"] == 3
-        assert result["systems"]["copy"]["samples"] == 3
-        assert "1 of 4 cases missing (p000-0)" in lines[0]
+        systems = {k: System(root / "predictions" / k) for k in ("ours", "whole")}
+        result = evaluate(systems, root / "references", None, root / "out", bootstrap=0, log=lines.append)
+        assert [result["systems"][k]["samples"] for k in ("ours", "whole", "copy", "echo")] == [3] * 4
+        assert "predictions/ours: 1 of 4 cases missing (p000-0)" in lines[0]
         assert lines[0] == "evaluate: " + result["warnings"][0]
+
+    def test_cases_that_no_system_sampled_are_one_warning(self, small):
+        root, cohort = small
+        cohort.write_predictions(root / "predictions" / "shuffled-prompts", cohort.before)
+        for name in ("ours", "shuffled-prompts"):
+            edit_rows(root / "predictions" / name / "predictions.jsonl", lambda rows: rows[:3])
+        systems = {k: System(root / "predictions" / k) for k in ("ours", "shuffled-prompts")}
+        result = evaluate(systems, root / "references", None, root / "out", bootstrap=0, log=quiet)
+        assert [w for w in result["warnings"] if "p003-0" in w] == [
+            "1 of 4 cases of the references were not sampled (p003-0)"
+        ]
+        assert (result["systems"]["shuffled"]["role"], result["systems"]["ours"]["role"]) == (
+            "baseline",
+            "system",
+        )
 
 
 class TestBadInput:
