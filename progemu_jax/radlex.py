@@ -20,27 +20,39 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-_STUDY = r"(?:study|studies|exam|exams|examination|radiographs?|films?|chest|cxr|x-?rays?|ct|images?|imaging|day|date|one)"
+_STUDY = (
+    r"(?:study|studies|exam|exams|examination|radiographs?|films?|chest|cxr|x-?rays?|ct"
+    r"|images?|imaging|day|date|one)"
+)
 _ADV = (
-    r"(?:slight(?:ly)?|mild(?:ly)?|minimal(?:ly)?|minor|small|tiny|moderate(?:ly)?|marked(?:ly)?|substantial(?:ly)?"
-    r"|significant(?:ly)?|considerabl[ey]|dramatic(?:ally)?|large|great(?:ly)?|subtl[ey]|modest(?:ly)?|somewhat|much"
-    r"|definite(?:ly)?|appreciabl[ey]|notabl[ey]|a bit|a little|overall|further|gradual(?:ly)?|progressive(?:ly)?)"
+    r"(?:slight(?:ly)?|mild(?:ly)?|minimal(?:ly)?|minor|small|tiny|moderate(?:ly)?|marked(?:ly)?"
+    r"|substantial(?:ly)?"
+    r"|significant(?:ly)?|considerabl[ey]|dramatic(?:ally)?|large|great(?:ly)?|subtl[ey]"
+    r"|modest(?:ly)?|somewhat|much"
+    r"|definite(?:ly)?|appreciabl[ey]|notabl[ey]|a bit|a little|overall|further|gradual(?:ly)?"
+    r"|progressive(?:ly)?)"
 )
 _UP = (
     r"increas(?:e|es|ed|ing)|worsen(?:s|ed|ing)?|worse|larger|bigger|greater|enlarging|grown|growing|growth"
     r"|progress(?:ed|ing|ion|ive|ively)|accumulat(?:ed|ing|ion)|exacerbat(?:ed|ion)|deteriorat(?:ed|ing|ion)"
     r"|expanded|expanding|heavier|denser"
-    r"|more (?:prominent|extensive|pronounced|conspicuous|severe|marked|dense|confluent|evident|apparent)|up from"
+    r"|more (?:enlarged|prominent|extensive|pronounced|conspicuous|severe|marked|dense|confluent|evident"
+    r"|apparent)|up from"
 )
 _DOWN = (
-    r"decreas(?:e|es|ed|ing)|improv(?:e|es|ed|ing|ement|ements)|smaller|reduc(?:ed|tion|ing)|diminish(?:ed|ing)"
-    r"|regress(?:ed|ing|ion)|lessen(?:ed|ing)|receded|receding|better(?! (?:seen|visuali|appreciated|assessed|evaluated|defined|inspir|aerat|expan))|shrunk(?:en)?|shrinking|shrank|subsid(?:ed|ing)"
+    r"decreas(?:e|es|ed|ing)|improv(?:e|es|ed|ing|ement|ements)|smaller|reduc(?:ed|tion|ing)"
+    r"|diminish(?:ed|ing)"
+    r"|regress(?:ed|ing|ion)|lessen(?:ed|ing)|receded|receding|better(?! (?:seen|visuali|appreciated"
+    r"|assessed|evaluated|defined|inspir|aerat|expan))|shrunk(?:en)?|shrinking|shrank|subsid(?:ed|ing)"
     r"|declined|abated|abating|lighter|down from"
     r"|less (?:prominent|extensive|pronounced|conspicuous|severe|marked|dense|confluent|evident|apparent)"
 )
 _GONE = r"resolved|resolution|clear(?:ed|ance|ing)|disappear(?:ed|ance)|vanished|gone|re-?absorbed|re-?sorbed"
 _OPACITY = r"opacit(?:y|ies)|opacifications?|densit(?:y|ies)"
-_SEEN = r"(?:seen|noted|identified|present|visuali[sz]ed|visible|evident|appreciated|detected|demonstrated|apparent|found)"
+_SEEN = (
+    r"(?:seen|noted|identified|present|visuali[sz]ed|visible|evident|appreciated|detected|demonstrated"
+    r"|apparent|found)"
+)
 
 _SEVERITIES = (
     (0.35, r"small[- ](?:to|or)[- ]moderate|mild[- ](?:to|or)[- ]moderate"),
@@ -50,89 +62,305 @@ _SEVERITIES = (
     (0.2, r"traces?|tiny|minimal(?:ly)?|minute|trivial|minuscule|slight(?:ly)?"),
     (0.27, r"small(?:-sized)?|mild(?:ly)?|minor|subtle|limited|little|low-grade"),
     (0.5, r"moderate(?:ly)?(?:-sized)?|medium-sized|medium"),
-    (0.8, r"large|severe(?:ly)?|marked(?:ly)?|massive(?:ly)?|extensive|substantial|gross(?:ly)?|sizable|sizeable"
+    (0.8, r"large|severe(?:ly)?|marked(?:ly)?|massive(?:ly)?|extensive|substantial|gross(?:ly)?|siz(?:e|)able"
           r"|considerable|huge|big|advanced|florid|frank|high-grade|tension"),
 )  # fmt: skip
 
 # (kind, value, pattern). The order matters.
 _PATTERNS: list[tuple[str, object, str]] = [
     # Comparisons between the sides and with other times say nothing about change.
-    ("SIDE", "both", r"(?:left|right) (?:side )?(?:greater|larger|more|worse|bigger|>) ?(?:than|so than)? ?(?:the )?(?:left|right)"),
-    ("THEN", None, r"(?:larger|greater|more|worse|bigger|smaller) (?:on|at|in) the (?:left|right)(?: side)? than (?:(?:on|at|in) )?the (?:left|right)"),
-    ("THEN", None, r"(?:greater|more so|more|most pronounced|most prominent|predominantly|dominant) (?:on|at|in) the (?:left|right)"),
-    ("SIDE", "both", r"(?:left|right) (?:and|and/or|or|&) (?:the )?(?:left|right)(?=[- ](?:sided )?(?:pleural|pneumo|effusion|basal|basilar|base|lower|upper|apical|lung|ptx|hemithora|costophrenic|atelecta|consolid))"),
+    (
+        "SIDE", "both",
+        r"(?:left|right) (?:side )?(?:greater|larger|more|worse|bigger|>) ?(?:than"
+        r"|so than)? ?(?:the )?(?:left|right)",
+    ),
+    (
+        "THEN", None,
+        r"(?:larger|greater|more|worse|bigger|smaller) (?:on|at|in) the (?:left"
+        r"|right)(?: side)? than (?:(?:on|at|in) )?the (?:left|right)",
+    ),
+    (
+        "THEN", None,
+        r"(?:greater|more so|more|most pronounced|most prominent|predominantly|dominant) (?:on|at"
+        r"|in) the (?:left|right)",
+    ),
+    (
+        "SIDE", "both",
+        r"(?:left|right) (?:and|and/or|or|&) (?:the )?(?:left|right)(?=[- ](?:sided )?(?:pleural|pneumo"
+        r"|effusion|basal|basilar|base|lower|upper|apical|lung|ptx|hemithora|costophrenic|atelecta"
+        r"|consolid))",
+    ),
     ("SIDE", "both", r"both (?:the )?(?:left and right|right and left)"),
-    ("THEN", None, rf"(?:(?:as |when )?(?:compared|comparison|relative|in comparison)(?: (?:to|with))?|since|from|versus|than|to|on|over) (?:the )?(?:most )?(?:prior|previous|earlier|last|preceding|recent|comparison|outside)(?: {_STUDY}){{0,2}}"),
-    ("THEN", None, rf"(?:prior|previous|earlier|last|preceding|most recent|comparison|outside) (?:chest )?{_STUDY}"),
+    (
+        "THEN", None,
+        r"(?:(?:as |when )?(?:compared|comparison|relative|in comparison)(?: (?:to|with))?|since|from"
+        r"|versus|than|to|on|over) (?:the )?(?:most )?(?:prior|previous|earlier|last|preceding|recent"
+        rf"|comparison|outside)(?: {_STUDY}){{0,2}}",
+    ),
+    (
+        "THEN", None,
+        rf"(?:prior|previous|earlier|last|preceding|most recent|comparison|outside) (?:chest )?{_STUDY}",
+    ),
     ("THEN", None, r"(?:in the interval|in the interim|again today|since (?:the )?(?:yesterday|\w+))"),
     # No change, before "no" and "not" are read as denials.
-    ("CHANGE", "same", rf"(?:no|without|little(?: if any)?|minimal)(?: {_ADV}| interval| other| definite| real| short-term| obvious)* changes?"),
-    ("CHANGE", "same", rf"not (?:been )?(?:{_ADV} )?(?:changed|altered|different)|(?:has|have) not(?: {_ADV})? changed"),
-    ("CHANGE", "same", rf"(?:no|not|without|neither|nor|never)(?: {_ADV}| interval| evidence of| signs? of| any)* (?:{_UP}|{_DOWN})(?: or (?:{_UP}|{_DOWN}))?"),
+    (
+        "CHANGE", "same",
+        rf"(?:no|without|little(?: if any)?|minimal)(?: {_ADV}| interval| other| definite| real| short-term"
+        r"| obvious)* changes?",
+    ),
+    (
+        "CHANGE", "same",
+        rf"not (?:been )?(?:{_ADV} )?(?:changed|altered|different)|(?:has|have) not(?: {_ADV})? changed",
+    ),
+    (
+        "CHANGE", "same",
+        rf"(?:no|not|without|neither|nor|never)(?: {_ADV}| interval| evidence of| signs? of| any)* (?:{_UP}"
+        rf"|{_DOWN})(?: or (?:{_UP}|{_DOWN}))?",
+    ),
     ("CHANGE", "same", rf"(?:neither|not) (?:{_UP}|{_DOWN}) (?:nor|or) (?:{_UP}|{_DOWN})"),
-    ("CHANGE", "same", r"(?:has|have|had) not (?:yet )?(?:resolved|cleared|disappeared)|not (?:yet )?(?:resolved|cleared)|unresolved|without resolution|no resolution"),
+    (
+        "CHANGE", "same",
+        r"(?:has|have|had) not (?:yet )?(?:resolved|cleared|disappeared)|not (?:yet )?(?:resolved|cleared)"
+        r"|unresolved|without resolution|no resolution",
+    ),
     # Partly gone is better, not gone.
-    ("CHANGE", "down", rf"(?:near(?:ly)?|almost|partial(?:ly)?|incomplete(?:ly)?|not (?:completely|fully|entirely)|largely|mostly|virtually|practically|some|substantial(?:ly)?|significant(?:ly)?)(?:[- ](?:complete(?:ly)?|total(?:ly)?|entire(?:ly)?|interval|all|fully))*[- ](?:{_GONE})"),
+    (
+        "CHANGE", "down",
+        r"(?:near(?:ly)?|almost|partial(?:ly)?|incomplete(?:ly)?|not (?:completely|fully|entirely)|largely"
+        r"|mostly|virtually|practically|some"
+        r"|substantial(?:ly)?|significant(?:ly)?)(?:[- ]"
+        r"(?:complete(?:ly)?|total(?:ly)?|entire(?:ly)?|interval"
+        rf"|all|fully))*[- ](?:{_GONE})",
+    ),
     ("CHANGE", "down", r"resolving|clearing|re-?expansion|re-?expanded"),
-    ("CHANGE", "gone", r"no longer(?: be| been| being)?(?: clearly| definitely| well)?(?: seen| present| visible| visuali[sz]ed| identified| evident| apparent| appreciated| detected| noted| enlarged| demonstrated)?"),
+    (
+        "CHANGE", "gone",
+        r"no longer(?: be| been| being)?(?: clearly| definitely| well)?(?: seen| present| visible"
+        r"| visuali[sz]ed| identified| evident| apparent| appreciated| detected| noted| enlarged"
+        r"| demonstrated)?",
+    ),
     ("CHANGE", "gone", r"(?:no|without)(?: \w+)? (?:residual|remaining|persist(?:ent|ing))"),
-    ("CHANGE", "gone", rf"(?:completely |fully |entirely |totally |now |since )?(?:{_GONE})|normali[sz](?:ed|ation)|(?:returned|reverted|back) to (?:a )?normal(?: size| limits)?"),
-    ("CHANGE", "new", r"(?<!no )(?<!not )(?:newly (?:developed|apparent|seen|visible|evident|appeared)|newly|(?:has|have) (?:newly )?(?:developed|appeared|arisen|emerged|occurred|recurred)|develop(?:ed|ment|ing)|appearance of|emergence of|onset of|new(?! york)|recurren(?:t|ce)|re-?accumulat(?:ed|ion)|now (?:present|seen|visible|noted|evident|apparent)|interval appearance)"),
+    (
+        "CHANGE", "gone",
+        rf"(?:completely |fully |entirely |totally |now |since )?(?:{_GONE})|normali[sz](?:ed|ation)"
+        r"|(?:returned|reverted|back) to (?:a )?normal(?: size| limits)?",
+    ),
+    (
+        "CHANGE", "new",
+        r"(?<!no )(?<!not )(?:newly (?:developed|apparent|seen|visible|evident|appeared)|newly|(?:has"
+        r"|have) (?:newly )?(?:developed|appeared|arisen|emerged|occurred|recurred)|develop(?:ed|ment|ing)"
+        r"|(?<!in the )appearance of an?|emergence of|onset of|new(?! york)|recurren(?:t|ce)"
+        r"|re-?accumulat(?:ed|ion)"
+        r"|now (?:present|seen|visible|noted|evident|apparent)|interval appearance)",
+    ),
     ("CHANGE", "new!", r"(?<=no )new|(?<=not )new"),
     ("CHANGE", "up", rf"(?:{_ADV} )*(?:interval )?(?:{_UP})(?: in size)?"),
-    ("PLACE", None, r"(?:left |right )?lower lung volumes?|lower (?:lobes?|lungs?|zones?|thora(?:x|cic)|field|pole)"),
+    ("CHANGE", "up", rf"(?:has|have|had)(?: been)?(?: {_ADV})? enlarged"),
+    (
+        "PLACE", None,
+        r"(?:left |right )?lower lung volumes?|lower (?:lobes?|lungs?|zones?|thora(?:x|cic)|field|pole)",
+    ),
     ("CHANGE", "down", rf"(?:{_ADV} )*(?:interval )?(?:{_DOWN})(?: in size)?"),
-    ("CHANGE", "same", r"unchanged|unaltered|stabl[ey]|stability|persist(?:s|ed|ent|ently|ence|ing)?|similar(?:ly)?(?: in (?:size|extent|appearance))?|again|re-?demonstrated|redemonstration|still|constant|static|(?:the )?same|as before|continu(?:es?|ed|ing)|ongoing|remain(?:s|ed|ing)?|stationary|comparable|not new"),
+    (
+        "CHANGE", "same",
+        r"unchanged|unaltered|stabl[ey]|stability|persist(?:s|ed|ent|ently|ence"
+        r"|ing)?|similar(?:ly)?(?: in (?:size|extent|appearance))?|again|re-?demonstrated|redemonstration"
+        r"|still|constant|static|(?:the )?same|as before|continu(?:es?|ed|ing)|ongoing|remain(?:s|ed"
+        r"|ing)?|stationary|comparable|not new",
+    ),
     # Denials.
-    ("UNSURE", None, r"(?:cannot|can not|can't|could not|not)(?: be)?(?: entirely| completely| definitively| reliably)? (?:exclude[d]?|ruled? out)|difficult to exclude|hard to exclude|not (?:entirely )?excluded"),
-    ("DENIED", None, rf"(?:is|are|was|were|has|have)(?: not|n't)(?: been)?(?: clearly| definitely| currently)? {_SEEN}|not(?: clearly| definitely)? {_SEEN}|(?:is|are|was|were) (?:now )?absent|(?:is|are) (?:excluded|ruled out)|has been (?:excluded|ruled out)|un-?seen|not appreciated"),
-    ("FINE", None, r"not(?: appear)?(?: significantly| definitely| frankly)? enlarged|no(?: evidence of)? enlargement|non-?enlarged|not dilated|not (?:blunted|congested|engorged)|without (?:blunting|enlargement)"),
-    ("NEG", None, r"no (?:\w+ )?(?:evidence|signs?|suggestion|indication) (?:of|for)|negative for|absence of|absent|free of|free from|clear of|devoid of|lack of|lacks|without|w/o|no|nor|neither|none|not|denies|rather than|instead of"),
+    (
+        "UNSURE", None,
+        r"(?:cannot|can not|can't|could not|not)(?: be)?(?: entirely| completely| definitively"
+        r"| reliably)? (?:exclude[d]?|ruled? out)|difficult to exclude|hard to exclude"
+        r"|not (?:entirely )?excluded",
+    ),
+    (
+        "DENIED", None,
+        rf"(?:is|are|was|were|has|have)(?: not|n't)(?: been)?(?: clearly| definitely| currently)? {_SEEN}"
+        rf"|not(?: clearly| definitely)? {_SEEN}|(?:is|are|was|were) (?:now )?absent|(?:is|are) (?:excluded"
+        r"|ruled out)|has been (?:excluded|ruled out)|un-?seen|not appreciated",
+    ),
+    (
+        "FINE", None,
+        r"not(?: appear)?(?: significantly| definitely| frankly)? enlarged|no(?: evidence of)? enlargement"
+        r"|non-?enlarged|not dilated|not (?:blunted|congested|engorged)|without (?:blunting|enlargement)",
+    ),
+    (
+        "NEG", None,
+        r"no (?:\w+ )?(?:evidence|signs?|suggestion|indication) (?:of|for)|negative for|absence of|absent"
+        r"|free of|free from|clear of|devoid of|lack of|lacks|without|w/o|no|nor|neither|none|not|denies"
+        r"|rather than|instead of",
+    ),
     # Hypothetical.
-    ("ASKED", None, r"(?:please )?(?:evaluat(?:e|ion|ing)|assess(?:ment)?|looking|check|query|screen(?:ing)?) for|rule[- ]out|r/o|to exclude|history of|hx of|h/o|status post|s/p|at risk for|if there is concern for|evaluate|assess"),
-    ("UNSURE", None, r"possib(?:le|ly|ility)(?: of)?|may|might|could|would|suspect(?:ed)?|suspicio(?:n|us)(?: for| of)?|concern(?:ing|s)?(?: for)?|question(?:able|ed)?(?: of)?|equivocal(?:ly)?|suggest(?:s|ing|ive|ion)?(?: of)?|versus|vs\.?|if any|unclear|borderline|indeterminate|perhaps"),
+    (
+        "ASKED", None,
+        r"(?:please )?(?:evaluat(?:e|ion|ing)|assess(?:ment)?|looking|check|query|screen(?:ing)?) for"
+        r"|rule[- ]out|r/o|to exclude|history of|hx of|h/o|status post|s/p|at risk for"
+        r"|if there is concern for|evaluate|assess",
+    ),
+    (
+        "UNSURE", None,
+        r"possib(?:le|ly|ility)(?: of)?|may|might|could|would|suspect(?:ed)?|suspicio(?:n|us)(?: for"
+        r"| of)?|concern(?:ing|s)?(?: for)?|question(?:able|ed)?(?: of)?|equivocal(?:ly)?|suggest(?:s|ing"
+        r"|ive|ion)?(?: of)?|versus|vs\.?|if any|unclear|borderline|indeterminate|perhaps",
+    ),
     ("PAST", None, r"previous(?:ly)?|formerly|earlier|prior|was once|pre-?existing"),
     # Joints.
-    ("JOIN", "link", r"(?:consistent|compatible|in keeping|most consistent) with|reflect(?:s|ing|ive of)?|represent(?:s|ing|ative of)?|indicat(?:es|ing|ive of)|due to|secondary to|related to|attributable to|because of|caus(?:es|ing)|owing to|accompan(?:ied|ying)(?: by)?"),
-    ("JOIN", "hard", r";|:|\bbut\b|however|although|though|while|whereas|yet|despite|except(?: for)?|aside from|other than|apart from"),
-    ("JOIN", "with", r"associated with|along with|together with|with|in addition to|adjacent to|overlying|superimposed on|obscur(?:es|ing)"),
+    (
+        "JOIN", "link",
+        r"(?:consistent|compatible|in keeping|most consistent) with|reflect(?:s|ing|ive of)?|represent(?:s"
+        r"|ing|ative of)?|indicat(?:es|ing|ive of)|due to|secondary to|related to|attributable to"
+        r"|because of|caus(?:es|ing)|owing to|accompan(?:ied|ying)(?: by)?",
+    ),
+    (
+        "JOIN", "hard",
+        r";|:|\bbut\b|however|although|though|while|whereas|yet|despite|except(?: for)?|aside from"
+        r"|other than|apart from",
+    ),
+    (
+        "JOIN", "with",
+        r"associated with|along with|together with|with|in addition to|adjacent to|overlying"
+        r"|superimposed on|obscur(?:es|ing)",
+    ),
     ("JOIN", "list", r",|/|&|\band\b|\bor\b|as well as|\bplus\b|-->"),
     # Structures and findings. Forms: plain, many, heart, angle, lungs, vessels, other.
-    ("TERM", (None, "other"), r"pericardial effusions?|joint effusions?|heart border|heart failure (?:history|exacerbation)|left heart|right heart|mediastinal shift|tracheal deviation|shift(?:ed)?"),
-    ("TERM", ("Edema", "plain"), r"(?:acute |chronic |congestive |left )*(?:heart|cardiac) failure|chf|(?:(?:mild |moderate |severe )?(?:interstitial|alveolar|pulmonary|perihilar|hydrostatic|cardiogenic|airspace|air-space)[- /]*(?:and )?)*o?edema(?:tous)?|(?:central |pulmonary |peri-?hilar )*(?:vascular|venous) (?:congestion|engorgement|plethora)|pulmonary congestion|(?:fluid|volume) overload|perihilar (?:haze|haziness|opacities|indistinctness)|kerley(?:[- ]?b)?(?: lines)?|cephali[sz]ation|interstitial fluid|septal (?:lines|thickening)"),
-    ("TERM", ("Edema", "vessels"), r"(?:pulmonary |central )*(?:vasculature|vascularity|vascular markings|vessels)"),
+    (
+        "TERM", (None, "other"),
+        r"pericardial effusions?|joint effusions?|heart border|heart failure (?:history|exacerbation)"
+        r"|left heart|right heart|mediastinal shift|tracheal deviation|shift(?:ed)?",
+    ),
+    (
+        "TERM", ("Edema", "plain"),
+        r"(?:acute |chronic |congestive |left )*(?:heart|cardiac) failure|chf"
+        r"|(?:(?:interstitial|alveolar|pulmonary|perihilar|hydrostatic|cardiogenic|airspace"
+        r"|air-space)[- /]*(?:and )?)*o?edema(?:tous)?|(?:central |pulmonary |peri-?hilar )*(?:vascular"
+        r"|venous) (?:congestion|engorgement|plethora)|pulmonary congestion|(?:fluid|volume) overload"
+        r"|perihilar (?:haze|haziness|opacities|indistinctness)"
+        r"|kerley(?:[- ]?b)?(?: lines)?|cephali[sz]ation|interstitial fluid|septal (?:lines|thickening)",
+    ),
+    (
+        "TERM", ("Edema", "vessels"),
+        r"(?:pulmonary |central )*(?:vasculature|vascularity|vascular markings|vessels)",
+    ),
     ("TERM", ("Pleural Effusion", "many"), r"(?:pleural )?effusions|hydrothoraces"),
-    ("TERM", ("Pleural Effusion", "plain"), r"(?:pleural )?effusion|pleural fluid|fluid in the pleural spaces?|(?:sub-?pulmonic|loculated) fluid|hydrothorax|hydropneumothorax|meniscus"),
-    ("TERM", ("Pleural Effusion", "angle"), r"(?:costo(?:phrenic|diaphragmatic)|cp) (?:angles?|sulc(?:us|i)|recess(?:es)?)"),
+    (
+        "TERM", ("Pleural Effusion", "plain"),
+        r"(?:pleural )?effusion|pleural fluid|fluid in the pleural spaces?|(?:sub-?pulmonic"
+        r"|loculated) fluid|hydrothorax|hydropneumothorax|meniscus",
+    ),
+    (
+        "TERM", ("Pleural Effusion", "angle"),
+        r"(?:costo(?:phrenic|diaphragmatic)|cp) (?:angles?|sulc(?:us|i)|recess(?:es)?)",
+    ),
     ("TERM", ("Pneumothorax", "many"), r"pneumothora(?:ces|xes)|ptxs"),
-    ("TERM", ("Pneumothorax", "plain"), r"pneumothorax|ptx|pleural air|air in the pleural space|visceral pleural line"),
-    ("TERM", ("Cardiomegaly", "plain"), r"cardiomegaly|cardiac enlargement|enlargement of the (?:heart|cardiac (?:silhouette|contour|shadow)|cardiomediastinal silhouette)|heart enlargement"),
-    ("TERM", ("Cardiomegaly", "heart"), r"(?:the )?(?:cardiac|heart|cardiomediastinal|cardio-mediastinal|cardiopericardial)(?: and mediastinal)? (?:silhouette|contours?|size|shadow|diameter)(?: size)?|size of the (?:heart|cardiac silhouette)|\bheart\b|cardiothoracic ratio"),
-    ("TERM", ("Atelectasis", "plain"), r"(?:plate-?like |discoid |linear |sub-?segmental |compressive |band-?like )*(?:atelectas[ei]s|atelectatic (?:changes?|bands?|opacit(?:y|ies)|streaks?|lung))|(?:lobar|lobe|lung|sub-?segmental|segmental) collapse|collapse|volume loss|loss of volume"),
-    ("TERM", ("Consolidation", "many"), rf"consolidations|consolidative (?:opacities|changes)|(?:airspace|air-space|air space) (?:opacities|consolidations)"),
-    ("TERM", ("Consolidation", "plain"), rf"consolidation|consolidat(?:ive|ed)(?: (?:{_OPACITY}|process|change|lung))?|(?:airspace|air-space|air space) (?:disease|process|{_OPACITY})|air bronchograms?"),
+    (
+        "TERM", ("Pneumothorax", "plain"),
+        r"pneumothorax|ptx|pleural air|air in the pleural space|visceral pleural line",
+    ),
+    (
+        "TERM", ("Cardiomegaly", "plain"),
+        r"cardiomegaly|cardiac enlargement|enlargement of the (?:heart|cardiac (?:silhouette|contour"
+        r"|shadow)|cardiomediastinal silhouette)|heart enlargement",
+    ),
+    (
+        "TERM", ("Cardiomegaly", "heart"),
+        r"(?:the )?(?:cardiac|heart|cardiomediastinal|cardio-mediastinal"
+        r"|cardiopericardial)(?: and mediastinal)? (?:silhouettes?|contours?|size|shadow"
+        r"|diameter)(?: size)?|size of the (?:heart|cardiac silhouette)|\bheart\b|cardiothoracic ratio",
+    ),
+    (
+        "TERM", ("Atelectasis", "plain"),
+        r"(?:plate-?like |discoid |linear |sub-?segmental |compressive |band-?like )*(?:atelectas[ei]s"
+        r"|atelectatic (?:changes?|bands?|opacit(?:y|ies)|streaks?|lung))|(?:lobar|lobe|lung"
+        r"|sub-?segmental|segmental) collapse|collapse|volume loss|loss of volume",
+    ),
+    (
+        "TERM", ("Consolidation", "many"),
+        r"consolidations|consolidative (?:opacities|changes)|(?:airspace|air-space|air space) (?:opacities"
+        r"|consolidations)",
+    ),
+    (
+        "TERM", ("Consolidation", "plain"),
+        rf"consolidation|consolidat(?:ive|ed)(?: (?:{_OPACITY}|process|change|lung))?|(?:airspace|air-space"
+        rf"|air space) (?:disease|process|{_OPACITY})|air bronchograms?",
+    ),
     ("TERM", ("Pneumonia", "plain"), r"(?:broncho)?pneumonias?|infection|infectious process|pneumonitis"),
-    ("TERM", ("Lung Lesion", "plain"), r"nodul(?:es?|arity)|mass(?:es)?|granulomas?|metastas[ei]s|tumou?r|lesions?|neoplasm"),
+    (
+        "TERM", ("Lung Lesion", "plain"),
+        r"nodul(?:es?|arity)|mass(?:es)?|granulomas?|metastas[ei]s|tumou?r|lesions?|neoplasm",
+    ),
     ("TERM", ("Fracture", "plain"), r"(?:rib )?fractures?"),
-    ("TERM", ("Pleural Other", "plain"), r"pleural (?:thickening|plaques?|scarring|calcifications?)|pleuroparenchymal scarring|fibrothorax"),
-    ("TERM", ("Enlarged Cardiomediastinum", "plain"), r"(?:mediastinal )?widening(?: of the mediastinum)?|widened mediastinum"),
-    ("TERM", ("Support Devices", "plain"), r"(?:endotracheal |ett? |enteric |nasogastric |orogastric |ng |chest |feeding |tracheostomy |dobhoff |pigtail |thoracostomy |drainage )*(?:tubes?|catheters?|drains?|picc|lines?(?= (?:tip|terminat|ends|in place))|pacemakers?|defibrillators?|icd|leads?|stents?|port-?a-?cath|swan-ganz|sternotomy wires|wires|clips|ett|valve (?:replacement|prosthesis)|balloon pump|hardware)"),
-    ("TERM", ("No Finding", "plain"), r"acute (?:cardio-?pulmonary|intrathoracic|cardio-?thoracic|pulmonary|chest) (?:process|abnormalit(?:y|ies)|disease|findings?|pathology)"),
+    (
+        "TERM", ("Pleural Other", "plain"),
+        r"pleural (?:thickening|plaques?|scarring|calcifications?)|pleuroparenchymal scarring|fibrothorax",
+    ),
+    (
+        "TERM", ("Enlarged Cardiomediastinum", "plain"),
+        r"(?:mediastinal )?widening(?: of the mediastinum)?|widened mediastinum",
+    ),
+    (
+        "TERM", ("Support Devices", "plain"),
+        r"(?:endotracheal |ett? |enteric |nasogastric |orogastric |ng |chest |feeding |tracheostomy "
+        r"|dobhoff |pigtail |thoracostomy |drainage )*(?:tubes?|catheters?|drains?|picc|lines?(?= (?:tip"
+        r"|terminat|ends|in place))|pacemakers?|defibrillators?|icd|leads?|stents?|port-?a-?cath|swan-ganz"
+        r"|sternotomy wires|wires|clips|ett|valve (?:replacement|prosthesis)|balloon pump|hardware)",
+    ),
+    (
+        "TERM", ("No Finding", "plain"),
+        r"acute (?:cardio-?pulmonary|intrathoracic|cardio-?thoracic|pulmonary|chest) (?:process"
+        r"|abnormalit(?:y|ies)|disease|findings?|pathology)",
+    ),
     ("TERM", ("Lung Opacity", "plain"), rf"(?:{_OPACITY})|infiltrat(?:es?|ions?)|haziness|haze"),
-    ("TERM", (None, "other"), r"lung volumes?|inspirat(?:ion|ory effort|ory)|aeration|ventilation|mediastin(?:um|al(?: contours?| silhouette)?)|hil(?:um|a|ar(?: contours?)?)|aort(?:a|ic(?: knob| arch| calcifications?)?)|hemi-?diaphragms?|diaphragms?|(?:osseous|bony|skeletal)(?: structures| abnormalit(?:y|ies))?|spine|scoliosis|ribs?|trachea|scar(?:ring)?|hernia|emphysema|copd|hyperinflation|free air|pneumoperitoneum|interstitial (?:markings|lung disease)|calcifications?|structures|abnormalit(?:y|ies)|stomach|bowel|exam(?:ination)?|radiographs?|findings?"),
-    ("TERM", (None, "lungs"), r"(?:both |bilateral |remaining |remainder of the |the )*lungs?(?: fields?| parenchyma)?(?= (?:is |are |remain |remains |appear |appears )?(?:otherwise |otherwise well |both |now |grossly |essentially |well )*(?:expanded and |aerated and )?clear)"),
-    ("BIG", None, r"enlarg(?:ed|ement|es)|blunt(?:ed|ing)|prominen(?:t|ce)|engorge(?:d|ment)|congest(?:ed|ion)|dilated|obliterat(?:ed|ion)|globular"),
-    ("FINE", None, r"(?:within |upper limits of |top )?normal(?: limits| size| in size| in caliber)?|unremarkable|clear|sharp(?:ly)?|preserved|intact|well[- ]defined"),
-    ("SIDE", "both", r"bilateral(?:ly)?|bi-?basilar|bi-?basal|bi-?apical|both|b/l|bi-?lateral(?:ly)?|two-sided|either"),
+    (
+        "TERM", (None, "other"),
+        r"lung volumes?|inspirat(?:ion|ory effort|ory)|aeration|ventilation|mediastin(?:um"
+        r"|al(?: contours?| silhouette)?)|hil(?:um|a|ar(?: contours?)?)|aort(?:a|ic(?: knob| arch"
+        r"| calcifications?)?)|hemi-?diaphragms?|diaphragms?|(?:osseous|bony|skeletal)(?: structures"
+        r"| abnormalit(?:y|ies))?|spine|scoliosis|ribs?|trachea|scar(?:ring)?|hernia|emphysema|copd"
+        r"|hyperinflation|free air|pneumoperitoneum|interstitial (?:markings|lung disease)"
+        r"|calcifications?|structures|abnormalit(?:y|ies)|stomach|bowel"
+        r"|exam(?:ination)?|radiographs?|findings?",
+    ),
+    (
+        "TERM", (None, "lungs"),
+        r"(?:both |bilateral |remaining |remainder of the |the )*lungs?(?: fields?| parenchyma)?(?= (?:is "
+        r"|are |remain |remains |appear |appears )?(?:otherwise |otherwise well |both |now |grossly "
+        r"|essentially |well )*(?:expanded and |aerated and )?clear)",
+    ),
+    (
+        "BIG", None,
+        r"enlarg(?:ed|ement|es)|blunt(?:ed|ing)|prominen(?:t|ce)|engorge(?:d|ment)|congest(?:ed|ion)"
+        r"|dilated|obliterat(?:ed|ion)|globular",
+    ),
+    (
+        "FINE", None,
+        r"(?:within |upper limits of |top )?normal(?: limits| size| in size| in caliber)?|unremarkable"
+        r"|clear|sharp(?:ly)?|preserved|intact|well[- ]defined",
+    ),
+    (
+        "SIDE", "both",
+        r"bilateral(?:ly)?|bi-?basilar|bi-?basal|bi-?apical|both|b/l|bi-?lateral(?:ly)?|two-sided|either",
+    ),
     ("SIDE", "left", r"left(?:[- ]sided|ward)?|lt\.?|lll|lul|lingula(?:r)?"),
     ("SIDE", "right", r"right(?:[- ]sided|ward)?|rt\.?|rll|rul|rml"),
     *[("SEVERITY", value, pattern) for value, pattern in _SEVERITIES],
     ("VERB", "one", r"is|was|has(?: been)?|appears|shows|demonstrates"),
     ("VERB", "many", r"are|were|have(?: been)?|appear|show|demonstrate"),
-    ("VERB", "", r"been|be|being|seen|noted|present|identified|visuali[sz]ed|visible|becom(?:e|es|ing)|became|had"),
+    (
+        "VERB", "",
+        r"been|be|being|seen|noted|present|identified|visuali[sz]ed|visible|becom(?:e|es|ing)|became|had",
+    ),
     ("ARTICLE", "a", r"an?|some|another"),
     ("ARTICLE", "the", r"the|any|its|this|these|that"),
-    ("PLACE", None, r"bas(?:al|ilar|es?)|apic(?:al|es)|apex|lobes?|lobar|lungs?|upper|middle|mid|perihilar|hemithora(?:x|ces)|zones?|side[sd]?|retrocardiac|lateral|medial|posterior|anterior|focal|multifocal|patchy|diffuse|hazy|dense|dependent|overt|pleural|interstitial|pulmonary|layering|loculated|simple|adjacent|associated|compressive|underlying|acute|subsegmental|linear|streaky|confluent|in|at|on|of|within|to|involving"),
+    (
+        "PLACE", None,
+        r"bas(?:al|ilar|es?)|apic(?:al|es)|apex|lobes?|lobar|lungs?|upper|middle|mid|perihilar"
+        r"|hemithora(?:x|ces)|zones?|side[sd]?|retrocardiac|lateral|medial|posterior|anterior|focal"
+        r"|multifocal|patchy|diffuse|hazy|dense|dependent|overt|pleural|interstitial|pulmonary|layering"
+        r"|loculated|simple|adjacent|associated|compressive|underlying|acute|subsegmental|linear|streaky"
+        r"|confluent|in|at|on|of|within|to|involving",
+    ),
 ]  # fmt: skip
 
 _SCANNER = re.compile(

@@ -144,7 +144,6 @@ def test_damaged_files(ranks, tmp_path):
 
     good = (_folder(tmp_path / "good", ranks, 8) / vocab.TEXT_FILE).read_bytes()
     lines = good.splitlines(keepends=True)
-    image, start, end = "<|image token|>", "<|image start|>", "<|image end|>"
     cases = [
         (tmp_path / "none", "cannot be read"),
         (broken("cut", vocab.TEXT_FILE, good[: len(good) // 2 - 1]), "256 single bytes|line|ranks"),

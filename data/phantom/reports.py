@@ -59,8 +59,13 @@ _RESOLVED = (
     "Previously noted {noun} has cleared.",
 )
 _TEMPLATES = {
-    "present": _PRESENT, "new": _NEW, "worse": _WORSE, "better": _BETTER, "same": _SAME, "resolved": _RESOLVED,
-}  # fmt: skip
+    "present": _PRESENT,
+    "new": _NEW,
+    "worse": _WORSE,
+    "better": _BETTER,
+    "same": _SAME,
+    "resolved": _RESOLVED,
+}
 _SHORT = {
     "present": ("{grade} {noun}.",),
     "new": ("New {grade} {noun}.",),
@@ -133,7 +138,7 @@ def _pick(rng, options):
 
 
 def _items(rng, found, state, previous):
-    """[(finding or "bilateral ...", status, grade 0..2)]; two sides in one state are sometimes told as one."""
+    """[(finding or "bilateral ...", status, grade 0..2)]; two like sides are sometimes told as one."""
     grade = {
         name: int(v >= MODERATE) + int(v >= LARGE) for name, v in zip(FINDINGS, state.severities, strict=True)
     }
