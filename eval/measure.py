@@ -299,8 +299,7 @@ def _image_metrics(candidate, truth, ratios, out):
         true = refs.image(case, "counterfactual")
         values["ssim_prior"][r] = image.ssim(made, prior)
         values["mae_prior"][r] = image.mean_absolute_error(made, prior)
-        values["ssim_followup"][r] = image.ssim(made, followup)
-        values["ms_ssim_followup"][r] = image.ms_ssim(made, followup)
+        values["ssim_followup"][r], values["ms_ssim_followup"][r] = image.similarities(made, followup)
         values["psnr_followup"][r] = image.psnr(made, followup)
         if true is not None:
             values["ssim_unchanged"][r] = image.ssim(made, prior, image.unchanged(prior, true))

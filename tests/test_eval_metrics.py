@@ -168,8 +168,9 @@ def brute_ssim(a, b):
 class TestImage:
     def test_ssim_against_the_definition(self):
         rng = np.random.default_rng(0)
-        a, b = rng.integers(0, 256, (2, 17, 23), dtype=np.uint8)
+        a, b = rng.integers(0, 256, (2, 47, 23), dtype=np.uint8)  # taller than one strip
         assert image.ssim(a, b) == pytest.approx(brute_ssim(a, b), abs=1e-9)
+        assert image.similarities(a, b)[0] == image.ssim(a, b)
         assert image.ssim(a, a) == pytest.approx(1)
 
     def test_ssim_of_constants_by_hand(self):

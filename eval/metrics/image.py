@@ -10,6 +10,7 @@ import numpy as np
 
 WINDOW, SIGMA = 11, 1.5
 C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+STRIP = 32
 SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 
 
@@ -44,9 +45,15 @@ def _check(a, b):
 
 def _maps(a, b):
     """Maps of SSIM and of its contrast-structure part, float [H - 10, W - 10]."""
-    ma, mb, saa, sbb, sab = _blur(np.stack([a, b, a * a, b * b, a * b]))
-    contrast = (2 * (sab - ma * mb) + C2) / (saa - ma * ma + sbb - mb * mb + C2)
-    return contrast * (2 * ma * mb + C1) / (ma * ma + mb * mb + C1), contrast
+    full, contrast = np.empty((2, a.shape[0] - WINDOW + 1, a.shape[1] - WINDOW + 1))
+    for top in range(0, len(full), STRIP):  # strips stay in the processor's cache
+        out = slice(top, top + STRIP)
+        x, y = a[top : top + STRIP + WINDOW - 1], b[top : top + STRIP + WINDOW - 1]
+        mx, my, sxx_syy, sxy = _blur(np.stack([x, y, x * x + y * y, x * y]))
+        squares, product = mx * mx + my * my, mx * my
+        contrast[out] = (2 * (sxy - product) + C2) / (sxx_syy - squares + C2)
+        full[out] = contrast[out] * (2 * product + C1) / (squares + C1)
+    return full, contrast
 
 
 def ssim(a, b, where=None):
@@ -73,18 +80,24 @@ def scales(shape):
 
 def ms_ssim(a, b):
     """Multi-scale SSIM of two uint8 images [H, W]; NaN if not even one scale fits."""
+    return similarities(a, b)[1]
+
+
+def similarities(a, b):
+    """(SSIM, MS-SSIM) of two uint8 images [H, W] for little more than the price of one."""
     a, b = _check(a, b)
     count = scales(a.shape)
     if not count:
-        return float("nan")
+        return float("nan"), float("nan")
     weights = np.array(SCALES[:count]) / sum(SCALES[:count])
-    value = 1.0
+    single, value = float("nan"), 1.0
     for s in range(count):
-        full, contrast = (m.mean() for m in _maps(a, b))
+        full, contrast = (float(m.mean()) for m in _maps(a, b))
+        single = full if s == 0 else single
         # A negative mean has no real power; as usual it counts as no similarity.
         value *= max(full if s == count - 1 else contrast, 0.0) ** weights[s]
         a, b = _pool(a), _pool(b)
-    return float(value)
+    return single, value
 
 
 def _pool(x):
