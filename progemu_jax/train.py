@@ -128,7 +128,8 @@ def fit(
         if start >= cfg.steps:
             return state
         run = _Run(task, cfg, mesh, step_key, workdir, checkpoints, hooks, eval_batches)
-        return run(state, start, extra, batches(cfg.seed))
+        with _closing(batches(cfg.seed)) as source:
+            return run(state, start, extra, source)
 
 
 def check(cfg: TrainConfig) -> None:
@@ -210,8 +211,6 @@ class _Run:
             if caught:
                 bar.write(f"{self.task.name}: stopped by a signal; saved at step {done}", sys.stderr)
                 raise SystemExit(128 + caught[0])
-        if hasattr(source, "close"):
-            source.close()
         return carry["state"]
 
     def _next(self, source, used):
@@ -236,12 +235,14 @@ class _Run:
 
     def _evaluate(self, state, done):
         totals, weight = {}, 0.0
-        for batch in self.eval_batches():
-            metrics = {k: float(v) for k, v in jax.device_get(self.eval_step(state, self.put(batch))).items()}
-            share = metrics.pop("weight", 1.0)
-            weight += share
-            for name, value in metrics.items():
-                totals[name] = totals.get(name, 0.0) + share * value
+        with _closing(self.eval_batches()) as source:
+            for batch in source:
+                found = jax.device_get(self.eval_step(state, self.put(batch)))
+                metrics = {name: float(value) for name, value in found.items()}
+                share = metrics.pop("weight", 1.0)
+                weight += share
+                for name, value in metrics.items():
+                    totals[name] = totals.get(name, 0.0) + share * value
         if not weight:
             raise UserError(f"{self.task.name}: no batch to evaluate at step {done}: check the eval split")
         return {f"eval/{name}": value / weight for name, value in totals.items()}
@@ -274,6 +275,16 @@ def _all_finite(tree):
 
 def _must_be_finite(name):
     return name.endswith("loss") or name == "grad_norm"
+
+
+@contextlib.contextmanager
+def _closing(source):
+    """Ends the reading threads that an iterator may have."""
+    try:
+        yield source
+    finally:
+        if hasattr(source, "close"):
+            source.close()
 
 
 def _rewind(source, start, extra):

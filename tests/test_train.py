@@ -163,8 +163,8 @@ def test_non_finite_parameter_is_never_saved(tmp_path):
     class Broken(Toy):
         def train_step(self, state, batch, key):
             state, metrics = super().train_step(state, batch, key)
-            bias = jnp.where(state["count"] == 5, jnp.inf, state["params"]["dense"]["bias"])
-            return {**state, "params": {"dense": {**state["params"]["dense"], "bias": bias}}}, metrics
+            broken = jnp.where(state["count"] == 5, jnp.inf, state["params"]["dense"]["kernel"])
+            return {**state, "params": {"dense": {"kernel": broken}}}, metrics
 
     with pytest.raises(UserError, match="parameter is not finite after step 5"):
         run(tmp_path, dataclasses.replace(CFG, save_every=5), Broken())
@@ -184,6 +184,19 @@ def test_other_config_is_refused_by_name(tmp_path):
 def test_data_that_ends_early_is_an_error(tmp_path):
     with pytest.raises(UserError, match="ended after 9 of 120 steps"):
         run(tmp_path, batches=lambda seed: Batches(seed, count=9))
+
+
+def test_readers_are_closed_however_it_ends(tmp_path):
+    sources = []
+
+    def start(seed):
+        sources.append(Batches(seed))
+        return sources[-1]
+
+    with pytest.raises(Stop):
+        run(tmp_path, batches=start, hooks=[stop_at(7)])
+    run(tmp_path, batches=start)
+    assert [source.closed for source in sources] == [True, True]
 
 
 def test_init_state_is_used_once_and_survives(tmp_path):

@@ -28,12 +28,12 @@ class Toy:
         self.cfg, self.bad_at, self.tx = cfg, bad_at, optim.make_optimizer(cfg)
 
     def init(self, key):
-        params = {"dense": {"kernel": jax.random.normal(key, (4, 3)), "bias": jnp.zeros(3)}}
+        params = {"dense": {"kernel": jax.random.normal(key, (4, 3))}}
         return {"params": params, "opt_state": self.tx.init(params), "count": jnp.zeros((), jnp.int32)}
 
     def loss(self, params, batch, key):
-        noise = 0.0 if key is None else 0.1 * jax.random.normal(key, (3,))
-        out = batch["x"] @ params["dense"]["kernel"] + params["dense"]["bias"] + noise
+        noise = 0.0 if key is None else 0.1 * jax.random.uniform(key, (3,))
+        out = batch["x"] @ params["dense"]["kernel"] + noise
         return jnp.mean((out - batch["y"]) ** 2), {}
 
     def train_step(self, state, batch, key):
@@ -55,7 +55,7 @@ class Batches:
     """A fresh draw a step, with a resumable position."""
 
     def __init__(self, seed, count=None, size=8):
-        self.seed, self.position, self.count, self.size = seed, 0, count, size
+        self.seed, self.position, self.count, self.size, self.closed = seed, 0, count, size, False
 
     def __iter__(self):
         return self
@@ -73,6 +73,9 @@ class Batches:
     def set_state(self, state):
         assert state["raw"] == bytes([0, 255, state["position"] % 256])
         self.position = state["position"]
+
+    def close(self):
+        self.closed = True
 
 
 def eval_batches():
