@@ -61,7 +61,7 @@ class TransformerConfig:
     padded_vocab_size: rows of both vocabulary tables when they must divide by a mesh axis (None: vocab_size).
     """
 
-    vocab_size: int
+    vocab_size: int = 0  # filled in from the vocabulary by the run
     hidden_size: int = 256
     num_layers: int = 4
     num_heads: int = 8
