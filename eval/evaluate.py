@@ -18,12 +18,14 @@ from progemu_jax.eval.bootstrap import Bootstrap, estimate
 from progemu_jax.eval.measure import Candidate, Truth, measure
 from progemu_jax.eval.metrics.cmig import cmig
 from progemu_jax.eval.metrics.retention import normalised
+from progemu_jax.eval.metrics.roc import RELIABLE
 from progemu_jax.eval.predictions import Rows, name_ids, read_predictions, read_references, read_scores
 from progemu_jax.eval.tables import METRICS, write_markdown
 
 from progemu_jax.errors import UserError
 
 SCHEMA = 1
+FINDING_METRICS = ("finding_auroc", "finding_auprc", "finding_auroc_changed")
 CMIG_TERMS = {"accuracies": ["finding_auroc"], "retentions": ["group_auroc", "age_r"]}
 RETENTIONS = {
     "group_retention": ("group_auroc", 0.5),
@@ -289,7 +291,9 @@ def _result(candidates, measured, refs, truth, boot, seed):
             },
             "parts": {
                 part: {
-                    **{k: estimate(v).to_json() for k, v in values.items()},
+                    **{
+                        k: estimate(v, flags=_few(k, m.counts.get(part))).to_json() for k, v in values.items()
+                    },
                     **({"counts": m.counts[part]} if part in m.counts else {}),
                 }
                 for part, values in m.findings.items()
@@ -314,6 +318,17 @@ def _result(candidates, measured, refs, truth, boot, seed):
         "differences": _differences(candidates, measured),
         "definitions": {k: m.definition for k, m in METRICS.items()},
     }
+
+
+def _few(metric, counts):
+    """The flag of one finding's AUROC-like metric with fewer than 20 positives or negatives."""
+    if counts is None or metric not in (*FINDING_METRICS, "gap_closed"):
+        return ()
+    prefix = "" if metric in ("finding_auroc", "finding_auprc") else "changed_"
+    positives, negatives = counts[prefix + "positives"], counts[prefix + "negatives"]
+    if min(positives, negatives) >= RELIABLE:
+        return ()
+    return (f"{positives} positives, {negatives} negatives: fewer than {RELIABLE}",)
 
 
 def _differences(candidates, measured):

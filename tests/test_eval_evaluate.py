@@ -139,6 +139,11 @@ class TestKnownSystems:
         assert counts["changed_positives"] < 20
         flags = run[1]["systems"]["perfect"]["metrics"]["finding_auroc_changed"]["flags"]
         assert any("atelectasis" in f and "fewer than 20" in f for f in flags)
+        part = run[1]["systems"]["perfect"]["parts"]["atelectasis"]
+        assert min(counts["positives"], counts["negatives"]) >= 20
+        assert part["finding_auroc"]["flags"] == []
+        assert "fewer than 20" in part["finding_auroc_changed"]["flags"][0]
+        assert "fewer than 20" in part["gap_closed"]["flags"][0]
 
 
 class TestOutputs:
