@@ -1,7 +1,15 @@
 """Registration of a follow-up radiograph onto its prior: affine, multi-resolution, deterministic, one thread.
 
-The follow-up always moves and the prior never does. ProgEmu's flags are kept: 2 alike already, left
-as it is; 1 moved; 0 left as it is because moving did not help; -1 no pair (another view, a blank image).
+The follow-up always moves and the prior never does. What is compared is local contrast (each pixel less
+its neighbourhood's mean, over its standard deviation), so exposure, windowing and diffuse opacities count
+little and the borders of the lungs count much; collimated and letterboxed parts count nothing. The pose is
+the most probable one: a likelihood with unknown noise (its logarithm, so that good matches decide more and
+poor ones less), and a Gaussian prior about the identity, as wide as the poses of one patient on two days.
+An exhaustive search over shifts and scales by FFT starts a Levenberg-Marquardt refinement on a two-level
+pyramid, and both directions are averaged, so the result does not favour either image.
+
+ProgEmu's flags are kept: 2 alike already, left as it is; 1 moved; 0 left as it is because moving did not
+help; -1 no pair (another view, a blank image).
 """
 
 import dataclasses
@@ -14,13 +22,21 @@ LEAST = 32  # pixels a side
 ALIKE = 0.9  # SSIM from which a pair is left as it is
 UNLIKE = 0.2  # SSIM under which a pair is rejected
 
+# Pose of the follow-up: shift x, shift y (frame widths), log scale x, log scale y, rotation (rad), shear.
+SPREAD = np.array([0.1, 0.1, 0.1, 0.1, 0.03, 0.01])  # standard deviations of the Gaussian prior
+EVIDENCE = 25  # effectively independent parts of a pair; far fewer than pixels, as neighbours agree
+SEARCH_SIZE = 32
+SEARCH_SCALES = np.linspace(np.log(0.8), np.log(1.25), 5)
+LEVELS = ((48, 0.02, 0.07), (96, 0.01, 0.05))  # pixels a side; smoothing and neighbourhood in frame widths
+OVERLAP = 0.4  # least share of the prior that the follow-up must cover
+
 
 @dataclasses.dataclass(frozen=True)
 class Registration:
     """A follow-up moved onto its prior.
 
     image: uint8 [H, W] in the prior's frame. transform: float64 [2, 3], prior pixel (x, y, 1) ->
-    follow-up pixel (x, y). score: SSIM of `image` with the prior. flag: see the module.
+    follow-up pixel (x, y). score: SSIM of prior and `image`, both equalised. flag: see the module.
     """
 
     image: np.ndarray
@@ -39,23 +55,26 @@ def register(prior: np.ndarray, follow: np.ndarray) -> Registration:
     foreground.check(follow, "follow-up", LEAST)
     still = frame_to_frame(prior.shape, follow.shape)
     unmoved = resample(follow, still, prior.shape)
-    before = ssim(prior, unmoved)
     if min(prior.std(), follow.std()) < 1:
-        return Registration(unmoved, still, before, -1)
+        return Registration(unmoved, still, 0.0, -1)
+    target = equalise(prior)
+    before = ssim(target, equalise(unmoved))
     if before >= ALIKE:
         return Registration(unmoved, still, before, 2)
-    transform = _affine(prior, follow, still)
+    pose, gain = _estimate(prior, follow)
+    transform = _to_pixels(pose, prior.shape, follow.shape)
     image = resample(follow, transform, prior.shape)
-    after = ssim(prior, image)
+    after = ssim(target, equalise(image))
     if max(before, after) < UNLIKE:
         return Registration(unmoved, still, before, -1)
-    return Registration(image, transform, after, int(transform is not still))
+    if gain <= 0:
+        return Registration(unmoved, still, before, 0)
+    return Registration(image, transform, after, 1)
 
 
 def frame_to_frame(prior_shape, follow_shape) -> np.ndarray:
-    """float64 [2, 3] that lays the frame of a follow-up [h, w] on that of a prior [H, W]: the identity of equal sizes."""
-    scale = np.array([follow_shape[1] / prior_shape[1], follow_shape[0] / prior_shape[0]])
-    return np.column_stack([np.diag(scale), (scale - 1) / 2])
+    """float64 [2, 3] laying a follow-up's frame [h, w] on its prior's [H, W]: the identity of equal sizes."""
+    return _to_pixels(np.eye(2, 3), prior_shape, follow_shape)
 
 
 def resample(image: np.ndarray, transform: np.ndarray, shape, linear: bool = False) -> np.ndarray:
@@ -74,8 +93,15 @@ def resample(image: np.ndarray, transform: np.ndarray, shape, linear: bool = Fal
     return sitk.GetArrayFromImage(method.Execute(sitk.GetImageFromArray(image)))
 
 
+def equalise(image: np.ndarray) -> np.ndarray:
+    """uint8 [H, W] -> uint8 [H, W], histogram-equalised: two exposures of one chest become comparable."""
+    counts = np.bincount(image.ravel(), minlength=256)
+    rank = (np.cumsum(counts) - counts / 2) / image.size
+    return np.round(255 * rank).astype(np.uint8)[image]
+
+
 def ssim(a: np.ndarray, b: np.ndarray) -> float:
-    """Mean structural similarity of two uint8 images [H, W] (Wang et al. 2004: 11 x 11 Gaussian, sigma 1.5)."""
+    """Mean structural similarity of two uint8 [H, W] (Wang et al. 2004: 11 x 11 Gaussian, sigma 1.5)."""
     a, b = a.astype(np.float32), b.astype(np.float32)
     mean_a, mean_b, aa, bb, ab = (_window(m) for m in (a, b, a * a, b * b, a * b))
     var = aa - mean_a**2 + bb - mean_b**2
@@ -94,49 +120,179 @@ def _window(image: np.ndarray) -> np.ndarray:
     return image
 
 
-def _affine(prior: np.ndarray, follow: np.ndarray, still: np.ndarray) -> np.ndarray:
-    import SimpleITK as sitk
-
-    size = min(128, max(prior.shape))
-    fixed, moving = (_features(_shrink(i, size)) for i in (prior, follow))
-    method = sitk.ImageRegistrationMethod()
-    method.SetNumberOfThreads(1)
-    method.SetMetricAsCorrelation()
-    method.SetInterpolator(sitk.sitkLinear)
-    method.SetOptimizerAsRegularStepGradientDescent(2.0, 1e-2, 60, relaxationFactor=0.6)
-    method.SetOptimizerScalesFromPhysicalShift()
-    method.SetShrinkFactorsPerLevel([4, 2])
-    method.SetSmoothingSigmasPerLevel([2, 1])
-    method.SetSmoothingSigmasAreSpecifiedInPhysicalUnits(False)
-    start = sitk.AffineTransform(2)
-    start.SetCenter([(size - 1) / 2] * 2)
-    method.SetInitialTransform(start, inPlace=True)
-    try:
-        unmoved = method.MetricEvaluate(fixed, moving)
-        method.Execute(fixed, moving)
-    except RuntimeError:  # the images left each other
-        return still
-    if not method.GetMetricValue() < unmoved:
-        return still
-    matrix = np.array(start.GetMatrix()).reshape(2, 2)
-    centre = np.array(start.GetCenter())
-    offset = centre + start.GetTranslation() - matrix @ centre
-    small = np.vstack([np.column_stack([matrix, offset]), [0, 0, 1]])
-    to_small = np.vstack([frame_to_frame(prior.shape, (size, size)), [0, 0, 1]])
-    from_small = frame_to_frame((size, size), follow.shape)
-    return from_small @ small @ to_small
+# Estimation, in frame coordinates: [-0.5, 0.5] across and down each image, whatever its size.
 
 
-def _shrink(image: np.ndarray, size: int) -> np.ndarray:
+def _estimate(prior: np.ndarray, follow: np.ndarray) -> tuple[np.ndarray, float]:
+    """Frame of the prior -> frame of the follow-up, float64 [2, 3], and its gain in log posterior over none."""
+    levels = [[_view(image, *level) for image in (prior, follow)] for level in LEVELS]
+    start = _search(*(_view(image, SEARCH_SIZE, *LEVELS[-1][1:]) for image in (prior, follow)))
+    there, back = start, np.concatenate([-start[:2] / np.exp(start[2:4]), -start[2:]])
+    for fixed, moving in levels:
+        there, cost = _refine(fixed, moving, there)
+        back, _ = _refine(moving, fixed, back)
+    unmoved = _Fit(*levels[-1], np.zeros(6)).cost
+    reverse = np.linalg.inv(np.vstack([_matrix(back), [0, 0, 1]]))[:2]
+    return (_matrix(there) + reverse) / 2, unmoved - cost
+
+
+def _view(image: np.ndarray, size: int, smooth: float, wide: float) -> np.ndarray:
+    """Local contrast and its weight, float32 [2, size, size]; the weight is 0 where nothing was exposed."""
     from PIL import Image
 
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BOX))
+    small = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
+    gray = _blur(equalise(small).astype(np.float32) / 255, smooth * size)
+    contrast = gray - _blur(gray, wide * size)
+    contrast /= np.sqrt(_blur(contrast**2, wide * size) + 0.003)  # flat parts are not blown up
+    exposed = _blur((small > foreground.BLACK).astype(np.float32), 0.02 * size) > 0.8
+    if exposed.mean() < 0.1:  # a dark export
+        exposed[:] = True
+    u = _axis(size)
+    central = np.exp(-(u[:, None] ** 2 + u**2) / (2 * 0.45**2))  # lungs are seldom at the very border
+    return np.stack([contrast, exposed * central]).astype(np.float32)
 
 
-def _features(image: np.ndarray):
-    """Histogram-equalised image in [0, 1]: two exposures of one chest become comparable."""
+def _blur(image: np.ndarray, sigma: float) -> np.ndarray:
     import SimpleITK as sitk
 
-    counts = np.bincount(image.ravel(), minlength=256)
-    rank = (np.cumsum(counts) - counts / 2) / image.size
-    return sitk.GetImageFromArray(rank[image].astype(np.float32))
+    method = sitk.SmoothingRecursiveGaussianImageFilter()
+    method.SetNumberOfThreads(1)
+    method.SetSigma(sigma)
+    return sitk.GetArrayFromImage(method.Execute(sitk.GetImageFromArray(image)))
+
+
+def _axis(size: int) -> np.ndarray:
+    return ((np.arange(size) + 0.5) / size - 0.5).astype(np.float32)
+
+
+def _sample(stack: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Bilinear values [C, N] of `stack` [C, n, n] at frame coordinates [N], and whether each is inside."""
+    n = stack.shape[-1]
+    x, y = (x + 0.5) * n - 0.5, (y + 0.5) * n - 0.5
+    inside = (x >= 0) & (x <= n - 1) & (y >= 0) & (y <= n - 1)
+    x, y = np.clip(x, 0, n - 1.001), np.clip(y, 0, n - 1.001)
+    column, row = x.astype(np.int32), y.astype(np.int32)
+    x, y = (x - column).astype(np.float32), (y - row).astype(np.float32)
+    flat, k = stack.reshape(len(stack), -1), row * n + column
+    upper, lower = ((1 - x) * flat[:, i] + x * flat[:, i + 1] for i in (k, k + n))
+    return (1 - y) * upper + y * lower, inside
+
+
+def _search(fixed: np.ndarray, moving: np.ndarray) -> np.ndarray:
+    """The most probable pose [6] among all shifts and a grid of scales, without rotation and shear."""
+    n = fixed.shape[-1]
+    x, y = (a.ravel() for a in np.meshgrid(_axis(n), _axis(n)))
+    shift = np.fft.fftfreq(2 * n, 1 / (2 * n)) / n
+
+    def spectra(contrast, weight):  # padded to twice the size: no wrap-around
+        return np.fft.rfft2(np.stack([contrast * weight, contrast**2 * weight, weight]), s=(2 * n, 2 * n))
+
+    first = spectra(*fixed)
+    best, least = np.zeros(6), np.inf
+    for scale_x in SEARCH_SCALES:
+        for scale_y in SEARCH_SCALES:
+            values, inside = _sample(moving, x * np.exp(scale_x), y * np.exp(scale_y))
+            values[1] *= inside
+            second = spectra(*values.reshape(2, n, n)).conj()
+            products = np.stack([first[0] * second[0], first[1] * second[2] + first[2] * second[1]])
+            cross, energy = np.fft.irfft2(products, s=(2 * n, 2 * n))
+            overlap = np.fft.irfft2(first[2] * second[2], s=(2 * n, 2 * n))
+            # Shifting the scaled follow-up by s moves the point it is read at by -s times the scale.
+            down, across = -shift[:, None] * np.exp(scale_y), -shift * np.exp(scale_x)
+            misfit = np.clip(1 - 2 * cross / np.maximum(energy, 1e-3), 1e-4, None)
+            cost = EVIDENCE / 2 * np.log(misfit) + (
+                (across / SPREAD[0]) ** 2
+                + (down / SPREAD[1]) ** 2
+                + (scale_x / SPREAD[2]) ** 2
+                + (scale_y / SPREAD[3]) ** 2
+            ) / 2
+            cost[overlap < OVERLAP * fixed[1].sum()] = np.inf
+            i, j = np.unravel_index(cost.argmin(), cost.shape)
+            if cost[i, j] < least:
+                least = cost[i, j]
+                best = np.array([across[j], down[i, 0], scale_x, scale_y, 0, 0])
+    return best
+
+
+def _refine(fixed: np.ndarray, moving: np.ndarray, pose: np.ndarray, steps: int = 20) -> tuple[np.ndarray, float]:
+    """Levenberg-Marquardt from `pose` [6] to the nearest most probable one; its cost."""
+    fit, damping = _Fit(fixed, moving, pose), 1e-2
+    for _ in range(steps):
+        hessian, gradient = fit.derivatives()
+        for _ in range(5):
+            move = -np.linalg.solve(hessian + damping * np.diag(np.diag(hessian)), gradient)
+            trial = _Fit(fixed, moving, fit.pose + move)
+            if trial.cost < fit.cost:
+                break
+            damping *= 5
+        else:
+            break
+        fit, damping = trial, max(damping / 5, 1e-4)
+        if np.abs(move).max() < 3e-4:
+            break
+    return fit.pose, fit.cost
+
+
+class _Fit:
+    """How well `moving` at a pose explains `fixed`, both [2, n, n]: minus the log posterior, and its derivatives."""
+
+    def __init__(self, fixed, moving, pose):
+        self.pose, self.moving = pose, moving
+        n = fixed.shape[-1]
+        self.x, self.y = (a.ravel() for a in np.meshgrid(_axis(n), _axis(n)))
+        matrix = _matrix(pose).astype(np.float32)
+        self.at = [row[0] * self.x + row[1] * self.y + row[2] for row in matrix]
+        (contrast, weight), inside = _sample(moving, *self.at)
+        target = fixed[0].ravel()
+        self.weight = weight * fixed[1].ravel() * inside
+        self.weight /= self.weight.sum() + 1e-6
+        self.residual = contrast - target
+        self.noise = float((self.weight * self.residual**2).sum()) + 1e-4
+        energy = float((self.weight * (contrast**2 + target**2)).sum()) + 1e-4
+        covered = (inside * fixed[1].ravel()).sum() > OVERLAP * fixed[1].sum()
+        log_likelihood = -EVIDENCE / 2 * np.log(self.noise / energy) if covered else -np.inf
+        self.cost = ((pose / SPREAD) ** 2).sum() / 2 - log_likelihood
+
+    def derivatives(self) -> tuple[np.ndarray, np.ndarray]:
+        """Gauss-Newton Hessian [6, 6] and gradient [6] in the pose."""
+        n = self.moving.shape[-1]
+        slope_y, slope_x = np.gradient(self.moving[0])
+        (slope_x, slope_y), _ = _sample(np.stack([slope_x, slope_y]) * n, *self.at)
+        a, b, angle, shear = self.pose[2:]
+        turn, quarter = _rotation(angle), _rotation(angle + np.pi / 2)
+        parts = [np.diag([np.exp(a), 0]), np.diag([0, np.exp(b)]), _stretch(a, b, shear), _swap(1.0)]
+        linear = [(quarter if i == 2 else turn) @ part for i, part in enumerate(parts)]
+        jacobian = [slope_x, slope_y] + [
+            slope_x * (m[0, 0] * self.x + m[0, 1] * self.y) + slope_y * (m[1, 0] * self.x + m[1, 1] * self.y)
+            for m in linear
+        ]
+        jacobian = np.stack(jacobian).astype(np.float64)
+        weighted = jacobian * (self.weight * (EVIDENCE / self.noise))
+        # einsum, unlike a matrix product, stays on this thread.
+        hessian = np.einsum("ip,jp->ij", weighted, jacobian) + np.diag(1 / SPREAD**2)
+        return hessian, np.einsum("ip,p->i", weighted, self.residual) + self.pose / SPREAD**2
+
+
+def _rotation(angle: float) -> np.ndarray:
+    return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+
+
+def _swap(shear: float) -> np.ndarray:
+    return np.array([[0, shear], [shear, 0]])
+
+
+def _stretch(a: float, b: float, shear: float) -> np.ndarray:
+    return np.diag(np.exp([a, b])) + _swap(shear)
+
+
+def _matrix(pose: np.ndarray) -> np.ndarray:
+    """float64 [2, 3] of a pose [6]: scale and shear first, then rotation, then shift."""
+    x, y, a, b, angle, shear = pose
+    return np.column_stack([_rotation(angle) @ _stretch(a, b, shear), [x, y]])
+
+
+def _to_pixels(frame: np.ndarray, prior_shape, follow_shape) -> np.ndarray:
+    """Frame coordinates to frame coordinates [2, 3] -> prior pixel (x, y, 1) to follow-up pixel (x, y)."""
+    size, target = (np.array(shape[::-1], np.float64) for shape in (prior_shape, follow_shape))
+    linear = target[:, None] * frame[:, :2] / size
+    return np.column_stack([linear, linear @ np.full(2, 0.5) + target * (frame[:, 2] + 0.5 - frame[:, :2].sum(1) / 2) - 0.5])
