@@ -15,10 +15,10 @@ AUTO_CACHE = 256 << 20  # bytes of decoded images and codes that are kept in mem
 class Examples(Sequence):
     """Random access to the decoded examples of one split.
 
-    Item i is a dict: images uint8 [S, S], codes int32 [h, w], labels int8 [14], numbers, and texts as str. The order
-    is that of the shards, the same every time. With cache=True (None: when the split takes under
-    256 MB decoded) each example is decoded once; its arrays are read-only then.
-    Raises UserError when the shards or the split are missing or do not read.
+    Item i is a dict: images uint8 [S, S], codes int32 [h, w], labels int8 [14], numbers, and texts as str.
+    The order is that of the shards, the same every time. With cache=True (None: when the split takes under
+    256 MB decoded) each example is decoded once; its arrays are read-only then. Raises UserError when the
+    shards or the split are missing or do not read.
     """
 
     def __init__(self, data_dir: str | Path, config: str, split: str, *, cache: bool | None = None):
@@ -87,7 +87,7 @@ def examples(data_dir: str | Path, config: str, split: str, *, cache: bool | Non
 
 
 class _Images(Sequence):
-    """The single images of a split: item 2 i and 2 i + 1 of pairs are the prior and follow-up of example i."""
+    """The images of a split: items 2 i and 2 i + 1 of pairs are the prior and the follow-up of example i."""
 
     def __init__(self, source: Examples):
         self.source = source
@@ -108,7 +108,8 @@ class _Images(Sequence):
 class _Shuffled(Sequence):
     """An endless stream over a source, each epoch a permutation of its own.
 
-    Grain's shuffle walks a 16-bit cipher until it hits the range, about a millisecond an index on a small set.
+    Grain's shuffle walks a 16-bit cipher until it hits the range, about a millisecond an index on a small
+    set.
     """
 
     def __init__(self, source: Sequence, seed: int):
@@ -130,7 +131,7 @@ class _Shuffled(Sequence):
 
 
 class Batches:
-    """Iterator of batches. `get_state()` is JSON-able; `set_state` puts an iterator of the same arguments there."""
+    """Iterator of batches; a JSON-able state puts another iterator of the same arguments at one place."""
 
     def __init__(self, dataset, what: dict):
         import grain
@@ -181,8 +182,9 @@ def image_batches(
 ) -> Batches:
     """{"image": uint8 [B, S, S]} without end: priors and follow-ups of `pairs`, or the images of `single`.
 
-    repeat=False: one pass in the shards' order, the last batch perhaps smaller. B is of this process; processes
-    see disjoint images. source: an `Examples` to read from, so that several iterators share its cache.
+    repeat=False: one pass in the shards' order, the last batch perhaps smaller. B is of this process;
+    processes see disjoint images. source: an `Examples` to read from, so that several iterators share its
+    cache.
     """
     source = _Images(source if source is not None else Examples(data_dir, config, split, cache=cache))
     if not source.keys:
@@ -204,7 +206,7 @@ def example_batches(
     cache: bool | None = None,
     source: Examples | None = None,
 ) -> Batches:
-    """Batches of `transform(example, rng)`, dicts of equally shaped arrays, stacked; otherwise as `image_batches`.
+    """Stacks of `transform(example, rng)`, dicts of equally shaped arrays; otherwise as `image_batches`.
 
     The generator depends on `seed` and the example's place in the stream alone.
     """
@@ -217,7 +219,7 @@ def _batches(source, batch_size, seed, transform, repeat, process_index, process
 
     if batch_size < 1 or not 0 <= process_index < process_count:
         raise UserError(
-            f"batch_size={batch_size}, process {process_index} of {process_count}: not a batch and its process"
+            f"batch_size={batch_size}, process {process_index} of {process_count}: 1 or more, 0 <= index < count"
         )
     if len(source) < process_count:
         raise UserError(f"{source!r}: fewer examples than the {process_count} processes")

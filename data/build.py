@@ -1,25 +1,24 @@
-"""Cohort -> ICG-CXR tree -> references and shards, over several processes, resumable after a kill at any moment.
+"""Cohort -> ICG-CXR tree -> references and shards: in several processes, resumable after a kill at any time.
 
-A patient is the unit of work: each image is read, cropped and resized once. Every pair and image is written under
-a temporary name and renamed; what a patient gave is then one line of a journal, so a second run goes on
-behind it. Singles, rejections and the funnel are written from the journal, in the patients' order, at the end.
+A patient is the unit of work: each image is read, cropped and resized once. Every pair and image is written
+under a temporary name and renamed; what a patient gave is then one line of a journal, so a second run goes on
+behind it. Singles, rejections and the funnel are written from the journal, in the patients' order, at the
+end.
 """
 
 import hashlib
 import json
-import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from progemu_jax import records
 from progemu_jax.data import foreground, images, journeys, registration, tree
+from progemu_jax.data.pool import ordered_map
 from progemu_jax.data.progression import progression
 from progemu_jax.data.sources import Rejected, Study, open_source
 from progemu_jax.errors import UserError
@@ -29,7 +28,7 @@ NO_CHANGE = "No significant change."
 
 @dataclass(frozen=True)
 class Work:
-    """What a worker needs to know. size: side of the tree's images. unchanged: share of pairs without change kept."""
+    """A worker's settings. size: side of the tree's images. unchanged: share of pairs without change kept."""
 
     root: Path
     size: int
@@ -52,11 +51,12 @@ def build(
 ) -> dict:
     """Source cohort -> `workdir`/tree, /references (test split) and /shards (configs pairs, single).
 
-    size: working resolution, of registration and the tree; image_size: of references and shards (default: size).
-    unchanged: share of the pairs without change to keep, chosen by a hash. truth: the phantom's truth/ folder.
-    processes: workers over patients, default all cores. What is complete is left; unfinished work is taken up.
-    Returns {"funnel": {step: count}, "tree", "references", "shards": paths}. Raises UserError for bad options,
-    a source that cannot be read, a cohort that leaves no pair, and a tree built with other options.
+    size: working resolution, of registration and the tree; image_size: of references and shards (default:
+    size). unchanged: share of the pairs without change to keep, chosen by a hash. truth: the phantom's truth/
+    folder. processes: workers over patients, default all cores. What is complete is left; unfinished work is
+    taken up. Returns {"funnel": {step: count}, "tree", "references", "shards": paths}. Raises UserError for
+    bad options, a source that cannot be read, a cohort that leaves no pair, and a tree built with other
+    options.
     """
     from progemu_jax.data import icg_cxr
     from progemu_jax.data.references import build_references
@@ -67,10 +67,9 @@ def build(
         progress=progress, source_options=source_options,
     )  # fmt: skip
     image_size = image_size or size
-    build_references(
-        workdir / "tree", workdir / "references", truth=truth, size=image_size, progress=progress
-    )
-    icg_cxr.build_shards(workdir / "tree", workdir / "shards", image_size, progress=progress)
+    common = {"processes": processes, "progress": progress}
+    build_references(workdir / "tree", workdir / "references", truth=truth, size=image_size, **common)
+    icg_cxr.build_shards(workdir / "tree", workdir / "shards", image_size, **common)
     return {
         "funnel": funnel,
         "tree": workdir / "tree",
@@ -100,15 +99,8 @@ def build_tree(
     if not 0 <= unchanged <= 1:
         raise UserError(f"unchanged={unchanged}: a share between 0 and 1 is needed")
     out = Path(out)
-    settings = records.normal(
-        {
-            "source": source,
-            "size": size,
-            "unchanged": unchanged,
-            "options": asdict(options),
-            "source_options": source_options or {},
-        }  # fmt: skip
-    )
+    settings = {"source": source, "size": size, "unchanged": unchanged, "options": asdict(options)}
+    settings = records.normal(settings | {"source_options": source_options or {}})
     finished = records.read_json(out / "funnel.json")
     if finished:
         _same(finished.get("settings"), settings, out)
@@ -162,50 +154,12 @@ def _run(todo, work: Work, journal: Path, settings: dict, processes, progress) -
         open(journal, "a", encoding="utf-8") as file,
         tqdm(total=len(todo), initial=len(done), unit="patient", desc="pairs", disable=not progress) as bar,
     ):
-        for result in _results(left, work, processes or len(os.sched_getaffinity(0))):
+        for result in ordered_map(partial(process, work=work), left, processes):
             file.write(json.dumps(result) + "\n")
             file.flush()
             done[result["patient"]] = result
             bar.update()
     return done
-
-
-def _results(left, work: Work, processes: int) -> Iterator[dict]:
-    if processes == 1 or len(left) < 8:
-        yield from (process(journey, work) for journey in left)
-        return
-    import multiprocessing
-
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(processes, len(left)), context, initializer=_watch_parent) as pool:
-        try:
-            chunks = [left[i : i + 4] for i in range(0, len(left), 4)]
-            pending = [pool.submit(_process_all, chunk, work) for chunk in chunks]
-            for future in pending:
-                yield from future.result()
-        except BrokenProcessPool:
-            raise UserError(
-                "a worker process died, perhaps for lack of memory; run again, it goes on"
-            ) from None
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _watch_parent():
-    """A worker ends with its parent, also when that is killed."""
-    import multiprocessing
-    import threading
-    from multiprocessing.connection import wait
-
-    def end():
-        wait([multiprocessing.parent_process().sentinel])
-        os._exit(1)
-
-    threading.Thread(target=end, daemon=True).start()
-
-
-def _process_all(chunk: list[journeys.Journey], work: Work) -> list[dict]:
-    return [process(journey, work) for journey in chunk]
 
 
 def process(journey: journeys.Journey, work: Work) -> dict:
@@ -258,7 +212,7 @@ class _Reader:
 
 
 def _single(journey, view: str, study: Study, work: Work, read: _Reader, result: dict) -> bool:
-    """Adds the image to stage 1 unless it is of the test split or without a report. False: the image is broken."""
+    """Adds the image to stage 1, unless of the test split or without a report. False: it is broken."""
     if journey.split == "test" or not any(study.report.values()):
         return True
     name = f"{study.study_id}-{study.image_id}.png"
@@ -268,21 +222,10 @@ def _single(journey, view: str, study: Study, work: Work, read: _Reader, result:
         if found is None:
             return False
         images.write_atomic(work.root / path, images.png(found[0]))
-    result["singles"].append(
-        {
-            "image": str(path),
-            "text": " ".join(t for t in study.report.values() if t),
-            "study_id": study.study_id,
-            "patient_id": study.patient_id,
-            "source": study.source,
-            "view": view,
-            "split": journey.split,
-            "age": study.age,
-            "sex": study.sex,
-            "group": study.group,
-            "labels": study.labels,
-        }  # fmt: skip
-    )
+    row = {"image": str(path), "text": " ".join(t for t in study.report.values() if t), "view": view}
+    row |= {"study_id": study.study_id, "patient_id": study.patient_id, "source": study.source}
+    row |= {"split": journey.split, "age": study.age, "sex": study.sex, "group": study.group}
+    result["singles"].append(row | {"labels": study.labels})
     return True
 
 
@@ -358,7 +301,7 @@ def _place(pair_id: str) -> float:
 
 
 def _read_journal(path: Path, settings: dict, out: Path) -> dict[str, dict]:
-    """Results in the journal; its half-written last line, if any, is cut off. A new journal gets the settings."""
+    """Results in the journal; a half-written last line is cut off, and a new journal gets the settings."""
     done, good = {}, 0
     if path.exists():
         content = path.read_bytes()

@@ -1,7 +1,7 @@
-"""Studies -> journeys: a patient's ordered same-view pairs, in splits by patient, with every dropped study accounted for.
+"""Studies -> journeys: a patient's ordered same-view pairs, split by patient; every dropped study is listed.
 
-Follows MedJourney (Gu et al. 2023, section 3): consecutive studies of one view, at least one CheXpert finding,
-p10-p18 for training and validation and p19 for the test.
+Follows MedJourney (Gu et al. 2023, section 3): consecutive studies of one view, at least one CheXpert
+finding, p10-p18 for training and validation and p19 for the test.
 """
 
 import hashlib
@@ -23,9 +23,9 @@ class Options:
     views: names of views; "PA+AP" makes several count as one. pairs: "consecutive", or "all" (i < j) in the
     training split with consecutive ones elsewhere. min_days, max_days: bounds on the interval; a pair of
     unknown interval passes. finding: keep only pairs with a CheXpert finding in either study (sources without
-    labels pass). split: "folder" (MIMIC's: p19 is the test), "csv" (the source's own), "hash", or "auto" (folder
-    for MIMIC's layout, hash elsewhere). validation, test: shares of patients by hash (by folder only validation,
-    of p10-p18). seed: of the hash.
+    labels pass). split: "folder" (MIMIC's: p19 is the test), "csv" (the source's own), "hash", or "auto"
+    (folder for MIMIC's layout, hash elsewhere). validation, test: shares of patients by hash (by folder only
+    validation, of p10-p18). seed: of the hash.
     """
 
     views: tuple[str, ...] = ("PA",)
@@ -43,7 +43,7 @@ class Options:
             raise UserError(f"pairs={self.pairs!r}: choose consecutive or all")
         if self.split not in ("auto", "folder", "csv", "hash"):
             raise UserError(f"split={self.split!r}: choose auto, folder, csv or hash")
-        if not (0 <= self.validation and 0 <= self.test and self.validation + self.test < 1):
+        if min(self.validation, self.test) < 0 or self.validation + self.test >= 1:
             raise UserError(
                 f"validation={self.validation}, test={self.test}: shares from 0, together under 1, are needed"
             )
@@ -67,7 +67,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two studies of one view, the prior earlier. Ordinals count the patient's studies from 1. days: interval or None."""
+    """Two studies of one view, the prior earlier. Ordinals count the patient's studies from 1."""
 
     prior: Study
     followup: Study
@@ -78,6 +78,7 @@ class Pair:
 
     @property
     def days(self) -> float | None:
+        """The interval in days, None where the source gives no time."""
         a, b = self.prior.days, self.followup.days
         return None if a is None or b is None else b - a
 
@@ -116,7 +117,7 @@ class Cohort:
 def split_of(
     source: str, patient_id: str, own: str | None = None, options: Options | None = None
 ) -> str | None:
-    """The split of a patient: train, validation or test; None with split="csv" where the source names none."""
+    """The split of a patient: train, validation, test, or None (split="csv" where the source names none)."""
     options = options or Options()
     method = options.split
     if method == "auto":

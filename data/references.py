@@ -1,17 +1,21 @@
-"""The references that predictions are judged against: images, texts, states, masks and the true counterfactual.
+"""The references that predictions are judged by: images, texts, states, masks and the true counterfactual.
 
-The only reader of the phantom's truth/. Everything that is not an image of the tree (masks, counterfactual) is
-carried through the same crop, resize and registration as its image, so that it lies on it.
+The only reader of the phantom's truth/. Everything that is not an image of the tree (masks, counterfactual)
+is carried through the same crop, resize and registration as its image, so that it lies on it.
 """
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from progemu_jax import radtext
 from progemu_jax.data import foreground, images, registration, tree
+from progemu_jax.data.pool import ordered_map
 from progemu_jax.data.sources import Rejected
 from progemu_jax.errors import UserError
+
+_SIDES = ("reference", "followup")
 
 
 def build_references(
@@ -20,14 +24,15 @@ def build_references(
     split: str = "test",
     truth: str | Path | None = None,
     size: int = 512,
+    processes: int | None = None,
     progress: bool = True,
 ) -> int:
     """Writes `out`/references.jsonl, images/ and masks/ for one split of a tree; returns the number of pairs.
 
-    images: gray uint8 PNG [size, size]; masks: npz, key "masks", bool [6, size, size] in radtext.ORGANS' order.
-    truth: the phantom's truth/ folder, which gives severities, masks and counterfactuals; without it, states are
-    1.0 or 0.0 where the reports speak of a finding, and there are no masks. references.jsonl is written
-    last; when it is there, nothing is done. A broken pair is listed in rejected.jsonl of `out`.
+    images: gray uint8 PNG [size, size]; masks: npz, key "masks", bool [6, size, size] in radtext.ORGANS'
+    order. truth: the phantom's truth/ folder, which gives severities, masks and counterfactuals; without it,
+    states are 1.0 or 0.0 where the reports speak of a finding, and there are no masks. references.jsonl is
+    written last; when it is there, nothing is done. A broken pair is listed in rejected.jsonl of `out`.
     Raises UserError when the tree or the truth is missing or the split has no pair.
     """
     from tqdm import tqdm
@@ -36,26 +41,30 @@ def build_references(
     if (out / "references.jsonl").exists():
         return sum(1 for _ in tree.read_lines(out / "references.jsonl"))
     pairs = [p for p in tree.read_pairs(tree_root) if isinstance(p, Rejected) or p.split == split]
-    if not any(not isinstance(p, Rejected) for p in pairs):
+    rejected = [p for p in pairs if isinstance(p, Rejected)]
+    pairs = [p for p in pairs if not isinstance(p, Rejected)]
+    if not pairs:
         raise UserError(
             f"{tree_root}: no pair of the {split} split; give more patients or a larger share of it"
         )
-    rows_of = _truth(truth) if truth else {}
-    rows, rejected = [], []
-    for pair in tqdm(pairs, desc="references", unit="pair", disable=not progress):
-        if isinstance(pair, Rejected):
-            rejected.append(pair)
-            continue
-        try:
-            rows.append(_reference(pair, out, split, rows_of, size))
-        except images.BrokenImage as error:
-            rejected.append(Rejected(pair.pair_id, pair.prior_path.parent.name, f"broken image: {error}"))
-    tree.write_lines(out / "rejected.jsonl", (vars(r) for r in rejected))
+    truths = _truth(truth) if truth else {}
+    todo = [(p, *(truths.get(str(p.meta.get(f"{side}-study-id"))) for side in _SIDES)) for p in pairs]
+    made = ordered_map(partial(_reference, out=out, split=split, size=size), todo, processes, least=64)
+    made = list(tqdm(made, desc="references", total=len(todo), unit="pair", disable=not progress))
+    rejected += [r for r in made if isinstance(r, Rejected)]
+    rows = [r for r in made if not isinstance(r, Rejected)]
+    tree.write_lines(out / "rejected.jsonl", map(vars, rejected))
     tree.write_lines(out / "references.jsonl", rows)
     return len(rows)
 
 
-def _reference(pair: tree.TreePair, out: Path, split: str, truth: dict, size: int) -> dict:
+def _reference(item, out: Path, split: str, size: int) -> dict | Rejected:
+    """The row of (pair, truth of its prior or None, truth of its follow-up or None); writes its files."""
+    pair, before, after = item
+    try:
+        prior, followup = images.read_gray(pair.prior_path), images.read_gray(pair.followup_path)
+    except images.BrokenImage as error:
+        return Rejected(pair.pair_id, pair.prior_path.parent.name, f"broken image: {error}")
     meta, ours, name = pair.meta, pair.ours, pair.pair_id
     row = {
         "pair_id": name,
@@ -78,10 +87,8 @@ def _reference(pair: tree.TreePair, out: Path, split: str, truth: dict, size: in
         "masks_followup": None,
         "counterfactual": None,
     }
-    prior = images.read_gray(pair.prior_path)
     _write(out / row["prior"], images.resize(prior, size))
-    _write(out / row["followup"], images.resize(images.read_gray(pair.followup_path), size))
-    before, after = (truth.get(str(meta.get(f"{side}-study-id"))) for side in ("reference", "followup"))
+    _write(out / row["followup"], images.resize(followup, size))
     if before and after:
         row["states_before"], row["states_after"] = _severities(before), _severities(after)
         _write_truth(row, ours, prior.shape, out, before, after, size)

@@ -1,8 +1,11 @@
-"""The ICG-CXR tree on disk: <root>/<source>/<view>/1/<group>/p<patient>/<pair>/<pair>{.json,-ref-reg.png,-flu-reg.png}.
+"""The ICG-CXR tree on disk.
+
+    <root>/<source>/<view>/1/<group>/p<patient>/<pair>/<pair>{.json,-ref-reg.png,-flu-reg.png}
 
 Keys are ICG-CXR's own; unknown ones are kept. What it has no key for stands under "progemu": pair_id, split,
-labels_before, labels_after, group, age, sex, prior_shape, followup_shape, and registration {flag, score, transform,
-crop_prior, crop_followup}. Beside the pairs: singles.jsonl (stage 1), rejected.jsonl, funnel.json (written last).
+labels_before, labels_after, group, age, sex, prior_shape, followup_shape, and registration {flag, score,
+transform, crop_prior, crop_followup}. Beside the pairs: singles.jsonl (stage 1), rejected.jsonl, funnel.json
+(written last).
 """
 
 import json
@@ -55,14 +58,14 @@ class TreePair:
 
 
 def pair_folder(root: Path, pair: Pair) -> Path:
-    """Where a pair of ours lies. The group is MIMIC's p10..p19, the split for sources without such folders."""
+    """Where a pair lies. The group is MIMIC's p10..p19, the split for sources without such folders."""
     patient = f"p{pair.prior.patient_id}"
     group = patient[:3] if pair.prior.source in ("mimic_cxr", "phantom") else pair.split
     return root / pair.prior.source / pair.view / "1" / group / patient / pair.name
 
 
 def write_pair(root: Path, pair: Pair, prior: np.ndarray, followup: np.ndarray, meta: dict) -> Path:
-    """Writes one pair, images uint8 [S, S], complete or not at all; an existing one is left. Returns its folder."""
+    """Writes one pair (uint8 [S, S]) complete or not at all; an existing one is left. Returns its folder."""
     target = pair_folder(root, pair)
     if target.is_dir():
         return target
@@ -146,7 +149,7 @@ def read_singles(root: str | Path) -> Iterator[dict | Rejected]:
 
 
 def read_lines(path: str | Path) -> Iterator[tuple[int, object]]:
-    """(line number, value) of a JSON-lines file, None where a line does not parse; nothing if the file is absent."""
+    """(line number, value) of a JSON-lines file, None where a line does not parse; absent: empty."""
     try:
         with open(path, "rb") as file:
             for number, line in enumerate(file, 1):

@@ -35,16 +35,8 @@ def make_tree(root, pairs=6, singles=4):
     for i in range(singles):
         name = f"singles/x/p{i}/{i}-a.png"
         images.write_atomic(root / name, images.png(cohorts.chest(50 + i)))
-        rows.append(
-            {
-                "image": name,
-                "text": f"Report {i}.",
-                "study_id": str(i),
-                "patient_id": str(i),
-                "source": "x",
-                "split": "train",
-            }
-        )
+        row = {"image": name, "text": f"Report {i}.", "study_id": str(i), "patient_id": str(i)}
+        rows.append(row | {"source": "x", "split": "train"})
     tree.write_lines(root / "singles.jsonl", rows)
     return root
 
@@ -53,8 +45,8 @@ def token_examples(n, kind="pair"):
     for i in range(n):
         codes = np.arange(12, dtype=np.int32).reshape(3, 4) + 30_000 + i
         yield {
-            "pair_id": f"{kind}-{i}", "patient_id": str(i), "kind": kind, "prior": codes, "followup": codes[::-1],
-            "prompt": f"é {i}", "interpretation": "",
+            "pair_id": f"{kind}-{i}", "patient_id": str(i), "kind": kind, "prior": codes,
+            "followup": codes[::-1], "prompt": f"é {i}", "interpretation": "",
         }  # fmt: skip
 
 

@@ -254,7 +254,7 @@ def test_truncated_files_are_broken(tmp_path, name, share):
     path = _saved(tmp_path, Image.fromarray(GRAY), name)
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(images.BrokenImage, match="decode|neither"):
+    with pytest.raises(images.BrokenImage, match=r"decode|neither"):
         images.read_gray(path)
 
 

@@ -1,4 +1,4 @@
-"""ICG-CXR as a TFDS data set `icg_cxr` in ArrayRecord files, without TensorFlow: configs pairs, single and tokens.
+"""ICG-CXR as a TFDS data set in ArrayRecord files, without TensorFlow: configs pairs, single and tokens.
 
     build_shards("runs/x/data/tree", "runs/x/data/shards", image_size=64)
     tfds.builder_from_directory("runs/x/data/shards/icg_cxr/pairs/1.0.0").as_data_source("train")
@@ -10,10 +10,12 @@ import contextlib
 import io
 import shutil
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 from progemu_jax import records
 from progemu_jax.data import images, tree
+from progemu_jax.data.pool import ordered_map
 from progemu_jax.data.sources import Rejected, safe_id
 from progemu_jax.errors import UserError
 
@@ -26,11 +28,16 @@ def config_folder(data_dir: str | Path, config: str) -> Path:
 
 
 def build_shards(
-    tree_root: str | Path, data_dir: str | Path, image_size: int, *, progress: bool = True
+    tree_root: str | Path,
+    data_dir: str | Path,
+    image_size: int,
+    *,
+    processes: int | None = None,
+    progress: bool = True,
 ) -> Path:
-    """Tree -> configs `pairs` and `single` under `data_dir`, images [image_size, image_size, 1]; returns `data_dir`.
+    """Tree -> configs `pairs` and `single` under `data_dir`, images [S, S, 1]; returns `data_dir`.
 
-    A complete config of the same tree and size is left. Broken pairs and rows are listed in
+    image_size: S. A complete config of the same tree and size is left. Broken pairs and rows are listed in
     `data_dir`/rejected.jsonl. Raises UserError for a tree without a pair, and where another tree's or
     size's shards lie.
     """
@@ -40,40 +47,39 @@ def build_shards(
     rows = list(tree.read_singles(tree_root))
     rejected += [r for r in rows if isinstance(r, Rejected)]
     singles = [r for r in rows if not isinstance(r, Rejected)]
-    for config, items, key, example in (
-        ("pairs", pairs, lambda p: p.pair_id, _pair),
-        ("single", singles, lambda r: r["image"].relative_to(Path(tree_root)).as_posix(), _single),
-    ):
-        if not items:
-            continue
+    root = Path(tree_root)
+    items = {
+        "pairs": [(p.split, p.pair_id, p) for p in pairs],
+        "single": [(r["split"], r["image"].relative_to(root).as_posix(), r) for r in singles],
+    }
+
+    def generator(keyed):
+        for result in ordered_map(partial(_example, size=image_size), keyed, processes, chunk=16, least=256):
+            if isinstance(result, Rejected):
+                rejected.append(result)
+            else:
+                yield result
+
+    for config, split_items in items.items():
         by_split: dict[str, list] = {}
-        for item in items:
-            by_split.setdefault(item.split if config == "pairs" else item["split"], []).append(
-                (key(item), item)
-            )
-        what = records.digest({s: [k for k, _ in keyed] for s, keyed in by_split.items()})
-
-        def generator(keyed, example=example):
-            for name, item in keyed:
-                try:
-                    yield name, example(item, image_size)
-                except images.BrokenImage as error:
-                    rejected.append(Rejected(name, name, f"broken image: {error}"))
-
-        splits = {
-            split: (lambda keyed=keyed: generator(keyed), len(keyed)) for split, keyed in by_split.items()
-        }
-        _write(
-            data_dir,
-            config,
-            splits,
-            {"items": what, "image_size": image_size},
-            progress,
-            image_size=image_size,
-        )
+        for split, key, item in split_items:
+            by_split.setdefault(split, []).append((key, item))
+        if by_split:
+            names = {split: [key for key, _ in keyed] for split, keyed in by_split.items()}
+            identity = {"items": records.digest(names), "image_size": image_size}
+            splits = {s: (partial(generator, keyed), len(keyed)) for s, keyed in by_split.items()}
+            _write(data_dir, config, splits, identity, progress, image_size=image_size)
     if rejected or not (Path(data_dir) / "rejected.jsonl").exists():
         tree.write_lines(Path(data_dir) / "rejected.jsonl", map(vars, rejected))
     return Path(data_dir)
+
+
+def _example(keyed: tuple, size: int) -> tuple[str, dict] | Rejected:
+    key, item = keyed
+    try:
+        return key, _pair(item, size) if isinstance(item, tree.TreePair) else _single(item, size)
+    except images.BrokenImage as error:
+        return Rejected(key, key, f"broken image: {error}")
 
 
 def write_tokens(
@@ -88,16 +94,15 @@ def write_tokens(
     """Config `tokens` under `data_dir` from functions that return iterables of examples; returns its folder.
 
     An example: pair_id (unique in its split; the study and image of a single), kind "pair" or "single",
-    patient_id, prior and followup int32 [height, width] (codes >= 0), prompt, interpretation. Splits are named
-    freely ([a-z_0-9]). identity: what made the tokens (tokenizer digest, ...): JSON-able, kept in
+    patient_id, prior and followup int32 [height, width] (codes >= 0), prompt, interpretation. Splits are
+    named freely ([a-z_0-9]). identity: what made the tokens (tokenizer digest, ...): JSON-able, kept in
     metadata.json. A complete config of the same identity is left; another one is a UserError.
     """
-    sized = {name: (examples, None) for name, examples in splits.items()}
 
     def keyed(examples):
         return lambda: ((e["pair_id"], e) for e in examples())
 
-    sized = {name: (keyed(examples), total) for name, (examples, total) in sized.items()}
+    sized = {name: (keyed(examples), None) for name, examples in splits.items()}
     what = {**(identity or {}), "height": height, "width": width, "splits": sorted(splits)}
     return _write(data_dir, "tokens", sized, what, progress, height=height, width=width)
 

@@ -73,7 +73,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 class _StableWriter(writer.ExampleWriter):
-    """Serialises each example's map in a fixed order, so that equal examples are equal bytes (TFDS leaves it open)."""
+    """Serialises an example's map in a fixed order, which TFDS leaves open: equal examples, equal bytes."""
 
     def write(self, path, examples):
         def stable():

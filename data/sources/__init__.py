@@ -1,4 +1,4 @@
-"""Raw cohorts on disk -> studies. One reader a layout; every reader yields `Study` or `Rejected`, never raises for one row."""
+"""Raw cohorts on disk -> studies: one reader a layout, yielding `Study` or, for a broken row, `Rejected`."""
 
 import csv
 import gzip
@@ -22,9 +22,9 @@ class Study:
     """One image of one study, as its source describes it.
 
     order_key sorts a patient's studies in time. report: {"findings", "impression"}, "" when absent. labels:
-    CheXpert name -> 1 present, 0 absent, -1 uncertain, None not mentioned; {} when the source has none. age in
-    years. group: self-reported race or the phantom's group. split: the one the source assigns. days: time of
-    the study in days from any origin that holds for the patient.
+    CheXpert name -> 1 present, 0 absent, -1 uncertain, None not mentioned; {} when the source has none. age
+    in years. group: self-reported race or the phantom's group. split: the one the source assigns. days: time
+    of the study in days from any origin that holds for the patient.
     """
 
     source: str
@@ -53,7 +53,7 @@ class Rejected:
 
 
 def open_source(name: str, root: str | Path, **options):
-    """The reader of cohort `name` ("phantom", "mimic_cxr", "open_cxr") at folder `root`; its `studies()` iterates.
+    """The reader of cohort `name` (phantom, mimic_cxr, open_cxr) at folder `root`; its `studies()` iterates.
 
     The phantom is written in MIMIC-CXR-JPG's layout and read by the same reader. Options go to the reader.
     Raises UserError for an unknown name and for a root that is missing, empty or not of that layout.
@@ -86,7 +86,7 @@ def safe_id(text: str) -> bool:
 
 
 def inside(root: Path, *parts: str) -> Path | None:
-    """root/parts, or None when that is absolute, climbs with '..' or leaves `root` through a symbolic link."""
+    """root/parts, or None where that is absolute, climbs with '..' or leaves `root` through a link."""
     relative = Path(*parts)
     if relative.is_absolute() or ".." in relative.parts:
         return None
@@ -96,14 +96,15 @@ def inside(root: Path, *parts: str) -> Path | None:
 
 
 def read_table(path: Path, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str] | None]]:
-    """Streams a CSV (gzip by its name): (line number, row), the row None where its number of cells is not the header's.
+    """Streams a CSV (gzip by its name): (line number, row), None for a row of another length than the header.
 
-    Raises UserError when the file is missing, does not decompress, is not UTF-8, does not parse or lacks a column.
+    Raises UserError when the file is missing, does not decompress, is not UTF-8, does not parse or lacks a
+    column.
     """
     line = 1
     try:
         with open(path, "rb") as raw:
-            stream = gzip.open(raw) if path.name.endswith(".gz") else raw
+            stream = gzip.GzipFile(fileobj=raw) if path.name.endswith(".gz") else raw
             text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
             reader = csv.reader(_bounded(text, path), strict=True)
             header = next(reader, [])

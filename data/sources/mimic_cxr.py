@@ -1,9 +1,10 @@
-"""MIMIC-CXR-JPG (Johnson et al. 2019) with MIMIC-CXR's reports and MIMIC-IV's patients; also the phantom's layout.
+"""MIMIC-CXR-JPG (Johnson et al. 2019), MIMIC-CXR's reports, MIMIC-IV's patients; also the phantom's layout.
 
 files/p10/p10000032/s50414267/<dicom_id>.jpg      images
 files/p10/p10000032/s50414267.txt                 reports (`reports` names another root for them)
 mimic-cxr-2.0.0-{metadata,chexpert,split}.csv.gz
-patients.csv.gz, admissions.csv.gz                MIMIC-IV: sex, age, race; optional (`mimic_iv` names their folder)
+patients.csv.gz, admissions.csv.gz                MIMIC-IV: sex, age, race; optional (`mimic_iv` names their
+folder)
 """
 
 import datetime
@@ -168,7 +169,7 @@ class MimicCxr:
 
 
 def _race(text: str) -> str | None:
-    """MIMIC-IV's 33 values to one name a race: "WHITE - RUSSIAN" -> "WHITE", "BLACK/CARIBBEAN ISLAND" -> "BLACK"."""
+    """MIMIC-IV's 33 values to one name a race: "WHITE - RUSSIAN" -> "WHITE", "BLACK/AFRICAN" -> "BLACK"."""
     text = text.strip().upper()
     if text in _NO_RACE:
         return None

@@ -1,4 +1,4 @@
-"""The layout of the COVID-19 Image Data Collection (Cohen et al. 2020, arXiv 2006.11988): metadata.csv + images/.
+"""The COVID-19 Image Data Collection (Cohen et al. 2020, arXiv 2006.11988): metadata.csv + images/.
 
 No labels and no times of day: studies are ordered by their offset in days, and all images of one patient at
 one offset are one study. The clinical notes stand in for the report.
@@ -12,7 +12,7 @@ FRONTAL = ("PA", "AP", "AP Supine")
 
 
 class OpenCxr:
-    """Reader of one root. views: as in MimicCxr. Raises UserError when the root or its table does not read."""
+    """Reader of one root. views: as in MimicCxr. Raises UserError when root or table do not read."""
 
     def __init__(self, root, *, views=None):
         self.name = "open_cxr"
