@@ -106,7 +106,7 @@ _PATTERNS: list[tuple[str, object, str]] = [
     (
         "CHANGE", "same",
         rf"(?:no|without|little(?: if any)?|minimal)(?: {_ADV}| interval| other| definite| real| short-term"
-        r"| obvious)* changes?",
+        r"| obvious){0,4} changes?",
     ),
     (
         "CHANGE", "same",
@@ -114,7 +114,8 @@ _PATTERNS: list[tuple[str, object, str]] = [
     ),
     (
         "CHANGE", "same",
-        rf"(?:no|not|without|neither|nor|never)(?: {_ADV}| interval| evidence of| signs? of| any)* (?:{_UP}"
+        rf"(?:no|not|without|neither|nor|never)(?: {_ADV}| interval| evidence of| signs? of"
+        rf"| any){{0,4}} (?:{_UP}"
         rf"|{_DOWN})(?: or (?:{_UP}|{_DOWN}))?",
     ),
     ("CHANGE", "same", rf"(?:neither|not) (?:{_UP}|{_DOWN}) (?:nor|or) (?:{_UP}|{_DOWN})"),
@@ -130,7 +131,7 @@ _PATTERNS: list[tuple[str, object, str]] = [
         r"|mostly|virtually|practically|some"
         r"|substantial(?:ly)?|significant(?:ly)?)(?:[- ]"
         r"(?:complete(?:ly)?|total(?:ly)?|entire(?:ly)?|interval"
-        rf"|all|fully))*[- ](?:{_GONE})",
+        rf"|all|fully)){{0,4}}[- ](?:{_GONE})",
     ),
     ("CHANGE", "down", r"resolving|clearing|re-?expansion|re-?expanded"),
     (
@@ -154,13 +155,13 @@ _PATTERNS: list[tuple[str, object, str]] = [
         r"|now (?:present|seen|visible|noted|evident|apparent)|interval appearance)",
     ),
     ("CHANGE", "new!", r"(?<=no )new|(?<=not )new"),
-    ("CHANGE", "up", rf"(?:{_ADV} )*(?:interval )?(?:{_UP})(?: in size)?"),
+    ("CHANGE", "up", rf"(?:{_ADV} ){{0,4}}(?:interval )?(?:{_UP})(?: in size)?"),
     ("CHANGE", "up", rf"(?:has|have|had)(?: been)?(?: {_ADV})? enlarged"),
     (
         "PLACE", None,
         r"(?:left |right )?lower lung volumes?|lower (?:lobes?|lungs?|zones?|thora(?:x|cic)|field|pole)",
     ),
-    ("CHANGE", "down", rf"(?:{_ADV} )*(?:interval )?(?:{_DOWN})(?: in size)?"),
+    ("CHANGE", "down", rf"(?:{_ADV} ){{0,4}}(?:interval )?(?:{_DOWN})(?: in size)?"),
     (
         "CHANGE", "same",
         r"unchanged|unaltered|stabl[ey]|stability|persist(?:s|ed|ent|ently|ence"
@@ -232,16 +233,17 @@ _PATTERNS: list[tuple[str, object, str]] = [
     ),
     (
         "TERM", ("Edema", "plain"),
-        r"(?:acute |chronic |congestive |left )*(?:heart|cardiac) failure|chf"
+        r"(?:acute |chronic |congestive |left ){0,4}(?:heart|cardiac) failure|chf"
         r"|(?:(?:interstitial|alveolar|pulmonary|perihilar|hydrostatic|cardiogenic|airspace"
-        r"|air-space)[- /]*(?:and )?)*o?edema(?:tous)?|(?:central |pulmonary |peri-?hilar )*(?:vascular"
+        r"|air-space)[- /]*(?:and )?){0,4}o?edema(?:tous)?|(?:central |pulmonary "
+        r"|peri-?hilar ){0,4}(?:vascular"
         r"|venous) (?:congestion|engorgement|plethora)|pulmonary congestion|(?:fluid|volume) overload"
         r"|perihilar (?:haze|haziness|opacities|indistinctness)"
         r"|kerley(?:[- ]?b)?(?: lines)?|cephali[sz]ation|interstitial fluid|septal (?:lines|thickening)",
     ),
     (
         "TERM", ("Edema", "vessels"),
-        r"(?:pulmonary |central )*(?:vasculature|vascularity|vascular markings|vessels)",
+        r"(?:pulmonary |central ){0,4}(?:vasculature|vascularity|vascular markings|vessels)",
     ),
     ("TERM", ("Pleural Effusion", "many"), r"(?:pleural )?effusions|hydrothoraces"),
     (
@@ -271,7 +273,7 @@ _PATTERNS: list[tuple[str, object, str]] = [
     ),
     (
         "TERM", ("Atelectasis", "plain"),
-        r"(?:plate-?like |discoid |linear |sub-?segmental |compressive |band-?like )*(?:atelectas[ei]s"
+        r"(?:plate-?like |discoid |linear |sub-?segmental |compressive |band-?like ){0,4}(?:atelectas[ei]s"
         r"|atelectatic (?:changes?|bands?|opacit(?:y|ies)|streaks?|lung))|(?:lobar|lobe|lung"
         r"|sub-?segmental|segmental) collapse|collapse|volume loss|loss of volume",
     ),
@@ -302,7 +304,7 @@ _PATTERNS: list[tuple[str, object, str]] = [
     (
         "TERM", ("Support Devices", "plain"),
         r"(?:endotracheal |ett? |enteric |nasogastric |orogastric |ng |chest |feeding |tracheostomy "
-        r"|dobhoff |pigtail |thoracostomy |drainage )*(?:tubes?|catheters?|drains?|picc|lines?(?= (?:tip"
+        r"|dobhoff |pigtail |thoracostomy |drainage ){0,4}(?:tubes?|catheters?|drains?|picc|lines?(?= (?:tip"
         r"|terminat|ends|in place))|pacemakers?|defibrillators?|icd|leads?|stents?|port-?a-?cath|swan-ganz"
         r"|sternotomy wires|wires|clips|ett|valve (?:replacement|prosthesis)|balloon pump|hardware)",
     ),
@@ -324,9 +326,10 @@ _PATTERNS: list[tuple[str, object, str]] = [
     ),
     (
         "TERM", (None, "lungs"),
-        r"(?:both |bilateral |remaining |remainder of the |the )*lungs?(?: fields?| parenchyma)?(?= (?:is "
+        r"(?:both |bilateral |remaining |remainder of the |the ){0,4}lungs?(?: fields?"
+        r"| parenchyma)?(?= (?:is "
         r"|are |remain |remains |appear |appears )?(?:otherwise |otherwise well |both |now |grossly "
-        r"|essentially |well )*(?:expanded and |aerated and )?clear)",
+        r"|essentially |well ){0,4}(?:expanded and |aerated and )?clear)",
     ),
     (
         "BIG", None,

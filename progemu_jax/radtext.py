@@ -5,6 +5,7 @@ Pure Python, imported by the data pipeline (progression texts), the losses' augm
 
 from __future__ import annotations
 
+import functools
 import re
 
 from progemu_jax.radparse import Mention, parse
@@ -118,8 +119,9 @@ def _flat(text: str) -> str:
 
 
 _ABBREVIATION = re.compile(
-    r"(?:\b(?:dr|drs|mr|mrs|ms|vs|approx|lt|rt|e\.g|i\.e|a\.m|p\.m|etc|cf|st)|\b\d+|^\d*)\.$", re.I
+    r"\b(?:dr|drs|mr|mrs|ms|vs|approx|lt|rt|e\.g|i\.e|a\.m|p\.m|etc|cf|st)\.$", re.IGNORECASE
 )
+_NUMBERED = re.compile(r"\d{1,2}\.$")
 
 
 def sentences(text: str) -> list[str]:
@@ -131,7 +133,7 @@ def sentences(text: str) -> list[str]:
     for paragraph in re.split(r"\n\s*\n", text):
         for piece in re.split(r"(?<=[.!?])\s+|\s+(?=\d{1,2}[.)]\s+[A-Z])", _flat(paragraph)):
             current = f"{current} {piece}".strip()
-            if not _ABBREVIATION.search(current) or re.search(r"\bcm\.$|\bmm\.$", current):
+            if not (_ABBREVIATION.search(current[-8:]) or _NUMBERED.match(current)):
                 out.append(current)
                 current = ""
         if current:
@@ -146,10 +148,15 @@ def mentions(text: str) -> list[Mention]:
 
     Pronouns at the start of a sentence ("It has increased.") refer to the last finding named before.
     """
+    return list(_mentions(text))
+
+
+@functools.lru_cache(maxsize=256)  # states, changes and grades of one text are asked for one after the other
+def _mentions(text: str) -> tuple[Mention, ...]:
     out: list[Mention] = []
     for sentence in sentences(text):
         out += parse(sentence, out[-1] if out else None)
-    return out
+    return tuple(out)
 
 
 # ---------------------------------------------------------------------------------------------- states

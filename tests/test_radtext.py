@@ -1,5 +1,7 @@
 """Report rules on phrasings that no template of ours contains, and on phantom reports with known states."""
 
+import time
+
 import numpy as np
 import pytest
 from progemu_jax.data.phantom import reports
@@ -514,6 +516,23 @@ def test_sentences():
         "New edema.",
     ]
     assert radtext.sentences(" \n. ") == []
+    assert radtext.sentences("Seen on image 3. New edema.")[-1] == "New edema."
+
+
+@pytest.mark.parametrize(
+    "piece", ["1. ", "slightly ", "no slight ", "pulmonary ", "left, ", ". ", "Dr. ", "A: "]
+)
+def test_time_is_linear(piece):
+    """Broken or hostile files do not stall the pipeline: 10 times the text takes about 10 times as long."""
+
+    def seconds(n):
+        start = time.perf_counter()
+        radtext.mentions(piece * n)
+        radtext.sections(piece * n)
+        return time.perf_counter() - start
+
+    seconds(10)
+    assert seconds(5000) < 40 * seconds(500) + 0.5
 
 
 def test_swap_sides_keeps_case_and_words():
