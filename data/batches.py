@@ -219,7 +219,7 @@ def _batches(source, batch_size, seed, transform, repeat, process_index, process
 
     if batch_size < 1 or not 0 <= process_index < process_count:
         raise UserError(
-            f"batch_size={batch_size}, process {process_index} of {process_count}: need 1 or more, index < count"
+            f"batch_size={batch_size}, process {process_index} of {process_count}: impossible"
         )
     if len(source) < process_count:
         raise UserError(f"{source!r}: fewer examples than the {process_count} processes")
