@@ -37,7 +37,7 @@ class _Record:
 
     def to_dict(self) -> dict:
         return {
-            f.name: [float(x) for x in v] if isinstance(v := getattr(self, f.name), np.ndarray) else v
+            f.name: [float(x) for x in v] if isinstance(v := getattr(self, f.name), np.ndarray | tuple) else v
             for f in dataclasses.fields(self)
         }
 
@@ -84,6 +84,10 @@ class Patient(_Record):
     scar: float  # 0..1 an old linear scar (not a finding)
     scar_x: float
     scar_y: float
+    expression: tuple[float, ...]  # [8], factor around 1: how much of a severity this patient's film shows
+
+    def __post_init__(self):
+        object.__setattr__(self, "expression", tuple(float(x) for x in self.expression))
 
 
 @dataclass(frozen=True)
@@ -172,7 +176,7 @@ def sample_patient(rng: np.random.Generator) -> Patient:
         apex=_normal(rng, -0.80, 0.03, -0.88, -0.72),
         diaphragm=_normal(rng, 0.47 - 0.03 * habitus, 0.045, 0.34, 0.58),
         dome=_normal(rng, 0.20, 0.025, 0.14, 0.27),
-        heart_size=_normal(rng, 1.0 + 0.015 * old, 0.05, 0.88, 1.13),
+        heart_size=_normal(rng, 1.0 + 0.015 * old, 0.075, 0.84, 1.22),
         heart_tilt=_normal(rng, 0.0, 0.08, -0.2, 0.2),
         mediastinum=_normal(rng, 1.0 + 0.03 * old, 0.07, 0.8, 1.25),
         rib_spacing=_normal(rng, 0.160, 0.008, 0.14, 0.185),
@@ -186,11 +190,12 @@ def sample_patient(rng: np.random.Generator) -> Patient:
         vessels=_normal(rng, 1.0 - 0.08 * b, 0.09, 0.7, 1.35),
         texture=_normal(rng, 1.30 + 0.17 * b, 0.17, 0.7, 2.0),
         kyphosis=_normal(rng, 0.0, 0.02 + 0.01 * max(old, 0.0), -0.08, 0.08),
-        blunting=float(rng.random() < 0.10) * float(rng.uniform(0.2, 0.7)),
+        blunting=float(rng.random() < 0.15) * float(rng.uniform(0.2, 0.7)),
         blunting_side=LEFT if rng.random() < 0.5 else RIGHT,
-        scar=float(rng.random() < 0.12) * float(rng.uniform(0.3, 0.8)),
+        scar=float(rng.random() < 0.18) * float(rng.uniform(0.3, 0.8)),
         scar_x=float(rng.uniform(-0.5, 0.5)),
         scar_y=float(rng.uniform(-0.1, 0.25)),
+        expression=np.exp(np.clip(rng.normal(0, 0.25, len(FINDINGS)), -0.6, 0.6)),
     )
 
 
@@ -216,25 +221,26 @@ def sample_trajectory(rng: np.random.Generator, patient: Patient, n: int) -> lis
     """Draws the disease states of n consecutive studies (n >= 1).
 
     A present finding persists with probability PERSISTENCE, in which case it is as before (60 %), better or
-    worse; an absent one appears as often as keeps the prevalence constant over the studies.
+    worse; an absent one appears as often as keeps the prevalence constant over the studies. "Absent" is not
+    always nothing: some have a trace under the threshold, so that films overlap as real ones do. Appearing
+    and disappearing always move a severity by more than PRESENT.
     """
     prevalence = _prevalence(patient)
     appear = prevalence * (1 - PERSISTENCE) / (1 - prevalence)
-    states, days, severities, sites = [], 0.0, np.zeros(len(FINDINGS), np.float32), _sites(rng)
+    size = len(FINDINGS)
+    states, days, severities, sites = [], 0.0, np.zeros(size), _sites(rng)
     for k in range(n):
         was = severities >= PRESENT
         if k:
             days += float(np.ceil(rng.gamma(1.2, 45.0)))
-        fresh = rng.beta(1.5, 1.5, len(FINDINGS)) * 0.78 + 0.22
-        step = rng.choice([-1, 0, 1], len(FINDINGS), p=[0.22, 0.6, 0.18]) * rng.uniform(
-            0.2, 0.5, len(FINDINGS)
-        )
-        moved = np.clip(
-            severities + np.where(step == 0, rng.uniform(-0.04, 0.04, len(FINDINGS)), step), 0.2, 1
-        )
-        draw = rng.random(len(FINDINGS))
+        fresh = np.maximum(0.18 + 0.8 * rng.beta(1.2, 1.7, size), severities + 0.16)
+        trace = np.where(rng.random(size) < 0.35, rng.uniform(0.02, 0.12, size), 0.0)
+        trace = np.where(was, np.clip(trace, 0, severities - 0.16), trace if k == 0 else severities)
+        step = rng.choice([-1, 0, 1], size, p=[0.22, 0.6, 0.18]) * rng.uniform(0.2, 0.5, size)
+        moved = np.clip(severities + np.where(step == 0, rng.uniform(-0.03, 0.03, size), step), 0.18, 1)
         chance = prevalence if k == 0 else np.where(was, PERSISTENCE, appear)
-        severities = np.where(draw < chance, np.where(was, moved, fresh), 0.0).astype(np.float32)
+        severities = np.where(rng.random(size) < chance, np.where(was, moved, fresh), trace)
+        severities = severities.astype(np.float32).astype(float)  # as stored
         new_sites = _sites(rng)
         if not was[FINDINGS.index("atelectasis")]:
             sites |= {key: new_sites[key] for key in ("atelectasis_side", "atelectasis_seed")}
@@ -249,7 +255,7 @@ def sample_acquisition(rng: np.random.Generator) -> Acquisition:
     view = "PA" if rng.random() < 0.94 else "AP"
     wrong = rng.random() < 0.02
     border = np.where(rng.random(4) < 0.3, rng.uniform(0.01, 0.09, 4), 0.0)
-    fold = rng.random() < 0.04
+    fold = rng.random() < 0.06
     return Acquisition(
         seed=int(rng.integers(2**31)),
         view=view,
@@ -258,7 +264,7 @@ def sample_acquisition(rng: np.random.Generator) -> Acquisition:
         shift_x=_normal(rng, 0, 0.025, -0.07, 0.07),
         shift_y=_normal(rng, 0, 0.025, -0.07, 0.07),
         scale=_normal(rng, 1.0, 0.025, 0.93, 1.07),
-        inspiration=float(np.clip(rng.gamma(1.5, 0.14), 0, 1)),
+        inspiration=float(np.clip(rng.gamma(1.5, 0.17), 0, 1)),
         exposure=_normal(rng, -0.05, 0.14, -0.4, 0.3),
         contrast=_normal(rng, 1.0, 0.07, 0.82, 1.18),
         gamma=_normal(rng, 1.0, 0.07, 0.82, 1.2),

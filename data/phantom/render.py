@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from progemu_jax.radtext import ORGANS, PRESENT
+from progemu_jax.radtext import FINDINGS, ORGANS, PRESENT
 
 from .fields import AXIS, F, Places, bump, grid, hill, noise, ramp, read_cycle
 from .patient import LEFT, RIGHT, Acquisition, Patient, State
@@ -42,9 +42,11 @@ class _Body:
         x, y = centres[None, :] - F(q.shift_x), centres[:, None] - F(q.shift_y)
         self.u = u = F(c) * x + F(sn) * y
         self.v = v = F(c) * y - F(sn) * x
-        self.effusion = {LEFT: s["left pleural effusion"], RIGHT: s["right pleural effusion"]}
-        self.ptx = {LEFT: s["left pneumothorax"], RIGHT: s["right pneumothorax"]}
-        atelectasis = s["atelectasis"]
+        shown = np.minimum(np.asarray(p.expression, F) * s.severities, 1)
+        self.shown = shown = {name: float(x) for name, x in zip(FINDINGS, shown, strict=True)}
+        self.effusion = {LEFT: shown["left pleural effusion"], RIGHT: shown["right pleural effusion"]}
+        self.ptx = {LEFT: shown["left pneumothorax"], RIGHT: shown["right pneumothorax"]}
+        atelectasis = shown["atelectasis"]
         self.collapse = {
             side: atelectasis * (1.0 if s.atelectasis_side in (side, 0) else 0.0) for side in SIDES
         }
@@ -78,7 +80,7 @@ class _Body:
         self.diaphragm = Places(u).read(top + p.dome * dome - old)
 
         # Cardiac and mediastinal silhouette: how far it reaches to each side of the midline, over v.
-        c, m = s["cardiomegaly"], p.mediastinum
+        c, m = shown["cardiomegaly"], p.mediastinum
         c *= 1.35 - 0.35 * c  # a mild one already shows
         magnified = p.heart_size * (1.05 if q.view == "AP" else 1.0) * (1 + 0.03 * q.inspiration)
         floor = 0.5 * (self.top[LEFT] + self.top[RIGHT]) + 0.10
@@ -118,6 +120,11 @@ class _Body:
         self.field = self.cage * self.above * (F(1) - F(0.8) * self.med)
 
 
+def _onset(x):
+    """0 -> 1 up to the threshold of presence: traces fade in instead of jumping to the first picture."""
+    return min(x / PRESENT, 1.0)
+
+
 def _pleura(b: _Body, side: int):
     """Fluid [S, S] in 0..1, free air [S, S] in 0..1 and the visceral line [S, S] of one hemithorax."""
     p, v, a = b.p, b.v, b.a
@@ -126,18 +133,18 @@ def _pleura(b: _Body, side: int):
     e, x = b.effusion[side], b.ptx[side]
     if x > 0:
         # The lung edge is the wall moved down and inward, less so towards the base.
-        q = 0.045 + 0.27 * x
+        q = 0.045 * _onset(x) + 0.27 * x
         taper = F(q) * (F(1) - F(0.45) * ramp(v - F(0.1), 0.45))
         edge = Places(v - F(0.75 * q)).read(b.wall_of_v) - taper
         d = (a - edge) * F(0.8)
         air = ramp(d, b.h) * on * b.field
         w = np.hypot(0.011, 0.6 * b.pixel)
-        line = F(0.011 / w) * bump(d * d * F(1 / (1.9 * w) ** 2)) * on * b.field
+        line = F(_onset(x) * 0.011 / w) * bump(d * d * F(1 / (1.9 * w) ** 2)) * on * b.field
     if e > 0:
         t = np.clip(a * F(1 / p.thorax_width), 0, 1.05)
         floor = b.top[side] + p.dome
-        rise = 0.14 + 0.30 * e
-        level = F(floor - 0.02 - 0.62 * max(e - 0.12, 0.0))
+        rise = 0.14 * _onset(e) + 0.30 * e
+        level = F(floor + 0.02 - 0.04 * _onset(e) - 0.62 * max(e - 0.12, 0.0))
         if x < PRESENT:  # the meniscus; fluid under free air has a flat level instead
             level = level - F(rise) * t**5 + F(0.05) * (F(1) - t)
         else:
@@ -199,7 +206,7 @@ def _bones(b: _Body):
 def _markings(b: _Body):
     """Vessels [S, S] that branch out from each hilum, thicker in edema."""
     p, v, u = b.p, b.v, b.u
-    edema = b.s["pulmonary edema"]
+    edema = b.shown["pulmonary edema"]
     out = np.zeros_like(v)
     rng = np.random.default_rng([p.seed, 2])
     for side in SIDES:
@@ -230,12 +237,12 @@ def _airspace(b: _Body):
     """Edema, atelectasis, consolidation and the old scar as attenuation [S, S] inside the lung."""
     p, s, u, v, a = b.p, b.s, b.u, b.v, b.a
     out = np.zeros_like(v)
-    edema, consolidation = s["pulmonary edema"], s["consolidation"]
+    edema, consolidation = b.shown["pulmonary edema"], b.shown["consolidation"]
     if edema > 0:
         d = ((a - F(0.23)) * F(1 / 0.36)) ** 2 + ((v + F(0.02)) * F(1 / 0.50)) ** 2
         haze = bump(d)
         cloud = F(1) + F(0.30) * noise(u, v, seed=p.seed, stream=3, n=64, exponent=1.0, period=1.3)
-        out += haze * cloud * F(0.22 + 0.85 * edema)
+        out += haze * cloud * F(0.22 * _onset(edema) + 0.85 * edema)
         # Interstitial lines: short, nearly horizontal, at the lateral bases, broken up by the cloud's noise.
         wavy = v + F(0.18) * a + F(0.012) * cloud
         lines = np.maximum(np.sin(wavy * F(2 * np.pi / 0.075)), 0) ** 2 * np.maximum(
@@ -258,10 +265,15 @@ def _airspace(b: _Body):
                 eff = np.hypot(width, 0.5 * b.pixel)
                 d = (v - line) * F(1 / (1.7 * eff))
                 e = (a - F(centre)) * F(1 / (length * 1.3))
-                out += bump(d * d) * np.sqrt(bump(e * e)) * inside * F((0.75 + 0.5 * c) * width / eff)
+                out += (
+                    bump(d * d)
+                    * np.sqrt(bump(e * e))
+                    * inside
+                    * F(_onset(c) * (0.75 + 0.5 * c) * width / eff)
+                )
             # Crowded, denser base.
             d = np.maximum(F(top + 0.02) - v, 0) * F(1 / (0.12 + 0.14 * c))
-            out += bump(d * d) * inside * F(0.20 + 0.45 * c)
+            out += bump(d * d) * inside * F(0.20 * _onset(c) + 0.45 * c)
     if consolidation > 0:
         rng = np.random.default_rng([s.consolidation_seed, 4])
         side, zone = s.consolidation_side, s.consolidation_zone
@@ -273,7 +285,7 @@ def _airspace(b: _Body):
         rough = noise(u, v, seed=s.consolidation_seed, stream=5, n=32, exponent=1.9, period=0.8)
         d = np.sqrt(((u - F(cu)) * F(1 / radius)) ** 2 + ((v - F(cv)) * F(0.85 / radius)) ** 2)
         patch = ramp(F(1) - d + F(0.20) * rough, 0.46)
-        out += patch * (F(1) + F(0.16) * rough) * F(0.50 + 0.75 * consolidation)
+        out += patch * (F(1) + F(0.16) * rough) * F(0.50 * _onset(consolidation) + 0.75 * consolidation)
     if p.scar > 0:
         line = F(p.scar_y) + F(0.3) * (u - F(p.scar_x))
         eff = np.hypot(0.010, 0.5 * b.pixel)
@@ -328,7 +340,7 @@ def _attenuation(b: _Body):
     out = soft - lung * depth * F(0.76)
     out -= free * F(0.16)
     squeezed = 1.0 + 0.25 * max(b.ptx.values())
-    marks = _markings(b) * F(0.46 * squeezed) + parenchyma * F(0.055 * (1 + 0.5 * b.s["pulmonary edema"]))
+    marks = _markings(b) * F(0.46 * squeezed) + parenchyma * F(0.055 * (1 + 0.5 * b.shown["pulmonary edema"]))
     marks += _airspace(b)
     # Airspace disease replaces air: it saturates at soft tissue.
     marks = np.where(marks > 0, F(1.0) * (F(1) - np.exp(-np.maximum(marks, 0))), marks)
