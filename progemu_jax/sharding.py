@@ -1,0 +1,128 @@
+"""The mesh, and the one table that says which mesh axes a logical axis is split over.
+
+A model file names the logical axes of its parameters (`transformer.LOGICAL_AXES`); everything about devices
+is here. Partitioning itself is `jax.jit` with `NamedSharding` over one mesh whose axis types are Auto.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from progemu_jax.errors import UserError
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+# logical axis -> mesh axes; an axis that is absent or None is not split
+RULES: dict[str, tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),
+    "embed": ("fsdp",),
+    "vocab": ("tensor",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "mlp": ("tensor",),
+}
+
+LAYERS = "layers"  # below a dict key of this name, leaves carry a stacked layer axis in front
+
+Axes = Sequence[str | None]
+
+
+def make_mesh(
+    data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """A mesh of data x fsdp x tensor devices; data -1 takes all that the other two leave.
+
+    Raises UserError when the sizes do not multiply to the number of devices.
+    """
+    count = len(devices) if devices is not None else jax.device_count()
+    if fsdp < 1 or tensor < 1 or (data < 1 and data != -1):
+        raise UserError(
+            f"mesh: data={data} fsdp={fsdp} tensor={tensor}; sizes are 1 or more (data may be -1)"
+        )
+    sizes = (count // (fsdp * tensor) if data == -1 else data, fsdp, tensor)
+    if math.prod(sizes) != count:
+        raise UserError(
+            f"mesh: data={data} fsdp={fsdp} tensor={tensor} does not make {count} devices; "
+            "choose sizes that multiply to that number"
+        )
+    return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def spec(axes: Axes, rules: Mapping[str, tuple[str, ...]] = RULES) -> PartitionSpec:
+    """Logical axes of one array -> PartitionSpec. Raises UserError if two of them want the same mesh axis."""
+    entries = [rules.get(axis) if axis else None for axis in axes]
+    used = [mesh_axis for entry in entries if entry for mesh_axis in entry]
+    clash = sorted({mesh_axis for mesh_axis in used if used.count(mesh_axis) > 1})
+    if clash:
+        raise UserError(
+            f"sharding rules: axes {tuple(axes)} split twice over {clash}; change one of their rules"
+        )
+    return PartitionSpec(*entries)
+
+
+def sharding(mesh: Mesh, axes: Axes, shape: Sequence[int], name: str = "array") -> NamedSharding:
+    """The sharding of one array. Raises UserError when a size does not divide by its mesh axes."""
+    partition = spec(axes)
+    for size, axis in zip(shape, axes, strict=True):
+        entry = RULES.get(axis, ()) if axis else ()
+        parts = math.prod(mesh.shape[mesh_axis] for mesh_axis in entry)
+        if size % parts:
+            padded = -(-size // parts) * parts
+            raise UserError(
+                f"{name}: {axis} axis of size {size} does not divide by mesh {'x'.join(entry)}={parts}; "
+                f"make it a multiple ({padded}) or change the mesh"
+            )
+    return NamedSharding(mesh, partition)
+
+
+def logical_axes(tree: Any, table: Mapping[str, Axes]) -> Any:
+    """Logical axes of every leaf: looked up by the last name of its path in `table`, unsplit when absent.
+
+    Works on parameters, on anything that has parameters inside (optimizer states), and on abstract arrays.
+    """
+
+    def axes_of(path, leaf) -> tuple[str | None, ...]:
+        names = [str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey)]
+        axes = tuple(table.get(names[-1], ())) if names else ()
+        if axes and LAYERS in names:
+            axes = (LAYERS, *axes)
+        return axes if len(axes) == len(leaf.shape) else (None,) * len(leaf.shape)
+
+    return jax.tree_util.tree_map_with_path(axes_of, tree)
+
+
+def param_shardings(tree: Any, table: Mapping[str, Axes], mesh: Mesh) -> Any:
+    """NamedSharding of every leaf of a tree of (abstract) arrays; `table` as in `logical_axes`."""
+
+    def one(path, leaf, axes):
+        return sharding(mesh, axes, leaf.shape, jax.tree_util.keystr(path, simple=True, separator="/"))
+
+    return jax.tree_util.tree_map_with_path(one, tree, logical_axes(tree, table))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Sharding of arrays whose first axis is the batch."""
+    return NamedSharding(mesh, spec(("batch",)))
+
+
+def shard_batch(batch: Any, mesh: Mesh) -> Any:
+    """Puts a tree of host arrays `[B, ...]` on the mesh. Raises UserError when B does not divide."""
+    for leaf in jax.tree.leaves(batch):
+        sharding(mesh, ("batch",), leaf.shape[:1], "batch")
+    return jax.device_put(batch, batch_sharding(mesh))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Sharding of an array that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def born_sharded(init: Callable[..., Any], key: jax.Array, mesh: Mesh, table: Mapping[str, Axes]) -> Any:
+    """init(key), with every leaf made in its place: no device ever holds a whole copy."""
+    shardings = param_shardings(jax.eval_shape(init, key), table, mesh)
+    return jax.jit(init, out_shardings=shardings)(key)
