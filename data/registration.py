@@ -23,11 +23,11 @@ ALIKE = 0.9  # SSIM from which a pair is left as it is
 UNLIKE = 0.2  # SSIM under which a pair is rejected
 
 # Pose of the follow-up: shift x, shift y (frame widths), log scale x, log scale y, rotation (rad), shear.
-SPREAD = np.array([0.1, 0.1, 0.1, 0.1, 0.03, 0.01])  # standard deviations of the Gaussian prior
-EVIDENCE = 25  # effectively independent parts of a pair; far fewer than pixels, as neighbours agree
-SEARCH_SIZE = 32
+SPREAD = np.array([0.1, 0.1, 0.1, 0.1, 0.02, 0.005])  # standard deviations of the Gaussian prior
+DENSITY = 0.1  # independent parts of a pair, in squared neighbourhoods: far fewer than pixels
 SEARCH_SCALES = np.linspace(np.log(0.8), np.log(1.25), 5)
-LEVELS = ((48, 0.02, 0.07), (96, 0.01, 0.05))  # pixels a side; smoothing and neighbourhood in frame widths
+LEVELS = ((48, 0.02, 0.08), (80, 0.015, 0.08), (128, 0.006, 0.04))  # pixels a side; smoothing, neighbourhood
+WORTH = 1.0  # gain in log posterior (nats) from which a pair is moved
 OVERLAP = 0.4  # least share of the prior that the follow-up must cover
 
 
@@ -67,7 +67,7 @@ def register(prior: np.ndarray, follow: np.ndarray) -> Registration:
     after = ssim(target, equalise(image))
     if max(before, after) < UNLIKE:
         return Registration(unmoved, still, before, -1)
-    if gain <= 0:
+    if gain < WORTH:
         return Registration(unmoved, still, before, 0)
     return Registration(image, transform, after, 1)
 
@@ -125,9 +125,9 @@ def _window(image: np.ndarray) -> np.ndarray:
 
 def _estimate(prior: np.ndarray, follow: np.ndarray) -> tuple[np.ndarray, float]:
     """Frame of the prior -> frame of the follow-up, float64 [2, 3], and its gain in log posterior over none."""
-    levels = [[_view(image, *level) for image in (prior, follow)] for level in LEVELS]
-    start = _search(*(_view(image, SEARCH_SIZE, *LEVELS[-1][1:]) for image in (prior, follow)))
-    there, back = start, np.concatenate([-start[:2] / np.exp(start[2:4]), -start[2:]])
+    levels = [[_View(image, *level) for image in (prior, follow)] for level in LEVELS]
+    there = _search(*levels[0])
+    back = np.concatenate([-there[:2] / np.exp(there[2:4]), -there[2:]])
     for fixed, moving in levels:
         there, cost = _refine(fixed, moving, there)
         back, _ = _refine(moving, fixed, back)
@@ -136,20 +136,26 @@ def _estimate(prior: np.ndarray, follow: np.ndarray) -> tuple[np.ndarray, float]
     return (_matrix(there) + reverse) / 2, unmoved - cost
 
 
-def _view(image: np.ndarray, size: int, smooth: float, wide: float) -> np.ndarray:
-    """Local contrast and its weight, float32 [2, size, size]; the weight is 0 where nothing was exposed."""
-    from PIL import Image
+class _View:
+    """An image at one level: local contrast and its weight, float32 [n, n]; 0 where nothing was exposed."""
 
-    small = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
-    gray = _blur(equalise(small).astype(np.float32) / 255, smooth * size)
-    contrast = gray - _blur(gray, wide * size)
-    contrast /= np.sqrt(_blur(contrast**2, wide * size) + 0.003)  # flat parts are not blown up
-    exposed = _blur((small > foreground.BLACK).astype(np.float32), 0.02 * size) > 0.8
-    if exposed.mean() < 0.1:  # a dark export
-        exposed[:] = True
-    u = _axis(size)
-    central = np.exp(-(u[:, None] ** 2 + u**2) / (2 * 0.45**2))  # lungs are seldom at the very border
-    return np.stack([contrast, exposed * central]).astype(np.float32)
+    def __init__(self, image: np.ndarray, size: int, smooth: float, wide: float):
+        from PIL import Image
+
+        self.size, self.evidence = size, DENSITY / wide**2
+        small = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
+        gray = _blur(equalise(small).astype(np.float32) / 255, smooth * size)
+        contrast = gray - _blur(gray, wide * size)
+        contrast /= np.sqrt(_blur(contrast**2, wide * size) + 0.003)  # flat parts are not blown up
+        exposed = _blur((small > foreground.BLACK).astype(np.float32), 0.02 * size) > 0.8
+        if exposed.mean() < 0.1:  # a dark export
+            exposed[:] = True
+        u = _axis(size)
+        central = np.exp(-(u[:, None] ** 2 + u**2) / (2 * 0.45**2))  # lungs are seldom at the very border
+        self.contrast, self.weight = contrast, (exposed * central).astype(np.float32)
+        self.planes = np.stack([self.contrast, self.weight])
+        slope_y, slope_x = np.gradient(contrast)
+        self.slopes = np.stack([slope_x, slope_y]) * size
 
 
 def _blur(image: np.ndarray, sigma: float) -> np.ndarray:
@@ -178,20 +184,20 @@ def _sample(stack: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray
     return (1 - y) * upper + y * lower, inside
 
 
-def _search(fixed: np.ndarray, moving: np.ndarray) -> np.ndarray:
+def _search(fixed: _View, moving: _View) -> np.ndarray:
     """The most probable pose [6] among all shifts and a grid of scales, without rotation and shear."""
-    n = fixed.shape[-1]
+    n = fixed.size
     x, y = (a.ravel() for a in np.meshgrid(_axis(n), _axis(n)))
     shift = np.fft.fftfreq(2 * n, 1 / (2 * n)) / n
 
     def spectra(contrast, weight):  # padded to twice the size: no wrap-around
         return np.fft.rfft2(np.stack([contrast * weight, contrast**2 * weight, weight]), s=(2 * n, 2 * n))
 
-    first = spectra(*fixed)
+    first = spectra(*fixed.planes)
     best, least = np.zeros(6), np.inf
     for scale_x in SEARCH_SCALES:
         for scale_y in SEARCH_SCALES:
-            values, inside = _sample(moving, x * np.exp(scale_x), y * np.exp(scale_y))
+            values, inside = _sample(moving.planes, x * np.exp(scale_x), y * np.exp(scale_y))
             values[1] *= inside
             second = spectra(*values.reshape(2, n, n)).conj()
             products = np.stack([first[0] * second[0], first[1] * second[2] + first[2] * second[1]])
@@ -200,13 +206,17 @@ def _search(fixed: np.ndarray, moving: np.ndarray) -> np.ndarray:
             # Shifting the scaled follow-up by s moves the point it is read at by -s times the scale.
             down, across = -shift[:, None] * np.exp(scale_y), -shift * np.exp(scale_x)
             misfit = np.clip(1 - 2 * cross / np.maximum(energy, 1e-3), 1e-4, None)
-            cost = EVIDENCE / 2 * np.log(misfit) + (
-                (across / SPREAD[0]) ** 2
-                + (down / SPREAD[1]) ** 2
-                + (scale_x / SPREAD[2]) ** 2
-                + (scale_y / SPREAD[3]) ** 2
-            ) / 2
-            cost[overlap < OVERLAP * fixed[1].sum()] = np.inf
+            cost = (
+                fixed.evidence / 2 * np.log(misfit)
+                + (
+                    (across / SPREAD[0]) ** 2
+                    + (down / SPREAD[1]) ** 2
+                    + (scale_x / SPREAD[2]) ** 2
+                    + (scale_y / SPREAD[3]) ** 2
+                )
+                / 2
+            )
+            cost[overlap < OVERLAP * fixed.weight.sum()] = np.inf
             i, j = np.unravel_index(cost.argmin(), cost.shape)
             if cost[i, j] < least:
                 least = cost[i, j]
@@ -214,8 +224,8 @@ def _search(fixed: np.ndarray, moving: np.ndarray) -> np.ndarray:
     return best
 
 
-def _refine(fixed: np.ndarray, moving: np.ndarray, pose: np.ndarray, steps: int = 20) -> tuple[np.ndarray, float]:
-    """Levenberg-Marquardt from `pose` [6] to the nearest most probable one; its cost."""
+def _refine(fixed: _View, moving: _View, pose: np.ndarray, steps: int = 20) -> tuple[np.ndarray, float]:
+    """Levenberg-Marquardt from `pose` [6] to the nearest most probable pose, and its cost."""
     fit, damping = _Fit(fixed, moving, pose), 1e-2
     for _ in range(steps):
         hessian, gradient = fit.derivatives()
@@ -236,28 +246,25 @@ def _refine(fixed: np.ndarray, moving: np.ndarray, pose: np.ndarray, steps: int 
 class _Fit:
     """How well `moving` at a pose explains `fixed`, both [2, n, n]: minus the log posterior, and its derivatives."""
 
-    def __init__(self, fixed, moving, pose):
+    def __init__(self, fixed: _View, moving: _View, pose: np.ndarray):
         self.pose, self.moving = pose, moving
-        n = fixed.shape[-1]
-        self.x, self.y = (a.ravel() for a in np.meshgrid(_axis(n), _axis(n)))
+        self.x, self.y = (a.ravel() for a in np.meshgrid(_axis(fixed.size), _axis(fixed.size)))
         matrix = _matrix(pose).astype(np.float32)
         self.at = [row[0] * self.x + row[1] * self.y + row[2] for row in matrix]
-        (contrast, weight), inside = _sample(moving, *self.at)
-        target = fixed[0].ravel()
-        self.weight = weight * fixed[1].ravel() * inside
+        (contrast, weight), inside = _sample(moving.planes, *self.at)
+        target, weight_of_target = fixed.planes.reshape(2, -1)
+        self.weight = weight * weight_of_target * inside
         self.weight /= self.weight.sum() + 1e-6
         self.residual = contrast - target
         self.noise = float((self.weight * self.residual**2).sum()) + 1e-4
         energy = float((self.weight * (contrast**2 + target**2)).sum()) + 1e-4
-        covered = (inside * fixed[1].ravel()).sum() > OVERLAP * fixed[1].sum()
-        log_likelihood = -EVIDENCE / 2 * np.log(self.noise / energy) if covered else -np.inf
+        covered = weight_of_target[inside].sum() > OVERLAP * weight_of_target.sum()
+        log_likelihood = -fixed.evidence / 2 * np.log(self.noise / energy) if covered else -np.inf
         self.cost = ((pose / SPREAD) ** 2).sum() / 2 - log_likelihood
 
     def derivatives(self) -> tuple[np.ndarray, np.ndarray]:
         """Gauss-Newton Hessian [6, 6] and gradient [6] in the pose."""
-        n = self.moving.shape[-1]
-        slope_y, slope_x = np.gradient(self.moving[0])
-        (slope_x, slope_y), _ = _sample(np.stack([slope_x, slope_y]) * n, *self.at)
+        (slope_x, slope_y), _ = _sample(self.moving.slopes, *self.at)
         a, b, angle, shear = self.pose[2:]
         turn, quarter = _rotation(angle), _rotation(angle + np.pi / 2)
         parts = [np.diag([np.exp(a), 0]), np.diag([0, np.exp(b)]), _stretch(a, b, shear), _swap(1.0)]
@@ -267,7 +274,7 @@ class _Fit:
             for m in linear
         ]
         jacobian = np.stack(jacobian).astype(np.float64)
-        weighted = jacobian * (self.weight * (EVIDENCE / self.noise))
+        weighted = jacobian * (self.weight * (self.moving.evidence / self.noise))
         # einsum, unlike a matrix product, stays on this thread.
         hessian = np.einsum("ip,jp->ij", weighted, jacobian) + np.diag(1 / SPREAD**2)
         return hessian, np.einsum("ip,p->i", weighted, self.residual) + self.pose / SPREAD**2
@@ -295,4 +302,6 @@ def _to_pixels(frame: np.ndarray, prior_shape, follow_shape) -> np.ndarray:
     """Frame coordinates to frame coordinates [2, 3] -> prior pixel (x, y, 1) to follow-up pixel (x, y)."""
     size, target = (np.array(shape[::-1], np.float64) for shape in (prior_shape, follow_shape))
     linear = target[:, None] * frame[:, :2] / size
-    return np.column_stack([linear, linear @ np.full(2, 0.5) + target * (frame[:, 2] + 0.5 - frame[:, :2].sum(1) / 2) - 0.5])
+    return np.column_stack(
+        [linear, linear @ np.full(2, 0.5) + target * (frame[:, 2] + 0.5 - frame[:, :2].sum(1) / 2) - 0.5]
+    )
