@@ -26,7 +26,7 @@ def phantom(
                 "no_change_share": 0.5,
             },
             "tokenizer": {
-                "model": {"ch": 32, "patch": 2, "ch_mult": (1, 2, 4), "attn_levels": (2,), "codebook_size": 512},
+                "model": {"ch": 48, "patch": 4, "ch_mult": (1, 2), "attn_levels": (), "codebook_size": 512},
                 "train": {
                     "steps": tokenizer_steps,
                     "batch_size": 32,

@@ -11,7 +11,7 @@ import warnings
 from functools import partial
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from progemu_jax.errors import UserError
 
@@ -78,6 +78,7 @@ def run(config_dict, workdir: str | os.PathLike, stages: list[str] | None) -> No
 def main(argv: list[str]) -> None:
     """absl entry point: a `UserError` ends in one line and status 2."""
     del argv
+    logging.set_verbosity(logging.WARNING)
     try:
         run(flags.FLAGS.config, _WORKDIR.value, _STAGES.value)
     except UserError as error:
@@ -95,11 +96,16 @@ def entry() -> None:
     if not sys.stderr.isatty():  # a log wants a line now and then, not ten a second
         os.environ.setdefault("TQDM_MININTERVAL", "10")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
+    app.run(main, flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """Flags and config file, each mistake in one line: an unknown --config.key, a file that does not parse."""
     try:
-        app.run(main)
-    except (AttributeError, KeyError, OSError, SyntaxError, TypeError, ValueError) as error:
-        # Raised while flags and the config file are read: an unknown --config.key, a file that does not parse.
-        print(f"error: {str(error).splitlines()[0] if str(error) else type(error).__name__}", file=sys.stderr)
+        return flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, OSError, SyntaxError, TypeError, ValueError) as error:
+        text = str(error).strip() or type(error).__name__
+        print(f"error: {text.splitlines()[0]}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from progemu_jax import checkpoint, records, vocab
 from progemu_jax.config import Config, to_dict
 from progemu_jax.data import batches, build, icg_cxr
+from progemu_jax.data.progression import progression
 from progemu_jax.errors import UserError
 from progemu_jax.predictions import Case, Prediction, write_predictions
 from progemu_jax.train import fit
@@ -88,8 +89,6 @@ def _load_tokenizer(workdir: Path):
 
 def tokens(config: Config, workdir: Path) -> None:
     """Images -> codes: token shards of all pairs, and of the training split's single images for stage 1."""
-    from progemu_jax import radtext
-
     coder = _load_tokenizer(workdir)
     shards, size = workdir / "data/shards", config.data.image_size
     dummy = coder.tokenize(np.full((size, size), DUMMY_PRIOR, np.uint8))
@@ -110,12 +109,16 @@ def tokens(config: Config, workdir: Path) -> None:
         for chunk in chunks(batches.examples(shards, "single", split)):
             codes = coder.tokenize(np.stack([e["image"] for e in chunk]))
             for e, f in zip(chunk, codes, strict=True):
-                parts = radtext.sections(e["text"])
-                # The impression is the prompt; the findings are what the image is to be described by.
-                prompt = parts.get("impression") or e["text"]
-                text = parts.get("findings") or e["text"]
+                # The report as a change from nothing: the same short language as a pair's.
+                text = progression({}, {"findings": e["text"]})
                 row = {"pair_id": e["image_id"], "patient_id": e["patient_id"], "kind": "single"}
-                yield {**row, "prompt": prompt, "interpretation": text, "prior": dummy, "followup": f}
+                yield {
+                    **row,
+                    "prompt": text.prompt,
+                    "interpretation": text.interpretation,
+                    "prior": dummy,
+                    "followup": f,
+                }
 
     splits = {s: (lambda s=s: pairs(s)) for s in ("train", "validation", "test")}
     splits["train_single"] = lambda: singles("train")

@@ -62,7 +62,7 @@ class TokenizerTask:
             "params": variables["params"],
             "batch_stats": variables.get("batch_stats", {}),
             "opt_state": self.optimizer.init(variables["params"]),
-            "codes": {"counts": jnp.ones(embedding.shape[0]), "sums": embedding.astype(jnp.float32)},
+            "codes": {"counts": jnp.ones(embedding.shape[0]), "sums": jnp.array(embedding, jnp.float32, copy=True)},
             "step": jnp.zeros((), jnp.int32),
         }
         if self.config.gan:
