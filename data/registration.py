@@ -26,7 +26,9 @@ UNLIKE = 0.2  # SSIM under which a pair is rejected
 SPREAD = np.array([0.1, 0.1, 0.1, 0.1, 0.02, 0.005])  # standard deviations of the Gaussian prior
 DENSITY = 0.1  # independent parts of a pair, in squared neighbourhoods: far fewer than pixels
 SEARCH_SCALES = np.linspace(np.log(0.8), np.log(1.25), 5)
-LEVELS = ((48, 0.02, 0.08), (80, 0.015, 0.08), (128, 0.006, 0.04))  # pixels a side; smoothing, neighbourhood
+LEVELS = ((48, 0.02, 0.08), (80, 0.015, 0.08))  # pixels a side; smoothing and neighbourhood, frame widths
+FINE = (128, 0.006, 0.04)  # one more level, trusted only where
+SAME_DETAIL = 0.7  # the correlation of fine detail reaches this: below it, ribs lock on to other ribs
 WORTH = 1.0  # gain in log posterior (nats) from which a pair is moved
 OVERLAP = 0.4  # least share of the prior that the follow-up must cover
 
@@ -124,16 +126,27 @@ def _window(image: np.ndarray) -> np.ndarray:
 
 
 def _estimate(prior: np.ndarray, follow: np.ndarray) -> tuple[np.ndarray, float]:
-    """Frame of the prior -> frame of the follow-up, float64 [2, 3], and its gain in log posterior over none."""
+    """Frame of the prior -> frame of the follow-up [2, 3], and its gain in log posterior over none."""
     levels = [[_View(image, *level) for image in (prior, follow)] for level in LEVELS]
     there = _search(*levels[0])
     back = np.concatenate([-there[:2] / np.exp(there[2:4]), -there[2:]])
     for fixed, moving in levels:
-        there, cost = _refine(fixed, moving, there)
-        back, _ = _refine(moving, fixed, back)
-    unmoved = _Fit(*levels[-1], np.zeros(6)).cost
+        best = _refine(fixed, moving, there)
+        there, back = best.pose, _refine(moving, fixed, back).pose
+    gain = _Fit(fixed, moving, np.zeros(6)).cost - best.cost
+    if min(prior.shape + follow.shape) < 2 * FINE[0]:  # no finer detail in there
+        return _both_ways(there, back), gain
+    fixed, moving = (_View(image, *FINE) for image in (prior, follow))
+    fits = _refine(fixed, moving, there), _refine(moving, fixed, back)
+    if min(fit.correlation for fit in fits) >= SAME_DETAIL:
+        there, back = (fit.pose for fit in fits)
+        gain = _Fit(fixed, moving, np.zeros(6)).cost - fits[0].cost
+    return _both_ways(there, back), gain
+
+
+def _both_ways(there: np.ndarray, back: np.ndarray) -> np.ndarray:
     reverse = np.linalg.inv(np.vstack([_matrix(back), [0, 0, 1]]))[:2]
-    return (_matrix(there) + reverse) / 2, unmoved - cost
+    return (_matrix(there) + reverse) / 2
 
 
 class _View:
@@ -224,8 +237,8 @@ def _search(fixed: _View, moving: _View) -> np.ndarray:
     return best
 
 
-def _refine(fixed: _View, moving: _View, pose: np.ndarray, steps: int = 20) -> tuple[np.ndarray, float]:
-    """Levenberg-Marquardt from `pose` [6] to the nearest most probable pose, and its cost."""
+def _refine(fixed: "_View", moving: "_View", pose: np.ndarray, steps: int = 20) -> "_Fit":
+    """Levenberg-Marquardt from `pose` [6] to the nearest most probable pose."""
     fit, damping = _Fit(fixed, moving, pose), 1e-2
     for _ in range(steps):
         hessian, gradient = fit.derivatives()
@@ -238,13 +251,13 @@ def _refine(fixed: _View, moving: _View, pose: np.ndarray, steps: int = 20) -> t
         else:
             break
         fit, damping = trial, max(damping / 5, 1e-4)
-        if np.abs(move).max() < 3e-4:
+        if np.abs(move).max() < 0.03 / fixed.size:  # a thirtieth of a pixel
             break
-    return fit.pose, fit.cost
+    return fit
 
 
 class _Fit:
-    """How well `moving` at a pose explains `fixed`, both [2, n, n]: minus the log posterior, and its derivatives."""
+    """How well `moving` at a pose explains `fixed`: `cost`, minus the log posterior, and its derivatives."""
 
     def __init__(self, fixed: _View, moving: _View, pose: np.ndarray):
         self.pose, self.moving = pose, moving
@@ -259,7 +272,8 @@ class _Fit:
         self.noise = float((self.weight * self.residual**2).sum()) + 1e-4
         energy = float((self.weight * (contrast**2 + target**2)).sum()) + 1e-4
         covered = weight_of_target[inside].sum() > OVERLAP * weight_of_target.sum()
-        log_likelihood = -fixed.evidence / 2 * np.log(self.noise / energy) if covered else -np.inf
+        self.correlation = 1 - self.noise / energy
+        log_likelihood = -fixed.evidence / 2 * np.log(1 - self.correlation) if covered else -np.inf
         self.cost = ((pose / SPREAD) ** 2).sum() / 2 - log_likelihood
 
     def derivatives(self) -> tuple[np.ndarray, np.ndarray]:
