@@ -22,7 +22,7 @@ def crop(image: np.ndarray) -> np.ndarray:
 
 
 def rectangle(image: np.ndarray) -> np.ndarray | None:
-    """Corners float64 [4, 2] (x, y), from the upper left clockwise, of what `crop` keeps; None: everything."""
+    """Corners float64 [4, 2] (x, y), from the upper left clockwise, of what `crop` keeps; None: all."""
     check(image)
     border = np.concatenate([image[0], image[-1], image[1:-1, 0], image[1:-1, -1]])
     if (border > BLACK).mean() > BORDER_SHARE:
@@ -31,7 +31,7 @@ def rectangle(image: np.ndarray) -> np.ndarray | None:
 
 
 def check(image, name: str = "image", least: int = 1) -> None:
-    """Raises UserError, in one line, unless `image` is a uint8 [H, W] array of `least` pixels a side or more."""
+    """Raises UserError, in one line, unless `image` is uint8 [H, W] of at least `least` pixels a side."""
     from progemu_jax.errors import UserError
 
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 2:
@@ -46,7 +46,7 @@ def check(image, name: str = "image", least: int = 1) -> None:
 
 
 def _rectangle(mask: np.ndarray) -> np.ndarray | None:
-    """Corners float64 [4, 2] (x, y), from the upper left clockwise, of the largest object's minimum-area rectangle."""
+    """Corners float64 [4, 2] (x, y), of the largest object's minimum-area rectangle, or None."""
     import SimpleITK as sitk
 
     labels = sitk.ConnectedComponent(sitk.GetImageFromArray(mask.astype(np.uint8)), True)
@@ -89,7 +89,7 @@ def _cross(a, b, c) -> float:
 
 
 def warp(image: np.ndarray, corners: np.ndarray) -> np.ndarray:
-    """What `corners` enclose of `image` uint8 [H, W], upright; uint8 [H', W']. For masks that follow an image."""
+    """What `corners` enclose of `image` uint8 [H, W], upright; uint8 [H', W']. Masks may follow."""
     import SimpleITK as sitk
 
     across, down = corners[1] - corners[0], corners[3] - corners[0]
@@ -101,4 +101,5 @@ def warp(image: np.ndarray, corners: np.ndarray) -> np.ndarray:
     resample.SetSize([width, height])
     resample.SetInterpolator(sitk.sitkLinear)
     resample.SetTransform(transform)
-    return sitk.GetArrayFromImage(resample.Execute(sitk.GetImageFromArray(image)))
+    values = sitk.GetArrayFromImage(resample.Execute(sitk.GetImageFromArray(image.astype(np.float32))))
+    return np.clip(np.round(values), 0, 255).astype(np.uint8)  # the filter alone would cut decimals off

@@ -5,11 +5,13 @@ its neighbourhood's mean, over its standard deviation), so exposure, windowing a
 little and the borders of the lungs count much; collimated and letterboxed parts count nothing. The pose is
 the most probable one: a likelihood with unknown noise (its logarithm, so that good matches decide more and
 poor ones less), and a Gaussian prior about the identity, as wide as the poses of one patient on two days.
-An exhaustive search over shifts and scales by FFT starts a Levenberg-Marquardt refinement on a two-level
-pyramid, and both directions are averaged, so the result does not favour either image.
+An exhaustive search over shifts and scales by FFT starts a Levenberg-Marquardt refinement on a pyramid,
+and both directions are averaged, so the result does not favour either image.
 
 ProgEmu's flags are kept: 2 alike already, left as it is; 1 moved; 0 left as it is because moving did not
-help; -1 no pair (another view, a blank image).
+help; -1 no pair (another view, a blank image). Unlike ProgEmu, "alike" is judged on equalised images (two
+pale images are alike wherever their lungs are), and "no pair" on the correlation of local contrast after
+the move: SSIM tells a chest from a turned chest no better than from another exposure of itself.
 """
 
 import dataclasses
@@ -20,7 +22,7 @@ from progemu_jax.data import foreground
 
 LEAST = 32  # pixels a side
 ALIKE = 0.9  # SSIM from which a pair is left as it is
-UNLIKE = 0.2  # SSIM under which a pair is rejected
+UNLIKE = 0.4  # score under which a pair is rejected: frontal pairs have 0.5 and more, turned ones under 0.3
 
 # Pose of the follow-up: shift x, shift y (frame widths), log scale x, log scale y, rotation (rad), shear.
 SPREAD = np.array([0.1, 0.1, 0.1, 0.1, 0.02, 0.005])  # standard deviations of the Gaussian prior
@@ -38,7 +40,8 @@ class Registration:
     """A follow-up moved onto its prior.
 
     image: uint8 [H, W] in the prior's frame. transform: float64 [2, 3], prior pixel (x, y, 1) ->
-    follow-up pixel (x, y). score: SSIM of prior and `image`, both equalised. flag: see the module.
+    follow-up pixel (x, y). score: correlation of local contrast, prior with the moved follow-up, at most 1.
+    flag: see the module.
     """
 
     image: np.ndarray
@@ -59,19 +62,17 @@ def register(prior: np.ndarray, follow: np.ndarray) -> Registration:
     unmoved = resample(follow, still, prior.shape)
     if min(prior.std(), follow.std()) < 1:
         return Registration(unmoved, still, 0.0, -1)
-    target = equalise(prior)
-    before = ssim(target, equalise(unmoved))
-    if before >= ALIKE:
-        return Registration(unmoved, still, before, 2)
-    pose, gain = _estimate(prior, follow)
-    transform = _to_pixels(pose, prior.shape, follow.shape)
-    image = resample(follow, transform, prior.shape)
-    after = ssim(target, equalise(image))
-    if max(before, after) < UNLIKE:
-        return Registration(unmoved, still, before, -1)
+    pyramid = [[_View(image, *level) for image in (prior, follow)] for level in LEVELS]
+    as_is = _Fit(*pyramid[-1], np.zeros(6))
+    if ssim(equalise(prior), equalise(unmoved)) >= ALIKE:
+        return Registration(unmoved, still, as_is.correlation, 2)
+    pose, gain, score = _estimate(prior, follow, pyramid, as_is)
+    if score < UNLIKE:
+        return Registration(unmoved, still, score, -1)
     if gain < WORTH:
-        return Registration(unmoved, still, before, 0)
-    return Registration(image, transform, after, 1)
+        return Registration(unmoved, still, as_is.correlation, 0)
+    transform = _to_pixels(pose, prior.shape, follow.shape)
+    return Registration(resample(follow, transform, prior.shape), transform, score, 1)
 
 
 def frame_to_frame(prior_shape, follow_shape) -> np.ndarray:
@@ -82,17 +83,22 @@ def frame_to_frame(prior_shape, follow_shape) -> np.ndarray:
 def resample(image: np.ndarray, transform: np.ndarray, shape, linear: bool = False) -> np.ndarray:
     """`image` [h, w] seen through `transform` [2, 3] (target pixel -> image pixel) on a frame `shape`.
 
-    Cubic B-spline, or linear; outside the image its minimum. The dtype of `image` is kept.
+    Cubic B-spline, or linear; outside the image its minimum. uint8 is rounded and stays uint8.
     """
     import SimpleITK as sitk
 
+    if image.shape == tuple(shape) and np.array_equal(transform, np.eye(2, 3)):
+        return image.copy()
     method = sitk.ResampleImageFilter()
     method.SetNumberOfThreads(1)
     method.SetSize([int(shape[1]), int(shape[0])])
     method.SetInterpolator(sitk.sitkLinear if linear else sitk.sitkBSpline)
     method.SetDefaultPixelValue(float(image.min()))
     method.SetTransform(sitk.AffineTransform(transform[:, :2].ravel().tolist(), transform[:, 2].tolist()))
-    return sitk.GetArrayFromImage(method.Execute(sitk.GetImageFromArray(image)))
+    values = sitk.GetArrayFromImage(method.Execute(sitk.GetImageFromArray(image.astype(np.float32))))
+    if image.dtype == np.uint8:  # rounded here: the filter would cut decimals off
+        values = np.clip(np.round(values), 0, 255)
+    return values.astype(image.dtype)
 
 
 def equalise(image: np.ndarray) -> np.ndarray:
@@ -125,23 +131,22 @@ def _window(image: np.ndarray) -> np.ndarray:
 # Estimation, in frame coordinates: [-0.5, 0.5] across and down each image, whatever its size.
 
 
-def _estimate(prior: np.ndarray, follow: np.ndarray) -> tuple[np.ndarray, float]:
-    """Frame of the prior -> frame of the follow-up [2, 3], and its gain in log posterior over none."""
-    levels = [[_View(image, *level) for image in (prior, follow)] for level in LEVELS]
-    there = _search(*levels[0])
+def _estimate(prior, follow, pyramid, as_is) -> tuple[np.ndarray, float, float]:
+    """Frame of the prior -> frame of the follow-up [2, 3], its gain in log posterior over none, its score."""
+    there = _search(*pyramid[0])
     back = np.concatenate([-there[:2] / np.exp(there[2:4]), -there[2:]])
-    for fixed, moving in levels:
+    for fixed, moving in pyramid:
         best = _refine(fixed, moving, there)
         there, back = best.pose, _refine(moving, fixed, back).pose
-    gain = _Fit(fixed, moving, np.zeros(6)).cost - best.cost
+    gain = as_is.cost - best.cost
     if min(prior.shape + follow.shape) < 2 * FINE[0]:  # no finer detail in there
-        return _both_ways(there, back), gain
+        return _both_ways(there, back), gain, best.correlation
     fixed, moving = (_View(image, *FINE) for image in (prior, follow))
     fits = _refine(fixed, moving, there), _refine(moving, fixed, back)
     if min(fit.correlation for fit in fits) >= SAME_DETAIL:
         there, back = (fit.pose for fit in fits)
         gain = _Fit(fixed, moving, np.zeros(6)).cost - fits[0].cost
-    return _both_ways(there, back), gain
+    return _both_ways(there, back), gain, best.correlation
 
 
 def _both_ways(there: np.ndarray, back: np.ndarray) -> np.ndarray:
