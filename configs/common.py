@@ -57,6 +57,7 @@ def phantom(
                     "weight_prompt": 0.1,
                     "weight_structure": 0.1,
                     "changed_weight": 1.0,
+                    "init_from_codebook": True,
                 },
                 "stage1": {
                     "steps": stage1_steps,

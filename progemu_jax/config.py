@@ -90,6 +90,15 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
+class MeshConfig:
+    """Mesh axis sizes (`progemu_jax.sharding`); data -1 takes the devices that the others leave."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything one run needs; written to `config.json` of the run directory."""
 
@@ -102,6 +111,7 @@ class Config:
     sample: SampleConfig = field(default_factory=SampleConfig)
     scorer: ScorerConfig = field(default_factory=ScorerConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
 
 
 def from_dict(cls: type, values: Any, path: str = "config") -> Any:

@@ -30,6 +30,12 @@ def _processes(config: Config) -> int:
     return config.data.processes or os.cpu_count() or 1
 
 
+def _mesh(config: Config):
+    from progemu_jax.sharding import make_mesh
+
+    return make_mesh(**dataclasses.asdict(config.mesh))
+
+
 def data(config: Config, workdir: Path) -> None:
     """Source layout -> ICG-CXR tree, references of the test split, shards."""
     source, root, truth = config.data.source, config.data.root, None
@@ -76,6 +82,7 @@ def tokenizer(config: Config, workdir: Path) -> None:
             shards, "pairs", "validation", c.train.batch_size, 0, repeat=False, source=held_out
         ),
         workdir / "tokenizer",
+        mesh=_mesh(config),
         config=to_dict(c),
     )
     checkpoint.export(task.inference_variables(state), {"model": to_dict(c.model)}, workdir / "tokenizer/export")
@@ -144,11 +151,21 @@ def model_parts(config: Config) -> tuple:
 
 def train(config: Config, workdir: Path) -> None:
     """The two stages of the curriculum; exports the language model."""
-    from progemu_jax.tasks.progemu import ProgEmuTask, packer
+    import jax
+
+    from progemu_jax.models import transformer
+    from progemu_jax.tasks.progemu import ProgEmuTask, code_embeddings, packer
 
     vocabulary, layout, model = model_parts(config)
     shards, c = workdir / "data/shards", config.progemu
     identity = {"model": to_dict(model), "task": to_dict(c.task), "layout": to_dict(layout)}
+
+    def first() -> Any:
+        params = transformer.init_params(model, jax.random.key(c.stage1.seed))
+        if not c.task.init_from_codebook:
+            return params
+        codebook = _load_tokenizer(workdir).variables["params"]["quantize"]["embedding"]
+        return code_embeddings(params, np.asarray(codebook), vocabulary.visual_start, c.stage1.seed)
 
     def fit_stage(name: str, split: str, train_config: Any, init: Any) -> dict:
         task = ProgEmuTask(model, c.task, train_config)
@@ -172,7 +189,8 @@ def train(config: Config, workdir: Path) -> None:
                 source=held_out,
             ),
             workdir / "train" / name,
-            init_state=init and (lambda: task.from_params(init["params"])),
+            mesh=_mesh(config),
+            init_state=lambda: task.from_params(init["params"] if init else first()),
             config=identity,
         )
 
@@ -222,6 +240,7 @@ def scorer(config: Config, workdir: Path) -> None:
         lambda seed: ArrayBatches(arrays["train"], c.train.batch_size, seed),
         valid,
         folder,
+        mesh=_mesh(config),
         config=to_dict(c.net),
     )
     checkpoint.export(state["params"], {"net": to_dict(c.net), "image_size": config.data.image_size}, folder / "export")

@@ -254,7 +254,7 @@ def sample_acquisition(rng: np.random.Generator) -> Acquisition:
     """Draws an acquisition: 94 % PA, the rest AP; 2 % of the view labels are wrong."""
     view = "PA" if rng.random() < 0.94 else "AP"
     wrong = rng.random() < 0.02
-    border = np.where(rng.random(4) < 0.3, rng.uniform(0.01, 0.09, 4), 0.0)
+    border = np.where(rng.random(4) < 0.15, rng.uniform(0.01, 0.09, 4), 0.0)
     fold = rng.random() < 0.06
     return Acquisition(
         seed=int(rng.integers(2**31)),
@@ -264,11 +264,12 @@ def sample_acquisition(rng: np.random.Generator) -> Acquisition:
         shift_x=_normal(rng, 0, 0.025, -0.07, 0.07),
         shift_y=_normal(rng, 0, 0.025, -0.07, 0.07),
         scale=_normal(rng, 1.0, 0.025, 0.93, 1.07),
-        inspiration=float(np.clip(rng.gamma(1.5, 0.17), 0, 1)),
-        exposure=_normal(rng, -0.05, 0.14, -0.4, 0.3),
-        contrast=_normal(rng, 1.0, 0.07, 0.82, 1.18),
-        gamma=_normal(rng, 1.0, 0.07, 0.82, 1.2),
-        noise=float(rng.uniform(0.005, 0.015)),
+        inspiration=float(np.clip(rng.gamma(1.5, 0.1), 0, 1)),
+        # What automatic exposure and the stored image's windowing leave of the differences between films.
+        exposure=_normal(rng, -0.05, 0.04, -0.17, 0.07),
+        contrast=_normal(rng, 1.0, 0.025, 0.93, 1.07),
+        gamma=_normal(rng, 1.0, 0.025, 0.93, 1.07),
+        noise=float(rng.uniform(0.004, 0.010)),
         border_left=float(border[0]),
         border_right=float(border[1]),
         border_top=float(border[2]),

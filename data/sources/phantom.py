@@ -28,7 +28,7 @@ _METADATA = (
     "PatientOrientationCodeSequence_CodeMeaning",
 )  # fmt: skip
 _VIEW_NAMES = {"PA": "postero-anterior", "AP": "antero-posterior"}
-_FORMAT = 2  # of the phantom: raised when the same seed gives other files
+_FORMAT = 3  # of the phantom: raised when the same seed gives other files
 
 
 def write_cohort(

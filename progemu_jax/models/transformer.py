@@ -4,6 +4,7 @@ Axis legend (einsum strings use these letters only)
   B batch            T tokens in (queries)   S tokens seen (keys)    V vocabulary    L layers
   M model            N query heads           K key/value heads       E model, after a square map
   G query heads per key/value head (N = K G) D head                  F feed-forward
+  R rows: B and T folded, which makes each projection, and its gradient, one plain matrix product
 
 Parameters carry the names of Emu3's checkpoints (`layers_3/self_attn/q_proj` is
 `model.layers.3.self_attn.q_proj.weight`). Projections are stored input axes first (`q_proj` is `[M, N, D]`,
@@ -132,9 +133,10 @@ class Attention(nn.Module):
         def weight(name, init, shape):
             return self.param(name, init, shape, param_dtype).astype(dtype)
 
-        q = jnp.einsum("BTM,MND->BTND", x, weight("q_proj", nnl.fan_in(0), (M, N, D)))
-        k = jnp.einsum("BTM,MKD->BTKD", x, weight("k_proj", nnl.fan_in(0), (M, K, D)))
-        v = jnp.einsum("BTM,MKD->BTKD", x, weight("v_proj", nnl.fan_in(0), (M, K, D)))
+        x = x.reshape(B * T, M)
+        q = jnp.einsum("RM,MND->RND", x, weight("q_proj", nnl.fan_in(0), (M, N, D))).reshape(B, T, N, D)
+        k = jnp.einsum("RM,MKD->RKD", x, weight("k_proj", nnl.fan_in(0), (M, K, D))).reshape(B, T, K, D)
+        v = jnp.einsum("RM,MKD->RKD", x, weight("v_proj", nnl.fan_in(0), (M, K, D))).reshape(B, T, K, D)
         out_init = nn.initializers.normal((2 * cfg.num_layers * N * D) ** -0.5)
         o = weight("o_proj", out_init, (N, D, M))
 
@@ -154,8 +156,8 @@ class Attention(nn.Module):
             out = nnl.attend(
                 q, cache["k"].astype(dtype), cache["v"].astype(dtype), mask[:, None, None], rate, key
             )
-        out = out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, D)
-        return jnp.einsum("BTND,NDM->BTM", out, o), cache
+        out = out.transpose(0, 3, 1, 2, 4).reshape(B * T, N, D)
+        return jnp.einsum("RND,NDM->RM", out, o).reshape(B, T, M), cache
 
 
 def _write(slots: Array, new: Array, offset: Array, prefill: bool) -> Array:
@@ -182,10 +184,11 @@ class SwiGLU(nn.Module):
         def weight(name, init, shape):
             return self.param(name, init, shape, param_dtype).astype(dtype)
 
-        gate = jnp.einsum("BTM,MF->BTF", x, weight("gate_proj", nnl.fan_in(0), (M, F)))
-        up = jnp.einsum("BTM,MF->BTF", x, weight("up_proj", nnl.fan_in(0), (M, F)))
+        rows = x.reshape(-1, M)
+        gate = jnp.einsum("RM,MF->RF", rows, weight("gate_proj", nnl.fan_in(0), (M, F)))
+        up = jnp.einsum("RM,MF->RF", rows, weight("up_proj", nnl.fan_in(0), (M, F)))
         down = weight("down_proj", nn.initializers.normal((2 * cfg.num_layers * F) ** -0.5), (F, M))
-        return jnp.einsum("BTF,FM->BTM", jax.nn.silu(gate) * up, down)
+        return jnp.einsum("RF,FM->RM", jax.nn.silu(gate) * up, down).reshape(x.shape)
 
 
 class Layer(nn.Module):
@@ -318,7 +321,9 @@ def logits(params: Params, hidden: Array, rows: tuple[int, int] | None = None) -
     table are not masked: pass rows=(0, vocab_size).
     """
     table = head(params, rows).astype(hidden.dtype)
-    return jnp.einsum("...M,VM->...V", hidden, table, preferred_element_type=jnp.float32)
+    rows_of_hidden = hidden.reshape(-1, hidden.shape[-1])
+    out = jnp.einsum("RM,VM->RV", rows_of_hidden, table, preferred_element_type=jnp.float32)
+    return out.reshape(*hidden.shape[:-1], -1)
 
 
 def init_cache(cfg: TransformerConfig, batch: int, length: int, dtype: str | None = None) -> Params:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from progemu_jax import radtext, sequence
+from progemu_jax import radtext, sequence, sharding
 from progemu_jax.models import transformer
 from progemu_jax.models.transformer import Transformer, TransformerConfig
 from progemu_jax.optim import make_optimizer, value_and_grad_accumulated
@@ -30,6 +30,8 @@ class ProgEmuConfig:
       null_prompt, shuffle_sentences, drop_negative: probabilities of the training augmentations (ProgEmu).
       weight_*: of the loss on each kind of token; EOS counts as text, padding never counts.
       changed_weight: factor on visual tokens that differ from the prior's at the same place.
+      init_from_codebook: embeddings of visual tokens start as a projection of the tokenizer's code vectors, so
+        that codes that look alike start alike.
     """
 
     length: int = 9216
@@ -43,6 +45,7 @@ class ProgEmuConfig:
     weight_visual: float = 1.0
     weight_text: float = 1.0
     changed_weight: float = 1.0
+    init_from_codebook: bool = False
 
 
 def packer(
@@ -61,6 +64,31 @@ def packer(
         return sequence.pack(vocab, layout, prior, prompt, example["followup"], text)
 
     return transform
+
+
+def code_embeddings(params: Any, codebook: np.ndarray, visual_start: int, seed: int) -> Any:
+    """Parameters whose visual rows of embedding and head are a random projection of the codes' vectors.
+
+    Args:
+      params: of the transformer, untrained.
+      codebook: f32 [Q, E].
+      visual_start: id of code 0.
+      seed: of the projection.
+
+    Returns:
+      The parameters with rows visual_start..visual_start+Q-1 of both tables replaced, at the tables' own scale.
+    """
+    rng = np.random.default_rng(seed)
+    codes = (codebook - codebook.mean(0)) / (codebook.std(0) + 1e-6)
+    out = dict(params)
+    for table in ("embed_tokens", "lm_head"):
+        if table not in params:
+            continue
+        old = params[table]
+        rows = codes @ rng.standard_normal((codes.shape[1], old.shape[1])) / np.sqrt(codes.shape[1])
+        rows = jnp.asarray(rows * float(old.std()), old.dtype)
+        out[table] = old.at[visual_start : visual_start + len(codes)].set(rows)
+    return out
 
 
 class ProgEmuTask:
@@ -91,6 +119,10 @@ class ProgEmuTask:
     def from_params(self, params: Any) -> dict[str, Any]:
         """The state that starts from given parameters, with a fresh optimizer."""
         return {"params": params, "opt_state": self.optimizer.init(params)}
+
+    def state_shardings(self, mesh: Any, abstract: Any) -> Any:
+        """Parameters and optimizer state by the rules table of `progemu_jax.sharding`."""
+        return sharding.param_shardings(abstract, transformer.LOGICAL_AXES, mesh)
 
     def loss(
         self, params: Any, batch: dict[str, jax.Array], key: jax.Array | None

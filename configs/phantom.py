@@ -1,0 +1,19 @@
+"""python -m progemu_jax.main --config=configs/phantom.py --workdir=runs/phantom
+
+The demo given more patients and steps: about an hour on 2 cores, minutes on a GPU: `make phantom`.
+"""
+
+from progemu_jax.configs.common import phantom
+
+
+def get_config():
+    """See the module."""
+    return phantom(
+        name="ProgEmu on the phantom",
+        patients=1200,
+        tokenizer_steps=1500,
+        stage1_steps=300,
+        stage2_steps=2500,
+        scorer_images=6000,
+        scorer_steps=900,
+    )
