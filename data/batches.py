@@ -41,9 +41,7 @@ class Examples(Sequence):
             }
             self._source = builder.as_data_source(split, decoders=images or None)
         except (ValueError, KeyError, OSError, RuntimeError, ParseError) as error:
-            raise UserError(
-                f"{folder}: the shards do not read ({type(error).__name__}); delete them"
-            ) from None
+            raise UserError(f"{folder}: the shards do not read ({type(error).__name__}); delete them") from None
         self._images = tuple(images)
         size = sum(
             int(np.prod(f.shape)) * np.dtype(f.np_dtype).itemsize
@@ -218,9 +216,7 @@ def _batches(source, batch_size, seed, transform, repeat, process_index, process
     import grain
 
     if batch_size < 1 or not 0 <= process_index < process_count:
-        raise UserError(
-            f"batch_size={batch_size}, process {process_index} of {process_count}: impossible"
-        )
+        raise UserError(f"batch_size={batch_size}, process {process_index} of {process_count}: impossible")
     if len(source) < process_count:
         raise UserError(f"{source!r}: fewer examples than the {process_count} processes")
     dataset = grain.MapDataset.source(_Shuffled(source, seed) if repeat else source).seed(seed)

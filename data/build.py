@@ -112,9 +112,7 @@ def build_tree(
         raise UserError(f"{root}: no pair of studies is left; {_table(cohort.funnel, one_line=True)}")
     out.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(out / ".tmp", ignore_errors=True)
-    results = _run(
-        cohort.journeys, Work(out, size, unchanged), out / "journal.jsonl", settings, processes, progress
-    )
+    results = _run(cohort.journeys, Work(out, size, unchanged), out / "journal.jsonl", settings, processes, progress)
     funnel = _finish(out, cohort, results, settings)
     _say(_table(funnel), progress)
     return funnel
@@ -176,9 +174,7 @@ def process(journey: journeys.Journey, work: Work) -> dict:
     try:
         for view, study in journey.images:
             if study.image_path in read.broken or not _single(journey, view, study, work, read, result):
-                reject(
-                    study.study_id, study.image_path.name, f"broken image: {read.broken[study.image_path]}"
-                )
+                reject(study.study_id, study.image_path.name, f"broken image: {read.broken[study.image_path]}")
         for pair in journey.pairs:
             reason = _pair(pair, work, read)
             if reason:
@@ -186,9 +182,7 @@ def process(journey: journeys.Journey, work: Work) -> dict:
             else:
                 result["pairs"].append(pair.pair_id)
     except OSError as error:
-        raise UserError(
-            f"{work.root}: cannot be written ({error.strerror or type(error).__name__})"
-        ) from None
+        raise UserError(f"{work.root}: cannot be written ({error.strerror or type(error).__name__})") from None
     return result
 
 
@@ -329,9 +323,7 @@ def _same(old, new: dict, out: Path) -> None:
     difference = records.first_difference(old, new)
     if difference:
         key, before, now = difference
-        raise UserError(
-            f"{out}: built with {key}={before!r}, asked for {now!r}; give another folder or delete it"
-        )
+        raise UserError(f"{out}: built with {key}={before!r}, asked for {now!r}; give another folder or delete it")
 
 
 def _table(funnel: dict[str, int], one_line: bool = False) -> str:

@@ -36,13 +36,9 @@ def check(image, name: str = "image", least: int = 1) -> None:
 
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 2:
         dtype, shape = getattr(image, "dtype", type(image).__name__), list(getattr(image, "shape", []))
-        raise UserError(
-            f"{name}: expected a gray uint8 array [H, W], got {dtype} {shape}; convert it to 8-bit gray"
-        )
+        raise UserError(f"{name}: expected a gray uint8 array [H, W], got {dtype} {shape}; convert it to 8-bit gray")
     if min(image.shape) < least:
-        raise UserError(
-            f"{name}: {image.shape[1]} x {image.shape[0]} pixels, at least {least} a side are needed"
-        )
+        raise UserError(f"{name}: {image.shape[1]} x {image.shape[0]} pixels, at least {least} a side are needed")
 
 
 def _rectangle(mask: np.ndarray) -> np.ndarray | None:

@@ -43,9 +43,7 @@ def read_gray(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     except Image.UnidentifiedImageError:
         raise BrokenImage("neither PNG nor JPEG") from None
     except (OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, OverflowError) as error:
-        raise BrokenImage(
-            f"the image does not decode ({type(error).__name__}); it may be truncated"
-        ) from None
+        raise BrokenImage(f"the image does not decode ({type(error).__name__}); it may be truncated") from None
     if image.min() == image.max():
         raise BrokenImage("the image is blank")
     return image

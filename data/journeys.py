@@ -57,9 +57,7 @@ class Options:
         groups = [(group.split("+"), group) for group in self.views]
         merged = sum(len(names) > 1 for names, _ in groups)
         return {
-            name: ("frontal" if len(names) > 1 and merged == 1 else group.replace("+", "-"))
-            .lower()
-            .replace(" ", "_")
+            name: ("frontal" if len(names) > 1 and merged == 1 else group.replace("+", "-")).lower().replace(" ", "_")
             for names, group in groups
             for name in names
         }
@@ -114,9 +112,7 @@ class Cohort:
     funnel: dict[str, int] = field(default_factory=dict)
 
 
-def split_of(
-    source: str, patient_id: str, own: str | None = None, options: Options | None = None
-) -> str | None:
+def split_of(source: str, patient_id: str, own: str | None = None, options: Options | None = None) -> str | None:
     """The split of a patient: train, validation, test, or None (split="csv" where the source names none)."""
     options = options or Options()
     method = options.split

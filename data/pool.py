@@ -36,9 +36,7 @@ def ordered_map(
             while waiting:
                 yield from waiting.popleft().result()
         except BrokenProcessPool:
-            raise UserError(
-                "a worker process died, perhaps for lack of memory; run again, it goes on"
-            ) from None
+            raise UserError("a worker process died, perhaps for lack of memory; run again, it goes on") from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 

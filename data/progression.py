@@ -72,10 +72,7 @@ def progression(prior: dict, followup: dict) -> Progression:
         prompt=_prompt(rng, moved),
         interpretation=_interpretation(rng, moved, same, absent),
         confidence=confidence,
-        changes={
-            c.finding: {"new": 1, "worse": 1, "better": -1, "resolved": -1}.get(c.kind, 0)
-            for c in moved + same
-        },
+        changes={c.finding: {"new": 1, "worse": 1, "better": -1, "resolved": -1}.get(c.kind, 0) for c in moved + same},
         reason=reason,
     )
 
@@ -185,9 +182,7 @@ def _merged(changes: list[_Change]) -> list[tuple[_Change, str | None]]:
             continue
         side, _, what = c.finding.partition(" ")
         other = {"left": "right", "right": "left"}.get(side)
-        twin = next(
-            (d for d in changes if other and d.finding == f"{other} {what}" and d.kind == c.kind), None
-        )
+        twin = next((d for d in changes if other and d.finding == f"{other} {what}" and d.kind == c.kind), None)
         if twin is not None and _degree(twin) == _degree(c):
             used.add(twin.finding)
             plural = {"pleural effusion": "pleural effusions", "pneumothorax": "pneumothoraces"}[what]
@@ -250,6 +245,4 @@ def _absent_names(findings: list[str]) -> list[str]:
 
 
 def _plural(text: str) -> str:
-    return text.replace("effusions has", "effusions have").replace(
-        "pneumothoraces has", "pneumothoraces have"
-    )
+    return text.replace("effusions has", "effusions have").replace("pneumothoraces has", "pneumothoraces have")

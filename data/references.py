@@ -44,9 +44,7 @@ def build_references(
     rejected = [p for p in pairs if isinstance(p, Rejected)]
     pairs = [p for p in pairs if not isinstance(p, Rejected)]
     if not pairs:
-        raise UserError(
-            f"{tree_root}: no pair of the {split} split; give more patients or a larger share of it"
-        )
+        raise UserError(f"{tree_root}: no pair of the {split} split; give more patients or a larger share of it")
     truths = _truth(truth) if truth else {}
     todo = [(p, *(truths.get(str(p.meta.get(f"{side}-study-id"))) for side in _SIDES)) for p in pairs]
     made = ordered_map(partial(_reference, out=out, split=split, size=size), todo, processes, least=64)
@@ -95,9 +93,7 @@ def _reference(item, out: Path, split: str, size: int) -> dict | Rejected:
     return row
 
 
-def _write_truth(
-    row: dict, ours: dict, shape: tuple, out: Path, before: dict, after: dict, size: int
-) -> None:
+def _write_truth(row: dict, ours: dict, shape: tuple, out: Path, before: dict, after: dict, size: int) -> None:
     from progemu_jax.data import phantom
 
     moved = ours["registration"]
@@ -119,12 +115,8 @@ def _write_truth(
     row["masks_prior"], row["masks_followup"] = f"masks/{name}-prior.npz", f"masks/{name}-followup.npz"
     row["counterfactual"] = f"images/{name}-counterfactual.png"
     _write_masks(out / row["masks_prior"], masks(before, stored, moved["crop_prior"]))
-    _write_masks(
-        out / row["masks_followup"], masks(after, stored_after, moved["crop_followup"], moved["transform"])
-    )
-    _write(
-        out / row["counterfactual"], place(phantom.counterfactual(before, after, stored), moved["crop_prior"])
-    )
+    _write_masks(out / row["masks_followup"], masks(after, stored_after, moved["crop_followup"], moved["transform"]))
+    _write(out / row["counterfactual"], place(phantom.counterfactual(before, after, stored), moved["crop_prior"]))
 
 
 def _render(row: dict, size: int):

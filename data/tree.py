@@ -88,9 +88,7 @@ def read_pairs(root: str | Path) -> Iterator[TreePair | Rejected]:
     root = check_root(root, "an ICG-CXR tree")
     found = False
     for folder, names, files in os.walk(root):
-        names[:] = sorted(
-            n for n in names if not n.startswith(".") and not (folder == str(root) and n in _EXTRAS)
-        )
+        names[:] = sorted(n for n in names if not n.startswith(".") and not (folder == str(root) and n in _EXTRAS))
         for name in sorted(files):
             if name.endswith(".json") and name not in _EXTRAS:
                 found = True

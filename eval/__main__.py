@@ -10,9 +10,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from progemu_jax.eval.evaluate import REFERENCE_ROWS, System, evaluate
-
 from progemu_jax.errors import UserError
+from progemu_jax.eval.evaluate import REFERENCE_ROWS, System, evaluate
 
 
 def find_scores(folder):
@@ -27,11 +26,7 @@ def find_scores(folder):
 def find_reference_scores(folders):
     """Score files of the references' images: name -> path, from the first of `folders` that has any."""
     for folder in folders:
-        found = {
-            n: Path(folder) / f"{n}.npz"
-            for n in REFERENCE_ROWS.values()
-            if (Path(folder) / f"{n}.npz").is_file()
-        }
+        found = {n: Path(folder) / f"{n}.npz" for n in REFERENCE_ROWS.values() if (Path(folder) / f"{n}.npz").is_file()}
         if found:
             return found
     return {}
@@ -48,9 +43,7 @@ def main(argv=None):
     parser.add_argument("--references", required=True, metavar="DIR")
     parser.add_argument("--out", required=True, metavar="DIR")
     parser.add_argument("--reference-scores", metavar="DIR")
-    parser.add_argument(
-        "--bootstrap", type=int, default=1000, help="resamples of patients (default 1000; 0: none)"
-    )
+    parser.add_argument("--bootstrap", type=int, default=1000, help="resamples of patients (default 1000; 0: none)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cases", type=int, default=12, help="cases shown on the page")
     parser.add_argument("--title", default="Counterfactual chest X-rays")
@@ -69,12 +62,8 @@ def main(argv=None):
             systems[name] = System(folder, scores)
             places += [scores.parent] if scores else []
         if args.reference_scores and not find_reference_scores([args.reference_scores]):
-            raise UserError(
-                f"--reference-scores={args.reference_scores}: holds none of prior.npz, followup.npz, ..."
-            )
-        places = (
-            [args.reference_scores] if args.reference_scores else [Path(args.references) / "scores", *places]
-        )
+            raise UserError(f"--reference-scores={args.reference_scores}: holds none of prior.npz, followup.npz, ...")
+        places = [args.reference_scores] if args.reference_scores else [Path(args.references) / "scores", *places]
         evaluate(
             systems,
             args.references,

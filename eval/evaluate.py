@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from progemu_jax.errors import UserError
 from progemu_jax.eval.bootstrap import Bootstrap, estimate
 from progemu_jax.eval.measure import Candidate, Truth, measure
 from progemu_jax.eval.metrics.cmig import cmig
@@ -21,8 +23,6 @@ from progemu_jax.eval.metrics.retention import normalised
 from progemu_jax.eval.metrics.roc import RELIABLE
 from progemu_jax.eval.predictions import Rows, name_ids, read_predictions, read_references, read_scores
 from progemu_jax.eval.tables import METRICS, write_markdown
-
-from progemu_jax.errors import UserError
 
 SCHEMA = 1
 FINDING_METRICS = ("finding_auroc", "finding_auprc", "finding_auroc_changed")
@@ -193,9 +193,7 @@ def _role(key):
 def _candidates(systems, rows, refs, reference_scores):
     made = {}
     for key, system in systems.items():
-        scores = (
-            read_scores(system.scores) if system.scores is not None and rows[key].images is not None else None
-        )
+        scores = read_scores(system.scores) if system.scores is not None and rows[key].images is not None else None
         made[key] = Candidate(
             key, system.title or TITLES.get(key, key), _role(key), rows[key], scores, None, system.note
         )
@@ -247,9 +245,7 @@ def _derive(measured):
     for m in measured.values():
         d = m.distributions
         terms = [[d[k] for k in CMIG_TERMS[part] if k in d] for part in ("accuracies", "retentions")]
-        if all(
-            len(t) == len(CMIG_TERMS[p]) for t, p in zip(terms, ("accuracies", "retentions"), strict=True)
-        ):
+        if all(len(t) == len(CMIG_TERMS[p]) for t, p in zip(terms, ("accuracies", "retentions"), strict=True)):
             d["cmig"] = cmig(*terms)
             for key in CMIG_TERMS["accuracies"] + CMIG_TERMS["retentions"]:
                 m.flags.setdefault("cmig", []).extend(m.flags.get(key, []))
@@ -260,11 +256,7 @@ def _derive(measured):
             continue
         gaps, key = [], "finding_auroc_changed"
         for finding, parts in m.findings.items():
-            if (
-                key in parts
-                and key in copy.findings.get(finding, {})
-                and key in best.findings.get(finding, {})
-            ):
+            if key in parts and key in copy.findings.get(finding, {}) and key in best.findings.get(finding, {}):
                 base = copy.findings[finding][key]
                 parts["gap_closed"] = normalised(parts[key], best.findings[finding][key], base)
                 if np.isfinite(parts["gap_closed"][0]):
@@ -291,9 +283,7 @@ def _result(candidates, measured, refs, truth, boot, seed):
             },
             "parts": {
                 part: {
-                    **{
-                        k: estimate(v, flags=_few(k, m.counts.get(part))).to_json() for k, v in values.items()
-                    },
+                    **{k: estimate(v, flags=_few(k, m.counts.get(part))).to_json() for k, v in values.items()},
                     **({"counts": m.counts[part]} if part in m.counts else {}),
                 }
                 for part, values in m.findings.items()

@@ -7,13 +7,13 @@ that is there but undefined is NaN.
 from dataclasses import dataclass, field
 
 import numpy as np
+
+from progemu_jax import radtext
+from progemu_jax.errors import UserError
 from progemu_jax.eval.metrics import direction, divergence, image, text
 from progemu_jax.eval.metrics.retention import Correlation
 from progemu_jax.eval.metrics.roc import Ranking
 from progemu_jax.eval.predictions import Rows, Scores, pack, read_image
-
-from progemu_jax import radtext
-from progemu_jax.errors import UserError
 
 
 @dataclass
@@ -65,15 +65,10 @@ class Truth:
         self.patients = len(names)
         self.true_changes = references.true_changes()
         self.named = np.array(
-            [
-                [_sign((row.get("prompt_changes") or {}).get(f)) for f in radtext.FINDINGS]
-                for row in references.rows
-            ]
+            [[_sign((row.get("prompt_changes") or {}).get(f)) for f in radtext.FINDINGS] for row in references.rows]
         ).reshape(len(references.rows), len(radtext.FINDINGS))
         # What the prompt speaks of at all: a text that only repeats it earns nothing on the other findings.
-        spoken = [
-            {*(row.get("prompt_changes") or {}), *radtext.states(row["prompt"])} for row in references.rows
-        ]
+        spoken = [{*(row.get("prompt_changes") or {}), *radtext.states(row["prompt"])} for row in references.rows]
         self.mentioned = np.array([[f in s for f in radtext.FINDINGS] for s in spoken])
         self.states = np.stack([references.present(f, "after") for f in radtext.FINDINGS], axis=1)
         self.age = references.column("age")
@@ -169,9 +164,7 @@ def _score_metrics(candidate, truth, ratios, functions, out):
     rows, scores, refs = candidate.rows, candidate.scores, truth.references
     take = scores.take([refs.pair_ids[i] for i in rows.case], rows.sample)
     if scores.finding_prob is not None:
-        _finding_metrics(
-            scores, scores.finding_prob[take].astype(np.float64), rows, truth, ratios, functions, out
-        )
+        _finding_metrics(scores, scores.finding_prob[take].astype(np.float64), rows, truth, ratios, functions, out)
     if scores.group_prob is not None:
         _group_metrics(scores.groups, scores.group_prob[take], rows, truth, functions, out)
     if scores.age is not None:
@@ -311,9 +304,7 @@ def _image_metrics(candidate, truth, ratios, out):
             ratios[key] = _mean(column)
             same = int(np.isinf(column).sum())
             if same:
-                out.flags.setdefault(key, []).append(
-                    f"{same} of {len(column)} images identical: infinite, left out"
-                )
+                out.flags.setdefault(key, []).append(f"{same} of {len(column)} images identical: infinite, left out")
     if "ms_ssim_followup" in ratios and image.scales(refs.shape) < len(image.SCALES):
         out.notes.append(f"ms_ssim: {image.scales(refs.shape)} of 5 scales fit images of this size")
 

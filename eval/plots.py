@@ -21,9 +21,7 @@ def forest(result, keys):
         if any(s["metrics"].get(k, {}).get("value") is not None for k in keys)
     ]  # fmt: skip
     first = next(iter(result["systems"]))
-    with rc_context(
-        {"svg.fonttype": "none", "svg.hashsalt": "progemu", "font.size": 9, "font.family": "sans-serif"}
-    ):
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "progemu", "font.size": 9, "font.family": "sans-serif"}):
         figure = Figure(figsize=(11, 0.7 + 0.28 * len(systems)), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.subplots(1, len(keys), sharey=True, squeeze=False)[0]

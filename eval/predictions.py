@@ -104,9 +104,7 @@ class References:
             with np.load(self.root / name, allow_pickle=False) as file:
                 return file["masks"].astype(bool)
         except BROKEN_NPZ as error:
-            raise UserError(
-                f"{self.root / name}: no readable array 'masks' ({type(error).__name__})"
-            ) from None
+            raise UserError(f"{self.root / name}: no readable array 'masks' ({type(error).__name__})") from None
 
     def present(self, finding, when):
         """float [N]: is `finding` present `when` = before or after: 1, 0, or NaN unknown or uncertain.
@@ -245,9 +243,7 @@ def read_predictions(root, references):
         values = [r.get(half) for r in rows]
         without = [k[0] for k, v in zip(keys, values, strict=True) if v in empty]
         if without and len(without) < len(rows):
-            raise UserError(
-                f"{path}: no {half} for cases {name_ids(dict.fromkeys(without))}, though others have one"
-            )
+            raise UserError(f"{path}: no {half} for cases {name_ids(dict.fromkeys(without))}, though others have one")
         halves[half] = None if without else values
     images = halves["image"] and [root / name for name in halves["image"]]
     if images:
@@ -304,9 +300,7 @@ def _unpack_file(path, packed, shape, count, organs):
         masks = packed
     elif packed.ndim == 1:
         if (total + 7) // 8 != len(packed):
-            raise UserError(
-                f"{path}: masks hold {len(packed)} bytes, mask_shape {shape} needs {(total + 7) // 8}"
-            )
+            raise UserError(f"{path}: masks hold {len(packed)} bytes, mask_shape {shape} needs {(total + 7) // 8}")
         if height * width % 8 == 0:
             return packed.reshape(count, organs, -1), (height, width)
         masks = np.unpackbits(packed, count=total).astype(bool)
@@ -350,9 +344,7 @@ def read_scores(path):
             setattr(out, names, tuple(str(n) for n in data[names]))
     if "masks" in data and "mask_shape" in data:
         out.organs = tuple(str(o) for o in data.get("organs", radtext.ORGANS))
-        out.masks, out.mask_shape = _unpack_file(
-            path, data["masks"], data["mask_shape"], len(pairs), len(out.organs)
-        )
+        out.masks, out.mask_shape = _unpack_file(path, data["masks"], data["mask_shape"], len(pairs), len(out.organs))
     return out
 
 
@@ -366,9 +358,7 @@ def _numbers(path, data, key, pairs):
     if broken.all():
         return None
     if broken.any():
-        raise UserError(
-            f"{path}: NaN in {key} for cases {name_ids(np.array(pairs)[broken.any(1)])}; score them again"
-        )
+        raise UserError(f"{path}: NaN in {key} for cases {name_ids(np.array(pairs)[broken.any(1)])}; score them again")
     if key != "age" and (values.min() < 0 or values.max() > 1):
         outside = ((values < 0) | (values > 1)).reshape(len(values), -1).any(1)
         raise UserError(f"{path}: {key} outside [0, 1] for cases {name_ids(np.array(pairs)[outside])}")

@@ -8,10 +8,10 @@ from string import Template
 
 import numpy as np
 from PIL import Image
-from progemu_jax.eval.plots import forest
-from progemu_jax.eval.tables import METRICS, SECTIONS, number
 
 from progemu_jax import radtext
+from progemu_jax.eval.plots import forest
+from progemu_jax.eval.tables import METRICS, SECTIONS, number
 
 COLD, WARM = (33, 102, 172), (178, 24, 43)  # darker than the prior, brighter than the prior
 DIFFERENCE = 96  # gray levels at full colour
@@ -71,9 +71,7 @@ def write_report(result, candidates, measured, refs, *, cases_shown=12, seed=0):
 
 def _head(result, first):
     b = result["bootstrap"]
-    intervals = (
-        f"95 % intervals from {b['resamples']:,} resamples of patients" if b["resamples"] else "no intervals"
-    )
+    intervals = f"95 % intervals from {b['resamples']:,} resamples of patients" if b["resamples"] else "no intervals"
     height, width = result["image_size"]
     info = "".join(f" · {escape(k)}: {escape(_plain(v))}" for k, v in first.rows.info.items() if k != "seed")
     items = "".join(f"<li>{escape(str(c))}</li>" for c in [*result["caveats"], *result["warnings"]])
@@ -111,9 +109,7 @@ def _tiles(result, first):
             clear &= result["systems"][other]["role"] == "baseline" and other != "echo"
             style = "" if not clear else "good" if gap["value"] * m.better > 0 else "bad"
             title = escape(result["systems"][other]["title"])
-            lines.append(
-                f'<div>{title} <span class="{style}">{number(theirs["value"], m.digits)}</span></div>'
-            )
+            lines.append(f'<div>{title} <span class="{style}">{number(theirs["value"], m.digits)}</span></div>')
         out.append(
             f'<div class="tile"><div class="label">{escape(m.title)}</div>'
             f'<div class="value">{number(e["value"], m.digits)}{interval}</div>'
@@ -160,9 +156,7 @@ def _section(result, heading, keys, first):
     keys = [k for k in keys if any(k in s["metrics"] for s in systems.values())]
     if not keys:
         return ""
-    head = "".join(
-        f'<th title="{escape(METRICS[k].definition)}">{escape(METRICS[k].title)}</th>' for k in keys
-    )
+    head = "".join(f'<th title="{escape(METRICS[k].definition)}">{escape(METRICS[k].title)}</th>' for k in keys)
     body, role = [], None
     for key, s in systems.items():
         if not any(k in s["metrics"] for k in keys):
@@ -174,9 +168,7 @@ def _section(result, heading, keys, first):
         name = f"{escape(s['title'])}" + (f'<span class="ci">{escape(s["note"])}</span>' if s["note"] else "")
         cells = "".join(_cell(s["metrics"].get(k), METRICS[k].digits) for k in keys)
         body.append(f'<tr class="{" ".join(style)}"><td>{name}</td>{cells}</tr>')
-    terms = "".join(
-        f"<dt>{escape(METRICS[k].title)}</dt><dd>{escape(METRICS[k].definition)}</dd>" for k in keys
-    )
+    terms = "".join(f"<dt>{escape(METRICS[k].title)}</dt><dd>{escape(METRICS[k].definition)}</dd>" for k in keys)
     return (
         f"<h2>{escape(heading)}</h2>"
         f'<div class="scroll"><table><thead><tr><th></th>{head}</tr></thead>'

@@ -27,9 +27,7 @@ METRICS = {
         "The same, each finding on the cases in which it truly changed. Copying the prior scores below 0.5.",
         chance=0.5,
     ),
-    "finding_auprc": Metric(
-        "Finding AUPRC", "Mean over findings of average precision; chance is the prevalence."
-    ),
+    "finding_auprc": Metric("Finding AUPRC", "Mean over findings of average precision; chance is the prevalence."),
     "gap_closed": Metric(
         "Gap closed",
         "Mean over findings of (system - copy) / (tokenizer-reconstructed follow-up - copy), AUROC on "
@@ -68,9 +66,7 @@ METRICS = {
     "group_auroc": Metric("Group AUROC", "One-vs-rest AUROC of the group attribute, macro mean.", chance=0.5),
     "age_r": Metric("Age r", "Pearson correlation of the scorer's age with the true age.", chance=0.0),
     "sex_auroc": Metric("Sex AUROC", "AUROC of the scorer's P(female).", chance=0.5),
-    "dice_prior": Metric(
-        "Dice, prior", "Mean Dice of six organs, segmented on the generated image, with the prior's."
-    ),
+    "dice_prior": Metric("Dice, prior", "Mean Dice of six organs, segmented on the generated image, with the prior's."),
     "dice_followup": Metric("Dice, follow-up", "The same with the real follow-up's organs."),
     "group_retention": Metric("Group, of ceiling", "(system - 0.5) / (real follow-up - 0.5).", digits=2),
     "age_retention": Metric("Age, of ceiling", "Age r of the system / of the real follow-up.", digits=2),
@@ -86,16 +82,10 @@ METRICS = {
         "SSIM, unchanged",
         "Structural similarity to the prior over windows in which prior and true counterfactual agree.",
     ),
-    "mae_prior": Metric(
-        "MAE, prior", "Mean absolute difference to the prior, gray levels: 0 is no edit.", 0, 2
-    ),
+    "mae_prior": Metric("MAE, prior", "Mean absolute difference to the prior, gray levels: 0 is no edit.", 0, 2),
     "ssim_followup": Metric("SSIM, follow-up", "Structural similarity to the real, registered follow-up."),
-    "ms_ssim_followup": Metric(
-        "MS-SSIM, follow-up", "Multi-scale structural similarity to the real follow-up."
-    ),
-    "psnr_followup": Metric(
-        "PSNR, follow-up", "Peak signal-to-noise ratio to the real follow-up, dB.", digits=2
-    ),
+    "ms_ssim_followup": Metric("MS-SSIM, follow-up", "Multi-scale structural similarity to the real follow-up."),
+    "psnr_followup": Metric("PSNR, follow-up", "Peak signal-to-noise ratio to the real follow-up, dB.", digits=2),
     "ssim_counterfactual": Metric("SSIM, truth", "Structural similarity to the true counterfactual."),
     "psnr_counterfactual": Metric(
         "PSNR, truth", "Peak signal-to-noise ratio to the true counterfactual, dB.", digits=2
@@ -109,9 +99,7 @@ METRICS = {
         "Share of prompts with a change of which the text states every change with side and direction and "
         "none on the wrong side. Repeating the prompt scores 1.",
     ),
-    "text_change_precision": Metric(
-        "Change precision", "Precision of the changes that the text claims, all findings."
-    ),
+    "text_change_precision": Metric("Change precision", "Precision of the changes that the text claims, all findings."),
     "text_change_recall": Metric("Change recall", "Recall of the true changes, all findings."),
     "text_change_f1": Metric("Change F1", "F1 of the changes that the text claims, all findings."),
     "text_omitted_change_f1": Metric(
@@ -124,9 +112,7 @@ METRICS = {
         "Agrees with image",
         "Share of states claimed by the text that the scorer sees on the generated image.",
     ),
-    "text_image_agreement_omitted": Metric(
-        "Agrees, omitted", "The same over findings that the prompt omits."
-    ),
+    "text_image_agreement_omitted": Metric("Agrees, omitted", "The same over findings that the prompt omits."),
 }
 
 SECTIONS = (

@@ -1,8 +1,8 @@
 """ProgEmu in JAX: counterfactual chest X-rays and the text that explains them. For research only.
 
-    import progemu_jax
-    model = progemu_jax.load("runs/demo")
-    out = model.counterfactual(prior, "New small left pleural effusion.", num_samples=4, seed=0)
+import progemu_jax
+model = progemu_jax.load("runs/demo")
+out = model.counterfactual(prior, "New small left pleural effusion.", num_samples=4, seed=0)
 """
 
 from __future__ import annotations

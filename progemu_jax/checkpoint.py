@@ -164,15 +164,12 @@ class Checkpoints:
         args = self._ocp.args
         names = _flatten(template)
         wanted = {name: _abstract(leaf) for name, leaf in names.items() if np.size(leaf)}
-        restored = self._manager.restore(step, args=args.Composite(state=args.StandardRestore(wanted)))[
-            "state"
-        ]
+        restored = self._manager.restore(step, args=args.Composite(state=args.StandardRestore(wanted)))["state"]
         for name, expected in meta["crc32"].items():
             if _crc(np.asarray(restored[name])) != expected:
                 raise ValueError(f"array {name} does not have its checksum")
         leaves = [
-            restored[name] if np.size(leaf) else jnp.zeros(leaf.shape, leaf.dtype)
-            for name, leaf in names.items()
+            restored[name] if np.size(leaf) else jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in names.items()
         ]
         return jax.tree.unflatten(jax.tree.structure(template), leaves)
 

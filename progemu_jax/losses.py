@@ -104,9 +104,7 @@ def adaptive_weight(reconstruction_grad: jax.Array, gan_grad: jax.Array, maximum
     return jax.lax.stop_gradient(jnp.clip(ratio, 0.0, maximum))
 
 
-def edge_loss(
-    x: jax.Array, y: jax.Array, *, scales: int = 3, weights: Sequence[float] | None = None
-) -> jax.Array:
+def edge_loss(x: jax.Array, y: jax.Array, *, scales: int = 3, weights: Sequence[float] | None = None) -> jax.Array:
     """Mean absolute difference of the images' horizontal and vertical gradients over an image pyramid.
 
     Stands in for a perceptual loss (LPIPS needs pretrained weights): a blurred pleural line or rib

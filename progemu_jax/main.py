@@ -49,7 +49,12 @@ def build_stages(config, config_dict: dict) -> list:
         ("scorer", ("scorer",), (), {**part("scorer"), "phantom": data["phantom"], "image_size": data["image_size"]}),
         ("sample", ("predictions",), ("train", "tokenizer"), part(*policy)),
         ("score", ("scores",), ("predictions", "scorer", "data/references"), part()),
-        ("evaluate", ("report", "metrics.json"), ("predictions", "scores", "data/references"), part("evaluate", "name")),
+        (
+            "evaluate",
+            ("report", "metrics.json"),
+            ("predictions", "scores", "data/references"),
+            part("evaluate", "name"),
+        ),
     ]
     return [
         Stage(name, outputs, inputs, slice_, partial(getattr(workflow, name), config))

@@ -24,7 +24,7 @@ from progemu_jax.sampling.policy import Sampling
 from progemu_jax.sequence import Layout
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    pass
 
 TOKENIZER, LANGUAGE_MODEL = "tokenizer/export", "train/export"  # in a run directory
 
@@ -65,7 +65,9 @@ class Tokenizer:
         if images.dtype != np.uint8 or images.ndim != 3:
             raise UserError(f"images: expected uint8 [N, H, W], got {images.dtype} {images.shape}")
         if any(side % self.config.factor for side in images.shape[1:]):
-            raise UserError(f"images: sides {images.shape[1:]} are not divisible by {self.config.factor}; resize or pad them")
+            raise UserError(
+                f"images: sides {images.shape[1:]} are not divisible by {self.config.factor}; resize or pad them"
+            )
         return _batched(lambda x: self._encode(self.variables, x), images, batch_size)
 
     def detokenize(self, codes: np.ndarray, batch_size: int = 64) -> np.ndarray:
@@ -74,7 +76,9 @@ class Tokenizer:
         if codes.ndim == 2:
             return self.detokenize(codes[None])[0]
         if codes.size and not (codes.min() >= 0 and codes.max() < self.config.codebook_size):
-            raise UserError(f"codes: values must lie in [0, {self.config.codebook_size}), got {codes.min()}..{codes.max()}")
+            raise UserError(
+                f"codes: values must lie in [0, {self.config.codebook_size}), got {codes.min()}..{codes.max()}"
+            )
         images = _batched(lambda c: self._decode(self.variables, c), codes, batch_size)
         return np.clip(np.rint((images.mean(-1) + 1) * 127.5), 0, 255).astype(np.uint8)
 
@@ -119,7 +123,9 @@ class Model:
         if tokens.ndim != 2 or tokens.size == 0:
             raise UserError(f"tokens: expected int32 [B, T], got shape {tokens.shape}")
         if tokens.min() < 0 or tokens.max() >= self.config.vocab_size:
-            raise UserError(f"tokens: ids must lie in [0, {self.config.vocab_size}), got {tokens.min()}..{tokens.max()}")
+            raise UserError(
+                f"tokens: ids must lie in [0, {self.config.vocab_size}), got {tokens.min()}..{tokens.max()}"
+            )
         return np.asarray(self._logits(self.params, tokens))
 
     def counterfactual(

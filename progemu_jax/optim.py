@@ -77,18 +77,14 @@ def scale_by_adam_bfloat16(b1: float, b2: float, eps: float) -> optax.GradientTr
 
     def init(params):
         zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.bfloat16), params)
-        return optax.ScaleByAdamState(
-            count=jnp.zeros((), jnp.int32), mu=zeros, nu=jax.tree.map(jnp.copy, zeros)
-        )
+        return optax.ScaleByAdamState(count=jnp.zeros((), jnp.int32), mu=zeros, nu=jax.tree.map(jnp.copy, zeros))
 
     def update(grads, state, params=None):
         del params
         count = state.count + 1
         mu = jax.tree.map(lambda m, g: b1 * m.astype(jnp.float32) + (1 - b1) * g, state.mu, grads)
         nu = jax.tree.map(lambda v, g: b2 * v.astype(jnp.float32) + (1 - b2) * g * g, state.nu, grads)
-        updates = jax.tree.map(
-            lambda m, v: (m / (1 - b1**count)) / (jnp.sqrt(v / (1 - b2**count)) + eps), mu, nu
-        )
+        updates = jax.tree.map(lambda m, v: (m / (1 - b1**count)) / (jnp.sqrt(v / (1 - b2**count)) + eps), mu, nu)
         key = jax.random.fold_in(jax.random.key(0), count)
         mu, nu = (_round_tree(jax.random.fold_in(key, i), tree) for i, tree in enumerate((mu, nu)))
         return updates, optax.ScaleByAdamState(count=count, mu=mu, nu=nu)

@@ -115,9 +115,7 @@ def _read(atoms: list, *, before_term: bool = False) -> _Part:
         elif atom.kind == "UNSURE":
             rest = [a.kind for a in atoms[i + 1 :]]
             # "possibly loculated" after the noun doubts the word, not the finding.
-            aside = (
-                not before_term and atom.text in ("possibly", "perhaps") and rest[:1] in (["WORD"], ["PLACE"])
-            )
+            aside = not before_term and atom.text in ("possibly", "perhaps") and rest[:1] in (["WORD"], ["PLACE"])
             part.unsure |= not aside and "CHANGE" not in rest
         elif atom.kind == "ASKED":
             # "status post drainage with decreased effusion": what follows "with" is seen.
@@ -262,11 +260,7 @@ def _share(items: list[_Item]) -> None:
         item, before = items[k], items[k - 1]
         words = {a.text for a in item.gap}
         joined = bool(item.gap) and all(a.kind == "JOIN" and a.value == "list" for a in item.gap)
-        link = (
-            bool(item.gap)
-            and item.gap[-1].kind in ("JOIN", "UNSURE")
-            and item.gap[-1].value in ("link", None)
-        )
+        link = bool(item.gap) and item.gap[-1].kind in ("JOIN", "UNSURE") and item.gap[-1].value in ("link", None)
         link = link or (bool(item.gap) and any(a.kind == "JOIN" and a.value == "link" for a in item.gap))
         beside = bool(item.gap) and any(a.kind == "JOIN" and a.value == "with" for a in item.gap)
         first, last = item.parts[0], before.parts[-1]
@@ -389,12 +383,7 @@ def _conclude(item: _Item, sentence: str) -> list[Mention]:
             present = None
         else:
             present = True
-        if (
-            change is None
-            and part.was is not None
-            and part.severity is not None
-            and part.was != part.severity
-        ):
+        if change is None and part.was is not None and part.severity is not None and part.was != part.severity:
             change = 1 if part.severity > part.was else -1
         many = item.form == "many" or (item.form == "angle" and part.side is None)
         graded = part.severity if part.severity is not None else part.once

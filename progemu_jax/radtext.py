@@ -118,9 +118,7 @@ def _flat(text: str) -> str:
     return re.sub(r"\s+", " ", text).strip()
 
 
-_ABBREVIATION = re.compile(
-    r"\b(?:dr|drs|mr|mrs|ms|vs|approx|lt|rt|e\.g|i\.e|a\.m|p\.m|etc|cf|st)\.$", re.IGNORECASE
-)
+_ABBREVIATION = re.compile(r"\b(?:dr|drs|mr|mrs|ms|vs|approx|lt|rt|e\.g|i\.e|a\.m|p\.m|etc|cf|st)\.$", re.IGNORECASE)
 _NUMBERED = re.compile(r"\d{1,2}\.$")
 
 
@@ -288,9 +286,7 @@ def swap_sides(text: str) -> str:
         new = _SWAP[word.lower()]
         return new.upper() if word.isupper() else new.capitalize() if word[0].isupper() else new
 
-    return re.sub(
-        r"\b(?:left|right|leftward|rightward|lt|rt|lll|rll|lul|rul)\b", other, text, flags=re.IGNORECASE
-    )
+    return re.sub(r"\b(?:left|right|leftward|rightward|lt|rt|lll|rll|lul|rul)\b", other, text, flags=re.IGNORECASE)
 
 
 def shuffle_sentences(text: str, rng) -> str:

@@ -75,7 +75,9 @@ def image_body(vocab: Vocabulary, codes: np.ndarray) -> list[int]:
     return [*rows.reshape(-1).tolist(), vocab.eof, vocab.eoi]
 
 
-def prompt_tokens(vocab: Vocabulary, layout: Layout, prior: np.ndarray | None, prompt: str | None) -> dict[str, np.ndarray]:
+def prompt_tokens(
+    vocab: Vocabulary, layout: Layout, prior: np.ndarray | None, prompt: str | None
+) -> dict[str, np.ndarray]:
     """Everything before the first visual token of the target: what sampling prefills.
 
     Args:
@@ -140,7 +142,9 @@ def pack(
     rest = [*body, *words, vocab.eos]
     n, m = len(start["tokens"]), len(rest)
     if n + m > layout.length:
-        raise UserError(f"sample: {n + m} tokens exceed the sequence length of {layout.length}; raise it or shorten the text")
+        raise UserError(
+            f"sample: {n + m} tokens exceed the sequence length of {layout.length}; raise it or shorten the text"
+        )
     out = {
         "tokens": np.full(layout.length, vocab.pad, np.int32),
         "positions": np.zeros(layout.length, np.int32),

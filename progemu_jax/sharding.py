@@ -32,18 +32,14 @@ LAYERS = "layers"  # below a dict key of this name, leaves carry a stacked layer
 Axes = Sequence[str | None]
 
 
-def make_mesh(
-    data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequence[jax.Device] | None = None
-) -> Mesh:
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh of data x fsdp x tensor devices; data -1 takes all that the other two leave.
 
     Raises UserError when the sizes do not multiply to the number of devices.
     """
     count = len(devices) if devices is not None else jax.device_count()
     if fsdp < 1 or tensor < 1 or (data < 1 and data != -1):
-        raise UserError(
-            f"mesh: data={data} fsdp={fsdp} tensor={tensor}; sizes are 1 or more (data may be -1)"
-        )
+        raise UserError(f"mesh: data={data} fsdp={fsdp} tensor={tensor}; sizes are 1 or more (data may be -1)")
     sizes = (count // (fsdp * tensor) if data == -1 else data, fsdp, tensor)
     if math.prod(sizes) != count:
         raise UserError(
@@ -59,9 +55,7 @@ def spec(axes: Axes, rules: Mapping[str, tuple[str, ...]] = RULES) -> PartitionS
     used = [mesh_axis for entry in entries if entry for mesh_axis in entry]
     clash = sorted({mesh_axis for mesh_axis in used if used.count(mesh_axis) > 1})
     if clash:
-        raise UserError(
-            f"sharding rules: axes {tuple(axes)} split twice over {clash}; change one of their rules"
-        )
+        raise UserError(f"sharding rules: axes {tuple(axes)} split twice over {clash}; change one of their rules")
     return PartitionSpec(*entries)
 
 

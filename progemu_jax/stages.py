@@ -135,8 +135,7 @@ def _record(stage, stages, workdir):
             made = stage_record(output)
             if made is None or not path.exists():
                 raise UserError(
-                    f"{path}: stage {stage.name} needs it and it is not complete: "
-                    f"run --stages={maker.name} first"
+                    f"{path}: stage {stage.name} needs it and it is not complete: run --stages={maker.name} first"
                 )
             inputs[name] = digest(made)
         else:

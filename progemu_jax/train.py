@@ -337,9 +337,7 @@ def _putter(mesh):
         return jax.device_put
     axes = tuple(name for name in ("data", "fsdp") if name in mesh.axis_names)
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(axes))
-    return lambda batch: jax.tree.map(
-        lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch
-    )
+    return lambda batch: jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
 
 
 class _Metrics:

@@ -149,9 +149,7 @@ def _check(ranks: dict[bytes, int], vision_tokens: list[str]) -> None:
     if missing:
         raise UserError(f"{TEXT_FILE}: {missing} of the 256 single bytes have no rank; use the original file")
     if sorted(ranks.values()) != list(range(len(ranks))):
-        raise UserError(
-            f"{TEXT_FILE}: the ranks are not 0..{len(ranks) - 1} each once; use the original file"
-        )
+        raise UserError(f"{TEXT_FILE}: the ranks are not 0..{len(ranks) - 1} each once; use the original file")
     if tuple(vision_tokens[:3]) != _IMAGE:
         raise UserError(f"{VISION_FILE}: the first lines are {vision_tokens[:3]}, expected {list(_IMAGE)}")
     if len(vision_tokens) < 4:
@@ -171,9 +169,7 @@ def read_ranks(path: str | Path) -> dict[bytes, int]:
             token, rank = line.split()
             ranks[base64.b64decode(token, validate=True)] = int(rank)
         except (ValueError, binascii.Error):
-            raise UserError(
-                f"{path}: line {number} is not '<base64> <rank>'; use the original file"
-            ) from None
+            raise UserError(f"{path}: line {number} is not '<base64> <rank>'; use the original file") from None
     return ranks
 
 

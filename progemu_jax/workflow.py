@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -366,4 +365,3 @@ def evaluate(config: Config, workdir: Path) -> None:
     )
     del result
     print(f"report: {workdir / 'report/index.html'}")
-

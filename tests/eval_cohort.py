@@ -59,9 +59,7 @@ class Cohort:
                 before = 0.6 * (rng.random(8) < 0.4)
                 after = np.where(rng.random(8) < 0.3, 0.6 - before, before)
                 changes = {
-                    f: int(np.sign(a - b))
-                    for f, b, a in zip(radtext.FINDINGS, before, after, strict=True)
-                    if a != b
+                    f: int(np.sign(a - b)) for f, b, a in zip(radtext.FINDINGS, before, after, strict=True) if a != b
                 }
                 named = dict(list(changes.items())[:2])  # the prompt keeps the two leading changes
                 pair = f"p{p:03d}-{k}"

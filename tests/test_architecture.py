@@ -47,8 +47,7 @@ def _imports(source, name, is_package):
 
 
 IMPORTS = {
-    name: _imports(path.read_text(encoding="utf-8"), name, path.name == "__init__.py")
-    for name, path in MODULES.items()
+    name: _imports(path.read_text(encoding="utf-8"), name, path.name == "__init__.py") for name, path in MODULES.items()
 }
 
 

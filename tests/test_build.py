@@ -82,9 +82,7 @@ def test_singles_are_the_images_that_may_be_trained_on(built):
 
 def test_references_without_truth_take_states_from_the_reports(built):
     found = rows(built[0] / "references/references.jsonl")
-    assert [r["pair_id"] for r in found] == [
-        p.pair_id for p in tree.read_pairs(built[0] / "tree") if p.split == "test"
-    ]
+    assert [r["pair_id"] for r in found] == [p.pair_id for p in tree.read_pairs(built[0] / "tree") if p.split == "test"]
     one = found[0]
     assert one["states_before"]["left pleural effusion"] == 0
     assert one["states_after"]["left pleural effusion"] == 1

@@ -17,9 +17,7 @@ from progemu_jax.errors import UserError
 
 def make(seed=0):
     key = jax.random.key(seed)
-    params = {
-        "dense": {"kernel": jax.random.normal(key, (64, 33)), "half": jnp.full((3,), 1 / 3, jnp.bfloat16)}
-    }
+    params = {"dense": {"kernel": jax.random.normal(key, (64, 33)), "half": jnp.full((3,), 1 / 3, jnp.bfloat16)}}
     return {
         "params": params,
         "opt_state": optax.adamw(1e-3).init(params),

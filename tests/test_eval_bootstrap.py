@@ -1,6 +1,7 @@
 """The patient bootstrap against explicit resampling, and the coverage of its intervals."""
 
 import numpy as np
+
 from progemu_jax.eval.bootstrap import Bootstrap, estimate
 from progemu_jax.eval.metrics.retention import Correlation
 from progemu_jax.eval.metrics.roc import Ranking, auroc
@@ -52,9 +53,7 @@ def test_one_patient_has_no_interval():
 def test_intervals_widen_when_cases_of_a_patient_are_copies():
     rng = np.random.default_rng(2)
     values = np.repeat(rng.random(50), 4)
-    clustered = Bootstrap(50, 500).distributions(
-        np.repeat(np.arange(50), 4), {"m": (values, np.ones(200))}, {}
-    )["m"]
+    clustered = Bootstrap(50, 500).distributions(np.repeat(np.arange(50), 4), {"m": (values, np.ones(200))}, {})["m"]
     naive = Bootstrap(200, 500).distributions(np.arange(200), {"m": (values, np.ones(200))}, {})["m"]
     assert clustered[1:].std() > 1.6 * naive[1:].std()  # twice, in theory
 
@@ -69,9 +68,7 @@ def test_coverage_of_auroc_and_correlation():
         x = rng.normal(size=150)
         y = 0.7 * x + np.sqrt(1 - 0.49) * rng.normal(size=150)
         boot = Bootstrap(150, 300, seed=cohort)
-        got = boot.distributions(
-            np.arange(150), {}, {"a": Ranking(scores, labels).auroc, "r": Correlation(x, y)}
-        )
+        got = boot.distributions(np.arange(150), {}, {"a": Ranking(scores, labels).auroc, "r": Correlation(x, y)})
         a, r = estimate(got["a"]), estimate(got["r"])
         hits += [a.low <= 0.76025 <= a.high, r.low <= 0.7 <= r.high]
     assert (hits / 400 > 0.915).all()

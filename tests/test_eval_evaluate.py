@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from eval_cohort import GROUPS, Cohort, words
 from PIL import Image
+
+from progemu_jax import radtext
+from progemu_jax.errors import UserError
 from progemu_jax.eval import System, evaluate
 from progemu_jax.eval.__main__ import main
 from progemu_jax.eval.predictions import read_predictions, read_references, read_scores
 from progemu_jax.eval.report import difference_map
 from progemu_jax.eval.tables import METRICS
-
-from progemu_jax import radtext
-from progemu_jax.errors import UserError
 
 NAMES = ("perfect", "null", "shuffled")
 REFERENCE_IMAGES = ("prior", "followup", "counterfactual", "reconstruction")
@@ -180,10 +180,7 @@ class TestOutputs:
                 for k in ("perfect", "null", "shuffled")
             },
             root / "references",
-            {
-                k: root / "scores" / f"{k}.npz"
-                for k in ("prior", "followup", "counterfactual", "reconstruction")
-            },
+            {k: root / "scores" / f"{k}.npz" for k in ("prior", "followup", "counterfactual", "reconstruction")},
             tmp_path,
             bootstrap=100,
             caveats=["Invented <cohort>."],
@@ -208,9 +205,7 @@ def small(tmp_path):
     """References of four patients and one system, fresh for each test."""
     cohort = Cohort(patients=4, pairs=1)
     cohort.write_references(tmp_path / "references")
-    cohort.write_predictions(
-        tmp_path / "predictions" / "ours", cohort.after, [r["prompt"] for r in cohort.rows]
-    )
+    cohort.write_predictions(tmp_path / "predictions" / "ours", cohort.after, [r["prompt"] for r in cohort.rows])
     return tmp_path, cohort
 
 
@@ -501,9 +496,7 @@ class TestCommandLine:
     def test_finds_scores_in_a_run_directory(self, run, tmp_path, capsys):
         root, result = run
         arguments = [f"--predictions={root / 'predictions' / k}" for k in ("perfect", "null", "shuffled")]
-        status = main(
-            [*arguments, f"--references={root / 'references'}", f"--out={tmp_path}", "--bootstrap=100"]
-        )
+        status = main([*arguments, f"--references={root / 'references'}", f"--out={tmp_path}", "--bootstrap=100"])
         assert status == 0
         assert capsys.readouterr().out.strip() == str(tmp_path / "report" / "index.html")
         assert json.loads((tmp_path / "metrics.json").read_text())["systems"] == result["systems"]

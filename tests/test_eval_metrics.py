@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 import pytest
-from progemu_jax.eval.metrics import cmig, direction, divergence, image, retention, roc, text
 
 from progemu_jax import radtext
+from progemu_jax.eval.metrics import cmig, direction, divergence, image, retention, roc, text
 
 NAN = float("nan")
 
@@ -240,9 +240,7 @@ class TestDirection:
         truth_after = np.array([[0.0, 1.0, 0.0, 1.0, 1.0]])
         # lost; kept; the scorer was wrong about the prior; it truly changed; it is named.
         expected = [[0, 1, NAN, NAN, NAN]]
-        np.testing.assert_array_equal(
-            direction.kept(before, after, named, truth_before, truth_after), expected
-        )
+        np.testing.assert_array_equal(direction.kept(before, after, named, truth_before, truth_after), expected)
 
     def test_success_needs_every_movement_and_no_loss(self):
         moved = np.array([[1, 1, NAN], [1, 0, NAN], [1, NAN, NAN], [NAN, NAN, NAN]])
@@ -276,9 +274,7 @@ class TestText:
 
     def test_claims_are_read_from_words(self):
         changes, states = text.claims(["New left pleural effusion. Stable cardiomegaly.", ""])
-        np.testing.assert_array_equal(
-            changes, np.concatenate([row(left_pleural_effusion=1), np.zeros((1, 8))])
-        )
+        np.testing.assert_array_equal(changes, np.concatenate([row(left_pleural_effusion=1), np.zeros((1, 8))]))
         assert states[0, 0] == 1
         assert states[0, radtext.FINDINGS.index("cardiomegaly")] == 1
         assert np.isnan(states[1]).all()

@@ -92,9 +92,7 @@ def test_an_interval_within_bounds_or_unknown_passes():
 
 def test_at_least_one_finding_in_either_study():
     def kept(a, b, **options):
-        return len(
-            names(journeys([study(number=1, labels=a), study(number=2, day=1, labels=b)], Options(**options)))
-        )
+        return len(names(journeys([study(number=1, labels=a), study(number=2, day=1, labels=b)], Options(**options))))
 
     assert kept((), ("Edema",)) == kept(("Edema",), ()) == 1
     assert kept((), ()) == 0

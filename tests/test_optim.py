@@ -60,9 +60,7 @@ def _descend(cfg, steps=200):
 
     @jax.jit
     def step(params, state):
-        updates, state = tx.update(
-            jax.grad(lambda p: jnp.sum((p["kernel"] - target) ** 2))(params), state, params
-        )
+        updates, state = tx.update(jax.grad(lambda p: jnp.sum((p["kernel"] - target) ** 2))(params), state, params)
         return optax.apply_updates(params, updates), state
 
     state = tx.init(params)
@@ -72,9 +70,7 @@ def _descend(cfg, steps=200):
 
 
 def test_bfloat16_moments_are_half_the_memory_and_train_as_well():
-    cfg = dataclasses.replace(
-        CFG, learning_rate=0.05, final_learning_rate=1e-4, steps=200, weight_decay=0.0, clip=0
-    )
+    cfg = dataclasses.replace(CFG, learning_rate=0.05, final_learning_rate=1e-4, steps=200, weight_decay=0.0, clip=0)
     _, full, error = _descend(cfg)
     _, half, error_half = _descend(dataclasses.replace(cfg, moment_dtype="bfloat16"))
     assert error < 1e-2
@@ -104,9 +100,7 @@ def test_stochastic_rounding_is_right_on_average_and_between_neighbours():
     assert set(np.unique(rounded)) == {1.0, 1.0 + 2**-7}
     assert float((rounded > 1).mean()) == pytest.approx(0.3, abs=0.02)
     special = jnp.array([jnp.inf, -jnp.inf, jnp.nan, 0.0, -2.0])
-    np.testing.assert_array_equal(
-        optim.stochastic_round(jax.random.key(2), special).astype(jnp.float32), special
-    )
+    np.testing.assert_array_equal(optim.stochastic_round(jax.random.key(2), special).astype(jnp.float32), special)
 
 
 @pytest.mark.parametrize("n", [2, 4])
@@ -148,6 +142,4 @@ def test_unknown_choices_are_named():
     with pytest.raises(UserError, match="int8"):
         optim.make_optimizer(dataclasses.replace(CFG, moment_dtype="int8"))
     with pytest.raises(UserError, match="accumulate=3 does not divide"):
-        optim.value_and_grad_accumulated(
-            lambda p, b, k: (p, {}), jnp.ones(()), jnp.zeros((4, 1)), jax.random.key(0), 3
-        )
+        optim.value_and_grad_accumulated(lambda p, b, k: (p, {}), jnp.ones(()), jnp.zeros((4, 1)), jax.random.key(0), 3)

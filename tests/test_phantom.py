@@ -10,10 +10,10 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
-from progemu_jax.data import phantom
-from progemu_jax.data.sources import phantom as cohort
 
 from progemu_jax import radtext
+from progemu_jax.data import phantom
+from progemu_jax.data.sources import phantom as cohort
 from progemu_jax.errors import UserError
 
 S = 128
@@ -355,9 +355,7 @@ def test_labels_are_the_truth_but_for_the_stated_noise(tmp_path):
         patient = phantom.sample_patient(rng)
         state = phantom.sample_trajectory(rng, patient, 1)[0]
         true = {
-            name: any(
-                v >= radtext.PRESENT for f, v in state.as_mapping().items() if radtext.CHEXPERT_OF[f] == name
-            )
+            name: any(v >= radtext.PRESENT for f, v in state.as_mapping().items() if radtext.CHEXPERT_OF[f] == name)
             for name in radtext.CHEXPERT_OF.values()
         }
         exact = cohort._labels(rng, state, 0.0, 0.0)

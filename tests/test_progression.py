@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+
+from progemu_jax import radtext, vocab
 from progemu_jax.data.phantom import reports
 from progemu_jax.data.phantom.patient import sample_patient, sample_trajectory
 from progemu_jax.data.progression import NO_CHANGE, progression
-
-from progemu_jax import radtext, vocab
 
 LE, RE, LP, RP, CM, ED, AT, CO = radtext.FINDINGS
 SIGN = {"new": 1, "worse": 1, "better": -1, "resolved": -1}
@@ -32,9 +32,7 @@ def test_phantom_pairs():
     """200 pairs of known states: all changes right in at least 95 %, and the texts say what was found."""
     right = hidden = 0
     for before, after, made in _pairs(200, seed=11):
-        truth = {
-            name: SIGN[s] for name in radtext.FINDINGS if (s := reports.status(name, after, before)) in SIGN
-        }
+        truth = {name: SIGN[s] for name in radtext.FINDINGS if (s := reports.status(name, after, before)) in SIGN}
         right += _moved(made.changes) == truth
         assert _moved(radtext.changes(made.interpretation)) == _moved(made.changes)
         told = radtext.changes(made.prompt)
@@ -105,9 +103,7 @@ def test_cases(prior, followup, changes):
 
 
 def test_kinds():
-    made = progression(
-        {"findings": "No edema. Mild cardiomegaly."}, {"findings": "New edema. Normal heart size."}
-    )
+    made = progression({"findings": "No edema. Mild cardiomegaly."}, {"findings": "New edema. Normal heart size."})
     assert made.changes == {ED: 1, CM: -1}
     assert {s.split()[0] for s in radtext.sentences(made.prompt)} & {"New", "Interval"}
     assert not radtext.states(made.interpretation)[CM]
@@ -124,9 +120,7 @@ def test_sides_and_places_are_kept():
 
 def test_confidence():
     certain = progression({"findings": "Small left effusion."}, {"findings": "Left effusion has increased."})
-    guessed = progression(
-        {"findings": "Normal heart size."}, {"findings": "Small left effusion. Mild edema."}
-    )
+    guessed = progression({"findings": "Normal heart size."}, {"findings": "Small left effusion. Mild edema."})
     assert certain.confidence == 5
     assert guessed.confidence < certain.confidence
     for prior, followup in (

@@ -4,10 +4,10 @@ import time
 
 import numpy as np
 import pytest
-from progemu_jax.data.phantom import reports
-from progemu_jax.data.phantom.patient import sample_patient, sample_trajectory
 
 from progemu_jax import radtext
+from progemu_jax.data.phantom import reports
+from progemu_jax.data.phantom.patient import sample_patient, sample_trajectory
 
 LE, RE, LP, RP, CM, ED, AT, CO = radtext.FINDINGS
 
@@ -107,8 +107,7 @@ HOSTILE = [
     ("Moderate cardiomegaly with signs of mild fluid overload persists.", {CM: 0, ED: 0}, {CM: 1, ED: 1}),
     ("Moderate cardiomegaly persists with new mild pulmonary edema.", {CM: 0, ED: 1}, {CM: 1, ED: 1}),
     (
-        "In comparison with the study of ___, there is little change in the appearance of the right "
-        "pneumothorax.",
+        "In comparison with the study of ___, there is little change in the appearance of the right pneumothorax.",
         {RP: 0},
         {RP: 1},
     ),
@@ -256,8 +255,7 @@ HOSTILE = [
         {ED: 1, LE: 1, RE: 1, CM: 1},
     ),
     (
-        "Compared to the prior exam, the left hydropneumothorax is smaller. The right lung is clear. No "
-        "edema.",
+        "Compared to the prior exam, the left hydropneumothorax is smaller. The right lung is clear. No edema.",
         {LE: -1},
         {LE: 1, ED: 0},
     ),
@@ -290,8 +288,7 @@ HOSTILE = [
     ),
     ("Stable cardiomegaly. Interval resolution of the right lower lobe pneumonia.", {CM: 0}, {CM: 1}),
     (
-        "Large right pleural effusion has reaccumulated. Associated right basilar atelectasis is also "
-        "increased.",
+        "Large right pleural effusion has reaccumulated. Associated right basilar atelectasis is also increased.",
         {RE: 1, AT: 1},
         {RE: 1, AT: 1},
     ),
@@ -352,8 +349,7 @@ HOSTILE = [
     ),
     ("No interval change in right effusion or in cardiomegaly.", {RE: 0, CM: 0}, {RE: 1, CM: 1}),
     (
-        "Interval development of a right-sided pneumothorax; urgent notification was made to Dr. ___ at "
-        "2:15 p.m.",
+        "Interval development of a right-sided pneumothorax; urgent notification was made to Dr. ___ at 2:15 p.m.",
         {RP: 1},
         {RP: 1},
     ),
@@ -409,9 +405,7 @@ def test_mentions_fields():
     assert (hedged.present, hedged.uncertain, hedged.side) == (None, True, "left")
 
 
-@pytest.mark.parametrize(
-    "grade", ["trace", "small", "small to moderate", "moderate", "moderate to large", "large"]
-)
+@pytest.mark.parametrize("grade", ["trace", "small", "small to moderate", "moderate", "moderate to large", "large"])
 def test_grades_rise(grade):
     order = ["trace", "small", "small to moderate", "moderate", "moderate to large", "large", "very large"]
     low, high = grade, order[order.index(grade) + 1]
@@ -443,8 +437,7 @@ def test_conflicts():
 
 def test_labels():
     found = radtext.labels(
-        "Small left effusion. No pneumothorax. Possible pneumonia. Right PICC in place. Lungs otherwise "
-        "clear."
+        "Small left effusion. No pneumothorax. Possible pneumonia. Right PICC in place. Lungs otherwise clear."
     )
     assert list(found) == list(radtext.CHEXPERT)
     assert found["Pleural Effusion"] == 1
@@ -499,9 +492,7 @@ def test_sections():
     assert plain["findings"] == "Left effusion is larger."
     assert radtext.sections("") == {"findings": "", "impression": ""}
     # A colon inside a sentence is not a header.
-    assert (
-        radtext.sections("FINDINGS: Heart: normal. Note: none.")["findings"] == "Heart: normal. Note: none."
-    )
+    assert radtext.sections("FINDINGS: Heart: normal. Note: none.")["findings"] == "Heart: normal. Note: none."
 
 
 def test_sentences():
@@ -519,9 +510,7 @@ def test_sentences():
     assert radtext.sentences("Seen on image 3. New edema.")[-1] == "New edema."
 
 
-@pytest.mark.parametrize(
-    "piece", ["1. ", "slightly ", "no slight ", "pulmonary ", "left, ", ". ", "Dr. ", "A: "]
-)
+@pytest.mark.parametrize("piece", ["1. ", "slightly ", "no slight ", "pulmonary ", "left, ", ". ", "Dr. ", "A: "])
 def test_time_is_linear(piece):
     """Broken or hostile files do not stall the pipeline: 10 times the text takes about 10 times as long."""
 
@@ -542,9 +531,7 @@ def test_swap_sides_keeps_case_and_words():
 
 
 def test_augment():
-    text = (
-        "Small left effusion. No pneumothorax. Unchanged cardiomegaly. Persistent edema. Worse atelectasis."
-    )
+    text = "Small left effusion. No pneumothorax. Unchanged cardiomegaly. Persistent edema. Worse atelectasis."
     rng = np.random.default_rng(0)
     assert radtext.augment(text, rng, 0.0, 0.0) == text
     parts = radtext.sentences(text)

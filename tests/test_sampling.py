@@ -113,7 +113,9 @@ def test_a_case_depends_on_its_seed_not_on_its_companions(parts):
     priors, prompts = cases(4)
     out = sample(parts, priors, prompts, policy, [5, 6, 7, 8])
     order = [2, 0, 3, 1]
-    again = sample(parts, [priors[i] for i in order], [prompts[i] for i in order], policy, [(5, 6, 7, 8)[i] for i in order])
+    again = sample(
+        parts, [priors[i] for i in order], [prompts[i] for i in order], policy, [(5, 6, 7, 8)[i] for i in order]
+    )
     assert (np.asarray(again.codes) == np.asarray(out.codes)[order]).all()
     assert (np.asarray(again.text) == np.asarray(out.text)[order]).all()
     other = sample(parts, priors, prompts, policy, [15, 16, 17, 18])

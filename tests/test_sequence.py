@@ -26,7 +26,8 @@ def test_pack_is_the_reference_layout(words):
         *(c[0] + v), words.eol, *(c[1] + v), words.eol, words.eof, words.eoi,
     ]  # fmt: skip
     expected = [
-        words.bos, *image(PRIOR), *words.encode("New edema."), *image(TARGET), *words.encode("Edema is new."), words.eos,
+        words.bos, *image(PRIOR), *words.encode("New edema."), *image(TARGET),
+        *words.encode("Edema is new."), words.eos,
     ]  # fmt: skip
     n = len(expected)
     assert row["tokens"][:n].tolist() == expected
@@ -90,7 +91,7 @@ def test_too_long_is_an_error_never_a_cut(words):
         sequence.pack(words, LAYOUT, PRIOR, "edema " * 100, TARGET, "x")
     with pytest.raises(UserError, match="exceed"):
         sequence.pack(words, LAYOUT, PRIOR, "edema", TARGET, "edema " * 100)
-    with pytest.raises(UserError, match="budget|exceed"):
+    with pytest.raises(UserError, match="exceed"):
         sequence.prompt_tokens(words, Layout(2, 3, 200, prompt_budget=2), PRIOR, "edema " * 10)
 
 

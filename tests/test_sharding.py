@@ -56,9 +56,7 @@ def test_emu3_8b_shards_when_the_vocabulary_is_padded():
     assert "\n" not in str(error.value)
     tree = abstract_params(transformer.emu3_8b(padded_vocab_size=184_624))
     shardings = sharding.param_shardings(tree, transformer.LOGICAL_AXES, mesh)
-    share = jax.tree.map(
-        lambda leaf, s: leaf.size / s.num_devices if any(s.spec) else leaf.size, tree, shardings
-    )
+    share = jax.tree.map(lambda leaf, s: leaf.size / s.num_devices if any(s.spec) else leaf.size, tree, shardings)
     split = [s for s in jax.tree.leaves(shardings) if any(s.spec)]
     assert len(split) == 9  # two vocabulary tables and the seven projections
     assert sum(jax.tree.leaves(share)) < 1.01 * sum(leaf.size for leaf in jax.tree.leaves(tree)) / 32

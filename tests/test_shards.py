@@ -26,9 +26,7 @@ def make_tree(root, pairs=6, singles=4):
             "age": 50 + i,
             "sex": "F",
         }
-        path = external(
-            root, f"pa/1/train/p{i:05d}", progemu=ours, **{"progression-description": f"Prompt {i}."}
-        )
+        path = external(root, f"pa/1/train/p{i:05d}", progemu=ours, **{"progression-description": f"Prompt {i}."})
         for side, seed in (("ref", 2 * i), ("flu", 2 * i + 1)):
             Image.fromarray(cohorts.chest(seed)).save(path.with_name(f"{path.stem}-{side}-reg.png"))
     rows = []

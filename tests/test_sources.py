@@ -56,9 +56,7 @@ def test_people_tables_are_optional(tmp_path):
 
 def test_other_views_are_left_out_with_a_reason(tmp_path):
     cohorts.write(tmp_path, patients=1)
-    cohorts.edit(
-        tmp_path, "metadata", lambda lines: [*lines[:2], lines[2].replace("PA", "LATERAL"), *lines[3:]]
-    )
+    cohorts.edit(tmp_path, "metadata", lambda lines: [*lines[:2], lines[2].replace("PA", "LATERAL"), *lines[3:]])
     studies, rejected = read(tmp_path, views=("PA",))
     assert len(studies) == 2
     assert [r.reason for r in rejected] == ["view LATERAL is not asked for"]
@@ -88,9 +86,7 @@ def test_a_broken_row_is_rejected_and_the_rest_is_read(tmp_path, old, new, reaso
 
 def test_labels_that_do_not_parse_reject_their_study(tmp_path):
     cohorts.write(tmp_path, patients=1)
-    cohorts.edit(
-        tmp_path, "chexpert", lambda lines: [*lines[:2], lines[2].replace("1.0", "perhaps"), lines[3]]
-    )
+    cohorts.edit(tmp_path, "chexpert", lambda lines: [*lines[:2], lines[2].replace("1.0", "perhaps"), lines[3]])
     studies, rejected = read(tmp_path)
     assert [s.study_id for s in studies] == ["50000000", "50000002"]
     assert rejected[0].reason == "the study's labels do not parse"

@@ -18,20 +18,14 @@ PRIOR, FOLLOWUP = cohorts.chest(1), cohorts.chest(2)
 
 
 def pair(**changes):
-    return (
-        journeys([study(number=1, **changes), study(number=2, day=1, **changes)], Options())
-        .journeys[0]
-        .pairs[0]
-    )
+    return journeys([study(number=1, **changes), study(number=2, day=1, **changes)], Options()).journeys[0].pairs[0]
 
 
 def external(root, patient="pa/1/train/p00023", name="i01s0001-i04s0002", source="chexpertplus", **changes):
     """A pair as the authors of ICG-CXR would ship it."""
     folder = root / source / patient / name
     folder.mkdir(parents=True)
-    meta = (
-        META | {"comment": {"confidence": 4, "reason": "r"}, "time-interval": None, "mystery": [1]} | changes
-    )
+    meta = META | {"comment": {"confidence": 4, "reason": "r"}, "time-interval": None, "mystery": [1]} | changes
     (folder / f"{name}.json").write_text(json.dumps(meta))
     for side in ("ref-reg", "flu-reg", "ref-init"):
         Image.fromarray(PRIOR).save(folder / f"{name}-{side}.png")

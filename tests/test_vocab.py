@@ -98,9 +98,7 @@ def test_allow_special_equals_tiktoken(ranks, tmp_path, text):
     )
 
     normal = unicodedata.normalize("NFC", text)
-    assert v.encode(text, allow_special=True) == oracle.encode(
-        normal, allowed_special="all", disallowed_special=()
-    )
+    assert v.encode(text, allow_special=True) == oracle.encode(normal, allowed_special="all", disallowed_special=())
     assert v.encode(text) == oracle.encode_ordinary(normal)
 
 

@@ -118,9 +118,7 @@ def test_attention_over_pixels():
     variables, run = module_variables(vl.AttnBlock(), x)
     p = variables["params"]
     norm = vl.GroupNorm().apply({"params": p["norm"]}, x)
-    q, k, v = (
-        np.asarray(norm, np.float64).reshape(9, 8) @ p[n]["kernel"][0, 0] + p[n]["bias"] for n in "qkv"
-    )
+    q, k, v = (np.asarray(norm, np.float64).reshape(9, 8) @ p[n]["kernel"][0, 0] + p[n]["bias"] for n in "qkv")
     scores = np.exp(q @ k.T / np.sqrt(8))
     out = scores / scores.sum(1, keepdims=True) @ v @ p["proj_out"]["kernel"][0, 0] + p["proj_out"]["bias"]
     np.testing.assert_allclose(run(variables, x), x + out.reshape(x.shape), atol=1e-5)
@@ -177,9 +175,7 @@ def test_convolution_over_time_is_causal_so_frame_0_can_be_decoded_alone():
     changed = x.copy()
     changed[:, 2:] += 1
     np.testing.assert_allclose(run(variables, changed)[:, :2], whole[:, :2], atol=1e-6)
-    np.testing.assert_allclose(
-        run(variables, x[:, :1])[:, 0], run(variables, x.repeat(2, 1))[:, 0], atol=1e-5
-    )
+    np.testing.assert_allclose(run(variables, x[:, :1])[:, 0], run(variables, x.repeat(2, 1))[:, 0], atol=1e-5)
 
 
 def test_temporal_path_sees_a_still_image_as_four_frames():

@@ -37,9 +37,7 @@ class Toy:
         return jnp.mean((out - batch["y"]) ** 2), {}
 
     def train_step(self, state, batch, key):
-        (loss, _), grads = optim.value_and_grad_accumulated(
-            self.loss, state["params"], batch, key, self.cfg.accumulate
-        )
+        (loss, _), grads = optim.value_and_grad_accumulated(self.loss, state["params"], batch, key, self.cfg.accumulate)
         updates, opt_state = self.tx.update(grads, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         if self.bad_at is not None:

@@ -149,9 +149,7 @@ class _Bar:
     def __iter__(self):
         from tqdm import tqdm
 
-        yield from tqdm(
-            self.source(), desc=self.name, total=self.total, unit="example", disable=not self.progress
-        )
+        yield from tqdm(self.source(), desc=self.name, total=self.total, unit="example", disable=not self.progress)
 
 
 def _pair(pair: tree.TreePair, size: int) -> dict:

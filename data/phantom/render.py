@@ -47,9 +47,7 @@ class _Body:
         self.effusion = {LEFT: shown["left pleural effusion"], RIGHT: shown["right pleural effusion"]}
         self.ptx = {LEFT: shown["left pneumothorax"], RIGHT: shown["right pneumothorax"]}
         atelectasis = shown["atelectasis"]
-        self.collapse = {
-            side: atelectasis * (1.0 if s.atelectasis_side in (side, 0) else 0.0) for side in SIDES
-        }
+        self.collapse = {side: atelectasis * (1.0 if s.atelectasis_side in (side, 0) else 0.0) for side in SIDES}
 
         # Volume loss pulls the mediastinum, large effusions and pneumothoraces push it.
         push = {k: 0.05 * max(self.effusion[k] - 0.4, 0) + 0.09 * max(self.ptx[k] - 0.3, 0) for k in SIDES}
@@ -245,9 +243,7 @@ def _airspace(b: _Body):
         out += haze * cloud * F(0.22 * _onset(edema) + 0.85 * edema)
         # Interstitial lines: short, nearly horizontal, at the lateral bases, broken up by the cloud's noise.
         wavy = v + F(0.18) * a + F(0.012) * cloud
-        lines = np.maximum(np.sin(wavy * F(2 * np.pi / 0.075)), 0) ** 2 * np.maximum(
-            F(2.2) * cloud - F(1.4), 0
-        )
+        lines = np.maximum(np.sin(wavy * F(2 * np.pi / 0.075)), 0) ** 2 * np.maximum(F(2.2) * cloud - F(1.4), 0)
         where = ramp(a - (b.wall - F(0.12)), 0.05) * ramp(v - F(0.05), 0.2)
         out += lines * where * F((0.10 + 0.35 * edema) * min(1.0, 0.03 / b.pixel))
         out += F(0.10 * edema)
@@ -265,12 +261,7 @@ def _airspace(b: _Body):
                 eff = np.hypot(width, 0.5 * b.pixel)
                 d = (v - line) * F(1 / (1.7 * eff))
                 e = (a - F(centre)) * F(1 / (length * 1.3))
-                out += (
-                    bump(d * d)
-                    * np.sqrt(bump(e * e))
-                    * inside
-                    * F(_onset(c) * (0.75 + 0.5 * c) * width / eff)
-                )
+                out += bump(d * d) * np.sqrt(bump(e * e)) * inside * F(_onset(c) * (0.75 + 0.5 * c) * width / eff)
             # Crowded, denser base.
             d = np.maximum(F(top + 0.02) - v, 0) * F(1 / (0.12 + 0.14 * c))
             out += bump(d * d) * inside * F(0.20 * _onset(c) + 0.45 * c)

@@ -139,15 +139,11 @@ def _pick(rng, options):
 
 def _items(rng, found, state, previous):
     """[(finding or "bilateral ...", status, grade 0..2)]; two like sides are sometimes told as one."""
-    grade = {
-        name: int(v >= MODERATE) + int(v >= LARGE) for name, v in zip(FINDINGS, state.severities, strict=True)
-    }
+    grade = {name: int(v >= MODERATE) + int(v >= LARGE) for name, v in zip(FINDINGS, state.severities, strict=True)}
     items = []
     for i, name in enumerate(FINDINGS):
         if found[name] != "absent":
-            items.append(
-                (_noun(rng, name, state if found[name] != "resolved" else previous), found[name], grade[name])
-            )
+            items.append((_noun(rng, name, state if found[name] != "resolved" else previous), found[name], grade[name]))
         other = FINDINGS[i - 1]
         pair = name.startswith("right") and found[name] != "absent"
         if pair and found[other] == found[name] and grade[other] == grade[name] and rng.random() < 0.7:
@@ -189,9 +185,7 @@ def _sentence(rng, template, noun, status, grade):
     if plural:
         for one, many in ((" is ", " are "), (" has ", " have "), ("persists", "persist")):
             text = text.replace(one, many)
-        text = text.replace("There have been", "There has been").replace(
-            "There are no sig", "There is no sig"
-        )
+        text = text.replace("There have been", "There has been").replace("There are no sig", "There is no sig")
     text = " ".join(text.split())
     return text[0].upper() + text[1:]
 
@@ -210,14 +204,10 @@ def _absent(rng, found):
     if names:
         keep = [names[i] for i in rng.permutation(len(names))[: int(rng.integers(1, len(names) + 1))]]
         lead = _pick(rng, ("No", "No", "There is no", "No evidence of", "Without evidence of"))
-        joined = (
-            keep[0] if len(keep) == 1 else ", ".join(keep[:-1]) + _pick(rng, (" or ", ", or ")) + keep[-1]
-        )
+        joined = keep[0] if len(keep) == 1 else ", ".join(keep[:-1]) + _pick(rng, (" or ", ", or ")) + keep[-1]
         sentences.append(f"{lead} {joined}.")
     if found["cardiomegaly"] == "absent" and rng.random() < 0.8:
-        sentences.append(
-            _pick(rng, ("Heart size is normal.", "The heart is not enlarged.", "Normal heart size."))
-        )
+        sentences.append(_pick(rng, ("Heart size is normal.", "The heart is not enlarged.", "Normal heart size.")))
     return sentences
 
 

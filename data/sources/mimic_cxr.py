@@ -108,9 +108,7 @@ class MimicCxr:
 
     def _optional(self, name: str) -> Path | None:
         folders = [self.mimic_iv] if self.mimic_iv else [self.root, self.root / "hosp"]
-        return next(
-            (p for f in folders for p in (f / f"{name}.csv.gz", f / f"{name}.csv") if p.exists()), None
-        )
+        return next((p for f in folders for p in (f / f"{name}.csv.gz", f / f"{name}.csv") if p.exists()), None)
 
     def _labels(self) -> dict[str, dict | None]:
         values = {"": None, "1.0": 1, "0.0": 0, "-1.0": -1, "1": 1, "0": 0, "-1": -1}
@@ -121,9 +119,7 @@ class MimicCxr:
             cells = tuple(row[name] for name in radtext.CHEXPERT)
             if cells not in shared:  # few distinct rows among hundreds of thousands
                 known = all(c in values for c in cells)
-                shared[cells] = (
-                    {n: values[c] for n, c in zip(radtext.CHEXPERT, cells, strict=True)} if known else None
-                )
+                shared[cells] = {n: values[c] for n, c in zip(radtext.CHEXPERT, cells, strict=True)} if known else None
             labels[row["study_id"]] = shared[cells]
         return labels
 

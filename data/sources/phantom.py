@@ -16,9 +16,8 @@ import shutil
 from functools import partial
 from pathlib import Path
 
-from progemu_jax.data import phantom
-
 from progemu_jax import radtext
+from progemu_jax.data import phantom
 from progemu_jax.errors import UserError
 
 _FOLDERS = (10, 19, 11, 12, 13, 14, 15, 16, 17, 18)  # p19 second, so that tiny cohorts have a test patient
@@ -94,14 +93,11 @@ def _check_same(root: Path, arguments: dict) -> None:
     try:
         found = json.loads((root / "truth" / "cohort.json").read_text())
     except (OSError, ValueError):
-        raise UserError(
-            f"{root}: holds something that is not a phantom cohort; give another folder"
-        ) from None
+        raise UserError(f"{root}: holds something that is not a phantom cohort; give another folder") from None
     for key, value in arguments.items():
         if found.get(key) != value:
             raise UserError(
-                f"{root}: a phantom cohort with {key}={found.get(key)}, not {value}; "
-                "delete it or give another folder"
+                f"{root}: a phantom cohort with {key}={found.get(key)}, not {value}; delete it or give another folder"
             )
 
 
@@ -129,12 +125,11 @@ def _ids(seed: int, index: int) -> tuple[str, str]:
 
 def _write_patient(root: Path, arguments: dict, index: int) -> list[dict]:
     from PIL import Image
+
     from progemu_jax.data.phantom import reports
 
     rng = phantom.generator("cohort", arguments["seed"], index)
-    words = phantom.generator(
-        "cohort", arguments["seed"], index, 1
-    )  # so that wording never moves the pictures
+    words = phantom.generator("cohort", arguments["seed"], index, 1)  # so that wording never moves the pictures
     patient = phantom.sample_patient(rng)
     count, size = arguments["studies_per_patient"], arguments["size"]
     states = phantom.sample_trajectory(rng, patient, count)
@@ -233,10 +228,7 @@ def _write_tables(root: Path, rows: list[dict]) -> None:
     _csv(
         root / name("chexpert"),
         ("subject_id", "study_id", *radtext.CHEXPERT),
-        (
-            (r["subject_id"], r["study_id"], *("" if v is None else v for v in r["labels"].values()))
-            for r in rows
-        ),
+        ((r["subject_id"], r["study_id"], *("" if v is None else v for v in r["labels"].values())) for r in rows),
     )
     _csv(
         root / name("split"),
@@ -247,10 +239,7 @@ def _write_tables(root: Path, rows: list[dict]) -> None:
     _csv(
         root / "patients.csv.gz",
         ("subject_id", "gender", "anchor_age", "anchor_year", "anchor_year_group", "dod"),
-        (
-            (r["subject_id"], r["gender"], r["anchor_age"], r["anchor_year"], "2011 - 2013", "")
-            for r in people
-        ),
+        ((r["subject_id"], r["gender"], r["anchor_age"], r["anchor_year"], "2011 - 2013", "") for r in people),
     )
     _csv(
         root / "admissions.csv.gz",

@@ -47,9 +47,7 @@ def kept(before, after, direction, truth_before, truth_after, threshold=THRESHOL
     """
     asked = (direction == 0) & (truth_before == truth_after)
     asked &= (np.asarray(before) >= threshold) == (truth_before == 1)
-    return np.where(
-        asked, ((np.asarray(after) >= threshold) == (truth_after == 1)).astype(np.float64), np.nan
-    )
+    return np.where(asked, ((np.asarray(after) >= threshold) == (truth_after == 1)).astype(np.float64), np.nan)
 
 
 def success(moved_, kept_):

@@ -101,9 +101,7 @@ def agreement_counts(states, prob, columns, where):
     columns = list(columns)
     for j, name in enumerate(columns):
         members = [
-            i
-            for i, f in enumerate(FINDINGS)
-            if f == name or (f not in columns and radtext.CHEXPERT_OF[f] == name)
+            i for i, f in enumerate(FINDINGS) if f == name or (f not in columns and radtext.CHEXPERT_OF[f] == name)
         ]
         if not members:
             continue

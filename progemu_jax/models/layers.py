@@ -93,9 +93,7 @@ def attend(q: Array, k: Array, v: Array, mask: Array, rate: float = 0.0, key: Ar
     """
     B, K, G, T, D = q.shape
     scale = jnp.asarray(D**-0.5, q.dtype)
-    scores = jnp.einsum(
-        "BKTD,BKSD->BKTS", (q * scale).reshape(B, K, G * T, D), k, preferred_element_type=jnp.float32
-    )
+    scores = jnp.einsum("BKTD,BKSD->BKTS", (q * scale).reshape(B, K, G * T, D), k, preferred_element_type=jnp.float32)
     scores = jnp.where(mask, scores.reshape(B, K, G, T, -1), MASKED)
     probabilities = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     probabilities = dropout(probabilities, rate, key)

@@ -85,9 +85,7 @@ class TransformerConfig:
 
     def __post_init__(self):
         if self.num_heads % self.num_kv_heads:
-            raise ValueError(
-                f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
-            )
+            raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} is odd; rotary embedding needs an even head_dim")
 
@@ -153,9 +151,7 @@ class Attention(nn.Module):
             S = cache["k"].shape[2]
             last = offset[:, None] + jnp.arange(T)  # [B, T]: the slot of each query
             mask = jnp.arange(S)[None, None, :] <= last[:, :, None]
-            out = nnl.attend(
-                q, cache["k"].astype(dtype), cache["v"].astype(dtype), mask[:, None, None], rate, key
-            )
+            out = nnl.attend(q, cache["k"].astype(dtype), cache["v"].astype(dtype), mask[:, None, None], rate, key)
         out = out.transpose(0, 3, 1, 2, 4).reshape(B * T, N, D)
         return jnp.einsum("RND,NDM->RM", out, o).reshape(B, T, M), cache
 
@@ -165,9 +161,7 @@ def _write(slots: Array, new: Array, offset: Array, prefill: bool) -> Array:
     new = new.astype(slots.dtype)
     if prefill:
         return jax.lax.dynamic_update_slice(slots, new, (0, 0, 0, 0))
-    return jax.vmap(lambda row, value, at: jax.lax.dynamic_update_slice(row, value, (0, at, 0)))(
-        slots, new, offset
-    )
+    return jax.vmap(lambda row, value, at: jax.lax.dynamic_update_slice(row, value, (0, at, 0)))(slots, new, offset)
 
 
 class SwiGLU(nn.Module):

@@ -200,9 +200,7 @@ class Quantizer(nn.Module):
     def setup(self):
         cfg = self.cfg
         shape = (cfg.codebook_size, cfg.embed_dim)
-        self.embedding = self.param(
-            "embedding", nn.initializers.normal(1.0), shape, jnp.dtype(cfg.param_dtype)
-        )
+        self.embedding = self.param("embedding", nn.initializers.normal(1.0), shape, jnp.dtype(cfg.param_dtype))
 
     def table(self) -> Array:
         """The codes' vectors, float32 `[Q, E]`, on the unit sphere with normalize_codes."""

@@ -184,9 +184,7 @@ class CausalConv3D(nn.Module):
         space = [(k - s) for k, s in zip(self.kernel[1:], self.stride[1:], strict=True)]
         padding = ((self.kernel[0] - self.stride[0], 0), *((p - p // 2, p // 2) for p in space))
         return (
-            jax.lax.conv_general_dilated(
-                x, kernel, self.stride, padding, dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
-            )
+            jax.lax.conv_general_dilated(x, kernel, self.stride, padding, dimension_numbers=("NDHWC", "DHWIO", "NDHWC"))
             + bias
         )
 

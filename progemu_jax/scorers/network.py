@@ -75,7 +75,9 @@ class ScorerNet(nn.Module):
             y = jax.image.resize(y, (*skip.shape[:3], y.shape[-1]), "nearest")
             y = nn.silu(nn.GroupNorm(min(8, width // 4))(nn.Conv(width, (3, 3))(jnp.concatenate([y, skip], -1))))
         organs = nn.Conv(4 * c.organs, (1, 1))(y)
-        organs = organs.reshape(b, h // 2, w // 2, 2, 2, c.organs).transpose(0, 1, 3, 2, 4, 5).reshape(b, h, w, c.organs)
+        organs = (
+            organs.reshape(b, h // 2, w // 2, 2, 2, c.organs).transpose(0, 1, 3, 2, 4, 5).reshape(b, h, w, c.organs)
+        )
         return {
             "findings": nn.Dense(c.findings)(features),
             "group": nn.Dense(c.groups)(features),

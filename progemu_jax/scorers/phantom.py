@@ -46,7 +46,9 @@ class PhantomScorer:
         if source != "phantom":
             raise UserError(f"source {source!r}: phantom scorers know phantom images only; use a scorer for real ones")
         if images.shape[1:] != (self.image_size,) * 2:
-            raise UserError(f"images of {images.shape[1:]} pixels: this scorer wants {self.image_size}x{self.image_size}")
+            raise UserError(
+                f"images of {images.shape[1:]} pixels: this scorer wants {self.image_size}x{self.image_size}"
+            )
         parts = []
         for start in range(0, len(images), batch_size):
             chunk = images[start : start + batch_size]

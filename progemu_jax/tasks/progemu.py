@@ -163,7 +163,11 @@ class ProgEmuTask:
         )
         updates, opt_state = self.optimizer.update(grads, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)
-        return {"params": params, "opt_state": opt_state}, {"loss": loss, "grad_norm": optax.global_norm(grads), **metrics}
+        return {"params": params, "opt_state": opt_state}, {
+            "loss": loss,
+            "grad_norm": optax.global_norm(grads),
+            **metrics,
+        }
 
     def eval_step(self, state: dict[str, Any], batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         loss, metrics = self.loss(state["params"], batch, None)

@@ -59,7 +59,9 @@ class ScorerTask:
         params = self.net.init(key, jnp.zeros((1, self.image_size, self.image_size)))["params"]
         return {"params": params, "opt_state": self.optimizer.init(params)}
 
-    def loss(self, params: Any, images: jax.Array, batch: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(
+        self, params: Any, images: jax.Array, batch: dict[str, jax.Array]
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Sum of the heads' losses; images f32 [B, H, W] in [0, 1]."""
         out = self.net.apply({"params": params}, images)
         terms = {
@@ -76,7 +78,10 @@ class ScorerTask:
         images, batch = augment(key, batch)
         (loss, metrics), grads = jax.value_and_grad(self.loss, has_aux=True)(state["params"], images, batch)
         updates, opt_state = self.optimizer.update(grads, state["opt_state"], state["params"])
-        return {"params": optax.apply_updates(state["params"], updates), "opt_state": opt_state}, {"loss": loss, **metrics}
+        return {"params": optax.apply_updates(state["params"], updates), "opt_state": opt_state}, {
+            "loss": loss,
+            **metrics,
+        }
 
     def eval_step(self, state: dict[str, Any], batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         loss, metrics = self.loss(state["params"], batch["image"].astype(jnp.float32) / 255, batch)
@@ -110,7 +115,9 @@ def augment(key: jax.Array, batch: dict[str, jax.Array]) -> tuple[jax.Array, dic
     images, masks = shift(images, shifts), shift(batch["masks"], shifts)
     rows, columns = jnp.arange(h)[None, :, None], jnp.arange(w)[None, None, :]
     low, high = shifts[:, :1, None], shifts[:, 1:, None]
-    outside = (rows < low) | (rows >= h + jnp.minimum(low, 0)) | (columns < high) | (columns >= w + jnp.minimum(high, 0))
+    outside = (
+        (rows < low) | (rows >= h + jnp.minimum(low, 0)) | (columns < high) | (columns >= w + jnp.minimum(high, 0))
+    )
     images = jnp.where(outside, 0.0, jnp.clip(images, 0, 1))
     return images, {**batch, "masks": masks}
 

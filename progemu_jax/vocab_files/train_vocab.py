@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import regex
+
+from progemu_jax import vocab
 from progemu_jax.data.phantom import patient as phantom
 from progemu_jax.data.phantom.reports import report
 from progemu_jax.data.progression import progression
-
-from progemu_jax import vocab
 
 TEXT_SIZE = 813  # with 208 control tokens and 3 image marks the visual tokens start at 1,024
 CODEBOOK_SIZE = 1024
