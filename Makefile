@@ -30,6 +30,9 @@ $(STAMP): requirements.lock pyproject.toml setup.py
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
+# Huge pages: a fifth less CPU time, otherwise spent in page faults.
+demo demo-quick phantom: export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
+
 demo: setup
 	$(PY) -m progemu_jax.main --config=configs/demo.py --workdir=runs/demo
 

@@ -10,10 +10,10 @@ def get_config():
     """See the module."""
     return phantom(
         name="ProgEmu on the phantom",
-        patients=1200,
-        tokenizer_steps=1500,
-        stage1_steps=300,
-        stage2_steps=2500,
+        patients=1600,
+        tokenizer_steps=1000,
+        stage1_steps=200,
+        stage2_steps=2400,
         scorer_images=6000,
-        scorer_steps=900,
+        scorer_steps=800,
     )
