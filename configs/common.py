@@ -8,6 +8,7 @@ def phantom(
     name: str,
     patients: int,
     tokenizer_steps: int,
+    crops: int,
     stage1_steps: int,
     stage2_steps: int,
     scorer_images: int,
@@ -38,6 +39,7 @@ def phantom(
                     "eval_every": tokenizer_steps,
                 },
             },
+            "tokens": {"crops": crops},
             "progemu": {
                 "model": {
                     "hidden_size": 128,

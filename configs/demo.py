@@ -12,6 +12,7 @@ def get_config():
         name="ProgEmu on the phantom: demo",
         patients=500,
         tokenizer_steps=500,
+        crops=6,
         stage1_steps=100,
         stage2_steps=500,
         scorer_images=4000,

@@ -12,6 +12,7 @@ def get_config():
         name="ProgEmu on the phantom: quick check",
         patients=100,
         tokenizer_steps=20,
+        crops=2,
         stage1_steps=5,
         stage2_steps=10,
         scorer_images=256,

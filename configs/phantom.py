@@ -12,6 +12,7 @@ def get_config():
         name="ProgEmu on the phantom",
         patients=1600,
         tokenizer_steps=1000,
+        crops=6,
         stage1_steps=200,
         stage2_steps=2400,
         scorer_images=6000,

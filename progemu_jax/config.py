@@ -57,6 +57,13 @@ class TokenizerConfig:
 
 
 @dataclass(frozen=True)
+class TokensConfig:
+    """Token shards: views of each training pair that become tokens, as it is and then randomly cropped (MedJourney)."""
+
+    crops: int = 1
+
+
+@dataclass(frozen=True)
 class LanguageModelConfig:
     """Decoder-only transformer: model, task and the two stages of the curriculum."""
 
@@ -107,6 +114,7 @@ class Config:
     vocabulary: str = ""  # folder with Emu3's vocabulary files; empty: the built-in one
     data: DataConfig = field(default_factory=DataConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    tokens: TokensConfig = field(default_factory=TokensConfig)
     progemu: LanguageModelConfig = field(default_factory=LanguageModelConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     scorer: ScorerConfig = field(default_factory=ScorerConfig)

@@ -44,7 +44,7 @@ def build_stages(config, config_dict: dict) -> list:
     stages = [
         ("data", (*source, *made), external, {"seed": config.seed, "data": data}),
         ("tokenizer", ("tokenizer",), ("data/shards/icg_cxr/single",), part("tokenizer")),
-        ("tokens", ("data/shards/icg_cxr/tokens",), ("data/shards/icg_cxr/pairs", "tokenizer"), part()),
+        ("tokens", ("data/shards/icg_cxr/tokens",), ("data/shards/icg_cxr/pairs", "tokenizer"), part("tokens")),
         ("train", ("train",), ("data/shards/icg_cxr/tokens",), part("progemu", "vocabulary")),
         ("scorer", ("scorer",), (), {**part("scorer"), "phantom": data["phantom"], "image_size": data["image_size"]}),
         ("sample", ("predictions",), ("train", "tokenizer"), part(*policy)),

@@ -104,12 +104,16 @@ def tokens(config: Config, workdir: Path) -> None:
             yield [source[i] for i in range(start, min(start + n, len(source)))]
 
     def pairs(split: str) -> Iterator[dict]:
-        for chunk in chunks(batches.examples(shards, "pairs", split)):
-            prior = coder.tokenize(np.stack([e["prior"] for e in chunk]))
-            followup = coder.tokenize(np.stack([e["followup"] for e in chunk]))
-            for e, p, f in zip(chunk, prior, followup, strict=True):
-                row = {k: e[k] for k in ("pair_id", "patient_id", "prompt", "interpretation")}
-                yield {**row, "kind": "pair", "prior": p, "followup": f}
+        for crop in range(config.tokens.crops if split == "train" else 1):
+            rng = np.random.default_rng((config.seed, crop))
+            for chunk in chunks(batches.examples(shards, "pairs", split)):
+                # A pair moves as one: its images stay registered.
+                views = [_crop(np.stack([e["prior"], e["followup"]]), rng, crop > 0) for e in chunk]
+                prior, followup = (coder.tokenize(np.stack(side)) for side in zip(*views, strict=True))
+                for e, p, f in zip(chunk, prior, followup, strict=True):
+                    row = {k: e[k] for k in ("patient_id", "prompt", "interpretation")}
+                    name = f"{e['pair_id']}#{crop}" if crop else e["pair_id"]
+                    yield {**row, "pair_id": name, "kind": "pair", "prior": p, "followup": f}
 
     def singles(split: str) -> Iterator[dict]:
         for chunk in chunks(batches.examples(shards, "single", split)):
@@ -130,6 +134,17 @@ def tokens(config: Config, workdir: Path) -> None:
     splits["train_single"] = lambda: singles("train")
     height, width = dummy.shape
     icg_cxr.write_tokens(shards, splits, height=height, width=width)
+
+
+def _crop(images: np.ndarray, rng: np.random.Generator, on: bool) -> np.ndarray:
+    """uint8 [N, S, S] moved together by up to a sixteenth of the side, edges repeated; as they are when not `on`."""
+    if not on:
+        return images
+    size = images.shape[-1]
+    reach = max(1, size // 16)
+    padded = np.pad(images, ((0, 0), (reach, reach), (reach, reach)), mode="edge")
+    y, x = rng.integers(0, 2 * reach + 1, 2)
+    return padded[:, y : y + size, x : x + size]
 
 
 def model_parts(config: Config) -> tuple:

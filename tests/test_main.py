@@ -20,7 +20,7 @@ TOY = """
 from progemu_jax.configs.common import phantom
 
 def get_config():
-    config = phantom(name="toy", patients=40, tokenizer_steps=12, stage1_steps=4, stage2_steps=8,
+    config = phantom(name="toy", patients=40, tokenizer_steps=12, crops=2, stage1_steps=4, stage2_steps=8,
                      scorer_images=64, scorer_steps=4)
     config.data.phantom.size = 64
     config.data.tree_size = 64
