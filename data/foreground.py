@@ -46,7 +46,7 @@ def _rectangle(mask: np.ndarray) -> np.ndarray | None:
     import SimpleITK as sitk
 
     labels = sitk.ConnectedComponent(sitk.GetImageFromArray(mask.astype(np.uint8)), True)
-    labels = sitk.GetArrayViewFromImage(sitk.RelabelComponent(labels, sortByObjectSize=True))
+    labels = sitk.GetArrayFromImage(sitk.RelabelComponent(labels, sortByObjectSize=True))  # a view would dangle
     largest = labels == 1
     if largest.mean() < 0.1:
         return None
