@@ -18,7 +18,13 @@ def get_config():
                 "source": "open_cxr",
                 "root": "",
                 # Mostly AP films of patients in bed: all frontal views count as one.
-                "journeys": {"views": ("PA+AP+AP Supine",), "finding": False, "validation": 0.15, "test": 0.25},
+                "journeys": {
+                    "views": ("PA+AP+AP Supine",),
+                    "finding": False,
+                    "validation": 0.15,
+                    "test": 0.25,
+                    "duplicates": True,  # patients 97 and 178 are one
+                },
                 "tree_size": 512,
                 "image_size": 128,
             },

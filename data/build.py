@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from progemu_jax import records
-from progemu_jax.data import foreground, images, journeys, registration, tree
+from progemu_jax.data import duplicates, foreground, images, journeys, registration, tree
 from progemu_jax.data.pool import ordered_map
 from progemu_jax.data.progression import progression
 from progemu_jax.data.sources import Rejected, Study, open_source
@@ -107,7 +107,12 @@ def build_tree(
         _say(f"{out}: complete, {finished['funnel'].get('pairs kept', 0)} pairs", progress)
         return finished["funnel"]
     reader = open_source(source, root, **{"views": tuple(options.view_of()), **(source_options or {})})
-    cohort = journeys.journeys(reader.studies(), options)
+    studies, same = reader.studies(), None
+    if options.duplicates and journeys.split_method(source, options) == "hash":
+        studies = list(studies)
+        views = options.view_of()
+        same = duplicates.same_patients(s for s in studies if isinstance(s, Study) and s.view in views)
+    cohort = journeys.journeys(studies, options, same)
     if not any(j.pairs for j in cohort.journeys):
         raise UserError(f"{root}: no pair of studies is left; {_table(cohort.funnel, one_line=True)}")
     out.mkdir(parents=True, exist_ok=True)

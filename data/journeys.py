@@ -5,7 +5,7 @@ finding, p10-p18 for training and validation and p19 for the test.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations, pairwise
 
@@ -25,7 +25,8 @@ class Options:
     unknown interval passes. finding: keep only pairs with a CheXpert finding in either study (sources without
     labels pass). split: "folder" (MIMIC's: p19 is the test), "csv" (the source's own), "hash", or "auto"
     (folder for MIMIC's layout, hash elsewhere). validation, test: shares of patients by hash (by folder only
-    validation, of p10-p18). seed: of the hash.
+    validation, of p10-p18). seed: of the hash. duplicates: look for films listed under two patients, who then
+    share a split (by hash only; reads every image).
     """
 
     views: tuple[str, ...] = ("PA",)
@@ -37,6 +38,7 @@ class Options:
     validation: float = 0.1
     test: float = 0.1
     seed: int = 0
+    duplicates: bool = False
 
     def __post_init__(self):
         if self.pairs not in ("consecutive", "all"):
@@ -112,12 +114,17 @@ class Cohort:
     funnel: dict[str, int] = field(default_factory=dict)
 
 
+def split_method(source: str, options: Options) -> str:
+    """ "folder", "csv" or "hash": what decides the splits of `source`."""
+    if options.split != "auto":
+        return options.split
+    return "folder" if source in ("mimic_cxr", "phantom") else "hash"
+
+
 def split_of(source: str, patient_id: str, own: str | None = None, options: Options | None = None) -> str | None:
     """The split of a patient: train, validation, test, or None (split="csv" where the source names none)."""
     options = options or Options()
-    method = options.split
-    if method == "auto":
-        method = "folder" if source in ("mimic_cxr", "phantom") else "hash"
+    method = split_method(source, options)
     if method == "csv":
         return own
     key = f"{options.seed}/{source}/{patient_id}".encode()
@@ -131,8 +138,12 @@ def split_of(source: str, patient_id: str, own: str | None = None, options: Opti
     return "validation" if place < options.test + options.validation else "train"
 
 
-def journeys(studies: Iterable[Study | Rejected], options: Options) -> Cohort:
-    """Groups a source's studies into journeys. Nothing is read from disk but what `studies` reads."""
+def journeys(studies: Iterable[Study | Rejected], options: Options, same: Mapping[str, str] | None = None) -> Cohort:
+    """Groups a source's studies into journeys. Nothing is read from disk but what `studies` reads.
+
+    same: patient -> the patient whose split it shares (`duplicates.same_patients`); others have their own.
+    """
+    same = same or {}
     cohort = Cohort()
     funnel, view_of = cohort.funnel, options.view_of()
     patients: dict[tuple[str, str], list[Study]] = {}
@@ -155,10 +166,12 @@ def journeys(studies: Iterable[Study | Rejected], options: Options) -> Cohort:
             seen.add(name)
             patients.setdefault((study.source, study.patient_id), []).append(study)
     funnel["patients of these views"] = len(patients)
+    if same:
+        funnel["patients who share a film with another"] = sum(patient in same for _, patient in patients)
     counted = ("images in journeys", "patients with two studies", "candidate pairs")
     funnel.update(dict.fromkeys(counted, 0))
     for (source, patient), images in sorted(patients.items()):
-        splits = {split_of(source, patient, s.split, options) for s in images}
+        splits = {split_of(source, same.get(patient, patient), s.split, options) for s in images}
         if len(splits) > 1 or None in splits:
             why = "the patient is in several splits" if len(splits) > 1 else "the source names no split"
             cohort.rejected += [_left_out(s, why) for s in images]
