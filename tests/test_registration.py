@@ -176,6 +176,14 @@ def test_crop_of_a_turned_rectangle():
     assert np.abs(resized[inner, inner].astype(int) - content[inner, inner]).mean() < 6
 
 
+def test_crop_of_large_pages_reads_no_freed_memory():
+    """At this size freed memory goes back to the system: a view of a dead image would crash."""
+    page = np.zeros((2600, 2200), np.uint8)
+    page[200:2400, 300:1900] = 150
+    for _ in range(3):
+        assert foreground.rectangle(page).tolist() == [[300, 200], [1899, 200], [1899, 2399], [300, 2399]]
+
+
 def test_crop_leaves_full_frames_and_nearly_black_ones():
     image = np.maximum(chest(96), 40)
     assert foreground.crop(image) is image
