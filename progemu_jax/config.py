@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import types
 import typing
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -142,14 +143,28 @@ def from_dict(cls: type, values: Any, path: str = "config") -> Any:
     kwargs = {}
     for key, value in values.items():
         if key not in fields:
-            close = difflib.get_close_matches(str(key), fields, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(fields)}"
-            raise UserError(f"{path}.{key}: unknown key; {hint}")
+            raise _unknown(path, str(key), fields)
         kwargs[key] = _coerce(hints[key], value, f"{path}.{key}")
     try:
         return cls(**kwargs)
     except (TypeError, ValueError) as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def known_key(values: Mapping[str, Any], name: str) -> None:
+    """Raises UserError unless `name` ("config.data.root") is a key of the nested mapping `values`."""
+    path, *keys = name.split(".")
+    for key in keys:
+        if not isinstance(values, Mapping) or key not in values:
+            raise _unknown(path, key, values if isinstance(values, Mapping) else ())
+        path, values = f"{path}.{key}", values[key]
+
+
+def _unknown(path: str, key: str, known: Iterable[str]) -> UserError:
+    known = list(known)
+    close = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known) or 'none, it is a value'}"
+    return UserError(f"{path}.{key}: unknown key; {hint}")
 
 
 def _coerce(hint: Any, value: Any, path: str) -> Any:

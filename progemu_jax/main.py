@@ -10,6 +10,7 @@ import sys
 import warnings
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 from absl import app, flags, logging
 
@@ -87,22 +88,81 @@ def main(argv: list[str]) -> None:
     try:
         run(flags.FLAGS.config, _WORKDIR.value, _STAGES.value)
     except UserError as error:
-        sys.stdout.flush()
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _stop(error)
 
 
 def entry() -> None:
     """The command line, before any heavy import."""
-    from ml_collections import config_flags
-
-    config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/demo.py.", lock_config=True)
-    flags.mark_flags_as_required(["config", "workdir"])
+    try:
+        argv = _define_config(sys.argv)
+    except UserError as error:
+        _stop(error)
+    flags.mark_flag_as_required("workdir")
     _use_all_cores()
     if not sys.stderr.isatty():  # a log wants a line now and then, not ten a second
         os.environ.setdefault("TQDM_MININTERVAL", "10")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    app.run(main, flags_parser=_parse)
+    app.run(main, argv=argv, flags_parser=_parse)
+
+
+def _define_config(argv: list[str]) -> list[str]:
+    """Defines the flag --config by the file it names, with every key at its default that the file leaves out.
+
+    So `--config.key=value` may change any key of `Config`, not only those in the file. Returns `argv` without
+    the file. Raises UserError for a file that does not load, and for unknown keys in it or in `argv`.
+    """
+    import dataclasses
+
+    from ml_collections import ConfigDict, config_flags
+
+    names = {"--config", "-config"}
+    at = [i for i, arg in enumerate(argv) if arg.split("=", 1)[0] in names]
+    if not at:
+        flags.DEFINE_string("config", None, "Config file, e.g. configs/demo.py; --config.key=value changes a key.")
+        flags.mark_flag_as_required("config")
+        return argv
+    first = at[-1]
+    long = "=" in argv[first]
+    if not long and first + 1 == len(argv):
+        raise UserError("--config: name a file, e.g. --config=configs/demo.py")
+    path = argv[first].split("=", 1)[1] if long else argv[first + 1]
+
+    from progemu_jax.config import Config, from_dict, known_key
+
+    full = dataclasses.asdict(from_dict(Config, _load_config(path)))
+    for arg in argv[1:]:
+        name = arg.split("=", 1)[0].lstrip("-")
+        if arg.startswith("-") and name.startswith("config."):
+            known_key(full, name)
+    argv = argv[:first] + argv[first + (1 if long else 2) :]
+    config_flags.register_flag_parser_for_type(type(None), _Number())  # keys that are None or a number
+    config_flags.DEFINE_config_dict("config", ConfigDict(full), sys_argv=argv)
+    return argv
+
+
+class _Number(flags.ArgumentParser):
+    def parse(self, argument: str | float | None) -> float | None:
+        return None if argument in (None, "None") else float(argument)
+
+
+def _load_config(path: str):
+    """What `get_config()` of a config file returns."""
+    import runpy
+
+    if not Path(path).is_file():
+        raise UserError(f"--config: {path}: no such file; those of the project are in configs/")
+    try:
+        return runpy.run_path(path)["get_config"]()
+    except Exception as error:  # the file is Python: anything can go wrong in it
+        text = (str(error).strip() or "?").splitlines()[0]
+        raise UserError(f"{path}: does not load as a config file ({type(error).__name__}: {text})") from None
+
+
+def _stop(error: Exception | str) -> NoReturn:
+    """One line and status 2."""
+    sys.stdout.flush()
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
 
 
 def _use_all_cores() -> None:
@@ -120,13 +180,11 @@ def _use_all_cores() -> None:
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """Flags and config file, each mistake in one line: an unknown --config.key, a file that does not parse."""
+    """Flags, each mistake in one line."""
     try:
         return flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, OSError, SyntaxError, TypeError, ValueError) as error:
-        text = str(error).strip() or type(error).__name__
-        print(f"error: {text.splitlines()[0]}", file=sys.stderr)
-        sys.exit(2)
+        _stop((str(error).strip() or type(error).__name__).splitlines()[0])
 
 
 if __name__ == "__main__":
