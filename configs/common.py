@@ -52,13 +52,14 @@ def phantom(
                     "prior_alignment": True,
                 },
                 "task": {
-                    "length": 232,
+                    "length": 224,
                     "prompt_budget": 24,
-                    "null_prompt": 0.05,
+                    "null_prompt": 0.02,
+                    "empty_prompt": 0.1,
                     "weight_prior": 0.1,
                     "weight_prompt": 0.1,
                     "weight_structure": 0.1,
-                    "changed_weight": 1.0,
+                    "changed_weight": 4.0,
                     "init_from_codebook": True,
                 },
                 "stage1": {
@@ -98,7 +99,8 @@ def phantom(
                 "policy": {
                     "temperature": 0.7,
                     "top_k": 64,
-                    "guidance": 1.5,
+                    "guidance": 2.0,
+                    "keep_prior": True,
                     "text_temperature": 0.0,
                     "max_text": 60,
                 },

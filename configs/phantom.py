@@ -11,10 +11,10 @@ def get_config():
     return phantom(
         name="ProgEmu on the phantom",
         patients=1600,
-        tokenizer_steps=1000,
+        tokenizer_steps=700,
         crops=6,
-        stage1_steps=200,
-        stage2_steps=2400,
-        scorer_images=6000,
-        scorer_steps=800,
+        stage1_steps=150,
+        stage2_steps=1500,
+        scorer_images=4000,
+        scorer_steps=500,
     )

@@ -40,6 +40,8 @@ class DataConfig:
 
     source: str = "phantom"  # phantom | mimic_cxr | open_cxr
     root: str = ""  # folder of the download; the phantom writes its own
+    reports: str = ""  # MIMIC: folder of the report texts, where not under the root
+    mimic_iv: str = ""  # MIMIC: folder of patients.csv.gz and admissions.csv.gz, where not under the root
     journeys: Options = field(default_factory=Options)  # views, pairs, filters, splits
     tree_size: int = 512  # pixels of registered images
     image_size: int = 512  # pixels of images in the shards

@@ -22,33 +22,35 @@ _STAGES = flags.DEFINE_list(
 )
 
 
+def _without(values, keys: tuple[str, ...]):
+    """Nested dict without some keys, at any depth."""
+    if not isinstance(values, dict):
+        return values
+    return {k: _without(v, keys) for k, v in values.items() if k not in keys}
+
+
 def build_stages(config, config_dict: dict) -> list:
     """The stages of a run: what each reads and writes, and the part of the config it depends on."""
     from progemu_jax import workflow
     from progemu_jax.stages import Stage
+    from progemu_jax.train import HOUSEKEEPING
 
     def part(*names: str) -> dict:
-        """The named sections; `progemu.model` takes one subsection."""
-        out = {"seed": config_dict["seed"]}
-        for name in names:
-            value = config_dict
-            for key in name.split("."):
-                value = value[key]
-            out[name] = value
-        return out
+        """The seed and the named sections, without what only says how often a loop reports and saves."""
+        return {"seed": config.seed, **{name: _without(config_dict[name], HOUSEKEEPING) for name in names}}
 
-    data = {k: v for k, v in config_dict["data"].items() if k not in ("root", "processes")}
-    external = (config.data.root,) if config.data.source != "phantom" else ()
+    places = ("root", "reports", "mimic_iv")  # what lies there counts, not where it is
+    data = _without(config_dict["data"], (*places, "processes"))
+    external = () if config.data.source == "phantom" else tuple(filter(None, (getattr(config.data, p) for p in places)))
     source = ("data/source",) if config.data.source == "phantom" else ()
     made = ("data/tree", "data/references", "data/shards/icg_cxr/pairs", "data/shards/icg_cxr/single")
-    policy = ("sample", "progemu", "vocabulary")
     stages = [
         ("data", (*source, *made), external, {"seed": config.seed, "data": data}),
         ("tokenizer", ("tokenizer",), ("data/shards/icg_cxr/single",), part("tokenizer")),
         ("tokens", ("data/shards/icg_cxr/tokens",), ("data/shards/icg_cxr/pairs", "tokenizer"), part("tokens")),
         ("train", ("train",), ("data/shards/icg_cxr/tokens",), part("progemu", "vocabulary")),
         ("scorer", ("scorer",), (), {**part("scorer"), "phantom": data["phantom"], "image_size": data["image_size"]}),
-        ("sample", ("predictions",), ("train", "tokenizer"), part(*policy)),
+        ("sample", ("predictions",), ("train", "tokenizer"), part("sample")),
         ("score", ("scores",), ("predictions", "scorer", "data/references"), part()),
         (
             "evaluate",

@@ -175,7 +175,7 @@ class Model:
             self.layout,
             [c.prior for c in cases],
             [c.prompt for c in cases],
-            guided=policy.guided,
+            policy=policy,
         )
         keys = jax.vmap(jax.random.key)(np.asarray([c.fold(seed) for c in cases], np.uint32))
         out = generate(self.params, self.config, self.layout, self.grammar, policy, prompts, keys)

@@ -32,7 +32,7 @@ from progemu_jax.errors import UserError
 from progemu_jax.records import write_text
 
 _log = logging.getLogger(__name__)
-_HOUSEKEEPING = ("log_every", "eval_every", "save_every", "keep")  # may change between start and resume
+HOUSEKEEPING = ("log_every", "eval_every", "save_every", "keep")  # may change between start and resume
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def fit(
     init_key, step_key = jax.random.split(jax.random.key(cfg.seed))
     abstract = jax.eval_shape(task.init, init_key)
     template = _with_shardings(abstract, _state_shardings(task, mesh, abstract))
-    kept = {name: value for name, value in asdict(cfg).items() if name not in _HOUSEKEEPING}
+    kept = {name: value for name, value in asdict(cfg).items() if name not in HOUSEKEEPING}
     identity = {"task": task.name, "train": kept, "config": config or {}}
     with Checkpoints(workdir / "checkpoints", keep=cfg.keep, config=identity) as checkpoints:
         restored = checkpoints.restore(template)

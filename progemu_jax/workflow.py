@@ -62,6 +62,7 @@ def data(config: Config, workdir: Path) -> None:
         unchanged=config.data.no_change_share,
         truth=truth,
         processes=_processes(config),
+        source_options={k: v for k in ("reports", "mimic_iv") if (v := getattr(config.data, k))} or None,
     )
 
 
@@ -173,19 +174,19 @@ def train(config: Config, workdir: Path) -> None:
     vocabulary, layout, model = model_parts(config)
     shards, c = workdir / "data/shards", config.progemu
     identity = {"model": to_dict(model), "task": to_dict(c.task), "layout": to_dict(layout)}
+    codebook = np.asarray(_load_tokenizer(workdir).variables["params"]["quantize"]["embedding"])
 
     def first() -> Any:
         params = transformer.init_params(model, jax.random.key(c.stage1.seed))
         if not c.task.init_from_codebook:
             return params
-        codebook = _load_tokenizer(workdir).variables["params"]["quantize"]["embedding"]
-        return code_embeddings(params, np.asarray(codebook), vocabulary.visual_start, c.stage1.seed)
+        return code_embeddings(params, codebook, vocabulary.visual_start, c.stage1.seed)
 
     def fit_stage(name: str, split: str, train_config: Any, init: Any) -> dict:
         task = ProgEmuTask(model, c.task, train_config)
         source = batches.examples(shards, "tokens", split)
         held_out = batches.examples(shards, "tokens", "validation")
-        transform = packer(vocabulary, layout, c.task, train=True)
+        transform = packer(vocabulary, layout, c.task, codebook, train=True)
         return fit(
             task,
             train_config,
@@ -198,7 +199,7 @@ def train(config: Config, workdir: Path) -> None:
                 "validation",
                 train_config.batch_size,
                 0,
-                transform=packer(vocabulary, layout, c.task, train=False),
+                transform=packer(vocabulary, layout, c.task, codebook, train=False),
                 repeat=False,
                 source=held_out,
             ),
@@ -342,7 +343,7 @@ def score(config: Config, workdir: Path) -> None:
         ids = {"pair_id": np.asarray([r["pair_id"] for r in rows]), "sample": np.asarray([r["sample"] for r in rows])}
         records.write_npz(out / f"{name}.npz", {**ids, **judge(images, config.data.source)})
 
-    for folder in sorted((workdir / "predictions").iterdir()):
+    for folder in sorted(p.parent for p in (workdir / "predictions").glob("*/predictions.jsonl")):
         with open(folder / "predictions.jsonl", encoding="utf-8") as file:
             write(folder.name, folder, [json.loads(line) for line in file])
     references = workdir / "data/references"

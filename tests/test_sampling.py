@@ -36,7 +36,7 @@ def cases(n, seed=0):
 
 def sample(parts, priors, prompts, policy, seeds, slots=64):
     words, config, params = parts
-    batch = pad_prompts(words, LAYOUT, priors, prompts, guided=policy.guided, slots=slots)
+    batch = pad_prompts(words, LAYOUT, priors, prompts, policy=policy, slots=slots)
     keys = jax.vmap(jax.random.key)(np.asarray(seeds, np.uint32))
     return generate(params, config, LAYOUT, Grammar.of(words), policy, batch, keys)
 
@@ -46,11 +46,12 @@ def by_forward(parts, prior, prompt, policy):
     words, config, params = parts
 
     def start(p, t):
-        b = pad_prompts(words, LAYOUT, [p], [t], guided=False)
+        b = pad_prompts(words, LAYOUT, [p], [t], policy=GREEDY)
         n = int(b.valid.sum())
         return list(b.tokens[0, :n]), list(b.positions[0, :n]), b.aligned[0].reshape(-1)
 
-    rows = [start(prior, prompt)] + ([start(None, None)] if policy.guided else [])
+    twin = (prior, "") if policy.keep_prior else (None, None)
+    rows = [start(prior, prompt)] + ([start(*twin)] if policy.guided else [])
     places, produced = iter(range(10**6)), []
 
     def scores(scale, low, high):
@@ -97,9 +98,9 @@ def by_forward(parts, prior, prompt, policy):
     return np.asarray(codes).reshape(2, 3), text
 
 
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_decode_equals_forward(parts, guidance):
-    policy = dataclasses.replace(GREEDY, guidance=guidance, text_guidance=guidance)
+@pytest.mark.parametrize(("guidance", "keep_prior"), [(1.0, False), (3.0, False), (3.0, True)])
+def test_decode_equals_forward(parts, guidance, keep_prior):
+    policy = dataclasses.replace(GREEDY, guidance=guidance, text_guidance=guidance, keep_prior=keep_prior)
     priors, prompts = cases(3)
     out = sample(parts, priors, prompts, policy, [0, 1, 2])
     for i in range(3):

@@ -86,7 +86,7 @@ def pad_prompts(
     priors: list[np.ndarray | None],
     prompts: list[str | None],
     *,
-    guided: bool,
+    policy: Sampling,
     slots: int | None = None,
 ) -> Prompts:
     """Packs cases for `generate`; a prior of None is the null prompt.
@@ -94,15 +94,15 @@ def pad_prompts(
     Args:
       priors: int [h, w] codes each, or None.
       prompts: as many texts.
-      guided: append a null-prompt twin of every case.
+      policy: with guidance, a twin of every case without its prompt (and prior) is appended.
       slots: P; None takes the longest prompt, rounded up to a multiple of 32 so that few shapes compile.
 
     Raises:
       UserError: a prompt longer than the model's context, or than `slots`.
     """
     cases = list(zip(priors, prompts, strict=True))
-    if guided:
-        cases += [(None, None)] * len(cases)
+    if policy.guided:
+        cases += [(prior, "") if policy.keep_prior else (None, None) for prior, _ in cases]
     rows = [sequence.prompt_tokens(vocab, layout, prior, prompt) for prior, prompt in cases]
     slots = slots or -(-max(len(r["tokens"]) for r in rows) // 32) * 32
     tokens = np.full((len(rows), slots), vocab.pad, np.int32)

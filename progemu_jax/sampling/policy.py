@@ -16,6 +16,8 @@ class Sampling:
     Attributes:
       temperature, top_k: for visual tokens; temperature 0 is greedy, top_k 0 keeps all.
       guidance: classifier-free guidance scale on visual tokens against the null prompt; 1 is none.
+      keep_prior: what guidance contrasts with keeps the prior image and drops the prompt alone, so that the scale
+        sharpens the prompt (the text scale of InstructPix2Pix); else both are dropped, as in ProgEmu.
       text_temperature, text_top_k, text_guidance: the same for text tokens.
       max_text: text tokens after which a stop is forced.
       min_text: text tokens before a stop is allowed (Emu3: allowed from the third token on).
@@ -24,6 +26,7 @@ class Sampling:
     temperature: float = 1.0
     top_k: int = 2048
     guidance: float = 1.0
+    keep_prior: bool = False
     text_temperature: float = 1.0
     text_top_k: int = 2048
     text_guidance: float = 1.0

@@ -60,7 +60,7 @@ class PhantomScorer:
         return {
             "findings": np.asarray(FINDINGS),
             "finding_prob": np.asarray(jax.nn.sigmoid(out["findings"]), np.float32),
-            "groups": np.asarray(GROUPS),
+            "groups": np.asarray([f"GROUP {g}" for g in GROUPS]),  # as the cohort's tables spell them
             "group_prob": np.asarray(jax.nn.softmax(out["group"]), np.float32),
             "age": out["age"].astype(np.float32) * AGE_STD + AGE_MEAN,
             "sex_prob": np.asarray(jax.nn.sigmoid(out["sex"]), np.float32),

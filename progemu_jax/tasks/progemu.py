@@ -28,8 +28,12 @@ class ProgEmuConfig:
       length: tokens of a packed row.
       prompt_budget: see `sequence.Layout`.
       null_prompt, shuffle_sentences, drop_negative: probabilities of the training augmentations (ProgEmu).
+      empty_prompt: probability of dropping the prompt alone, which unlocks guidance that keeps the prior
+        (`Sampling.keep_prior`).
       weight_*: of the loss on each kind of token; EOS counts as text, padding never counts.
-      changed_weight: factor on visual tokens that differ from the prior's at the same place.
+      changed_weight: extra weight of a visual token whose code is as far from the prior's at the same place as two
+        random codes are from each other; it grows with the squared distance, up to four times that. Exact codes
+        change almost everywhere between two films; what disease changes is what changes much.
       init_from_codebook: embeddings of visual tokens start as a projection of the tokenizer's code vectors, so
         that codes that look alike start alike.
     """
@@ -37,6 +41,7 @@ class ProgEmuConfig:
     length: int = 9216
     prompt_budget: int = 0
     null_prompt: float = 0.01
+    empty_prompt: float = 0.0
     shuffle_sentences: float = 0.05
     drop_negative: float = 0.05
     weight_prior: float = 1.0
@@ -44,24 +49,37 @@ class ProgEmuConfig:
     weight_structure: float = 1.0
     weight_visual: float = 1.0
     weight_text: float = 1.0
-    changed_weight: float = 1.0
+    changed_weight: float = 0.0
     init_from_codebook: bool = False
 
 
 def packer(
-    vocab: Vocabulary, layout: Layout, task: ProgEmuConfig, train: bool
+    vocab: Vocabulary, layout: Layout, task: ProgEmuConfig, codebook: np.ndarray, train: bool
 ) -> Callable[[dict[str, Any], np.random.Generator], dict[str, np.ndarray]]:
-    """Example of a token shard -> packed row; the augmentations are on when `train`."""
+    """Example of a token shard -> packed row with its loss `weights` f32 [length]; augmented when `train`.
+
+    codebook: f32 [Q, E] code vectors, for the distances of `changed_weight`.
+    """
+    codebook = np.asarray(codebook, np.float32)
+    apart = 2 * codebook.var(0).sum()  # mean squared distance of two random codes
 
     def transform(example: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
         prior, prompt, text = example["prior"], example["prompt"], example["interpretation"]
         if train:
-            null = rng.random() < task.null_prompt
+            null, empty = rng.random() < task.null_prompt, rng.random() < task.empty_prompt
             prompt = radtext.augment(prompt, rng, task.shuffle_sentences, 0.0)
             text = radtext.augment(text, rng, task.shuffle_sentences, task.drop_negative)
             if null:
                 prior = prompt = None
-        return sequence.pack(vocab, layout, prior, prompt, example["followup"], text)
+            elif empty:
+                prompt = ""
+        row = sequence.pack(vocab, layout, prior, prompt, example["followup"], text)
+        row["weights"] = np.ones(layout.length, np.float32)
+        if prior is not None and task.changed_weight:
+            distance = np.square(codebook[example["followup"]] - codebook[prior]).sum(-1) / apart
+            extra = task.changed_weight * np.minimum(distance, 4.0)
+            row["weights"][row["kinds"] == Kind.VISUAL] += extra.reshape(-1)
+        return row
 
     return transform
 
@@ -140,7 +158,7 @@ class ProgEmuTask:
         )
         targets = tokens[:, 1:]
         changed = (aligned >= 0) & (aligned != targets)
-        weights = jnp.asarray(self.kind_weights)[kinds] * jnp.where(changed, self.config.changed_weight, 1.0)
+        weights = jnp.asarray(self.kind_weights)[kinds] * batch["weights"][:, 1:]
         logits = transformer.logits(params, hidden, (0, self.model_config.vocab_size))
         nll = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
 
@@ -153,7 +171,7 @@ class ProgEmuTask:
             "loss_visual": mean(visual),
             "loss_changed": mean(visual & changed),
             "loss_text": mean(text),
-            "changed_share": (visual & changed).sum() / jnp.maximum(visual.sum(), 1),
+            "loss_far": mean(jnp.where(visual, batch["weights"][:, 1:] - 1, 0.0)),
         }
         return mean(weights), metrics
 
