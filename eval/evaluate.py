@@ -135,13 +135,15 @@ def evaluate(
     result = _result(candidates, measured, refs, truth, boot, seed)
     result.update(title=title, caveats=list(caveats), warnings=warnings)
 
-    from progemu_jax.eval.report import write_report  # the page needs a plotting library, the numbers do not
+    from progemu_jax.eval.report import write_report
+    from progemu_jax.eval.sheet import write_sheet
 
     out = Path(out)
     (out / "report").mkdir(parents=True, exist_ok=True)
     _write(out / "metrics.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
     _write(out / "tables.md", write_markdown(result))
     page = write_report(result, candidates, measured, refs, cases_shown=cases_shown, seed=seed)
+    write_sheet(out / "report" / "cases.png", candidates[0], refs, seed=seed)
     _write(out / "report" / "index.html", page)
     return result
 

@@ -219,15 +219,23 @@ def _figure(image, caption):
     return f"<figure>{shown}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
+def drawn_cases(rows, shown, seed):
+    """Rows (int [<= shown]) of the first samples of cases drawn at random, the same for a seed whatever `shown`."""
+    return np.random.default_rng(seed).permutation(_first_rows(rows))[:shown]
+
+
+def _first_rows(rows):
+    return np.flatnonzero(np.r_[True, np.diff(rows.case) != 0]) if len(rows) else np.array([], int)
+
+
 def _sheet(first, measured, refs, shown, seed):
-    rows = first.rows
-    firsts = np.flatnonzero(np.r_[True, np.diff(rows.case) != 0]) if len(rows) else np.array([], int)
-    order = np.random.default_rng(seed).permutation(firsts)[:shown]
+    order = drawn_cases(first.rows, shown, seed)
     if not len(order):
         return ""
     cards = [_case(first, measured, refs, int(r)) for r in order]
     return (
-        f"<h2>Cases</h2><p>{len(order)} of {len(firsts)} cases, drawn at random (seed {seed}), not by result."
+        f"<h2>Cases</h2><p>{len(order)} of {len(_first_rows(first.rows))} cases, drawn at random (seed {seed}), "
+        f"not by result."
         f' Difference maps: darker <span class="scale"></span> brighter than the prior, full colour at '
         f"{DIFFERENCE} gray levels.</p>" + "".join(cards)
     )
