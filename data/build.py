@@ -241,7 +241,8 @@ def _pair(pair: journeys.Pair, work: Work, read: _Reader) -> str | None:
         return "no change, over the share kept"
     prior, followup = read(a.image_path), read(b.image_path)
     if prior is None or followup is None:
-        return "an image of the pair is broken"
+        path = (b if prior else a).image_path
+        return f"an image of the pair is broken: {path.name}: {read.broken[path]}"
     try:
         moved = registration.register(prior[0], followup[0])
     except (UserError, RuntimeError, ValueError) as error:
