@@ -13,6 +13,7 @@ def phantom(
     stage2_steps: int,
     scorer_images: int,
     scorer_steps: int,
+    batch_size: int = 32,
 ) -> ConfigDict:
     """The phantom run at a given budget; everything else follows."""
     return ConfigDict(
@@ -64,7 +65,7 @@ def phantom(
                 },
                 "stage1": {
                     "steps": stage1_steps,
-                    "batch_size": 32,
+                    "batch_size": batch_size,
                     "learning_rate": 2e-3,
                     "final_learning_rate": 5e-4,
                     "weight_decay": 0.05,
@@ -73,7 +74,7 @@ def phantom(
                 },
                 "stage2": {
                     "steps": stage2_steps,
-                    "batch_size": 32,
+                    "batch_size": batch_size,
                     "learning_rate": 2e-3,
                     "final_learning_rate": 5e-5,
                     "weight_decay": 0.05,
@@ -99,7 +100,7 @@ def phantom(
                 "policy": {
                     "temperature": 0.7,
                     "top_k": 64,
-                    "guidance": 2.0,
+                    "guidance": 3.0,
                     "keep_prior": True,
                     "text_temperature": 0.0,
                     "max_text": 60,

@@ -11,10 +11,11 @@ def get_config():
     return phantom(
         name="ProgEmu on the phantom: demo",
         patients=500,
-        tokenizer_steps=500,
-        crops=6,
-        stage1_steps=100,
-        stage2_steps=500,
-        scorer_images=4000,
-        scorer_steps=400,
+        tokenizer_steps=400,
+        crops=3,
+        stage1_steps=50,
+        stage2_steps=650,
+        scorer_images=3000,
+        scorer_steps=250,
+        batch_size=16,
     )
