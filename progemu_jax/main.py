@@ -5,6 +5,7 @@ Config values can be changed on the command line, e.g. `--config.data.root=DIR`.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import warnings
@@ -27,6 +28,9 @@ def _without(values, keys: tuple[str, ...]):
     if not isinstance(values, dict):
         return values
     return {k: _without(v, keys) for k, v in values.items() if k not in keys}
+
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 
 def build_stages(config, config_dict: dict) -> list:
@@ -67,30 +71,49 @@ def build_stages(config, config_dict: dict) -> list:
 
 def run(config_dict, workdir: str | os.PathLike, stages: list[str] | None) -> None:
     """Checks the config, then runs the stages that are not complete yet."""
+    from progemu_jax import workflow
     from progemu_jax.config import Config, from_dict, to_dict
     from progemu_jax.records import write_json
     from progemu_jax.stages import list_stages, run_stages
 
     config = from_dict(Config, config_dict)
+    workflow.check(config)
     plain = to_dict(config)
     todo = build_stages(config, plain)
     workdir = Path(workdir)
     if stages == ["list"]:
         print(list_stages(todo, workdir))
         return
-    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--workdir={workdir}: cannot be made ({error.strerror}); choose another") from None
     run_stages(todo, workdir, stages)
     write_json(workdir / "config.json", plain)
 
 
 def main(argv: list[str]) -> None:
-    """absl entry point: a `UserError` ends in one line and status 2."""
+    """absl entry point: a `UserError`, or a disk that is full or not ours, ends in one line and status 2."""
     del argv
     logging.set_verbosity(logging.WARNING)
     try:
         run(flags.FLAGS.config, _WORKDIR.value, _STAGES.value)
     except UserError as error:
         _stop(error)
+    except Exception as error:
+        if why := _disk_trouble(error):
+            _stop(f"{_WORKDIR.value}: cannot be written ({why}); mend that, then the same command goes on")
+        raise
+    except KeyboardInterrupt:
+        _stop("interrupted; the same command goes on")
+
+
+def _disk_trouble(error: Exception) -> str | None:
+    """What is wrong with the disk, when that is what `error` says; C++ libraries have it in their text only."""
+    if isinstance(error, OSError) and error.errno in _DISK:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    full = os.strerror(errno.ENOSPC)
+    return full if full in str(error) else None
 
 
 def entry() -> None:

@@ -35,6 +35,21 @@ def _mesh(config: Config):
     return make_mesh(**dataclasses.asdict(config.mesh))
 
 
+def check(config: Config) -> None:
+    """Raises UserError for values that do not go together, before any work is done."""
+    size, factor = config.data.image_size, config.tokenizer.model.factor
+    if size < 32 or size % factor:
+        raise UserError(
+            f"config.data.image_size={size}: give 32 or more, a multiple of {factor} (the tokenizer's factor)"
+        )
+    _, layout, _ = model_parts(config)
+    least = 2 * layout.image_tokens + layout.prompt_budget
+    if layout.length <= least:
+        raise UserError(
+            f"config.progemu.task.length={layout.length}: two images and the prompt alone take {least} tokens; raise it"
+        )
+
+
 def data(config: Config, workdir: Path) -> None:
     """Source layout -> ICG-CXR tree, references of the test split, shards."""
     source, root, truth = config.data.source, config.data.root, None
@@ -52,7 +67,7 @@ def data(config: Config, workdir: Path) -> None:
         source, truth = "mimic_cxr", root / "truth"
     elif not root:
         raise UserError(f"config.data.root is empty; give the folder of {source}, --config.data.root=DIR")
-    build.build(
+    result = build.build(
         source,
         root,
         workdir / "data",
@@ -64,6 +79,12 @@ def data(config: Config, workdir: Path) -> None:
         processes=_processes(config),
         source_options={k: v for k in ("reports", "mimic_iv") if (v := getattr(config.data, k))} or None,
     )
+    for split in ("train", "validation"):
+        if not result["funnel"][f"pairs kept, {split}"]:
+            raise UserError(
+                f"{workdir / 'data/tree'}: no pair of the {split} split; give more patients or other shares "
+                f"(config.data.journeys.validation, .test)"
+            )
 
 
 def tokenizer(config: Config, workdir: Path) -> None:
