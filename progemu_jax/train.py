@@ -332,12 +332,25 @@ def _with_shardings(abstract, shardings):
 
 
 def _putter(mesh):
-    """NumPy batch -> device arrays, rows split over the mesh's data axes."""
+    """NumPy batch -> device arrays, rows split over the mesh's data axes.
+
+    Rows that the devices do not divide (the last batch of an evaluation) go to every device whole.
+    """
     if mesh is None:
         return jax.device_put
     axes = tuple(name for name in ("data", "fsdp") if name in mesh.axis_names)
-    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(axes))
-    return lambda batch: jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+    devices = math.prod(mesh.shape[name] for name in axes)
+    split, whole = (jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec)) for spec in ((axes,), ()))
+
+    def put(x):
+        x = np.asarray(x)
+        if len(x) * jax.process_count() % devices == 0:
+            return jax.make_array_from_process_local_data(split, x)
+        if jax.process_count() > 1:  # each process holds rows of its own
+            raise UserError(f"a batch of {len(x)} rows a process over {devices} devices: give a multiple of them")
+        return jax.device_put(x, whole)
+
+    return lambda batch: jax.tree.map(put, batch)
 
 
 class _Metrics:

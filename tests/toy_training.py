@@ -77,7 +77,8 @@ class Batches:
 
 
 def eval_batches():
-    return [next(Batches(seed)) for seed in (100, 101)]
+    """The last batch is short, and odd: no number of devices divides it."""
+    return [next(Batches(100)), next(Batches(101, size=3))]
 
 
 def run(workdir, cfg=CFG, task=None, batches=Batches, **options):
