@@ -20,6 +20,7 @@ from progemu_jax.data import batches, build, icg_cxr
 from progemu_jax.data.progression import progression
 from progemu_jax.errors import UserError
 from progemu_jax.predictions import Case, Prediction, write_predictions
+from progemu_jax.train import check as check_training
 from progemu_jax.train import fit
 
 DUMMY_PRIOR = 128  # gray level of stage 1's constant prior (MedJourney, section 3.3)
@@ -36,7 +37,21 @@ def _mesh(config: Config):
 
 
 def check(config: Config) -> None:
-    """Raises UserError for values that do not go together, before any work is done."""
+    """Raises UserError for values that make no sense or do not go together, before any work is done."""
+    sources = ("phantom", "mimic_cxr", "open_cxr")
+    if config.data.source not in sources:
+        raise UserError(f"config.data.source={config.data.source!r}: choose among {', '.join(sources)}")
+    trained = {
+        "tokenizer": config.tokenizer.train,
+        "progemu.stage1": config.progemu.stage1,
+        "progemu.stage2": config.progemu.stage2,
+        "scorer": config.scorer.train,
+    }
+    for name, part in trained.items():
+        try:
+            check_training(part)
+        except UserError as error:
+            raise UserError(f"config.{name}: {error}") from None
     size, factor = config.data.image_size, config.tokenizer.model.factor
     if size < 32 or size % factor:
         raise UserError(

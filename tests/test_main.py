@@ -79,26 +79,33 @@ def test_a_complete_run_is_left_alone(toy):
     assert (toy / "run/metrics.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.timeout(900)
 def test_killed_anywhere_it_ends_in_the_same_parameters(toy, tmp_path):
-    """kill -9 at random moments of the run, then the same command: bit for bit the undisturbed parameters."""
-    rng = np.random.default_rng(0)
-    kills = 0
-    for _ in range(3):
+    """kill -9 in every long stage, then the same command: bit for bit the undisturbed parameters."""
+    rng, workdir = np.random.default_rng(0), tmp_path / "run"
+    for sign in (
+        "data/source*/files",  # the phantom is being written
+        "data/tree/journal.jsonl",
+        "tokenizer/checkpoints/[0-9]*",
+        "train/stage1/metrics.jsonl",
+        "train/stage2/checkpoints/[0-9]*",
+    ):
         process = subprocess.Popen(
-            command(toy, tmp_path / "run", "--stages=data,tokenizer,tokens,train"),
+            command(toy, workdir, "--stages=data,tokenizer,tokens,train"),
             cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        time.sleep(float(rng.uniform(6, 22)))
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            kills += 1
+        while process.poll() is None and not any(workdir.glob(sign)):
+            time.sleep(0.02)
+        assert process.poll() is None, f"the run ended before {sign} was there"
+        time.sleep(float(rng.uniform(0, 0.3)))
+        process.send_signal(signal.SIGKILL)
         process.wait()
-    assert kills
-    out = run(toy, tmp_path / "run", "--stages=data,tokenizer,tokens,train")
+    assert not (workdir / "train/export").exists()
+    out = run(toy, workdir, "--stages=data,tokenizer,tokens,train")
     assert out.returncode == 0, out.stdout + out.stderr
     for part in ("tokenizer/export", "train/export"):
         one, _ = checkpoint.load_export(toy / "run" / part)
-        two, _ = checkpoint.load_export(tmp_path / "run" / part)
+        two, _ = checkpoint.load_export(workdir / part)
         same = jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), one, two)
         assert all(jax.tree.leaves(same)), part
 
@@ -120,18 +127,26 @@ def test_another_config_in_the_same_workdir_names_the_key(toy):
         ("--config.tokenizer.train.stepz=3", ["stepz"]),
         ("--config.data.source=nowhere", ["nowhere"]),
         ("--stages=data,paint", ["paint"]),
-        ("--config.tokenizer.train.batch_size=0", ["batch_size"]),
+        ("--config.tokenizer.train.batch_size=0", ["config.tokenizer", "batch_size"]),
+        ("--config.data.processes=two", ["processes", "two"]),  # a key that the file leaves out
+        ("--config.data.root.x=1", ["config.data.root.x"]),
+        ("--config.progemu.task.length=60", ["length=60"]),
+        ("--config.data.image_size=36", ["image_size=36"]),
     ],
 )
 def test_bad_flags_are_one_line(toy, tmp_path, flag, words):
-    stages = [] if flag.startswith("--stages") else ["--stages=data,tokenizer"]
-    one_line(run(toy, tmp_path / "new", flag, *stages), *words)
+    one_line(run(toy, tmp_path / "new", flag), *words)
+    assert not list(tmp_path.glob("new/*/*"))  # nothing was done before it was noticed
 
 
 def test_a_missing_root_is_one_line(toy, tmp_path):
     for root in ("", str(tmp_path / "absent")):
         out = run(toy, tmp_path / "new", "--config.data.source=open_cxr", f"--config.data.root={root}")
-        one_line(out, "absent" if root else "root")
+        one_line(out, "absent" if root else "config.data.root is empty")
+
+
+def test_a_workdir_that_cannot_be_is_one_line(toy):
+    one_line(run(toy, toy / "toy.py"), "--workdir=", "toy.py")
 
 
 def test_unknown_key_in_the_file_is_one_line(tmp_path):
