@@ -48,7 +48,7 @@ def environment():
 
 def run(folder, workdir, *more):
     return subprocess.run(
-        command(folder, workdir, *more), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=280
+        command(folder, workdir, *more), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=900
     )
 
 

@@ -192,3 +192,12 @@ def test_crop_leaves_full_frames_and_nearly_black_ones():
     assert foreground.crop(dark) is dark
     with pytest.raises(UserError, match="float32"):
         foreground.crop(image.astype(np.float32))
+
+
+def test_where_the_follow_up_does_not_reach_the_prior_shows():
+    prior, follow = np.full((40, 40), 90, np.uint8), np.full((40, 40), 200, np.uint8)
+    shift = np.array([[1.0, 0, 10], [0, 1, 0]])  # prior pixel x lies at x + 10 of the follow-up
+    image = reg.resample(follow, shift, prior.shape)
+    filled = reg.fill_uncovered(image, prior, shift, follow.shape)
+    assert (filled[1:39, :28] == 200).all()
+    assert (filled[:, 30:] == 90).all()
