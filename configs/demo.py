@@ -14,7 +14,7 @@ def get_config():
         tokenizer_steps=400,
         crops=3,
         stage1_steps=50,
-        stage2_steps=650,
+        stage2_steps=1000,
         scorer_images=3000,
         scorer_steps=250,
         batch_size=16,
