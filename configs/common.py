@@ -60,6 +60,7 @@ def phantom(
                     "weight_prior": 0.1,
                     "weight_prompt": 0.1,
                     "weight_structure": 0.1,
+                    "weight_text": 4.0,  # a text has a quarter of an image's tokens, and the code distances weigh those up
                     "changed_weight": 4.0,
                     "init_from_codebook": True,
                 },
