@@ -14,8 +14,13 @@ def phantom(
     scorer_images: int,
     scorer_steps: int,
     batch_size: int = 32,
+    weight_text: float = 1.0,
 ) -> ConfigDict:
-    """The phantom run at a given budget; everything else follows."""
+    """The phantom run at a given budget; everything else follows.
+
+    weight_text: a text has a quarter of an image's tokens, and the distances of codes weigh those up; a short run
+    learns the text only when it counts more.
+    """
     return ConfigDict(
         {
             "name": name,
@@ -60,7 +65,7 @@ def phantom(
                     "weight_prior": 0.1,
                     "weight_prompt": 0.1,
                     "weight_structure": 0.1,
-                    "weight_text": 4.0,  # a text has a quarter of an image's tokens, and the code distances weigh those up
+                    "weight_text": weight_text,
                     "changed_weight": 4.0,
                     "init_from_codebook": True,
                 },

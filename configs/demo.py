@@ -18,4 +18,5 @@ def get_config():
         scorer_images=3000,
         scorer_steps=250,
         batch_size=16,
+        weight_text=4.0,
     )
