@@ -54,8 +54,8 @@ def get_config():
             "evaluate": {
                 "caveats": (
                     "A hundred real images of 34 patients: no quality bar for the edits; what is shown is that the "
-                    "whole chain runs on real radiographs, and how well the tokenizer rebuilds those of held-out patients: "
-                    "SSIM and PSNR in the row of the reconstructed follow-up.",
+                    "whole chain runs on real radiographs, and how well the tokenizer rebuilds those of held-out "
+                    "patients: SSIM and PSNR in the row of the reconstructed follow-up.",
                     "No pathology, group or age scores: the phantom's scorers refuse other images.",
                 )
             },
