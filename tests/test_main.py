@@ -15,6 +15,7 @@ import pytest
 
 from progemu_jax import checkpoint
 
+pytestmark = pytest.mark.timeout(900)  # the first test pays for a whole run
 ROOT = Path(__file__).resolve().parents[1]
 TOY = """
 from progemu_jax.configs.common import phantom
@@ -79,7 +80,6 @@ def test_a_complete_run_is_left_alone(toy):
     assert (toy / "run/metrics.json").stat().st_mtime_ns == before
 
 
-@pytest.mark.timeout(900)
 def test_killed_anywhere_it_ends_in_the_same_parameters(toy, tmp_path):
     """kill -9 in three stages, then the same command: bit for bit the undisturbed parameters."""
     rng, workdir = np.random.default_rng(0), tmp_path / "run"
