@@ -2,6 +2,18 @@
 
 from ml_collections import ConfigDict
 
+TOKENIZER = {"ch": 48, "patch": 4, "ch_mult": (1, 2), "attn_levels": (), "codebook_size": 512}
+TRANSFORMER = {
+    "hidden_size": 128,
+    "num_layers": 4,
+    "num_heads": 4,
+    "num_kv_heads": 4,
+    "head_dim": 32,
+    "intermediate_size": 352,
+    "rope_theta": 1e4,
+    "prior_alignment": True,
+}
+
 
 def phantom(
     *,
@@ -33,7 +45,7 @@ def phantom(
                 "no_change_share": 0.5,
             },
             "tokenizer": {
-                "model": {"ch": 48, "patch": 4, "ch_mult": (1, 2), "attn_levels": (), "codebook_size": 512},
+                "model": TOKENIZER,
                 "train": {
                     "steps": tokenizer_steps,
                     "batch_size": 32,
@@ -47,16 +59,7 @@ def phantom(
             },
             "tokens": {"crops": crops},
             "progemu": {
-                "model": {
-                    "hidden_size": 128,
-                    "num_layers": 4,
-                    "num_heads": 4,
-                    "num_kv_heads": 4,
-                    "head_dim": 32,
-                    "intermediate_size": 352,
-                    "rope_theta": 1e4,
-                    "prior_alignment": True,
-                },
+                "model": TRANSFORMER,
                 "task": {
                     "length": 224,
                     "prompt_budget": 24,

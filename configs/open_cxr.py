@@ -7,6 +7,8 @@ the tokenizer rebuilds those of held-out patients.
 
 from ml_collections import ConfigDict
 
+from progemu_jax.configs.common import TOKENIZER, TRANSFORMER
+
 
 def get_config():
     """See the module."""
@@ -29,20 +31,11 @@ def get_config():
                 "image_size": 128,
             },
             "tokenizer": {
-                "model": {"ch": 48, "patch": 4, "ch_mult": (1, 2), "attn_levels": (), "codebook_size": 512},
+                "model": TOKENIZER,
                 "train": {"steps": 800, "learning_rate": 1e-3, "eval_every": 400, **train},
             },
             "progemu": {
-                "model": {
-                    "hidden_size": 128,
-                    "num_layers": 4,
-                    "num_heads": 4,
-                    "num_kv_heads": 4,
-                    "head_dim": 32,
-                    "intermediate_size": 352,
-                    "rope_theta": 1e4,
-                    "prior_alignment": True,
-                },
+                "model": TRANSFORMER,
                 "task": {"length": 1024, "weight_prior": 0.1, "init_from_codebook": True},
                 "stage1": {"steps": 30, "learning_rate": 1e-3, **train},
                 "stage2": {"steps": 60, "learning_rate": 1e-3, "eval_every": 60, **train},

@@ -18,6 +18,7 @@ from progemu_jax.data.journeys import Options
 from progemu_jax.errors import UserError
 from progemu_jax.models.transformer import TransformerConfig
 from progemu_jax.models.vqgan import VQGANConfig
+from progemu_jax.records import normal
 from progemu_jax.sampling.policy import Sampling
 from progemu_jax.tasks.progemu import ProgEmuConfig
 from progemu_jax.tasks.scorer import ScorerConfig
@@ -194,12 +195,4 @@ def _coerce(hint: Any, value: Any, path: str) -> Any:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """The plain nested dict of a config dataclass: JSON-ready (tuples become lists)."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: plain(v) for k, v in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [plain(v) for v in value]
-        return value
-
-    return plain(dataclasses.asdict(config))
+    return normal(dataclasses.asdict(config))

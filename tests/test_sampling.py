@@ -52,7 +52,7 @@ def by_forward(parts, prior, prompt, policy):
 
     twin = (prior, "") if policy.keep_prior else (None, None)
     rows = [start(prior, prompt)] + ([start(*twin)] if policy.guided else [])
-    places, produced = iter(range(10**6)), []
+    produced = []
 
     def scores(scale, low, high):
         out = []
@@ -94,7 +94,6 @@ def by_forward(parts, prior, prompt, policy):
             break
         text.append(token)
         push(token)
-    del places
     return np.asarray(codes).reshape(2, 3), text
 
 

@@ -172,7 +172,7 @@ class _Engine:
         none = jnp.full((rows, 1), -1, jnp.int32)
 
         def code_step(i: jax.Array, carry: tuple) -> tuple:
-            """Feeds code i - 1 (and the EOL behind it, when a row ended) and draws code i."""
+            """Draws code i from the last hidden state; the caller feeds it."""
             hidden, cache, codes = carry
             code = pick(hidden, i)
             codes = lax.dynamic_update_slice(codes, code[:, None], (0, i))
