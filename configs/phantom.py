@@ -10,7 +10,7 @@ def get_config():
     """See the module."""
     return phantom(
         name="ProgEmu on the phantom",
-        patients=1600,
+        patients=2400,
         tokenizer_steps=700,
         crops=6,
         stage1_steps=150,

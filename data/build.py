@@ -249,9 +249,7 @@ def _pair(pair: journeys.Pair, work: Work, read: _Reader) -> str | None:
         return f"registration failed ({type(error).__name__})"
     if moved.flag < 0:
         return f"registration found no match (score {moved.score:.2f})"
-    image = moved.image
-    if moved.flag == 1:
-        image = registration.fill_uncovered(image, prior[0], moved.transform, followup[0].shape)
+    image = registration.fill_uncovered(moved.image, prior[0], moved.transform, followup[0].shape)
     tree.write_pair(work.root, pair, prior[0], image, _meta(pair, text, moved, prior, followup))
     return None
 

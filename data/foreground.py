@@ -30,6 +30,18 @@ def rectangle(image: np.ndarray) -> np.ndarray | None:
     return _rectangle(image > BLACK)
 
 
+def unexposed(image: np.ndarray) -> np.ndarray:
+    """bool [H, W]: dark objects of `image` uint8 [H, W] that touch its border, with their soft edge."""
+    import SimpleITK as sitk
+
+    objects = sitk.ConnectedComponent(sitk.GetImageFromArray((image <= BLACK).astype(np.uint8)), True)
+    objects = sitk.GetArrayFromImage(objects)
+    touching = np.unique(np.concatenate([objects[0], objects[-1], objects[:, 0], objects[:, -1]]))
+    dark = np.isin(objects, touching[touching > 0]).astype(np.uint8)
+    radius = max(1, round(min(image.shape) / 64))  # two pixels of 128: interpolation and penumbra
+    return sitk.GetArrayFromImage(sitk.BinaryDilate(sitk.GetImageFromArray(dark), [radius] * 2, sitk.sitkBox)) > 0
+
+
 def check(image, name: str = "image", least: int = 1) -> None:
     """Raises UserError, in one line, unless `image` is uint8 [H, W] of at least `least` pixels a side."""
     from progemu_jax.errors import UserError

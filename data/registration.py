@@ -102,17 +102,19 @@ def resample(image: np.ndarray, transform: np.ndarray, shape, linear: bool = Fal
 
 
 def fill_uncovered(image: np.ndarray, prior: np.ndarray, transform: np.ndarray, follow_shape) -> np.ndarray:
-    """The registered follow-up with the prior's pixels where the follow-up film does not reach.
+    """The registered follow-up with the prior's pixels where either film shows nothing.
 
-    image, prior: uint8 [H, W]; transform [2, 3] from prior to follow-up pixels; follow_shape: (h, w). The
-    reference leaves those places at the film's minimum: black frames of random width, which are the largest
-    change between most pairs and so the first thing a model learns to draw.
+    image, prior: uint8 [H, W]; transform [2, 3] from prior to follow-up pixels; follow_shape: (h, w). A film
+    shows nothing beyond its edge and in what `foreground.unexposed` finds: collimation, and air around the
+    patient. Left in, as the reference leaves them, frames of random width are the largest change between
+    most pairs, and the first thing a model learns to draw.
     """
     y, x = np.indices(prior.shape)
     u, v = np.einsum("ij,jhw->ihw", transform[:, :2], np.stack([x, y])) + transform[:, 2:, None]
     height, width = follow_shape
     reached = (u >= 1) & (u <= width - 2) & (v >= 1) & (v <= height - 2)
-    return np.where(reached, image, prior)
+    nothing = foreground.unexposed(np.where(reached, image, 0)) | foreground.unexposed(prior)
+    return np.where(nothing, prior, image)
 
 
 def equalise(image: np.ndarray) -> np.ndarray:

@@ -199,5 +199,15 @@ def test_where_the_follow_up_does_not_reach_the_prior_shows():
     shift = np.array([[1.0, 0, 10], [0, 1, 0]])  # prior pixel x lies at x + 10 of the follow-up
     image = reg.resample(follow, shift, prior.shape)
     filled = reg.fill_uncovered(image, prior, shift, follow.shape)
-    assert (filled[1:39, :28] == 200).all()
+    assert (filled[2:38, :27] == 200).all()
     assert (filled[:, 30:] == 90).all()
+
+
+def test_borders_that_either_film_leaves_black_show_the_prior():
+    still = np.eye(2, 3)
+    prior, follow = np.full((64, 64), 90, np.uint8), np.full((64, 64), 200, np.uint8)
+    prior[:, :6], follow[:8], follow[30:34, 30:34] = 0, 0, 0
+    filled = reg.fill_uncovered(follow, prior, still, follow.shape)
+    assert np.array_equal(filled[:, :6], prior[:, :6]) and np.array_equal(filled[:8], prior[:8])
+    assert (filled[30:34, 30:34] == 0).all(), "dark, but inside the film"
+    assert (filled[12:62, 10:62] == follow[12:62, 10:62]).all()
