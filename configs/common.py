@@ -57,7 +57,7 @@ def phantom(
                     "eval_every": tokenizer_steps,
                 },
             },
-            "tokens": {"crops": crops},
+            "tokens": {"crops": crops, "slack": 1.0},
             "progemu": {
                 "model": TRANSFORMER,
                 "task": {

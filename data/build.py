@@ -250,11 +250,12 @@ def _pair(pair: journeys.Pair, work: Work, read: _Reader) -> str | None:
     if moved.flag < 0:
         return f"registration found no match (score {moved.score:.2f})"
     image = registration.fill_uncovered(moved.image, prior[0], moved.transform, followup[0].shape)
-    tree.write_pair(work.root, pair, prior[0], image, _meta(pair, text, moved, prior, followup))
+    image, exposure = registration.match_exposure(image, prior[0])
+    tree.write_pair(work.root, pair, prior[0], image, _meta(pair, text, moved, exposure, prior, followup))
     return None
 
 
-def _meta(pair: journeys.Pair, text, moved, prior, followup) -> dict:
+def _meta(pair: journeys.Pair, text, moved, exposure, prior, followup) -> dict:
     a, b = pair.prior, pair.followup
     return {
         "progression-description": text.prompt,
@@ -285,6 +286,7 @@ def _meta(pair: journeys.Pair, text, moved, prior, followup) -> dict:
                 "flag": int(moved.flag),
                 "score": float(moved.score),
                 "transform": np.asarray(moved.transform, float).tolist(),
+                "exposure": list(exposure),
                 "crop_prior": None if prior[1] is None else prior[1].tolist(),
                 "crop_followup": None if followup[1] is None else followup[1].tolist(),
             },

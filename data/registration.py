@@ -33,6 +33,7 @@ FINE = (128, 0.006, 0.04)  # one more level, trusted only where
 SAME_DETAIL = 0.7  # the correlation of fine detail reaches this: below it, ribs lock on to other ribs
 WORTH = 1.0  # gain in log posterior (nats) from which a pair is moved
 OVERLAP = 0.4  # least share of the prior that the follow-up must cover
+GAINS = (0.8, 1.25)  # of one exposure over another of the same patient
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +116,30 @@ def fill_uncovered(image: np.ndarray, prior: np.ndarray, transform: np.ndarray, 
     reached = (u >= 1) & (u <= width - 2) & (v >= 1) & (v <= height - 2)
     nothing = foreground.unexposed(np.where(reached, image, 0)) | foreground.unexposed(prior)
     return np.where(nothing, prior, image)
+
+
+def match_exposure(image: np.ndarray, prior: np.ndarray) -> tuple[np.ndarray, tuple[float, float]]:
+    """The registered follow-up as the prior's exposure would have shown it, and (gain, offset) in gray levels.
+
+    image, prior: uint8 [H, W] in one frame. A straight line is fitted to the gray levels of the pixels that both
+    films expose, by Tukey's biweight: what disease changed is an outlier and moves nothing. No prompt speaks
+    of exposure, yet it changes the codes of the whole image.
+    """
+    shown = ~foreground.unexposed(prior) & ~foreground.unexposed(image)
+    if shown.mean() < OVERLAP:
+        return image, (1.0, 0.0)
+    x, y = image[shown].astype(np.float64), prior[shown].astype(np.float64)
+    gain, offset = 1.0, float(np.median(y - x))
+    for _ in range(12):
+        residual = np.abs(y - gain * x - offset)
+        weight = np.square(np.clip(1 - np.square(residual / max(4.0, 4.5 * np.median(residual))), 0, None))
+        mean_x, mean_y = np.average(x, weights=weight), np.average(y, weights=weight)
+        spread = np.sum(weight * np.square(x - mean_x))
+        slope = np.sum(weight * (x - mean_x) * (y - mean_y)) / spread if spread > 0 else 1.0
+        gain = float(np.clip(slope, *GAINS))
+        offset = float(mean_y - gain * mean_x)
+    matched = np.clip(np.rint(gain * image + offset), 0, 255).astype(np.uint8)
+    return np.where(shown, matched, image), (gain, offset)
 
 
 def equalise(image: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@
 
 Keys are ICG-CXR's own; unknown ones are kept. What it has no key for stands under "progemu": pair_id, split,
 labels_before, labels_after, group, age, sex, prior_shape, followup_shape, and registration {flag, score,
-transform, crop_prior, crop_followup}. Beside the pairs: singles.jsonl (stage 1), rejected.jsonl, funnel.json
+transform, exposure, crop_prior, crop_followup}. Beside the pairs: singles.jsonl (stage 1), rejected.jsonl, funnel.json
 (written last).
 """
 

@@ -62,9 +62,16 @@ class TokenizerConfig:
 
 @dataclass(frozen=True)
 class TokensConfig:
-    """Token shards: views of each training pair that become tokens, as it is and then randomly cropped (MedJourney)."""
+    """Token shards.
+
+    Attributes:
+      crops: views of each training pair that become tokens, as it is and then randomly cropped (MedJourney).
+      slack: a follow-up to learn from keeps the prior's code where that fits nearly as well: at most this many mean
+        quantisation errors further away than the nearest code. Else most codes of an unchanged region differ.
+    """
 
     crops: int = 1
+    slack: float = 0.0
 
 
 @dataclass(frozen=True)

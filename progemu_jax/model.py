@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +22,6 @@ from progemu_jax.predictions import Case
 from progemu_jax.sampling.engine import Grammar, generate, pad_prompts
 from progemu_jax.sampling.policy import Sampling
 from progemu_jax.sequence import Layout
-
-if TYPE_CHECKING:
-    pass
 
 TOKENIZER, LANGUAGE_MODEL = "tokenizer/export", "train/export"  # in a run directory
 
@@ -44,7 +41,7 @@ class Tokenizer:
     def __init__(self, variables: Any, config: VQGANConfig):
         self.variables, self.config = variables, config
         net = VQGAN(config)
-        self._encode = jax.jit(lambda v, x: net.apply(v, self._pixels(x), method="tokenize"))
+        self._encode = jax.jit(lambda v, x, *near: net.apply(v, self._pixels(x), *near, method="tokenize"))
         self._decode = jax.jit(lambda v, c: net.apply(v, c, method="detokenize"))
 
     @classmethod
@@ -57,18 +54,42 @@ class Tokenizer:
         x = images.astype(jnp.float32)[..., None] / 127.5 - 1
         return jnp.repeat(x, self.config.in_channels, axis=-1)
 
-    def tokenize(self, images: np.ndarray, batch_size: int = 64) -> np.ndarray:
-        """uint8 [N, H, W] (or one [H, W]), sides divisible by the spatial factor -> int32 [N, h, w] (or [h, w])."""
+    def tokenize(
+        self, images: np.ndarray, batch_size: int = 64, near: np.ndarray | None = None, slack: float = 0.0
+    ) -> np.ndarray:
+        """Images to codes.
+
+        Args:
+          images: uint8 [N, H, W] (or one [H, W]), sides divisible by the spatial factor.
+          near: codes to keep where they fit nearly as well, int32 as the result: of the prior, so that the
+            follow-up has other codes only where the image has changed.
+          slack: how much further than the nearest code they may be, in squared distance (see `error`).
+
+        Returns:
+          int32 [N, h, w] (or [h, w]).
+        """
         images = np.asarray(images)
         if images.ndim == 2:
-            return self.tokenize(images[None])[0]
+            return self.tokenize(images[None], 1, None if near is None else near[None], slack)[0]
+        self._check(images)
+        if near is None:
+            return _batched(lambda x: self._encode(self.variables, x)[0], images, batch_size=batch_size)
+        return _batched(
+            lambda x, near: self._encode(self.variables, x, near, slack)[0], images, near, batch_size=batch_size
+        )
+
+    def error(self, images: np.ndarray, batch_size: int = 64) -> float:
+        """Mean squared distance of latents from their codes, over images uint8 [N, H, W]."""
+        self._check(images)
+        return float(_batched(lambda x: self._encode(self.variables, x)[1], images, batch_size=batch_size).mean())
+
+    def _check(self, images: np.ndarray) -> None:
         if images.dtype != np.uint8 or images.ndim != 3:
             raise UserError(f"images: expected uint8 [N, H, W], got {images.dtype} {images.shape}")
         if any(side % self.config.factor for side in images.shape[1:]):
             raise UserError(
                 f"images: sides {images.shape[1:]} are not divisible by {self.config.factor}; resize or pad them"
             )
-        return _batched(lambda x: self._encode(self.variables, x), images, batch_size)
 
     def detokenize(self, codes: np.ndarray, batch_size: int = 64) -> np.ndarray:
         """int32 [N, h, w] (or one [h, w]) in [0, codebook size) -> uint8 [N, H, W] (or [H, W])."""
@@ -79,18 +100,20 @@ class Tokenizer:
             raise UserError(
                 f"codes: values must lie in [0, {self.config.codebook_size}), got {codes.min()}..{codes.max()}"
             )
-        images = _batched(lambda c: self._decode(self.variables, c), codes, batch_size)
+        images = _batched(lambda c: self._decode(self.variables, c), codes, batch_size=batch_size)
         return np.clip(np.rint((images.mean(-1) + 1) * 127.5), 0, 255).astype(np.uint8)
 
 
-def _batched(function: Any, items: np.ndarray, batch_size: int) -> np.ndarray:
+def _batched(function: Any, *items: np.ndarray, batch_size: int) -> np.ndarray:
     """Maps over slices of one size (the last padded), so that one program is compiled."""
-    size = min(batch_size, len(items))
+    count = len(items[0])
+    size = min(batch_size, count)
     parts = []
-    for start in range(0, len(items), size):
-        chunk = items[start : start + size]
-        padded = np.concatenate([chunk, np.repeat(chunk[:1], size - len(chunk), axis=0)])
-        parts.append(np.asarray(function(padded))[: len(chunk)])
+    for start in range(0, count, size):
+        chunk = [x[start : start + size] for x in items]
+        n = len(chunk[0])
+        padded = [np.concatenate([x, np.repeat(x[:1], size - n, axis=0)]) for x in chunk]
+        parts.append(np.asarray(function(*padded))[:n])
     return np.concatenate(parts)
 
 

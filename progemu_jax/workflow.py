@@ -140,13 +140,15 @@ def tokens(config: Config, workdir: Path) -> None:
         for start in range(0, len(source), n):
             yield [source[i] for i in range(start, min(start + n, len(source)))]
 
-    def pairs(split: str) -> Iterator[dict]:
+    def pairs(split: str, slack: float) -> Iterator[dict]:
         for crop in range(config.tokens.crops if split == "train" else 1):
             rng = np.random.default_rng((config.seed, crop))
             for chunk in chunks(batches.examples(shards, "pairs", split)):
                 # A pair moves as one: its images stay registered.
                 views = [_crop(np.stack([e["prior"], e["followup"]]), rng, crop > 0) for e in chunk]
-                prior, followup = (coder.tokenize(np.stack(side)) for side in zip(*views, strict=True))
+                priors, followups = (np.stack(side) for side in zip(*views, strict=True))
+                prior = coder.tokenize(priors)
+                followup = coder.tokenize(followups, near=prior, slack=slack)
                 for e, p, f in zip(chunk, prior, followup, strict=True):
                     row = {k: e[k] for k in ("patient_id", "prompt", "interpretation")}
                     name = f"{e['pair_id']}#{crop}" if crop else e["pair_id"]
@@ -167,7 +169,12 @@ def tokens(config: Config, workdir: Path) -> None:
                     "followup": f,
                 }
 
-    splits = {s: (lambda s=s: pairs(s)) for s in ("train", "validation", "test")}
+    slack = config.tokens.slack
+    if slack:
+        sample = batches.examples(shards, "single", "train")
+        slack *= coder.error(np.stack([sample[i]["image"] for i in range(min(len(sample), 512))]))
+    # The test split's follow-ups are what the tokenizer alone makes of them: the ceiling of every system.
+    splits = {s: (lambda s=s: pairs(s, 0.0 if s == "test" else slack)) for s in ("train", "validation", "test")}
     splits["train_single"] = lambda: singles("train")
     height, width = dummy.shape
     icg_cxr.write_tokens(shards, splits, height=height, width=width)

@@ -208,6 +208,26 @@ def test_borders_that_either_film_leaves_black_show_the_prior():
     prior, follow = np.full((64, 64), 90, np.uint8), np.full((64, 64), 200, np.uint8)
     prior[:, :6], follow[:8], follow[30:34, 30:34] = 0, 0, 0
     filled = reg.fill_uncovered(follow, prior, still, follow.shape)
-    assert np.array_equal(filled[:, :6], prior[:, :6]) and np.array_equal(filled[:8], prior[:8])
+    assert np.array_equal(filled[:, :6], prior[:, :6])
+    assert np.array_equal(filled[:8], prior[:8])
     assert (filled[30:34, 30:34] == 0).all(), "dark, but inside the film"
     assert (filled[12:62, 10:62] == follow[12:62, 10:62]).all()
+
+
+@pytest.mark.parametrize(("gain", "offset"), [(0.85, 14.0), (1.1, -9.0), (1.0, 0.0)])
+def test_exposure_is_matched_and_an_opacity_is_left(gain, offset):
+    prior = np.clip(chest(128), 40, 220)
+    sick = prior.copy()
+    sick[70:110, 20:50] = np.minimum(sick[70:110, 20:50].astype(int) + 60, 230)
+    follow = np.rint((sick - offset) / gain).astype(np.uint8)
+    matched, found = reg.match_exposure(follow, prior)
+    assert found == pytest.approx((gain, offset), abs=1.0)
+    assert np.abs(matched.astype(int) - sick).max() <= 2
+
+
+def test_exposure_of_blank_and_unexposed_films_is_left():
+    blank, black = np.full((64, 64), 120, np.uint8), np.zeros((64, 64), np.uint8)
+    assert reg.match_exposure(blank, blank)[1] == (1.0, 0.0)
+    image, found = reg.match_exposure(black, blank)
+    assert found == (1.0, 0.0)
+    assert np.array_equal(image, black)

@@ -62,7 +62,7 @@ def test_parts_agree_with_the_whole(patch):
     assert codes.shape == (2, side, side)
     assert codes.dtype == jnp.int32
     assert len(np.unique(codes)) > 5
-    np.testing.assert_array_equal(apply(cfg, variables, images, method="tokenize"), codes)
+    np.testing.assert_array_equal(apply(cfg, variables, images, method="tokenize")[0], codes)
     decoded = apply(cfg, variables, codes, method="detokenize")
     np.testing.assert_allclose(decoded, np.clip(restored, -1, 1), atol=1e-4)
     np.testing.assert_array_equal(aux["counts"], np.bincount(np.ravel(codes), minlength=11))
@@ -70,6 +70,27 @@ def test_parts_agree_with_the_whole(patch):
     frequency = np.bincount(np.ravel(codes), minlength=11) / codes.size
     entropy = -sum(f * np.log(f) for f in frequency if f)
     np.testing.assert_allclose(aux["perplexity"], np.exp(entropy), rtol=1e-4)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_codes_near_enough_to_given_ones_are_kept(normalize):
+    cfg = dataclasses.replace(CFG, normalize_codes=normalize)
+    variables, images = random_variables(cfg), images_of(3, 16)
+    z = np.asarray(apply(cfg, variables, images, method="encode")).reshape(-1, cfg.embed_dim)
+    variables["params"]["quantize"]["embedding"] = z[:11] + 0.1
+    table = np.asarray(variables["params"]["quantize"]["embedding"])
+    if normalize:
+        z, table = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (z, table))
+    distance = np.square(z[:, None] - table).sum(-1)
+    near = np.random.default_rng(0).integers(0, 11, len(z))
+    excess = distance[np.arange(len(z)), near] - distance.min(1)
+    slack = float(np.median(excess))
+    codes, least = apply(cfg, variables, images, near.reshape(3, 8, 8), slack, method="tokenize")
+    clear = np.abs(excess - slack) > 1e-5  # rounding may decide a tie either way
+    want = np.where(excess <= slack, near, distance.argmin(1))
+    assert 0 < (want == near).mean() < 1
+    np.testing.assert_array_equal(np.ravel(codes)[clear], want[clear])
+    np.testing.assert_allclose(np.ravel(least), distance.min(1), atol=1e-5)
 
 
 def test_patches_fold_and_unfold():
@@ -227,7 +248,7 @@ def test_emu3_vq_has_the_layers_of_emu3_visionvq():
     cfg = vqgan.emu3_vq()
     tree = jax.eval_shape(lambda: vqgan.init_variables(cfg, jax.random.key(0)))
     assert sum(leaf.size for leaf in jax.tree.leaves(tree["params"])) == want == 270_740_287
-    codes = jax.eval_shape(
+    codes, _ = jax.eval_shape(
         lambda v, x: vqgan.VQGAN(cfg).apply(v, x, method="tokenize"), tree, jnp.zeros((1, 512, 512, 3))
     )
     assert codes.shape == (1, 64, 64)

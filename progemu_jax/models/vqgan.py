@@ -207,6 +207,11 @@ class Quantizer(nn.Module):
         table = self.embedding.astype(jnp.float32)
         return unit(table) if self.cfg.normalize_codes else table
 
+    def distance(self, z: Array, codes: Array) -> Array:
+        """Squared distance float32 `[...]` of latents `[..., E]` from codes int32 `[...]`."""
+        z = z.astype(jnp.float32)
+        return jnp.sum(jnp.square((unit(z) if self.cfg.normalize_codes else z) - self.table()[codes]), axis=-1)
+
     def __call__(self, z: Array) -> tuple[Array, Array, dict[str, Array]]:
         table = self.table()
         z32 = z.astype(jnp.float32)
@@ -303,9 +308,17 @@ class VQGAN(nn.Module):
         vectors = vectors.astype(self.cfg.dtype)[:, None]
         return self.decoder(self.post_quant_conv(vectors), vectors, train).astype(jnp.float32)
 
-    def tokenize(self, images: Array) -> Array:
-        """images -> codes int32 `[B, h, w]`."""
-        return self.quantizer(self.encode(images))[1]
+    def tokenize(self, images: Array, near: Array | None = None, slack: float = 0.0) -> tuple[Array, Array]:
+        """images -> (codes int32 `[B, h, w]`, squared distances of the latents from their nearest codes).
+
+        A code of `near`, int32 `[B, h, w]`, is kept where its distance exceeds the nearest code's by at most slack.
+        """
+        z = self.encode(images)
+        codes = self.quantizer(z)[1]
+        least = self.quantizer.distance(z, codes)
+        if near is not None:
+            codes = jnp.where(self.quantizer.distance(z, near) <= least + slack, near, codes)
+        return codes, least
 
     def detokenize(self, codes: Array) -> Array:
         """codes int32 `[B, h, w]` -> images float32 `[B, H, W, C]`, clipped to [-1, 1]."""
