@@ -139,9 +139,7 @@ def _finish(out: Path, cohort: journeys.Cohort, results: dict[str, dict], settin
     funnel["single images kept"] = sum(len(r["singles"]) for r in ordered)
     if not funnel["pairs kept"]:
         raise UserError(f"{out}: no pair is left; rejected.jsonl there says why")
-    images.write_atomic(
-        out / "funnel.json", (json.dumps({"settings": settings, "funnel": funnel}, indent=1) + "\n").encode()
-    )
+    records.write_text(out / "funnel.json", json.dumps({"settings": settings, "funnel": funnel}, indent=1) + "\n")
     (out / "journal.jsonl").unlink()
     shutil.rmtree(out / ".tmp", ignore_errors=True)
     return funnel
@@ -220,7 +218,7 @@ def _single(journey, view: str, study: Study, work: Work, read: _Reader, result:
         found = read(study.image_path)
         if found is None:
             return False
-        images.write_atomic(work.root / path, images.png(found[0]))
+        records.write_bytes(work.root / path, images.png(found[0]), durable=False)
     row = {"image": str(path), "text": " ".join(t for t in study.report.values() if t), "view": view}
     row |= {"study_id": study.study_id, "patient_id": study.patient_id, "source": study.source}
     row |= {"split": journey.split, "age": study.age, "sex": study.sex, "group": study.group}

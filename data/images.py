@@ -1,7 +1,6 @@
 """Radiograph files: reading with every defect named, resizing, PNG bytes."""
 
 import io
-import os
 import warnings
 from pathlib import Path
 
@@ -81,12 +80,3 @@ def png(image: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
-
-
-def write_atomic(path: str | Path, content: bytes) -> None:
-    """Writes a file under a temporary name beside `path` and renames it: readers see all of it or nothing."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)

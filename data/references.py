@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from progemu_jax import radtext
+from progemu_jax import radtext, records
 from progemu_jax.data import foreground, images, registration, tree
 from progemu_jax.data.pool import ordered_map
 from progemu_jax.data.sources import Rejected
@@ -153,12 +153,8 @@ def _states(report: dict | None) -> dict[str, float] | None:
 
 
 def _write(path: Path, image: np.ndarray) -> None:
-    images.write_atomic(path, images.png(image))
+    records.write_bytes(path, images.png(image), durable=False)
 
 
 def _write_masks(path: Path, masks: np.ndarray) -> None:
-    import io
-
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, masks=masks)
-    images.write_atomic(path, buffer.getvalue())
+    records.write_npz(path, {"masks": masks})

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from progemu_jax import records
 from progemu_jax.data import images
 from progemu_jax.data.journeys import Options, Pair, split_of
 from progemu_jax.data.sources import Rejected, check_root, inside, safe_id
@@ -163,4 +164,4 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, object]]:
 
 def write_lines(path: str | Path, rows: Iterable[dict]) -> None:
     """Writes JSON lines atomically."""
-    images.write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    records.write_text(path, "".join(json.dumps(row) + "\n" for row in rows))

@@ -1,6 +1,7 @@
 """Small JSON records that survive a kill: atomic writes, digests, and what differs between two configs."""
 
 import hashlib
+import io
 import json
 import os
 from pathlib import Path
@@ -19,16 +20,25 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(normal(value), sort_keys=True).encode()).hexdigest()
 
 
-def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes to a temporary name beside `path`, flushes to the disk, renames: never half a file."""
+def write_bytes(path: str | os.PathLike, content: bytes, durable: bool = True) -> None:
+    """Writes to a temporary name beside `path`, flushes to the disk, renames: never half a file.
+
+    durable=False leaves the flush to the system: for the many small files that a stage makes again when it is cut.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(content)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Atomic UTF-8 file; see `write_bytes`."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
@@ -40,14 +50,9 @@ def write_npz(path: str | os.PathLike, arrays: dict) -> None:
     """Atomic compressed `.npz` of NumPy arrays."""
     import numpy as np
 
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    with open(temporary, "wb") as file:
-        np.savez_compressed(file, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_bytes(path, buffer.getvalue())
 
 
 def read_json(path: str | os.PathLike) -> Any | None:

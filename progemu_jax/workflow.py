@@ -6,7 +6,6 @@ data -> tokenizer -> tokens -> train -> scorer -> sample -> score -> evaluate
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from progemu_jax import checkpoint, records, vocab
 from progemu_jax.config import Config, to_dict
 from progemu_jax.data import batches, build, icg_cxr
 from progemu_jax.data.progression import progression
+from progemu_jax.data.tree import read_lines
 from progemu_jax.errors import UserError
 from progemu_jax.predictions import Case, Prediction, write_predictions
 from progemu_jax.train import check as check_training
@@ -387,11 +387,9 @@ def score(config: Config, workdir: Path) -> None:
         records.write_npz(out / f"{name}.npz", {**ids, **judge(images, config.data.source)})
 
     for folder in sorted(p.parent for p in (workdir / "predictions").glob("*/predictions.jsonl")):
-        with open(folder / "predictions.jsonl", encoding="utf-8") as file:
-            write(folder.name, folder, [json.loads(line) for line in file])
+        write(folder.name, folder, [row for _, row in read_lines(folder / "predictions.jsonl")])
     references = workdir / "data/references"
-    with open(references / "references.jsonl", encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
+    rows = [row for _, row in read_lines(references / "references.jsonl")]
     for name in ("prior", "followup", "counterfactual"):
         write(name, references, [{"pair_id": r["pair_id"], "sample": 0, "image": r[name]} for r in rows if r.get(name)])
 
