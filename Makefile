@@ -9,7 +9,7 @@ STAMP := $(VENV)/.progemu-installed
 # One thread a test process: pytest-xdist runs JOBS of them.
 TEST_ENV := JAX_PLATFORMS=cpu OMP_NUM_THREADS=1 XLA_FLAGS="--xla_cpu_multi_thread_eigen=false --xla_force_host_platform_device_count=8"
 
-.PHONY: help setup demo demo-quick phantom test lint format clean
+.PHONY: help setup demo demo-quick phantom test soak lint format clean
 
 help:
 	@echo "make setup       virtual environment in $(VENV) from the hashed lock (Python 3.11 or newer)"
@@ -17,6 +17,7 @@ help:
 	@echo "make demo-quick  the same in the smallest size: runs/demo-quick"
 	@echo "make phantom     the same cohort at full size: runs/phantom (hours on CPU, minutes on a GPU)"
 	@echo "make test        set-up, then the tests (JOBS=$(JOBS) processes)"
+	@echo "make soak        the slow tests: kill -9 in every stage"
 	@echo "make lint        ruff, nothing is changed; make format changes"
 	@echo "make clean       removes build products and caches; keeps $(VENV) and runs/"
 
@@ -44,6 +45,9 @@ phantom: setup
 
 test: setup
 	$(TEST_ENV) $(PY) -m pytest -n $(JOBS) --dist loadfile -m "not parity and not slow"
+
+soak: setup
+	$(TEST_ENV) $(PY) -m pytest -m slow
 
 lint: setup
 	$(PY) -m ruff check .

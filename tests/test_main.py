@@ -80,16 +80,12 @@ def test_a_complete_run_is_left_alone(toy):
     assert (toy / "run/metrics.json").stat().st_mtime_ns == before
 
 
-def test_killed_anywhere_it_ends_in_the_same_parameters(toy, tmp_path):
-    """kill -9 in three stages, then the same command: bit for bit the undisturbed parameters."""
-    rng, workdir = np.random.default_rng(0), tmp_path / "run"
-    for sign in (
-        "data/tree/journal.jsonl",
-        "tokenizer/checkpoints/[0-9]*",
-        "train/stage2/checkpoints/[0-9]*",
-    ):
+def kill_at(folder, workdir, signs, *more):
+    """Starts the command once for each sign, a glob in the workdir, and kills -9 soon after the sign is there."""
+    rng = np.random.default_rng(0)
+    for sign in signs:
         process = subprocess.Popen(
-            command(toy, workdir, "--stages=data,tokenizer,tokens,train"),
+            command(folder, workdir, *more),
             cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         while process.poll() is None and not any(workdir.glob(sign)):
@@ -98,14 +94,53 @@ def test_killed_anywhere_it_ends_in_the_same_parameters(toy, tmp_path):
         time.sleep(float(rng.uniform(0, 0.3)))
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert not (workdir / "train/export").exists()
-    out = run(toy, workdir, "--stages=data,tokenizer,tokens,train")
-    assert out.returncode == 0, out.stdout + out.stderr
+
+
+def same_parameters(one, two):
     for part in ("tokenizer/export", "train/export"):
-        one, _ = checkpoint.load_export(toy / "run" / part)
-        two, _ = checkpoint.load_export(workdir / part)
-        same = jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), one, two)
+        pair = [checkpoint.load_export(workdir / part)[0] for workdir in (one, two)]
+        same = jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), *pair)
         assert all(jax.tree.leaves(same)), part
+
+
+def test_killed_anywhere_it_ends_in_the_same_parameters(toy, tmp_path):
+    """kill -9 in three stages, then the same command: bit for bit the undisturbed parameters."""
+    workdir, stages = tmp_path / "run", "--stages=data,tokenizer,tokens,train"
+    signs = ("data/tree/journal.jsonl", "tokenizer/checkpoints/[0-9]*", "train/stage2/checkpoints/[0-9]*")
+    kill_at(toy, workdir, signs, stages)
+    assert not (workdir / "train/export").exists()
+    out = run(toy, workdir, stages)
+    assert out.returncode == 0, out.stdout + out.stderr
+    same_parameters(toy / "run", workdir)
+
+
+@pytest.mark.slow
+def test_killed_in_every_stage_it_ends_in_the_same_results(toy, tmp_path):
+    """As above in all eight stages, down to the predictions, scores and metrics."""
+    workdir = tmp_path / "run"
+    signs = (
+        "data/source*",
+        "data/tree/journal.jsonl",
+        "data/references/images/*",
+        "tokenizer/checkpoints/[0-9]*",
+        "data/shards/icg_cxr/tokens*",
+        "train/stage1/checkpoints/[0-9]*",
+        "train/stage2/checkpoints/[0-9]*",
+        "scorer/train.npz",
+        "scorer/checkpoints/[0-9]*",
+        "predictions/progemu/images/*",
+        "predictions/text-only/images/*",
+        "scores/*.npz",
+    )
+    kill_at(toy, workdir, signs)
+    out = run(toy, workdir)
+    assert out.returncode == 0, out.stdout + out.stderr
+    same_parameters(toy / "run", workdir)
+    for name in ("progemu", "shuffled-prompts", "text-only", "reconstruction"):
+        one, two = ((w / f"predictions/{name}/predictions.jsonl").read_text() for w in (toy / "run", workdir))
+        assert one == two
+    one, two = (json.loads((w / "metrics.json").read_text()) for w in (toy / "run", workdir))
+    assert one["systems"] == two["systems"]
 
 
 def one_line(out, *words):
