@@ -57,7 +57,7 @@ def phantom(
                     "eval_every": tokenizer_steps,
                 },
             },
-            "tokens": {"crops": crops, "slack": 1.0},
+            "tokens": {"crops": crops, "slack": 2.0},
             "progemu": {
                 "model": TRANSFORMER,
                 "task": {
@@ -69,7 +69,7 @@ def phantom(
                     "weight_prompt": 0.1,
                     "weight_structure": 0.1,
                     "weight_text": weight_text,
-                    "changed_weight": 4.0,
+                    "changed_weight": 2.0,
                     "init_from_codebook": True,
                 },
                 "stage1": {
