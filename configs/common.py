@@ -69,7 +69,8 @@ def phantom(
                     "weight_prompt": 0.1,
                     "weight_structure": 0.1,
                     "weight_text": weight_text,
-                    "changed_weight": 2.0,
+                    "changed_weight": 4.0,
+                    "soften": 0.5,
                     "init_from_codebook": True,
                 },
                 "stage1": {

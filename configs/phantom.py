@@ -15,11 +15,10 @@ def get_config():
         tokenizer_steps=2500,
         crops=5,
         stage1_steps=150,
-        stage2_steps=7000,
+        stage2_steps=6600,
         scorer_images=4000,
         scorer_steps=500,
         batch_size=16,
-        weight_text=2.0,
     )
     config.tokenizer.model.update(ch=64, codebook_size=1024)
     config.progemu.model.num_layers = 6

@@ -226,7 +226,7 @@ def train(config: Config, workdir: Path) -> None:
         return code_embeddings(params, codebook, vocabulary.visual_start, c.stage1.seed)
 
     def fit_stage(name: str, split: str, train_config: Any, init: Any) -> dict:
-        task = ProgEmuTask(model, c.task, train_config)
+        task = ProgEmuTask(model, c.task, train_config, vocabulary.visual_start, codebook)
         source = batches.examples(shards, "tokens", split)
         held_out = batches.examples(shards, "tokens", "validation")
         transform = packer(vocabulary, layout, c.task, codebook, train=True)

@@ -12,7 +12,7 @@ from progemu_jax.models.discriminator import DiscriminatorConfig
 from progemu_jax.models.transformer import TransformerConfig
 from progemu_jax.models.vqgan import VQGANConfig
 from progemu_jax.sequence import Kind, Layout
-from progemu_jax.tasks.progemu import ProgEmuConfig, ProgEmuTask, code_embeddings, packer
+from progemu_jax.tasks.progemu import ProgEmuConfig, ProgEmuTask, code_embeddings, packer, soft_targets
 from progemu_jax.tasks.scorer import ArrayBatches, augment
 from progemu_jax.tasks.tokenizer import TokenizerLossConfig, TokenizerTask
 from progemu_jax.train import TrainConfig
@@ -113,6 +113,35 @@ def test_code_embeddings_put_like_codes_together(words, task):
     distances = np.linalg.norm(rows - rows[0], axis=1)
     assert distances[1] < 0.05 * distances[2:].min()
     assert (new["embed_tokens"][: words.visual_start] == params["embed_tokens"][: words.visual_start]).all()
+
+
+def test_soft_targets_by_hand():
+    codebook = np.asarray([[0.0], [1.0], [4.0]])  # nearest neighbours at squared distances 1, 1, 9: mean 11 / 3
+    weights = np.exp(-np.asarray([[0, 1, 16], [1, 0, 9], [16, 9, 0]]) / (0.5 * 11 / 3))
+    np.testing.assert_allclose(soft_targets(codebook, 0.5), weights / weights.sum(1, keepdims=True), rtol=1e-5)
+    np.testing.assert_allclose(soft_targets(codebook, 1e-6), np.eye(3), atol=1e-6)
+
+
+def test_only_codes_that_differ_from_the_prior_are_learnt_softly(words, task):
+    batch = stack(words)
+    params = task.init(jax.random.key(0))["params"]
+    config = dataclasses.replace(task.config, soften=1.0)
+    soft = ProgEmuTask(task.model_config, config, task.train, words.visual_start, CODEBOOK)
+    assert float(soft.loss(params, batch, None)[0]) == float(task.loss(params, batch, None)[0])
+    # One code of each row becomes another: its loss is the mean over what stands for it, by their own exact losses.
+    at = int(np.flatnonzero(batch["kinds"][0] == Kind.VISUAL)[-1])  # the last one is nothing's context but the text's
+    rows = {k: v[:1] for k, v in batch.items()}
+    rows["weights"] = (np.arange(64) == at)[None].astype(np.float32)
+    code = (int(rows["aligned"][0, at - 1]) - words.visual_start + 3) % CODES
+
+    def exact(code):
+        tokens = rows["tokens"].copy()
+        tokens[0, at] = words.visual_start + code
+        return {**rows, "tokens": tokens}
+
+    losses = [float(task.loss(params, exact(c), None)[0]) for c in range(CODES)]
+    expected = soft_targets(CODEBOOK, 1.0)[code] @ losses
+    np.testing.assert_allclose(float(soft.loss(params, exact(code), None)[0]), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("gan", [0.0, 0.5])

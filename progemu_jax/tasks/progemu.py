@@ -34,8 +34,11 @@ class ProgEmuConfig:
       changed_weight: extra weight of a visual token whose code is as far from the prior's at the same place as two
         random codes are from each other; it grows with the squared distance, up to four times that. Exact codes
         change almost everywhere between two films; what disease changes is what changes much.
-      init_from_codebook: embeddings of visual tokens start as a projection of the tokenizer's code vectors, so
-        that codes that look alike start alike.
+      soften: what is learnt of a code that differs from the prior's is spread over the codes that look like it, by a
+        Gaussian of their distances: its squared width, in mean squared distances of a code from its nearest
+        neighbour. Any of them would have done. 0: the exact code, as in ProgEmu.
+      init_from_codebook: embeddings of visual tokens start as a projection of the tokenizer's code vectors and of
+        their squared norms, so that codes that look alike start alike.
     """
 
     length: int = 9216
@@ -50,6 +53,7 @@ class ProgEmuConfig:
     weight_visual: float = 1.0
     weight_text: float = 1.0
     changed_weight: float = 0.0
+    soften: float = 0.0
     init_from_codebook: bool = False
 
 
@@ -97,7 +101,10 @@ def code_embeddings(params: Any, codebook: np.ndarray, visual_start: int, seed: 
       The parameters with rows visual_start..visual_start+Q-1 of both tables replaced, at the tables' own scale.
     """
     rng = np.random.default_rng(seed)
-    codes = (codebook - codebook.mean(0)) / (codebook.std(0) + 1e-6)
+    # One scale for all dimensions keeps distances; with the squared norm, a linear head can prefer what is near.
+    codes = (codebook - codebook.mean(0)) / np.sqrt(codebook.var(0).mean())
+    norms = np.square(codes).sum(1, keepdims=True)
+    codes = np.concatenate([codes, (norms - norms.mean()) / (norms.std() + 1e-6)], axis=1)
     out = dict(params)
     for table in ("embed_tokens", "lm_head"):
         if table not in params:
@@ -109,13 +116,37 @@ def code_embeddings(params: Any, codebook: np.ndarray, visual_start: int, seed: 
     return out
 
 
+def soft_targets(codebook: np.ndarray, soften: float) -> np.ndarray:
+    """f32 [Q, Q]: row c is the distribution that stands for code c (see `ProgEmuConfig.soften`); rows sum to 1."""
+    codebook = np.asarray(codebook, np.float32)
+    norms = np.square(codebook).sum(1)
+    distance = np.maximum(norms[:, None] + norms - 2 * codebook @ codebook.T, 0)
+    np.fill_diagonal(distance, np.inf)
+    width = max(soften * float(distance.min(1).mean()), 1e-12)
+    np.fill_diagonal(distance, 0)
+    rows = np.exp(-distance / width)
+    return rows / rows.sum(1, keepdims=True)
+
+
 class ProgEmuTask:
-    """See `progemu_jax.train.fit` for the protocol; batches come from `packer`."""
+    """See `progemu_jax.train.fit` for the protocol; batches come from `packer`.
+
+    visual_start, codebook (f32 [Q, E]) are those of the tokenizer; needed when `task.soften` is positive.
+    """
 
     name = "progemu"
 
-    def __init__(self, model: TransformerConfig, task: ProgEmuConfig, train: TrainConfig):
+    def __init__(
+        self,
+        model: TransformerConfig,
+        task: ProgEmuConfig,
+        train: TrainConfig,
+        visual_start: int = 0,
+        codebook: np.ndarray | None = None,
+    ):
         self.model_config, self.config, self.train = model, task, train
+        self.visual_start = visual_start
+        self.soft = soft_targets(codebook, task.soften) if task.soften else None
         self.model = Transformer(model)
         self.optimizer = make_optimizer(train)
         weights = {
@@ -162,10 +193,16 @@ class ProgEmuTask:
         logits = transformer.logits(params, hidden, (0, self.model_config.vocab_size))
         nll = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
 
-        def mean(w: jax.Array) -> jax.Array:
+        def mean(w: jax.Array, nll: jax.Array = nll) -> jax.Array:
             return (nll * w).sum() / jnp.maximum(w.sum(), 1e-6)
 
         visual, text = kinds == Kind.VISUAL, (kinds == Kind.TEXT) | (kinds == Kind.EOS)
+        trained = nll
+        if self.soft is not None:
+            codes = jnp.clip(targets - self.visual_start, 0, len(self.soft) - 1)
+            ours = logits[..., self.visual_start : self.visual_start + len(self.soft)]
+            soft = jax.nn.logsumexp(logits, axis=-1) - jnp.einsum("btq,btq->bt", ours, jnp.asarray(self.soft)[codes])
+            trained = jnp.where(visual & (aligned != targets), soft, nll)
         metrics = {
             "weight": weights.sum(),
             "loss_visual": mean(visual),
@@ -173,7 +210,7 @@ class ProgEmuTask:
             "loss_text": mean(text),
             "loss_far": mean(jnp.where(visual, batch["weights"][:, 1:] - 1, 0.0)),
         }
-        return mean(weights), metrics
+        return mean(weights, trained), metrics
 
     def train_step(self, state: dict[str, Any], batch: dict[str, jax.Array], key: jax.Array) -> tuple[dict, dict]:
         (loss, metrics), grads = value_and_grad_accumulated(
