@@ -108,7 +108,7 @@ def phantom(
             "sample": {
                 "batch_size": 32,
                 "policy": {
-                    "temperature": 0.7,
+                    "temperature": 0.5,
                     "top_k": 64,
                     "guidance": 3.0,
                     "keep_prior": True,
