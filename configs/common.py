@@ -106,6 +106,7 @@ def phantom(
             },
             "sample": {
                 "batch_size": 32,
+                "systems": ("progemu", "shuffled-prompts", "text-only", "contradicting-prompts", "null-prompt"),
                 "policy": {
                     "temperature": 0.7,
                     "top_k": 64,

@@ -13,8 +13,9 @@ from progemu_jax import radtext
 from progemu_jax.errors import UserError
 from progemu_jax.eval import System, evaluate
 from progemu_jax.eval.__main__ import main
-from progemu_jax.eval.predictions import read_predictions, read_references, read_scores
-from progemu_jax.eval.report import difference_map
+from progemu_jax.eval.figures import difference_map
+from progemu_jax.eval.predictions import read_predictions, read_references
+from progemu_jax.eval.scores import read_scores
 from progemu_jax.eval.tables import METRICS
 
 NAMES = ("perfect", "null", "shuffled")

@@ -70,3 +70,9 @@ def success(moved_, kept_):
     named = ~np.isnan(moved_)
     good = (np.where(named, moved_, 1).min(1) == 1) & (np.where(np.isnan(kept_), 1, kept_).min(1) == 1)
     return np.where(named.any(1), good.astype(np.float64), np.nan)
+
+
+def confusion(prob, truth, threshold=THRESHOLD):
+    """(true positive, false positive, false negative), bool [N] each, of probabilities against truth (1, 0, NaN)."""
+    said = np.asarray(prob) >= threshold
+    return said & (truth == 1), said & (truth == 0), ~said & (truth == 1)

@@ -64,7 +64,9 @@ def ratios(names, made, reference):
         try:
             key, value = function(list(made), list(reference))
         except ImportError as error:
-            raise UserError(f"text model {name}: the package {package} is not there ({error.name}); install it") from None
+            raise UserError(
+                f"text model {name}: the package {package} is not there ({error.name}); install it"
+            ) from None
         except Exception as error:  # the package's own: a download that fails, a GPU it wants
             line = (str(error).strip() or "?").splitlines()[0]
             raise UserError(f"text model {name}: {package} failed ({type(error).__name__}: {line})") from None

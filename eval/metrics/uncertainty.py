@@ -13,20 +13,16 @@ can know: there the error is an upper bound.
 
 import numpy as np
 
-from progemu_jax.eval.metrics.image import Pyramid
-
 # Edges of the bins of predicted standard deviation, gray levels: fixed, so that a resample only adds up sums.
 EDGES = np.array([0.5, 1, 2, 4, 8, 16, 32, 64])
 BINS = len(EDGES)
 
 
 def diversity(samples):
-    """Mean 1 - MS-SSIM over pairs of uint8 images [S, H, W]; NaN below two samples or for tiny images."""
+    """Mean 1 - MS-SSIM over pairs of S images (a list of `image.Pyramid`); NaN below two or for tiny images."""
     if len(samples) < 2:
         return float("nan")
-    made = [Pyramid(s) for s in samples]
-    pairs = [made[i].ms_ssim(made[j]) for i in range(len(made)) for j in range(i)]
-    return float(1 - np.mean(pairs))
+    return float(1 - np.mean([samples[i].ms_ssim(samples[j]) for i in range(len(samples)) for j in range(i)]))
 
 
 def calibration_sums(samples, truth):

@@ -10,6 +10,7 @@ These libraries (extra `[text]`) are imported on first use; without them the met
 """
 
 from functools import lru_cache
+from importlib.util import find_spec
 
 import numpy as np
 
@@ -25,12 +26,10 @@ class _NoSynonyms:
 
 def available():
     """The reason why word overlap cannot be computed, or None."""
-    try:
-        import nltk.translate.meteor_score
-        import rouge_score.rouge_scorer
-        import sacrebleu  # noqa: F401
-    except ImportError as error:
-        return f"BLEU, METEOR and ROUGE-L need the extra [text]: pip install 'progemu-jax[text]' ({error.name})"
+    missing = [name for name in ("nltk", "rouge_score", "sacrebleu") if find_spec(name) is None]
+    if missing:
+        what = ", ".join(missing)
+        return f"no BLEU, METEOR and ROUGE-L: pip install 'progemu-jax[text]' (not there: {what})"
     return None
 
 
@@ -50,7 +49,7 @@ def _rouge():
 
 def bleu_counts(made, reference):
     """float [10]: matches and totals of 1..4 words, length of the text and of its reference."""
-    score = _bleu().sentence_score(made, [reference])
+    score = _bleu().corpus_score([made], [[reference]])
     return np.array([*score.counts, *score.totals, score.sys_len, score.ref_len], np.float64)
 
 
