@@ -203,12 +203,13 @@ def _restrict(refs, rows, common):
 
 def _canonical(key):
     """'shuffled-prompts' -> 'shuffled', 'text-only' -> 'text_only', ...: folder names of known rows."""
-    key = key.replace("-", "_")
+    owner, colon, kind = key.rpartition(":")
+    kind = kind.replace("-", "_")
     known = {
         "shuffled_prompts": "shuffled", "copy_the_prior": "copy", "echo_the_prompt": "echo",
         "contradicting_prompts": "contradicting", "null_prompt": "null_edit",
     }  # fmt: skip
-    return known.get(key, key)
+    return owner + colon + known.get(kind, kind)
 
 
 def _role(key):

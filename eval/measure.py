@@ -20,6 +20,7 @@ from progemu_jax.eval.scores import Scores, pack
 
 # Means over findings of what each finding has.
 OVER_FINDINGS = ("finding_auroc", "finding_auprc", "finding_auroc_changed", "finding_auroc_soft", "finding_f1")
+SAME = 4  # gray levels between prior and true counterfactual that are no change: less than a film's noise
 REACH = 16  # a changed organ is widened by a sixteenth of the side: disease does not stop at a mask's edge
 
 
@@ -101,11 +102,12 @@ class Truth:
     def region(self, case, prior, counterfactual):
         """(Region outside which the image should be the prior's, or None if unknown; where that is known from).
 
-        With a true counterfactual, the pixels in which it differs from the prior. Else the organs in which a finding
-        that is named or truly changed may show, by the masks of prior and follow-up.
+        With a true counterfactual, the pixels in which it differs from the prior by more than SAME. Else the organs
+        in which a finding that is named or truly changed may show, by the masks of prior and follow-up.
         """
         if counterfactual is not None:
-            return Region(prior != counterfactual), "where the true counterfactual is the prior"
+            step = np.abs(prior.astype(np.int16) - counterfactual)
+            return Region(step > SAME), f"pixels in which the true counterfactual is within {SAME} of the prior"
         changed = (self.named[case] != 0) | (self.true_changes[case] != 0)
         organs = list(radtext.ORGANS)
         masks = [self.masks(which, radtext.ORGANS, prior.shape)[0] for which in ("prior", "followup")]

@@ -33,7 +33,7 @@ def saliency_section(candidates, refs, seed):
             for picture, caption in ((image, name), (overlay(image, heat), f"{name}: {named[0]}"))
         )
         cards.append(
-            f'<div class="case"><div class="note">{escape(pair)}: {escape(row["prompt"])}</div>'
+            f'<div class="maps case"><div class="note">{escape(pair)}: {escape(row["prompt"])}</div>'
             f'<div class="images">{shown}</div></div>'
         )
         if len(cards) == SHOWN:

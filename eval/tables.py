@@ -127,7 +127,7 @@ METRICS = {
     "ssim_unchanged": Metric(
         "SSIM, unchanged",
         "Structural similarity to the prior outside the changed region: windows in which prior and true "
-        "counterfactual agree, else outside the organs that the prompt or the truth concerns.",
+        "counterfactual agree within 4 gray levels, else outside the organs that the prompt or the truth concerns.",
     ),
     "ms_ssim_unchanged": Metric("MS-SSIM, unchanged", "Multi-scale structural similarity to the prior there."),
     "psnr_unchanged": Metric("PSNR, unchanged", "Peak signal-to-noise ratio to the prior there, dB.", digits=2),

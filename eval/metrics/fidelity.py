@@ -8,8 +8,8 @@
 
 A number without its backbone and n means nothing: both travel with it. Intervals: half of the patients drawn
 without replacement, at most 50 times. The spread of a half-sample about the mean of half-samples is, to first order,
-that of the whole sample about the truth (Shao & Wu 1989); repeats of one point, which a bootstrap makes, would
-fool KID's unbiasedness and the nearest neighbours.
+that of the whole sample about the truth (Shao & Wu 1989), and too wide for KID where the two sets are nearly alike.
+Repeats of one point, which a bootstrap makes, would fool KID's unbiasedness and the nearest neighbours.
 """
 
 import numpy as np
@@ -104,6 +104,7 @@ def fidelity(real, made, patient_real, patient_made, subsamples=SUBSAMPLES, seed
     if draws:
         with np.errstate(invalid="ignore"):
             rows[1:] += rows[0] - rows[1:].mean(0)
+        rows[1:] = np.clip(rows[1:], (0, -np.inf, 0, 0), (np.inf, np.inf, 1, 1))  # what the metrics can be
     return {name: rows[:, k] for k, name in enumerate(("fid", "kid", "feature_precision", "feature_recall"))}
 
 
