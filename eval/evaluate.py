@@ -146,7 +146,7 @@ def evaluate(
 
     boot = Bootstrap(truth.patients, bootstrap, seed)
     measured = {c.key: measure(c, truth, boot, text_models) for c in candidates}
-    _derive(measured)
+    derive(measured)
     for c in candidates:
         measure_fidelity(c, truth, measured[c.key], subsamples if boot.resamples else 0, seed)
     result = _result(candidates, measured, refs, truth, boot, seed)
@@ -279,7 +279,7 @@ def _warn_scores(candidates, reference_scores):
     return lines
 
 
-def _derive(measured):
+def derive(measured):
     """Metrics made of others: CMIG, retention relative to the ceiling, gap closed."""
     ceiling = measured.get("followup")
     copy, best = measured.get("copy"), measured.get("reconstruction")
