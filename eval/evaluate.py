@@ -145,7 +145,7 @@ def evaluate(
         log(f"evaluate: {line}")
 
     boot = Bootstrap(truth.patients, bootstrap, seed)
-    measured = {c.key: measure(c, truth, boot, text_models) for c in candidates}
+    measured = measure(candidates, truth, boot, text_models)
     derive(measured)
     for c in candidates:
         measure_fidelity(c, truth, measured[c.key], subsamples if boot.resamples else 0, seed)

@@ -180,18 +180,24 @@ def _mean(values):
     return (top.sum(1), bottom.sum(1)) if values.ndim == 2 else (top, bottom)
 
 
-def measure(candidate, truth, bootstrap, text_models=()):
-    """All metrics of a Candidate -> Measured. text_models: names of `textmodels.MODELS` to ask for."""
-    out = Measured()
+def measure(candidates, truth, bootstrap, text_models=()):
+    """All metrics of the Candidates -> {key: Measured}. text_models: names of `textmodels.MODELS` to ask for."""
+    measured = {c.key: Measured() for c in candidates}
+    pictured = [c for c in candidates if c.has_images]
+    images = image_metrics(pictured, truth, [measured[c.key] for c in pictured])
+    images = {c.key: found for c, found in zip(pictured, images, strict=True)}
+    for candidate in candidates:
+        ratios, functions = images.get(candidate.key, ({}, {}))
+        _measure(candidate, truth, bootstrap, text_models, ratios, functions, measured[candidate.key])
+    return measured
+
+
+def _measure(candidate, truth, bootstrap, text_models, ratios, functions, out):
     rows = candidate.rows
-    ratios, functions = {}, {}
     if candidate.scores is not None:
         _score_metrics(candidate, truth, ratios, functions, out)
     if rows.texts is not None:
         _text_metrics(candidate, truth, ratios, functions, out, text_models)
-    if candidate.has_images:
-        for mine, more in zip((ratios, functions), image_metrics(candidate, truth, out), strict=True):
-            mine.update(more)
     got = bootstrap.distributions(truth.patient[rows.case], ratios, functions)
     for name, values in got.items():
         if isinstance(name, tuple):
@@ -199,7 +205,6 @@ def measure(candidate, truth, bootstrap, text_models=()):
         else:
             out.distributions[name] = values
     _means_over_findings(out)
-    return out
 
 
 def measure_fidelity(candidate, truth, out, subsamples, seed):

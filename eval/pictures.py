@@ -1,4 +1,4 @@
-"""Image metrics of one system: one task a case, on threads; NumPy and Pillow release the lock while they work."""
+"""Image metrics of all systems: one task a case, on threads; NumPy and Pillow release the lock while they work."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -20,28 +20,40 @@ def _threads():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def image_metrics(candidate, truth, out):
-    """(ratios, functions) of the image metrics of a Candidate; notes and flags go into the Measured `out`.
+def image_metrics(candidates, truth, outs):
+    """(ratios, functions) of the image metrics of each Candidate; notes and flags go into its Measured in `outs`.
 
-    A case with several samples is judged sample by sample; diversity and calibration belong to the case and stand
-    in the row of its first sample.
+    All systems are judged case by case, so that a case's reference images are read and filtered once. A case with
+    several samples is judged sample by sample; diversity and calibration belong to the case and stand in the row of
+    its first sample.
     """
-    rows = candidate.rows
-    keys = PRIOR if candidate.role == "control" else (*PRIOR, *FOLLOWUP, *UNCHANGED, *TRUTH, *SAMPLES)
-    values = {k: np.full(len(rows), np.nan) for k in keys}
-    sums = np.zeros((len(rows), 3, uncertainty.BINS + 1))
-    starts = np.flatnonzero(np.r_[True, np.diff(rows.case) != 0]) if len(rows) else np.array([], int)
-    tasks = [np.arange(a, b) for a, b in zip(starts, [*starts[1:], len(rows)], strict=True)]
+    plans = []
+    for candidate in candidates:
+        rows = candidate.rows
+        keys = PRIOR if candidate.role == "control" else (*PRIOR, *FOLLOWUP, *UNCHANGED, *TRUTH, *SAMPLES)
+        values = {k: np.full(len(rows), np.nan) for k in keys}
+        sums = np.zeros((len(rows), 3, uncertainty.BINS + 1))
+        starts = np.flatnonzero(np.r_[True, np.diff(rows.case) != 0]) if len(rows) else np.array([], int)
+        members = {int(rows.case[a]): np.arange(a, b) for a, b in zip(starts, [*starts[1:], len(rows)], strict=True)}
+        plans.append((candidate, members, values, sums))
+    cases = sorted(set().union(*(members for _, members, _, _ in plans)))
     sources = set()
     with ThreadPoolExecutor(_threads()) as pool:
-        judge = partial(_case, candidate, truth)
-        for members, (found, calibration, source) in zip(tasks, pool.map(judge, tasks), strict=True):
-            for key, column in found.items():
-                values[key][members[: len(column)]] = column
-            if calibration is not None:
-                sums[members[0]] = calibration
+        judge = partial(_case, [(c, members) for c, members, _, _ in plans], truth)
+        for case, (found, source) in zip(cases, pool.map(judge, cases), strict=True):
             sources.add(source)
-    return _collect(values, sums, sources - {None}, truth, out)
+            for (_, members, values, sums), judged in zip(plans, found, strict=True):
+                if judged is None:
+                    continue
+                columns, calibration = judged
+                for key, column in columns.items():
+                    values[key][members[case][: len(column)]] = column
+                if calibration is not None:
+                    sums[members[case][0]] = calibration
+    return [
+        _collect(values, sums, sources - {None}, truth, out)
+        for (_, _, values, sums), out in zip(plans, outs, strict=True)
+    ]
 
 
 def _collect(values, sums, sources, truth, out):
@@ -65,44 +77,63 @@ def _collect(values, sums, sources, truth, out):
     return ratios, functions
 
 
-def _case(candidate, truth, members):
-    """(metric -> values of the case's rows, calibration sums or None, source of the changed region) of one case."""
-    refs = truth.references
-    case = int(candidate.rows.case[members[0]])
-    prior_image = refs.image(case, "prior")
-    prior = Pyramid(prior_image)
-    made = [candidate.image(refs, int(r)) for r in members]
-    out = {k: [] for k in PRIOR}
+class _Known:
+    """A case's reference images and what follows from them; each made when it is first asked for."""
+
+    def __init__(self, truth, case):
+        self.refs, self.case = truth.references, case
+        self.images = {k: self.refs.image(case, k) for k in ("prior", "followup", "counterfactual")}
+        self.pyramids = {}
+        self.region, self.source = truth.region(case, self.images["prior"], self.images["counterfactual"])
+
+    def image(self, kind):
+        """uint8 [H, W] of kind prior, followup, counterfactual or mean."""
+        return self.images[kind] if kind in self.images else self.refs.image(self.case, kind)
+
+    def pyramid(self, kind):
+        """Its Pyramid, shared by all that is compared with it."""
+        if kind not in self.pyramids:
+            self.pyramids[kind] = Pyramid(self.image(kind))
+        return self.pyramids[kind]
+
+
+def _case(candidates, truth, case):
+    """([per candidate: (metric -> values of the case's rows, calibration sums or None), or None], region's source)."""
+    known = _Known(truth, case)
+    out = [_judge(c, known, members[case]) if case in members else None for c, members in candidates]
+    return out, known.source
+
+
+def _judge(candidate, known, members):
+    if candidate.image_kind is not None:
+        made, pyramids = [known.image(candidate.image_kind)], [known.pyramid(candidate.image_kind)]
+    else:
+        made = [candidate.image(known.refs, int(r)) for r in members]
+        pyramids = [Pyramid(picture) for picture in made]
+    prior_image, prior = known.image("prior"), known.pyramid("prior")
+    region = None if candidate.role == "control" else known.region
+    kept = [p.compare(prior, (None, region), multi=region is not None) for p in pyramids]
+    out = {
+        "ssim_prior": [everywhere[0] for everywhere, _ in kept],
+        "mae_prior": [image.mean_absolute_error(picture, prior_image) for picture in made],
+    }
     if candidate.role == "control":
-        for picture in made:
-            out["ssim_prior"].append(Pyramid(picture).similarities(prior, multi=False)[0])
-            out["mae_prior"].append(image.mean_absolute_error(picture, prior_image))
-        return out, None, None
-    followup_image, true_image = refs.image(case, "followup"), refs.image(case, "counterfactual")
-    followup = Pyramid(followup_image)
-    true = None if true_image is None else Pyramid(true_image)
-    region, source = truth.region(case, prior_image, true_image)
-    out.update({k: [] for k in (*FOLLOWUP, *(UNCHANGED if region else ()), *(TRUTH if true else ()))})
-    pyramids = [Pyramid(picture) for picture in made]
-    for picture, pyramid in zip(made, pyramids, strict=True):
-        out["ssim_prior"].append(pyramid.similarities(prior, multi=False)[0])
-        out["mae_prior"].append(image.mean_absolute_error(picture, prior_image))
-        single, multi = pyramid.similarities(followup)
-        out["ssim_followup"].append(single)
-        out["ms_ssim_followup"].append(multi)
-        out["psnr_followup"].append(image.psnr(picture, followup_image))
-        if region:
-            single, multi = pyramid.similarities(prior, region)
-            out["ssim_unchanged"].append(single)
-            out["ms_ssim_unchanged"].append(multi)
-            out["psnr_unchanged"].append(image.psnr(picture, prior_image, region))
-        if true:
-            out["ssim_counterfactual"].append(pyramid.similarities(true, multi=False)[0])
-            out["psnr_counterfactual"].append(image.psnr(picture, true_image))
-            out["mae_counterfactual"].append(image.mean_absolute_error(picture, true_image))
+        return out, None
+    followup_image, true_image = known.image("followup"), known.image("counterfactual")
+    both = [p.similarities(known.pyramid("followup")) for p in pyramids]
+    out["ssim_followup"], out["ms_ssim_followup"] = map(list, zip(*both, strict=True))
+    out["psnr_followup"] = [image.psnr(picture, followup_image) for picture in made]
+    if region is not None:
+        out["ssim_unchanged"], out["ms_ssim_unchanged"] = map(list, zip(*(pair[1] for pair in kept), strict=True))
+        out["psnr_unchanged"] = [image.psnr(picture, prior_image, region) for picture in made]
+    if true_image is not None:
+        true = known.pyramid("counterfactual")
+        out["ssim_counterfactual"] = [p.similarities(true, multi=False)[0] for p in pyramids]
+        out["psnr_counterfactual"] = [image.psnr(picture, true_image) for picture in made]
+        out["mae_counterfactual"] = [image.mean_absolute_error(picture, true_image) for picture in made]
     if len(made) < 2:
-        return out, None, source
+        return out, None
     target = followup_image if true_image is None else true_image
     out["diversity"] = [uncertainty.diversity(pyramids)]
     out["uncertainty_error_r"] = [uncertainty.error_correlation(made, target)]
-    return out, uncertainty.calibration_sums(made, target), source
+    return out, uncertainty.calibration_sums(made, target)

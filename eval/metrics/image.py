@@ -72,22 +72,23 @@ class Level:
     def maps(self, other):
         """(SSIM map, contrast-structure map), float64 [H - 10, W - 10]."""
         (mx, xx), (my, yy) = self.moments, other.moments
-        product = mx * my
-        squares = mx * mx + my * my
         contrast = _blur(self.pixels * other.pixels)
-        contrast -= product
-        contrast *= 2
-        contrast += C2
-        spread = xx + yy
-        spread -= squares
-        spread += C2
-        contrast /= spread
-        product *= 2
-        product += C1
-        squares += C1
-        product /= squares
-        product *= contrast
-        return product, contrast
+        full = np.empty_like(contrast)
+        for top in range(0, len(full), STRIP):  # strips stay in the processor's cache
+            part = slice(top, top + STRIP)
+            x, y, cs = mx[part], my[part], contrast[part]
+            product, squares = x * y, x * x
+            squares += y * y
+            cs -= product
+            cs *= 2
+            cs += C2
+            cs /= xx[part] + yy[part] - squares + C2
+            product *= 2
+            product += C1
+            squares += C1
+            product /= squares
+            np.multiply(product, cs, out=full[part])
+        return full, contrast
 
 
 class Region:
@@ -95,6 +96,7 @@ class Region:
 
     def __init__(self, changed):
         self.outside = [~np.asarray(changed, bool)]
+        self._windows = {}
 
     def pixels(self, scale=0):
         """bool [H, W] of the scale: pixels that hold nothing changed."""
@@ -106,7 +108,9 @@ class Region:
 
     def windows(self, scale=0):
         """bool [H - 10, W - 10] of the scale: 11 x 11 windows that touch nothing changed."""
-        return _box(~self.pixels(scale), WINDOW) == 0
+        if scale not in self._windows:
+            self._windows[scale] = _box(~self.pixels(scale), WINDOW) == 0
+        return self._windows[scale]
 
 
 class Pyramid:
@@ -125,43 +129,49 @@ class Pyramid:
             self.levels.append(Level(_pool(self.levels[-1].pixels)))
         return self.levels[scale]
 
-    def _means(self, other, scale, region):
-        full, contrast = self.level(scale).maps(other.level(scale))
-        if region is None:
-            return float(full.mean()), float(contrast.mean())
-        inside = region.windows(scale)
-        if not inside.any():
-            return None
-        return float(full[inside].mean()), float(contrast[inside].mean())
+    def compare(self, other, regions=(None,), multi=True):
+        """[(SSIM, MS-SSIM) for each of `regions`] with another Pyramid of the same size; NaN where no window fits.
 
-    def similarities(self, other, region=None, multi=True):
-        """(SSIM, MS-SSIM) with another Pyramid of the same size; NaN where no window fits.
-
-        region: a Region; then only windows outside it count, on as many scales as have one.
+        regions: of Region or None (everywhere); in a Region only windows outside it count, on as many scales as have
+          one. The maps are made once for all.
         multi: False leaves MS-SSIM out (NaN).
         """
         if self.shape != other.shape:
             raise ValueError(f"images {self.shape} and {other.shape} must be gray and of one size")
-        steps = []
+        steps, open_ = [[] for _ in regions], set(range(len(regions)))
         for scale in range(scales(self.shape) if multi else min(1, scales(self.shape))):
-            means = self._means(other, scale, region)
-            if means is None:
+            masks = {i: None if regions[i] is None else regions[i].windows(scale) for i in open_}
+            open_ = {i for i, mask in masks.items() if mask is None or mask.any()}
+            if not open_:
                 break
-            steps.append(means)
-        if not steps:
-            return float("nan"), float("nan")
-        if not multi:
-            return steps[0][0], float("nan")
-        weights = np.array(SCALES[: len(steps)]) / sum(SCALES[: len(steps)])
-        # The coarsest scale counts whole, the others by contrast and structure. A negative mean has no real power;
-        # as usual it counts as no similarity.
-        last = len(steps) - 1
-        terms = [max(full if s == last else contrast, 0.0) for s, (full, contrast) in enumerate(steps)]
-        return steps[0][0], float(np.prod(np.array(terms) ** weights))
+            maps = self.level(scale).maps(other.level(scale))
+            for i in open_:
+                where = True if masks[i] is None else masks[i]
+                count = maps[0].size if masks[i] is None else np.count_nonzero(where)
+                steps[i].append([float(np.sum(m, where=where)) / count for m in maps])
+        return [_combine(s, multi) for s in steps]
+
+    def similarities(self, other, region=None, multi=True):
+        """(SSIM, MS-SSIM) with another Pyramid, everywhere or outside one Region; see `compare`."""
+        return self.compare(other, (region,), multi)[0]
 
     def ms_ssim(self, other):
         """Multi-scale SSIM with another Pyramid."""
         return self.similarities(other)[1]
+
+
+def _combine(steps, multi):
+    """(SSIM, MS-SSIM) of the (SSIM, contrast) means of each scale."""
+    if not steps:
+        return float("nan"), float("nan")
+    if not multi:
+        return steps[0][0], float("nan")
+    weights = np.array(SCALES[: len(steps)]) / sum(SCALES[: len(steps)])
+    # The coarsest scale counts whole, the others by contrast and structure. A negative mean has no real power; as
+    # usual it counts as no similarity.
+    last = len(steps) - 1
+    terms = [max(full if s == last else contrast, 0.0) for s, (full, contrast) in enumerate(steps)]
+    return steps[0][0], float(np.prod(np.array(terms) ** weights))
 
 
 def ssim(a, b, region=None):
