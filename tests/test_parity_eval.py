@@ -1,7 +1,7 @@
 """Every metric against an independent implementation on 200 random and degenerate inputs: `make parity-eval`.
 
-scikit-learn, scikit-image, scipy, torchmetrics, sacrebleu, rouge-score, NLTK; and the XRV wrapper's loading code
-against the library itself, with random weights in the files' real formats. All within 1e-6.
+scikit-learn, scikit-image, scipy, torchmetrics, pytorch-msssim, sacrebleu, rouge-score, NLTK; and the XRV wrapper's
+loading code against the library itself, with random weights in the files' real formats. All within 1e-6.
 """
 
 import math
@@ -154,14 +154,16 @@ def test_ssim_and_psnr_are_skimages(seed):
 
 
 @pytest.mark.parametrize("seed", range(CASES))
-def test_ms_ssim_is_torchmetrics(seed):
-    torch = pytest.importorskip("torch")
-    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure as theirs
-
+def test_ms_ssim_is_pytorch_msssims(seed):
+    """Windows inside the image at every scale, as in the paper's code. (torchmetrics reflects the coarsest border.)"""
+    theirs, torch = pytest.importorskip("pytorch_msssim"), pytest.importorskip("torch")
     a, b = pair(seed, least=176)
-    # torchmetrics pads by reflection and crops the border again, so its windows are ours.
+    h, w = (s // 16 * 16 for s in a.shape)  # odd sides are pooled differently there
+    a, b = a[:h, :w], b[:h, :w]
     x, y = (torch.tensor(i[None, None].astype(np.float64)) for i in (a, b))
-    value = theirs(x, y, data_range=255.0, betas=image.SCALES, normalize="relu", kernel_size=11, sigma=1.5).item()
+    window = pytest.importorskip("scipy.signal").windows.gaussian(11, 1.5)  # theirs is rounded to float32
+    win = torch.tensor(window / window.sum())[None, None, None]
+    value = theirs.ms_ssim(x, y, data_range=255, win=win, weights=list(image.SCALES)).item()
     close(image.ms_ssim(a, b), value)
 
 
@@ -192,6 +194,7 @@ def test_fid_is_scipys_matrix_square_root(seed):
 @pytest.mark.parametrize("seed", range(CASES))
 def test_kid_is_torchmetrics(seed):
     torch = pytest.importorskip("torch")
+    import_torchvision(torch)  # torchmetrics imports it
     from torchmetrics.image.kid import poly_mmd
 
     x, y = features(seed)
@@ -268,15 +271,33 @@ def test_meteor_by_hand():
     assert words.meteor_exact_stem("worsening edema", "pulmonary congestion") == 0  # no synonyms, offline
 
 
+def import_torchvision(torch):
+    """torchvision, also where its compiled operators are of another build than PyTorch: no model here needs them."""
+    import importlib
+    import sys
+
+    pytest.importorskip("torch")
+    try:
+        return importlib.import_module("torchvision")
+    except RuntimeError:
+        for name in [n for n in sys.modules if n.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        library = torch.library.Library("torchvision", "DEF")
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        import_torchvision.library = library  # it is gone with its object
+        return importlib.import_module("torchvision")
+
+
 class TestXrv:
     """The real library with random weights, written as its authors wrote theirs."""
 
     @pytest.fixture(scope="class")
     def scorer(self, tmp_path_factory):
-        torch, xrv = pytest.importorskip("torch"), pytest.importorskip("torchxrayvision")
         import os
 
-        import torchvision
+        torch = pytest.importorskip("torch")
+        torchvision = import_torchvision(torch)
+        xrv = pytest.importorskip("torchxrayvision")
         from torchxrayvision.baseline_models import chestx_det, emory_hiti, riken
 
         from progemu_jax.scorers.xrv import WEIGHTS, XRVScorer

@@ -166,7 +166,9 @@ def _combine(steps, multi):
         return float("nan"), float("nan")
     if not multi:
         return steps[0][0], float("nan")
-    weights = np.array(SCALES[: len(steps)]) / sum(SCALES[: len(steps)])
+    weights = np.array(SCALES[: len(steps)])
+    if len(steps) < len(SCALES):  # all five stand as printed, though they sum to 1.0001
+        weights /= weights.sum()
     # The coarsest scale counts whole, the others by contrast and structure. A negative mean has no real power; as
     # usual it counts as no similarity.
     last = len(steps) - 1
