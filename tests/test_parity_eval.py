@@ -274,18 +274,25 @@ def test_meteor_by_hand():
 def import_torchvision(torch):
     """torchvision, also where its compiled operators are of another build than PyTorch: no model here needs them."""
     import importlib
+    import re
     import sys
 
     pytest.importorskip("torch")
-    try:
-        return importlib.import_module("torchvision")
-    except RuntimeError:
-        for name in [n for n in sys.modules if n.split(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        library = torch.library.Library("torchvision", "DEF")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        import_torchvision.library = library  # it is gone with its object
-        return importlib.import_module("torchvision")
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    import_torchvision.libraries.append(library)  # what it defines is gone with it
+    while True:
+        try:
+            return importlib.import_module("torchvision")
+        except RuntimeError as error:
+            missing = re.search(r"operator torchvision::(\w+) does not exist", str(error))
+            if not missing:
+                raise
+            library.define(f"{missing[1]}(Tensor x) -> Tensor")
+            for name in [n for n in sys.modules if n.split(".")[0] == "torchvision"]:
+                del sys.modules[name]
+
+
+import_torchvision.libraries = []
 
 
 class TestXrv:
