@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+PARITY_EVAL ?= .venv-parity-eval
 JOBS ?= 2
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.progemu-installed
@@ -9,7 +10,7 @@ STAMP := $(VENV)/.progemu-installed
 # One thread a test process: pytest-xdist runs JOBS of them.
 TEST_ENV := JAX_PLATFORMS=cpu OMP_NUM_THREADS=1 XLA_FLAGS="--xla_cpu_multi_thread_eigen=false --xla_force_host_platform_device_count=8"
 
-.PHONY: help setup demo demo-quick phantom test soak lint format clean
+.PHONY: help setup demo demo-quick phantom test soak parity-eval coverage lint format clean
 
 help:
 	@echo "make setup       virtual environment in $(VENV) from the hashed lock (Python 3.11 or newer)"
@@ -18,6 +19,8 @@ help:
 	@echo "make phantom     the same cohort at full size: runs/phantom (hours on CPU, minutes on a GPU)"
 	@echo "make test        set-up, then the tests (JOBS=$(JOBS) processes)"
 	@echo "make soak        the slow tests: kill -9 in every stage"
+	@echo "make parity-eval every metric against independent libraries, in $(PARITY_EVAL) (Python 3.11)"
+	@echo "make coverage    2,000 simulated cohorts: do 95 % intervals hold the truth? (slow)"
 	@echo "make lint        ruff, nothing is changed; make format changes"
 	@echo "make clean       removes build products and caches; keeps $(VENV) and runs/"
 
@@ -48,6 +51,21 @@ test: setup
 
 soak: setup
 	$(TEST_ENV) $(PY) -m pytest -m slow
+
+# The libraries that the metrics are compared with pull in PyTorch: a venv of their own, over the same lock.
+parity-eval: $(PARITY_EVAL)/.progemu-installed
+	JAX_PLATFORMS=cpu OMP_NUM_THREADS=1 $(PARITY_EVAL)/bin/python -m pytest -m parity tests/test_parity_eval.py
+	$(PARITY_EVAL)/bin/python -m pytest tests/test_eval_tables.py
+
+$(PARITY_EVAL)/.progemu-installed: requirements.lock requirements-parity-eval.txt
+	test -x $(PARITY_EVAL)/bin/python || $(PYTHON) -m venv $(PARITY_EVAL)
+	$(PARITY_EVAL)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(PARITY_EVAL)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-parity-eval.txt
+	$(PARITY_EVAL)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+coverage: setup
+	OMP_NUM_THREADS=1 $(PY) benchmarks/coverage.py
 
 lint: setup
 	$(PY) -m ruff check .

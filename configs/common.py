@@ -107,6 +107,7 @@ def phantom(
             },
             "sample": {
                 "batch_size": 32,
+                "systems": ("progemu", "shuffled-prompts", "text-only", "contradicting-prompts", "null-prompt"),
                 "policy": {
                     "temperature": 0.5,
                     "top_k": 64,

@@ -1,9 +1,14 @@
 """python -m progemu_jax.eval --predictions=DIR [--predictions=DIR2 ...] --references=DIR --out=DIR
 
-Scores predictions folders of any system. A folder is given as DIR or NAME=DIR; its scores are DIR/scores.npz
-or, in a run directory, ../../scores/<folder name>.npz. The first folder is the system under test. Scores of
-the reference images (prior, followup, counterfactual, reconstruction .npz) are looked for in
---reference-scores, else in <references>/scores/ and beside the folders' scores.
+Scores predictions folders of any system. A folder is given as DIR or NAME=DIR; its scores are DIR/scores.npz (or
+.csv) or, in a run directory, ../../scores/<folder name>.npz. The first folder is the system under test. Scores of
+the reference images (prior, followup, counterfactual, mean, reconstruction .npz or .csv) are looked for in
+--reference-scores, else in <references>/scores/ and beside the folders' scores. `python -m progemu_jax.scorers`
+makes score files. Names known as controls (contradicting-prompts, null-prompt; NAME:contradicting for the control
+of system NAME) and baselines (shuffled-prompts, text-only) are judged as such.
+
+Written to --out: metrics.json; tables and the papers' tables 1-4 (paper), each as .md, .tex and .html;
+report/index.html.
 """
 
 import argparse
@@ -12,21 +17,28 @@ from pathlib import Path
 
 from progemu_jax.errors import UserError
 from progemu_jax.eval.evaluate import REFERENCE_ROWS, System, evaluate
+from progemu_jax.eval.metrics.fidelity import SUBSAMPLES
+from progemu_jax.eval.metrics.textmodels import MODELS
+
+
+def _score_file(stem):
+    """`stem`.npz or `stem`.csv if there is one; UserError when both are there."""
+    found = [path for kind in ("npz", "csv") if (path := stem.with_name(f"{stem.name}.{kind}")).is_file()]
+    if len(found) > 1:
+        raise UserError(f"{found[0]} and {found[1]}: which one counts? remove one")
+    return found[0] if found else None
 
 
 def find_scores(folder):
     """The score file of a predictions folder, or None."""
     folder = Path(folder).resolve()
-    for path in (folder / "scores.npz", folder.parent.parent / "scores" / f"{folder.name}.npz"):
-        if path.is_file():
-            return path
-    return None
+    return _score_file(folder / "scores") or _score_file(folder.parent.parent / "scores" / folder.name)
 
 
 def find_reference_scores(folders):
     """Score files of the references' images: name -> path, from the first of `folders` that has any."""
     for folder in folders:
-        found = {n: Path(folder) / f"{n}.npz" for n in REFERENCE_ROWS.values() if (Path(folder) / f"{n}.npz").is_file()}
+        found = {n: path for n in REFERENCE_ROWS.values() if (path := _score_file(Path(folder) / n))}
         if found:
             return found
     return {}
@@ -44,6 +56,8 @@ def main(argv=None):
     parser.add_argument("--out", required=True, metavar="DIR")
     parser.add_argument("--reference-scores", metavar="DIR")
     parser.add_argument("--bootstrap", type=int, default=1000, help="resamples of patients (default 1000; 0: none)")
+    parser.add_argument("--subsamples", type=int, default=SUBSAMPLES, help="half-samples for FID, KID (at most 50)")
+    parser.add_argument("--text-model", action="append", default=[], choices=sorted(MODELS), help="if installed")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cases", type=int, default=12, help="cases shown on the page")
     parser.add_argument("--title", default="Counterfactual chest X-rays")
@@ -52,6 +66,10 @@ def main(argv=None):
     try:
         if args.bootstrap < 0:
             raise UserError(f"--bootstrap={args.bootstrap}: must not be negative")
+        if not 0 <= args.subsamples <= SUBSAMPLES:
+            raise UserError(f"--subsamples={args.subsamples}: give 0 to {SUBSAMPLES}")
+        if args.cases < 0 or args.seed < 0:
+            raise UserError("--cases and --seed must not be negative")
         systems, places = {}, []
         for given in args.predictions:
             name, _, folder = given.rpartition("=")
@@ -62,7 +80,7 @@ def main(argv=None):
             systems[name] = System(folder, scores)
             places += [scores.parent] if scores else []
         if args.reference_scores and not find_reference_scores([args.reference_scores]):
-            raise UserError(f"--reference-scores={args.reference_scores}: holds none of prior.npz, followup.npz, ...")
+            raise UserError(f"--reference-scores={args.reference_scores}: holds no prior.npz, followup.csv, ...")
         places = [args.reference_scores] if args.reference_scores else [Path(args.references) / "scores", *places]
         evaluate(
             systems,
@@ -74,6 +92,8 @@ def main(argv=None):
             title=args.title,
             caveats=args.caveat,
             cases_shown=args.cases,
+            subsamples=args.subsamples,
+            text_models=args.text_model,
             log=lambda line: print(line, file=sys.stderr),
         )
     except UserError as error:

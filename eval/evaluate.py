@@ -1,8 +1,10 @@
-"""Score systems against references: metrics.json, tables.md and a self-contained report/index.html.
+"""Score systems against references: metrics.json, tables and a self-contained report/index.html.
 
-Rows of the table: every system given; and, computed beside them, copy-the-prior, echo-the-prompt (text
-only), the tokenizer-reconstructed follow-up, the real follow-up (ceiling) and, on the phantom, the true
-counterfactual. Images of prior, follow-up and counterfactual are the references' own.
+Rows of the table: every system given; and, computed beside them, copy-the-prior, the mean image, echo-the-prompt
+(text only), the tokenizer-reconstructed follow-up, the real follow-up (ceiling) and, on the phantom, the true
+counterfactual. Images of prior, follow-up and counterfactual are the references' own; the mean image is theirs too.
+Controls (contradicting prompts, null prompt) are a system's answers to other prompts than the references'; they are
+judged by their own prompts.
 
 All systems are compared on the cases that every one of them has; what is left out is named. Nothing here
 needs scores: without them only image and text metrics are defined.
@@ -17,15 +19,19 @@ import numpy as np
 
 from progemu_jax.errors import UserError
 from progemu_jax.eval.bootstrap import Bootstrap, estimate
-from progemu_jax.eval.measure import Candidate, Truth, measure
+from progemu_jax.eval.compare import differences, tests
+from progemu_jax.eval.measure import Candidate, Truth, measure, measure_fidelity
 from progemu_jax.eval.metrics.cmig import cmig
+from progemu_jax.eval.metrics.fidelity import SUBSAMPLES
 from progemu_jax.eval.metrics.retention import normalised
 from progemu_jax.eval.metrics.roc import RELIABLE
-from progemu_jax.eval.predictions import Rows, name_ids, read_predictions, read_references, read_scores
-from progemu_jax.eval.tables import METRICS, write_markdown
+from progemu_jax.eval.predictions import Rows, read_predictions, read_references
+from progemu_jax.eval.scores import name_ids, read_scores
+from progemu_jax.eval.tables import METRICS
+from progemu_jax.records import write_text
 
-SCHEMA = 1
-FINDING_METRICS = ("finding_auroc", "finding_auprc", "finding_auroc_changed")
+SCHEMA = 2
+FINDING_METRICS = ("finding_auroc", "finding_auprc", "finding_auroc_changed", "finding_f1")
 CMIG_TERMS = {"accuracies": ["finding_auroc"], "retentions": ["group_auroc", "age_r"]}
 RETENTIONS = {
     "group_retention": ("group_auroc", 0.5),
@@ -38,17 +44,22 @@ TITLES = {
     "copy": "Copy the prior",
     "shuffled": "Shuffled prompts",
     "text_only": "Text only (no prior image)",
+    "mean_image": "Mean image",
+    "contradicting": "Contradicting prompts",
+    "null_edit": "Null prompt",
     "echo": "Echo the prompt",
     "prior_reconstruction": "Reconstructed prior (no edit)",
     "reconstruction": "Reconstructed follow-up",
     "followup": "Real follow-up",
     "counterfactual": "True counterfactual",
 }
-BASELINES = ("copy", "shuffled", "text_only", "echo", "prior_reconstruction")
+BASELINES = ("copy", "mean_image", "shuffled", "text_only", "echo", "prior_reconstruction")
+CONTROLS = ("contradicting", "null_edit")
 CEILINGS = ("reconstruction", "followup", "counterfactual")
 # Row of the table -> name of the reference scores it is computed from.
 REFERENCE_ROWS = {
     "copy": "prior",
+    "mean_image": "mean",
     "prior_reconstruction": "prior_reconstruction",
     "reconstruction": "reconstruction",
     "followup": "followup",
@@ -84,9 +95,11 @@ def evaluate(
     title="Counterfactual chest X-rays",
     caveats=(),
     cases_shown=12,
+    subsamples=SUBSAMPLES,
+    text_models=(),
     log=print,
 ):
-    """Score `systems` and write `out`/metrics.json, `out`/tables.md and `out`/report/index.html.
+    """Score `systems` and write `out`/metrics.json, tables and `out`/report/index.html.
 
     Args:
       systems: dict key -> System. The first is the one under test: differences and cases are its own. The
@@ -94,12 +107,14 @@ def evaluate(
         names a built-in row (copy, echo, reconstruction, followup, counterfactual) replaces that row.
       references: folder of `references.jsonl`.
       reference_scores: dict of score files of the references' images, of any of prior, followup,
-        counterfactual, reconstruction, prior_reconstruction; missing ones only leave metrics undefined.
+        counterfactual, mean, reconstruction, prior_reconstruction; missing ones only leave metrics undefined.
       out: folder to write to.
       bootstrap: resamples of patients (0: no intervals).
       seed: of the resamples and of the choice of cases shown.
       title, caveats: of the page; caveats is a list of sentences.
       cases_shown: cases on the sheet, drawn at random, not by result.
+      subsamples: half-samples behind the intervals of FID, KID, precision and recall, at most 50.
+      text_models: of chexbert, radgraph, green; their packages must be installed.
       log: called with one line for each warning.
 
     Returns:
@@ -130,28 +145,32 @@ def evaluate(
         log(f"evaluate: {line}")
 
     boot = Bootstrap(truth.patients, bootstrap, seed)
-    measured = {c.key: measure(c, truth, boot) for c in candidates}
-    _derive(measured)
+    measured = measure(candidates, truth, boot, text_models)
+    derive(measured)
+    for c in candidates:
+        measure_fidelity(c, truth, measured[c.key], subsamples if boot.resamples else 0, seed)
     result = _result(candidates, measured, refs, truth, boot, seed)
     result.update(title=title, caveats=list(caveats), warnings=warnings)
 
+    from progemu_jax.eval.paper import write_paper
+    from progemu_jax.eval.render import write_tables
     from progemu_jax.eval.report import write_report
     from progemu_jax.eval.sheet import write_sheet
 
     out = Path(out)
-    (out / "report").mkdir(parents=True, exist_ok=True)
-    _write(out / "metrics.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
-    _write(out / "tables.md", write_markdown(result))
-    page = write_report(result, candidates, measured, refs, cases_shown=cases_shown, seed=seed)
-    write_sheet(out / "report" / "cases.png", candidates[0], refs, seed=seed)
-    _write(out / "report" / "index.html", page)
+    try:
+        (out / "report").mkdir(parents=True, exist_ok=True)
+        write_text(out / "metrics.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
+        write_tables(result, out)
+        write_paper(result, out)
+        page = write_report(result, candidates, measured, refs, cases_shown=cases_shown, seed=seed)
+        write_sheet(out / "report" / "cases.png", candidates[0], refs, seed=seed)
+        write_text(out / "report" / "index.html", page)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or out}: cannot be written ({error.strerror}); choose another --out"
+        ) from None
     return result
-
-
-def _write(path, text):
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _warn_missing(refs, rows, systems):
@@ -184,27 +203,40 @@ def _restrict(refs, rows, common):
 
 def _canonical(key):
     """'shuffled-prompts' -> 'shuffled', 'text-only' -> 'text_only', ...: folder names of known rows."""
-    key = key.replace("-", "_")
-    return {"shuffled_prompts": "shuffled", "copy_the_prior": "copy", "echo_the_prompt": "echo"}.get(key, key)
+    owner, colon, kind = key.rpartition(":")
+    kind = kind.replace("-", "_")
+    known = {
+        "shuffled_prompts": "shuffled", "copy_the_prior": "copy", "echo_the_prompt": "echo",
+        "contradicting_prompts": "contradicting", "null_prompt": "null_edit",
+    }  # fmt: skip
+    return owner + colon + known.get(kind, kind)
 
 
 def _role(key):
-    return "baseline" if key in BASELINES else "ceiling" if key in CEILINGS else "system"
+    """Role of a row; a control may carry the name of its system in front: `ours:contradicting`."""
+    for role, keys in (("baseline", BASELINES), ("control", CONTROLS), ("ceiling", CEILINGS)):
+        if key.rpartition(":")[2] in keys:
+            return role
+    return "system"
+
+
+def _title(key):
+    owner, _, kind = key.rpartition(":")
+    title = TITLES.get(kind, kind)
+    return f"{title} ({owner})" if owner else title
 
 
 def _candidates(systems, rows, refs, reference_scores):
     made = {}
     for key, system in systems.items():
         scores = read_scores(system.scores) if system.scores is not None and rows[key].images is not None else None
-        made[key] = Candidate(
-            key, system.title or TITLES.get(key, key), _role(key), rows[key], scores, None, system.note
-        )
+        made[key] = Candidate(key, system.title or _title(key), _role(key), rows[key], scores, None, system.note)
     n = len(refs.rows)
     plain = lambda texts: Rows(np.arange(n), np.zeros(n, int), [r["prompt"] for r in refs.rows], texts, None)  # noqa: E731
     if "echo" not in made:
         made["echo"] = Candidate("echo", TITLES["echo"], "baseline", plain([r["prompt"] for r in refs.rows]))
     for key, name in REFERENCE_ROWS.items():
-        kind = name if name in ("prior", "followup", "counterfactual") else None
+        kind = name if name in ("prior", "followup", "counterfactual", "mean") else None
         if kind == "counterfactual" and not all(r.get("counterfactual") for r in refs.rows):
             kind = None
         scores = reference_scores.get(name)
@@ -212,10 +244,17 @@ def _candidates(systems, rows, refs, reference_scores):
             continue
         texts = [r["interpretation"] for r in refs.rows] if key == "followup" else None
         made[key] = Candidate(key, TITLES[key], _role(key), plain(texts), scores, kind)
-    order = [k for k in systems if _role(k) == "system"] + [k for k in (*BASELINES, *CEILINGS) if k in made]
+    order = [k for role in ("system", "baseline", "control", "ceiling") for k in _of_role(role, made)]
     if next(iter(systems)) not in order[:1]:  # the system under test comes first, whatever it is called
         order = [next(iter(systems))] + [k for k in order if k != next(iter(systems))]
     return [made[k] for k in order]
+
+
+def _of_role(role, keys):
+    """Keys of one role: systems in the order given, the others in the order of the tables."""
+    keys = [k for k in keys if _role(k) == role]
+    known = (*BASELINES, *CONTROLS, *CEILINGS)
+    return keys if role == "system" else sorted(keys, key=lambda k: known.index(k.rpartition(":")[2]))
 
 
 def _warn_scores(candidates, reference_scores):
@@ -240,7 +279,7 @@ def _warn_scores(candidates, reference_scores):
     return lines
 
 
-def _derive(measured):
+def derive(measured):
     """Metrics made of others: CMIG, retention relative to the ceiling, gap closed."""
     ceiling = measured.get("followup")
     copy, best = measured.get("copy"), measured.get("reconstruction")
@@ -290,6 +329,7 @@ def _result(candidates, measured, refs, truth, boot, seed):
                 }
                 for part, values in m.findings.items()
             },
+            "features": m.features,
             "notes": m.notes,
         }
     return {
@@ -307,7 +347,8 @@ def _result(candidates, measured, refs, truth, boot, seed):
         },
         "cmig_terms": CMIG_TERMS,
         "systems": systems,
-        "differences": _differences(candidates, measured),
+        "differences": differences(candidates, measured),
+        "tests": tests(candidates, measured),
         "definitions": {k: m.definition for k, m in METRICS.items()},
     }
 
@@ -316,24 +357,8 @@ def _few(metric, counts):
     """The flag of one finding's AUROC-like metric with fewer than 20 positives or negatives."""
     if counts is None or metric not in (*FINDING_METRICS, "gap_closed"):
         return ()
-    prefix = "" if metric in ("finding_auroc", "finding_auprc") else "changed_"
+    prefix = "changed_" if metric in ("finding_auroc_changed", "gap_closed") else ""
     positives, negatives = counts[prefix + "positives"], counts[prefix + "negatives"]
     if min(positives, negatives) >= RELIABLE:
         return ()
     return (f"{positives} positives, {negatives} negatives: fewer than {RELIABLE}",)
-
-
-def _differences(candidates, measured):
-    """Paired differences of the system under test to every other row, and whether intervals are apart."""
-    first, out = candidates[0].key, {}
-    for c in candidates[1:]:
-        shared = {}
-        for k in METRICS:
-            a, b = measured[first].distributions.get(k), measured[c.key].distributions.get(k)
-            if a is None or b is None:
-                continue
-            x, y = estimate(a), estimate(b)
-            apart = None not in (x.low, y.low, x.high, y.high) and (x.low > y.high or y.low > x.high)
-            shared[k] = {**estimate(a - b).to_json(), "intervals_apart": bool(apart)}
-        out[c.key] = shared
-    return out

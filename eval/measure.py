@@ -10,10 +10,18 @@ import numpy as np
 
 from progemu_jax import radtext
 from progemu_jax.errors import UserError
-from progemu_jax.eval.metrics import direction, divergence, image, text
+from progemu_jax.eval.metrics import amplification, direction, divergence, fidelity, retention, text, textmodels, words
+from progemu_jax.eval.metrics.image import Region, dilate
 from progemu_jax.eval.metrics.retention import Correlation
-from progemu_jax.eval.metrics.roc import Ranking
-from progemu_jax.eval.predictions import Rows, Scores, pack, read_image
+from progemu_jax.eval.metrics.roc import Ranking, SoftRanking
+from progemu_jax.eval.pictures import image_metrics
+from progemu_jax.eval.predictions import Rows, organs_of, read_image
+from progemu_jax.eval.scores import Scores, pack
+
+# Means over findings of what each finding has.
+OVER_FINDINGS = ("finding_auroc", "finding_auprc", "finding_auroc_changed", "finding_auroc_soft", "finding_f1")
+SAME = 4  # gray levels between prior and true counterfactual that are no change: less than a film's noise
+REACH = 16  # a changed organ is widened by a sixteenth of the side: disease does not stop at a mask's edge
 
 
 @dataclass
@@ -22,10 +30,10 @@ class Candidate:
 
     key: str
     title: str
-    role: str  # "system", "baseline" or "ceiling"
+    role: str  # "system", "baseline", "ceiling", or "control" (given other prompts than the references')
     rows: Rows
     scores: Scores | None = None
-    image_kind: str | None = None  # "prior", "followup", "counterfactual": images are the references' own
+    image_kind: str | None = None  # "prior", "followup", "counterfactual", "mean": the references' own images
     note: str = ""
 
     @property
@@ -51,6 +59,7 @@ class Measured:
     flags: dict = field(default_factory=dict)  # metric -> list of str
     notes: list = field(default_factory=list)
     case_values: dict = field(default_factory=dict)  # per row, for the sheet of cases
+    features: dict = field(default_factory=dict)  # backbone and numbers of images behind FID and its like
 
 
 class Truth:
@@ -76,19 +85,43 @@ class Truth:
         self.group = [row.get("group") for row in references.rows]
         self._masks, self._images = {}, {}
 
-    def named_columns(self, columns):
-        """float [N, F]: the prompt's direction for each scorer column; NaN where its parts contradict."""
-        columns = list(columns)
-        out = np.zeros((len(self.named), len(columns)))
-        for j, name in enumerate(columns):
-            members = [
-                i for i, f in enumerate(radtext.FINDINGS)
-                if f == name or (f not in columns and radtext.CHEXPERT_OF[f] == name)
-            ]  # fmt: skip
-            if members:
-                up, down = (self.named[:, members] > 0).any(1), (self.named[:, members] < 0).any(1)
-                out[:, j] = np.where(up & down, np.nan, up * 1.0 - down)
+    def own_prompts(self, rows):
+        """float [R, 8]: the direction that each row's own prompt states, in FINDINGS order; 0 where it states none."""
+        out, seen = self.named[rows.case].copy(), {}
+        for r, (case, prompt) in enumerate(zip(rows.case, rows.prompts, strict=True)):
+            row = self.references.rows[int(case)]
+            if prompt == row["prompt"]:
+                continue
+            if (case, prompt) not in seen:
+                before = {f: v >= radtext.PRESENT for f, v in (row.get("states_before") or {}).items() if v is not None}
+                said = radtext.changes(prompt, before)
+                seen[case, prompt] = [_sign(said.get(f)) for f in radtext.FINDINGS]
+            out[r] = seen[case, prompt]
         return out
+
+    def region(self, case, prior, counterfactual):
+        """(Region outside which the image should be the prior's, or None if unknown; where that is known from).
+
+        With a true counterfactual, the pixels in which it differs from the prior by more than SAME. Else the organs
+        in which a finding that is named or truly changed may show, by the masks of prior and follow-up.
+        """
+        if counterfactual is not None:
+            step = np.abs(prior.astype(np.int16) - counterfactual)
+            return Region(step > SAME), f"pixels in which the true counterfactual is within {SAME} of the prior"
+        changed = (self.named[case] != 0) | (self.true_changes[case] != 0)
+        organs = list(radtext.ORGANS)
+        masks = [self.masks(which, radtext.ORGANS, prior.shape)[0] for which in ("prior", "followup")]
+        if any(m is None for m in masks):
+            return None, None
+        allowed = {o for f, on in zip(radtext.FINDINGS, changed, strict=True) if on for o in organs_of(f)}
+        out = np.zeros(prior.shape, bool)
+        for packed in masks:
+            for organ in allowed:
+                bits = np.unpackbits(packed[case, organs.index(organ)], count=prior.size)
+                out |= bits.reshape(prior.shape).astype(bool)
+        if allowed:
+            out = dilate(out, min(prior.shape) // REACH)
+        return Region(out), "the organs of findings that are named or changed are left out"
 
     def masks(self, which, organs, shape):
         """Packed masks of the prior or follow-up: (uint8 [N, organs, bytes], source) or (None, '').
@@ -120,15 +153,23 @@ class Truth:
         return out
 
 
+def by_column(named, columns):
+    """float [N, F]: directions float [N, 8] for each scorer column; NaN where a column's parts contradict."""
+    columns = list(columns)
+    out = np.zeros((len(named), len(columns)))
+    for j, name in enumerate(columns):
+        members = [
+            i for i, f in enumerate(radtext.FINDINGS)
+            if f == name or (f not in columns and radtext.CHEXPERT_OF[f] == name)
+        ]  # fmt: skip
+        if members:
+            up, down = (named[:, members] > 0).any(1), (named[:, members] < 0).any(1)
+            out[:, j] = np.where(up & down, np.nan, up * 1.0 - down)
+    return out
+
+
 def _sign(value):
     return float(np.sign(value)) if value else 0.0
-
-
-def packed_dice(a, b):
-    """Dice of packed masks uint8 [N, organs, bytes] -> float [N, organs]; NaN where both are empty."""
-    count = lambda x: np.bitwise_count(x).sum(-1, dtype=np.int64)  # noqa: E731
-    total = count(a) + count(b)
-    return np.divide(2.0 * count(a & b), total, out=np.full(total.shape, np.nan), where=total > 0)
 
 
 def _mean(values):
@@ -139,17 +180,24 @@ def _mean(values):
     return (top.sum(1), bottom.sum(1)) if values.ndim == 2 else (top, bottom)
 
 
-def measure(candidate, truth, bootstrap):
-    """All metrics of a Candidate -> Measured."""
-    out = Measured()
+def measure(candidates, truth, bootstrap, text_models=()):
+    """All metrics of the Candidates -> {key: Measured}. text_models: names of `textmodels.MODELS` to ask for."""
+    measured = {c.key: Measured() for c in candidates}
+    pictured = [c for c in candidates if c.has_images]
+    images = image_metrics(pictured, truth, [measured[c.key] for c in pictured])
+    images = {c.key: found for c, found in zip(pictured, images, strict=True)}
+    for candidate in candidates:
+        ratios, functions = images.get(candidate.key, ({}, {}))
+        _measure(candidate, truth, bootstrap, text_models, ratios, functions, measured[candidate.key])
+    return measured
+
+
+def _measure(candidate, truth, bootstrap, text_models, ratios, functions, out):
     rows = candidate.rows
-    ratios, functions = {}, {}
     if candidate.scores is not None:
         _score_metrics(candidate, truth, ratios, functions, out)
     if rows.texts is not None:
-        _text_metrics(candidate, truth, ratios, out)
-    if candidate.has_images:
-        _image_metrics(candidate, truth, ratios, out)
+        _text_metrics(candidate, truth, ratios, functions, out, text_models)
     got = bootstrap.distributions(truth.patient[rows.case], ratios, functions)
     for name, values in got.items():
         if isinstance(name, tuple):
@@ -157,14 +205,48 @@ def measure(candidate, truth, bootstrap):
         else:
             out.distributions[name] = values
     _means_over_findings(out)
-    return out
+
+
+def measure_fidelity(candidate, truth, out, subsamples, seed):
+    """Adds FID, KID, precision and recall to a Measured, where the score files hold features of one backbone."""
+    scores, real = candidate.scores, truth.followup_scores
+    if scores is None or real is None or scores.features is None or real.features is None:
+        return
+    if candidate.image_kind == "followup" or candidate.role == "control":
+        return  # the same images, or other prompts
+    if (scores.backbone, scores.features.shape[1]) != (real.backbone, real.features.shape[1]):
+        raise UserError(
+            f"{scores.path}: features of {scores.backbone!r}, but {real.path} has {real.backbone!r}; use one network"
+        )
+    refs, rows = truth.references, candidate.rows
+    made = scores.features[scores.take([refs.pair_ids[i] for i in rows.case], rows.sample)]
+    followup = real.features[real.take(refs.pair_ids, np.zeros(len(refs.rows), int))]
+    patient = truth.patient
+    got = fidelity.fidelity(followup, made, patient, patient[rows.case], subsamples, seed)
+    out.distributions.update(got)
+    out.features = {
+        "backbone": scores.backbone, "dimensions": int(made.shape[1]), "real": len(followup), "generated": len(made),
+        "neighbours": fidelity.NEIGHBOURS, "subsamples": len(got["fid"]) - 1,
+    }  # fmt: skip
 
 
 def _score_metrics(candidate, truth, ratios, functions, out):
     rows, scores, refs = candidate.rows, candidate.scores, truth.references
-    take = scores.take([refs.pair_ids[i] for i in rows.case], rows.sample)
+    control = candidate.role == "control"
+    pairs = [refs.pair_ids[i] for i in rows.case]
+    take = scores.take(pairs, rows.sample)
+    prior, before = truth.prior_scores, None
+    if prior is not None:
+        before = prior.take(pairs, np.zeros(len(rows), int))
     if scores.finding_prob is not None:
-        _finding_metrics(scores, scores.finding_prob[take].astype(np.float64), rows, truth, ratios, functions, out)
+        prob = scores.finding_prob[take].astype(np.float64)
+        if not control:
+            _finding_metrics(scores.findings, prob, rows, truth, ratios, functions, out)
+        if prior is not None and prior.findings == scores.findings:
+            was = prior.finding_prob[before].astype(np.float64)
+            _direction_metrics(scores.findings, was, prob, candidate, truth, ratios, out)
+    if before is not None:
+        _amplification_metrics(scores, take, prior, before, ratios)
     if scores.group_prob is not None:
         _group_metrics(scores.groups, scores.group_prob[take], rows, truth, functions, out)
     if scores.age is not None:
@@ -176,15 +258,42 @@ def _score_metrics(candidate, truth, ratios, functions, out):
         functions["sex_auroc"] = ranking.auroc
         _flag(out, "sex_auroc", ranking)
     if scores.masks is not None:
-        masks = scores.masks[take]
-        for which in ("prior", "followup"):
-            target, source = truth.masks(which, scores.organs, scores.mask_shape)
-            if target is not None:
-                values = packed_dice(masks, target[rows.case])
-                ratios[f"dice_{which}"] = _mean(values)
-                for k, organ in enumerate(scores.organs):
-                    ratios[f"dice_{which}", organ] = _mean(values[:, k])
-                out.notes.append(f"dice_{which}: against the {source}'s masks")
+        _organ_metrics(scores, scores.masks[take], rows, truth, ratios, out)
+    followup = truth.followup_scores
+    if not control and scores.saliency is not None and followup is not None and followup.saliency is not None:
+        there = followup.take(pairs, np.zeros(len(rows), int))
+        _saliency_metrics(candidate, scores.saliency[take], followup.saliency[there], truth, ratios)
+
+
+def _organ_metrics(scores, masks, rows, truth, ratios, out):
+    for which in ("prior", "followup"):
+        target, source = truth.masks(which, scores.organs, scores.mask_shape)
+        if target is not None:
+            values = retention.packed_dice(masks, target[rows.case])
+            ratios[f"dice_{which}"] = _mean(values)
+            for k, organ in enumerate(scores.organs):
+                ratios[f"dice_{which}", organ] = _mean(values[:, k])
+            out.notes.append(f"dice_{which}: against the {source}'s masks")
+
+
+def _amplification_metrics(scores, take, prior, before, ratios):
+    if scores.group_prob is not None and prior.groups == scores.groups:
+        was, is_ = prior.group_prob[before], scores.group_prob[take]
+        ratios["group_flip"] = _mean(amplification.group_flip(was, is_))
+        ratios["group_shift"] = _mean(amplification.group_shift(was, is_))
+    if scores.age is not None and prior.age is not None:
+        shift = amplification.age_shift(prior.age[before], scores.age[take])
+        ratios["age_shift"], ratios["age_shift_abs"] = _mean(shift), _mean(np.abs(shift))
+    if scores.sex_prob is not None and prior.sex_prob is not None:
+        ratios["sex_flip"] = _mean(amplification.sex_flip(prior.sex_prob[before], scores.sex_prob[take]))
+
+
+def _saliency_metrics(candidate, made, real, truth, ratios):
+    """Correlation of Grad-CAM maps on generated and real image, findings that the prompt names."""
+    if made.shape[1:] != real.shape[1:]:
+        raise UserError(f"{candidate.scores.path}: saliency maps {made.shape[1:]}, the follow-up's {real.shape[1:]}")
+    named = np.abs(by_column(truth.named[candidate.rows.case], candidate.scores.findings)) == 1
+    ratios["saliency_r"] = _mean(np.where(named, retention.map_correlation(made, real), np.nan))
 
 
 def _flag(out, metric, ranking, what=""):
@@ -193,11 +302,16 @@ def _flag(out, metric, ranking, what=""):
         out.flags.setdefault(metric, []).append(f"{what}: {text}" if what else text)
 
 
-def _finding_metrics(scores, prob, rows, truth, ratios, functions, out):
-    refs, columns = truth.references, scores.findings
+def _finding_metrics(columns, prob, rows, truth, ratios, functions, out):
+    refs = truth.references
     after = np.stack([refs.present(f, "after") for f in columns], axis=1)[rows.case]
-    before = np.stack([refs.present(f, "before") for f in columns], axis=1)[rows.case]
     changed = np.stack([refs.changed(f) for f in columns], axis=1)[rows.case]
+    real, followup = None, truth.followup_scores
+    if followup is not None and followup.findings == columns:
+        take = followup.take([refs.pair_ids[i] for i in rows.case], np.zeros(len(rows), int))
+        real = followup.finding_prob[take]
+        ratios["kl_bernoulli"] = _mean(divergence.bernoulli_kl(real, prob).mean(1))
+        ratios["kl_printed"] = _mean(divergence.printed_kl(real, prob).sum(1))
     for j, finding in enumerate(columns):
         every = Ranking(prob[:, j], after[:, j])
         some = Ranking(prob[:, j], np.where(np.abs(changed[:, j]) == 1, after[:, j], np.nan))
@@ -208,31 +322,42 @@ def _finding_metrics(scores, prob, rows, truth, ratios, functions, out):
         functions["finding_auroc", finding] = every.auroc
         functions["finding_auprc", finding] = every.auprc
         functions["finding_auroc_changed", finding] = some.auroc
-        _flag(out, "finding_auroc", every, finding)
-        _flag(out, "finding_auprc", every, finding)
-        _flag(out, "finding_auroc_changed", some, finding)
-    if truth.prior_scores is not None and truth.prior_scores.findings == columns:
-        take = truth.prior_scores.take([refs.pair_ids[i] for i in rows.case], np.zeros(len(rows), int))
-        prior = truth.prior_scores.finding_prob[take].astype(np.float64)
-        named = truth.named_columns(columns)[rows.case]
-        strict = direction.moved(prior, prob, named)
-        clear = direction.moved(prior, prob, named, direction.MARGIN)
-        stay = direction.kept(prior, prob, named, before, after)
-        ratios["directional_accuracy"] = _mean(strict)
-        ratios["directional_accuracy_margin"] = _mean(clear)
-        ratios["specificity"] = _mean(stay)
-        ratios["edit_success"] = _mean(direction.success(strict, stay))
-        for j, finding in enumerate(columns):
-            ratios["directional_accuracy", finding] = _mean(strict[:, j])
-            ratios["directional_accuracy_margin", finding] = _mean(clear[:, j])
-            ratios["specificity", finding] = _mean(stay[:, j])
-            out.counts[finding]["named"] = int(np.isfinite(strict[:, j]).sum())
-        out.case_values.update(prior_prob=prior, prob=prob, named=named, columns=columns)
-    if truth.followup_scores is not None and truth.followup_scores.findings == columns:
-        take = truth.followup_scores.take([refs.pair_ids[i] for i in rows.case], np.zeros(len(rows), int))
-        real = truth.followup_scores.finding_prob[take]
-        ratios["kl_bernoulli"] = _mean(divergence.bernoulli_kl(real, prob).mean(1))
-        ratios["kl_printed"] = _mean(divergence.printed_kl(real, prob).sum(1))
+        if real is not None:
+            functions["finding_auroc_soft", finding] = SoftRanking(prob[:, j], real[:, j]).auroc
+        # Without a positive case there is nothing to find: undefined, not 0.
+        tp, fp, fn = (x * float(every.positives > 0) for x in direction.confusion(prob[:, j], after[:, j]))
+        ratios["finding_f1", finding] = (2 * tp, 2 * tp + fp + fn)
+        for key, ranking in (("finding_auroc", every), ("finding_auprc", every), ("finding_f1", every),
+                             ("finding_auroc_changed", some)):  # fmt: skip
+            _flag(out, key, ranking, finding)
+
+
+def _direction_metrics(columns, was, prob, candidate, truth, ratios, out):
+    refs, rows = truth.references, candidate.rows
+    own = by_column(truth.own_prompts(rows), columns)
+    ratios["own_direction"] = _mean(direction.moved(was, prob, own))
+    ratios["own_direction_margin"] = _mean(direction.moved(was, prob, own, direction.MARGIN))
+    if candidate.role == "control":  # another prompt than the real course: nothing else may move
+        ratios["others_still"] = _mean(direction.still(was, prob, own, np.ones(own.shape, bool)))
+        return
+    after = np.stack([refs.present(f, "after") for f in columns], axis=1)[rows.case]
+    before = np.stack([refs.present(f, "before") for f in columns], axis=1)[rows.case]
+    unchanged = np.stack([refs.changed(f) for f in columns], axis=1)[rows.case] == 0
+    named = by_column(truth.named[rows.case], columns)
+    strict = direction.moved(was, prob, named)
+    clear = direction.moved(was, prob, named, direction.MARGIN)
+    stay = direction.kept(was, prob, named, before, after)
+    ratios["directional_accuracy"] = _mean(strict)
+    ratios["directional_accuracy_margin"] = _mean(clear)
+    ratios["specificity"] = _mean(stay)
+    ratios["others_still"] = _mean(direction.still(was, prob, named, unchanged))
+    ratios["edit_success"] = _mean(direction.success(strict, stay))
+    for j, finding in enumerate(columns):
+        ratios["directional_accuracy", finding] = _mean(strict[:, j])
+        ratios["directional_accuracy_margin", finding] = _mean(clear[:, j])
+        ratios["specificity", finding] = _mean(stay[:, j])
+        out.counts[finding]["named"] = int(np.isfinite(strict[:, j]).sum())
+    out.case_values.update(prior_prob=was, prob=prob, named=named, columns=columns)
 
 
 def _group_metrics(groups, prob, rows, truth, functions, out):
@@ -256,11 +381,20 @@ def _group_metrics(groups, prob, rows, truth, functions, out):
         )
 
 
-def _text_metrics(candidate, truth, ratios, out):
+def _text_metrics(candidate, truth, ratios, functions, out, text_models):
     rows = candidate.rows
     changes, states = text.claims(rows.texts)
+    everything, omitted = np.ones(states.shape, bool), ~truth.mentioned[rows.case]
+    if candidate.scores is not None and candidate.scores.finding_prob is not None:
+        scores = candidate.scores
+        take = scores.take([truth.references.pair_ids[i] for i in rows.case], rows.sample)
+        for suffix, where in (("", everything), ("_omitted", omitted)):
+            ratios[f"text_image_agreement{suffix}"] = text.agreement_counts(
+                states, scores.finding_prob[take], scores.findings, where
+            )
+    if candidate.role == "control":
+        return
     true, named, real = truth.true_changes[rows.case], truth.named[rows.case], truth.states[rows.case]
-    everything, omitted = np.ones(named.shape, bool), ~truth.mentioned[rows.case]
     ratios["text_right"] = _mean(text.right_finding_and_side(changes, named, true))
     tp, fp, fn = text.change_counts(changes, true, everything)
     ratios["text_change_precision"] = (tp, tp + fp)
@@ -271,48 +405,23 @@ def _text_metrics(candidate, truth, ratios, out):
     if np.isfinite(real).any():
         tp, fp, fn = text.state_counts(states, real, omitted)
         ratios["text_omitted_state_f1"] = (2 * tp, 2 * tp + fp + fn)
-    if candidate.scores is not None and candidate.scores.finding_prob is not None:
-        scores = candidate.scores
-        take = scores.take([truth.references.pair_ids[i] for i in rows.case], rows.sample)
-        for suffix, where in (("", everything), ("_omitted", omitted)):
-            ratios[f"text_image_agreement{suffix}"] = text.agreement_counts(
-                states, scores.finding_prob[take], scores.findings, where
-            )
-
-
-def _image_metrics(candidate, truth, ratios, out):
-    refs, rows = truth.references, candidate.rows
-    keys = ("ssim_prior", "mae_prior", "ssim_followup", "ms_ssim_followup", "psnr_followup", "ssim_unchanged",
-            "ssim_counterfactual", "psnr_counterfactual", "mae_counterfactual")  # fmt: skip
-    values = {k: np.full(len(rows), np.nan) for k in keys}
-    for r in range(len(rows)):
-        case = int(rows.case[r])
-        made = candidate.image(refs, r)
-        prior, followup = refs.image(case, "prior"), refs.image(case, "followup")
-        true = refs.image(case, "counterfactual")
-        values["ssim_prior"][r] = image.ssim(made, prior)
-        values["mae_prior"][r] = image.mean_absolute_error(made, prior)
-        values["ssim_followup"][r], values["ms_ssim_followup"][r] = image.similarities(made, followup)
-        values["psnr_followup"][r] = image.psnr(made, followup)
-        if true is not None:
-            values["ssim_unchanged"][r] = image.ssim(made, prior, image.unchanged(prior, true))
-            values["ssim_counterfactual"][r] = image.ssim(made, true)
-            values["psnr_counterfactual"][r] = image.psnr(made, true)
-            values["mae_counterfactual"][r] = image.mean_absolute_error(made, true)
-    for key, column in values.items():
-        if not np.isnan(column).all():
-            ratios[key] = _mean(column)
-            same = int(np.isinf(column).sum())
-            if same:
-                out.flags.setdefault(key, []).append(f"{same} of {len(column)} images identical: infinite, left out")
-    if "ms_ssim_followup" in ratios and image.scales(refs.shape) < len(image.SCALES):
-        out.notes.append(f"ms_ssim: {image.scales(refs.shape)} of 5 scales fit images of this size")
+    references = [truth.references.rows[int(i)]["interpretation"] for i in rows.case]
+    ratios.update(textmodels.ratios(text_models, rows.texts, references))
+    missing = words.available()
+    if missing:
+        out.notes.append(missing)
+        return
+    counts, rouge, meteor = words.overlap(rows.texts, references)
+    for order in range(1, words.ORDERS + 1):
+        functions[f"bleu_{order}"] = lambda w, order=order: words.bleu(w @ counts, order)
+    ratios["rouge_l"], ratios["meteor_exact_stem"] = _mean(rouge), _mean(meteor)
 
 
 def _means_over_findings(out):
-    for key in ("finding_auroc", "finding_auprc", "finding_auroc_changed"):
+    for key in OVER_FINDINGS:
         parts = [m[key] for m in out.findings.values() if key in m and np.isfinite(m[key][0])]
         if parts:
             out.distributions[key] = np.mean(parts, axis=0)
         elif any(key in m for m in out.findings.values()):
-            out.distributions[key] = np.full_like(next(iter(out.findings.values()))[key], np.nan)
+            one = next(m[key] for m in out.findings.values() if key in m)
+            out.distributions[key] = np.full_like(one, np.nan)

@@ -1,32 +1,45 @@
-"""Read the doors of evaluation: predictions folders, `references.jsonl`, score files; join them by case id.
+"""Read the doors of evaluation: predictions folders and `references.jsonl`; join them by case id.
 
 Every inconsistency is one `UserError` line that names the file and the case ids (never a patient's text).
 """
 
 import json
-import zipfile
-import zlib
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 from PIL import Image
 
 from progemu_jax import radtext
+from progemu_jax.controls import mean_image
 from progemu_jax.errors import UserError
+from progemu_jax.eval.scores import BROKEN_NPZ, name_ids, no_duplicates
 
-# What a broken npz file raises, depending on where it is broken.
-BROKEN_NPZ = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 REQUIRED_REFERENCE = ("pair_id", "patient_id", "prior", "followup", "prompt", "interpretation")
 CHANGE = PRESENT = radtext.PRESENT
+# Organs in which a finding may show, by CheXpert's name: where an edit is allowed to change the image.
+WHERE = {
+    "Pleural Effusion": ("lung", "facies diaphragmatica"),
+    "Pneumothorax": ("lung",),
+    "Cardiomegaly": ("heart", "mediastinum"),
+    "Edema": ("lung",),
+    "Atelectasis": ("lung", "facies diaphragmatica"),
+    "Consolidation": ("lung",),
+}
 
 
-def name_ids(ids, limit=5):
-    """'a, b, c and 7 more': a few case ids for an error line."""
-    ids = [str(i) for i in ids]
-    more = f" and {len(ids) - limit} more" if len(ids) > limit else ""
-    return ", ".join(ids[:limit]) + more
+def organs_of(finding):
+    """Names of radtext.ORGANS in which a finding of radtext.FINDINGS may show; a sided one on its side only."""
+    side = finding.split()[0]
+    out = []
+    for organ in radtext.ORGANS:
+        kind = organ.split()[-1] if organ.endswith("lung") else organ
+        other_side = organ.endswith("lung") and side in ("left", "right") and not organ.startswith(side)
+        if kind in WHERE[radtext.CHEXPERT_OF[finding]] and not other_side:
+            out.append(organ)
+    return out
 
 
 def read_jsonl(path):
@@ -35,13 +48,18 @@ def read_jsonl(path):
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as text ({type(error).__name__})") from None
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}: line {number} is not JSON ({error.msg}); rewrite the file") from None
+        except (ValueError, RecursionError) as error:
+            what = getattr(error, "msg", type(error).__name__)
+            raise UserError(f"{path}: line {number} is not JSON ({what}); rewrite the file") from None
         if not isinstance(row, dict):
             raise UserError(f"{path}: line {number} is not a JSON object")
         rows.append(row)
@@ -54,15 +72,17 @@ def read_image(path, shape=None, what=""):
     """A gray uint8 image [H, W]; `shape` is the size it must have."""
     try:
         with Image.open(path) as image:
-            array = np.asarray(image.convert("L") if image.mode != "L" else image)
-    except (OSError, SyntaxError, ValueError) as error:
+            width, height = image.size
+            if shape is not None and (height, width) != tuple(shape):  # before anything is decoded
+                raise UserError(
+                    f"{path}: image is {width} x {height}, the references' are "
+                    f"{shape[1]} x {shape[0]}{what}; build the references at the size that the system makes"
+                )
+            if image.mode.startswith(("I", "F")):
+                raise UserError(f"{path}: image of mode {image.mode}{what}; write 8-bit gray PNG")
+            return np.asarray(image.convert("L") if image.mode != "L" else image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path}: cannot be read as an image{what} ({type(error).__name__})") from None
-    if shape is not None and array.shape != tuple(shape):
-        raise UserError(
-            f"{path}: image is {array.shape[1]} x {array.shape[0]}, the references' are "
-            f"{shape[1]} x {shape[0]}{what}; build the references at the size that the system makes"
-        )
-    return array
 
 
 @dataclass
@@ -88,12 +108,19 @@ class References:
         return self.image(0, "prior", any_size=True).shape
 
     def image(self, i, kind, any_size=False):
-        """uint8 [H, W] of kind prior, followup or counterfactual; None if the case has none."""
+        """uint8 [H, W] of kind prior, followup, counterfactual or mean (of all priors); None if the case has none."""
+        if kind == "mean":
+            return self.mean_prior
         name = self.rows[i].get(kind)
         if name is None:
             return None
         what = f" (case {self.pair_ids[i]})"
         return read_image(self.root / name, None if any_size else self.shape, what)
+
+    @cached_property
+    def mean_prior(self):
+        """uint8 [H, W]: mean of all priors, the image of a system that knows no patient."""
+        return mean_image(self.image(i, "prior") for i in range(len(self.rows)))
 
     def masks(self, i, which):
         """bool [6, S, S] of `which` = prior or followup, in the order of radtext.ORGANS; None if none."""
@@ -102,9 +129,12 @@ class References:
             return None
         try:
             with np.load(self.root / name, allow_pickle=False) as file:
-                return file["masks"].astype(bool)
+                masks = file["masks"].astype(bool)
         except BROKEN_NPZ as error:
             raise UserError(f"{self.root / name}: no readable array 'masks' ({type(error).__name__})") from None
+        if masks.ndim != 3 or len(masks) != len(radtext.ORGANS):
+            raise UserError(f"{self.root / name}: masks {masks.shape} of case {self.pair_ids[i]} are no [6, S, S]")
+        return masks
 
     def present(self, finding, when):
         """float [N]: is `finding` present `when` = before or after: 1, 0, or NaN unknown or uncertain.
@@ -170,16 +200,46 @@ def read_references(root):
         missing = [k for k in REQUIRED_REFERENCE if row.get(k) is None]
         if missing:
             raise UserError(f"{path}: row {number} lacks {', '.join(missing)}; build the references again")
-    _no_duplicates(path, [row["pair_id"] for row in rows])
+        wrong = _wrong(row)
+        if wrong:
+            key, wanted = wrong
+            raise UserError(f"{path}: row {number} (case {row['pair_id']}): {key} is not {wanted}")
+    no_duplicates(path, [row["pair_id"] for row in rows])
     return References(path.parent, rows)
 
 
-def _no_duplicates(path, ids):
-    seen, twice = set(), []
-    for i in ids:
-        (twice.append(i) if i in seen else seen.add(i))
-    if twice:
-        raise UserError(f"{path}: duplicate cases {name_ids(dict.fromkeys(twice))}; keep one row of each")
+def _wrong(row):
+    """(key, what it should be) of the first value of a reference that makes no sense, or None."""
+    for key in REQUIRED_REFERENCE:
+        if not isinstance(row[key], str):
+            return key, "text"
+    for key in ("prior", "followup", "counterfactual", "masks_prior", "masks_followup"):
+        if row.get(key) is not None and not inside(row[key]):
+            return key, "a path in the folder"
+    if row.get("age") is not None and not _number(row["age"]):
+        return "age", "a number or null"
+    for key in ("group", "sex"):
+        if row.get(key) is not None and not isinstance(row[key], str):
+            return key, "text or null"
+    for key, low in (("states_before", 0), ("states_after", 0), ("prompt_changes", -1)):
+        values = row.get(key)
+        if values is not None and not (
+            isinstance(values, dict) and all(v is None or (_number(v) and low <= v <= 1) for v in values.values())
+        ):
+            return key, f"an object of numbers from {low} to 1"
+    for key in ("labels_before", "labels_after"):
+        if row.get(key) is not None and not isinstance(row[key], dict):
+            return key, "an object"
+    return None
+
+
+def _number(value):
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def inside(name):
+    """Whether a path stays in its folder."""
+    return isinstance(name, str) and not PurePath(name).is_absolute() and ".." not in PurePath(name).parts
 
 
 @dataclass
@@ -227,14 +287,23 @@ def read_predictions(root, references):
     bad = [n for n, row in enumerate(rows, 1) if not isinstance(row.get("pair_id"), str)]
     if bad:
         raise UserError(f"{path}: no pair_id in line {name_ids(bad)}")
+    for key, wanted, fine in (
+        ("sample", "a whole number from 0", lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= 0),
+        ("prompt", "text", lambda v: isinstance(v, str)),
+        ("text", "text", lambda v: isinstance(v, str)),
+        ("image", "a path in the folder", inside),
+    ):
+        wrong = [r["pair_id"] for r in rows if r.get(key) is not None and not fine(r[key])]
+        if wrong:
+            raise UserError(f"{path}: {key} is not {wanted} for cases {name_ids(wrong)}")
     unknown = dict.fromkeys(r["pair_id"] for r in rows if r["pair_id"] not in references.index)
     if unknown:
         raise UserError(
             f"{path}: cases that {references.root / 'references.jsonl'} does not hold: {name_ids(unknown)}; "
             "predictions and references must be of the same cohort and split"
         )
-    keys = [(r["pair_id"], int(r.get("sample") or 0)) for r in rows]
-    _no_duplicates(path, [f"{pair} (sample {s})" for pair, s in keys])
+    keys = [(r["pair_id"], r.get("sample") or 0) for r in rows]
+    no_duplicates(path, [f"{pair} (sample {s})" for pair, s in keys])
     order = sorted(range(len(rows)), key=lambda k: (references.index[keys[k][0]], keys[k][1]))
     rows, keys = [rows[k] for k in order], [keys[k] for k in order]
 
@@ -258,108 +327,3 @@ def read_predictions(root, references):
         images=images,
         info={k: rows[0].get(k) for k in ("checkpoint", "sampling", "seed") if rows[0].get(k) is not None},
     )
-
-
-@dataclass
-class Scores:
-    """What classifiers say of images. Probabilities in [0, 1]; a part that the scorer lacks is None."""
-
-    path: Path
-    keys: dict  # (pair_id, sample) -> row
-    findings: tuple = ()
-    finding_prob: np.ndarray | None = None  # float32 [N, F]
-    groups: tuple = ()
-    group_prob: np.ndarray | None = None  # float32 [N, G]
-    age: np.ndarray | None = None  # float32 [N], years
-    sex_prob: np.ndarray | None = None  # float32 [N], P(F)
-    organs: tuple = ()
-    masks: np.ndarray | None = None  # uint8 [N, organs, H * W / 8], packed bits
-    mask_shape: tuple = ()  # (H, W)
-
-    def take(self, pairs, samples):
-        """Row numbers (int [R]) of these (pair_id, sample); UserError names those without scores."""
-        lost = [p for p, s in zip(pairs, samples, strict=True) if (p, int(s)) not in self.keys]
-        if lost:
-            raise UserError(
-                f"{self.path}: no scores for cases {name_ids(dict.fromkeys(lost))}; run the score stage again"
-            )
-        return np.array([self.keys[p, int(s)] for p, s in zip(pairs, samples, strict=True)], np.int64)
-
-
-def pack(masks):
-    """bool [..., H, W] -> uint8 [..., ceil(H * W / 8)]."""
-    return np.packbits(masks.reshape(*masks.shape[:-2], -1), axis=-1)
-
-
-def _unpack_file(path, packed, shape, count, organs):
-    """The masks of a score file, packed per organ, whether the array was packed flat or row by row."""
-    shape = tuple(int(s) for s in shape)
-    height, width = shape[-2:]
-    total = count * organs * height * width
-    if packed.dtype == bool:
-        masks = packed
-    elif packed.ndim == 1:
-        if (total + 7) // 8 != len(packed):
-            raise UserError(f"{path}: masks hold {len(packed)} bytes, mask_shape {shape} needs {(total + 7) // 8}")
-        if height * width % 8 == 0:
-            return packed.reshape(count, organs, -1), (height, width)
-        masks = np.unpackbits(packed, count=total).astype(bool)
-    else:
-        masks = np.unpackbits(packed, axis=-1, count=width).astype(bool)
-    return pack(masks.reshape(count, organs, height, width)), (height, width)
-
-
-def read_scores(path):
-    """Read a score file (`scores/<name>.npz`): pair_id [N], sample [N], findings, finding_prob [N, F], ...
-
-    Whole parts may be absent or all NaN; a lone NaN or a probability outside [0, 1] is an error.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such score file")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            data = {k: file[k] for k in file.files}
-    except BROKEN_NPZ as error:
-        raise UserError(f"{path}: not a readable npz score file ({type(error).__name__})") from None
-    if "pair_id" not in data:
-        raise UserError(f"{path}: no array 'pair_id'")
-    pairs = [str(p) for p in data["pair_id"]]
-    samples = data.get("sample", np.zeros(len(pairs), np.int64))
-    _no_duplicates(path, [f"{p} (sample {int(s)})" for p, s in zip(pairs, samples, strict=True)])
-    out = Scores(path, {(p, int(s)): i for i, (p, s) in enumerate(zip(pairs, samples, strict=True))})
-    for names, key in (
-        ("findings", "finding_prob"),
-        ("groups", "group_prob"),
-        (None, "sex_prob"),
-        (None, "age"),
-    ):
-        values = _numbers(path, data, key, pairs)
-        if values is None:
-            continue
-        if names and names in data and values.shape[1:] != (len(data[names]),):
-            raise UserError(f"{path}: {key} is {values.shape}, but there are {len(data[names])} {names}")
-        setattr(out, key, values)
-        if names:
-            setattr(out, names, tuple(str(n) for n in data[names]))
-    if "masks" in data and "mask_shape" in data:
-        out.organs = tuple(str(o) for o in data.get("organs", radtext.ORGANS))
-        out.masks, out.mask_shape = _unpack_file(path, data["masks"], data["mask_shape"], len(pairs), len(out.organs))
-    return out
-
-
-def _numbers(path, data, key, pairs):
-    if key not in data or not data[key].size:
-        return None
-    values = np.asarray(data[key], np.float32)
-    if len(values) != len(pairs):
-        raise UserError(f"{path}: {key} has {len(values)} rows, pair_id {len(pairs)}")
-    broken = np.isnan(values).reshape(len(values), -1)
-    if broken.all():
-        return None
-    if broken.any():
-        raise UserError(f"{path}: NaN in {key} for cases {name_ids(np.array(pairs)[broken.any(1)])}; score them again")
-    if key != "age" and (values.min() < 0 or values.max() > 1):
-        outside = ((values < 0) | (values > 1)).reshape(len(values), -1).any(1)
-        raise UserError(f"{path}: {key} outside [0, 1] for cases {name_ids(np.array(pairs)[outside])}")
-    return values

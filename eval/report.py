@@ -1,21 +1,15 @@
 """The report: one HTML file that needs no other, images inlined as PNG data URIs, plots as SVG."""
 
-import base64
-import io
 from html import escape
 from pathlib import Path
 from string import Template
 
-import numpy as np
-from PIL import Image
-
 from progemu_jax import radtext
+from progemu_jax.eval.figures import COLD, DIFFERENCE, WARM, difference_map, drawn_cases, figure, first_rows
 from progemu_jax.eval.plots import forest
-from progemu_jax.eval.tables import METRICS, SECTIONS, number
+from progemu_jax.eval.saliency import saliency_section
+from progemu_jax.eval.tables import METRICS, SECTIONS, features_line, number, shown
 
-COLD, WARM = (33, 102, 172), (178, 24, 43)  # darker than the prior, brighter than the prior
-DIFFERENCE = 96  # gray levels at full colour
-SHOWN = 256  # images larger than this are reduced for the page
 STANDING = (
     "Generated images and texts are synthetic and may be wrong. For research only; not for diagnosis or any "
     "clinical use."
@@ -31,23 +25,6 @@ TILES = (
 PLOTTED = ("finding_auroc", "finding_auroc_changed", "directional_accuracy", "cmig")
 
 
-def data_uri(image):
-    """PNG data URI of a uint8 image [H, W] or [H, W, 3], reduced to at most 256 pixels a side."""
-    picture = Image.fromarray(image)
-    if max(picture.size) > SHOWN:
-        picture.thumbnail((SHOWN, SHOWN), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def difference_map(after, before):
-    """Signed difference of two uint8 images [H, W] as uint8 RGB: white none, red brighter, blue darker."""
-    step = np.clip((after.astype(np.float32) - before.astype(np.float32)) / DIFFERENCE, -1, 1)[..., None]
-    end = np.where(step > 0, np.array(WARM, np.float32), np.array(COLD, np.float32))
-    return np.round(255 + (end - 255) * np.abs(step)).astype(np.uint8)
-
-
 def write_report(result, candidates, measured, refs, *, cases_shown=12, seed=0):
     """The page (str) of a metrics.json dict, with a sheet of cases drawn from the system under test."""
     first = candidates[0]
@@ -57,6 +34,8 @@ def write_report(result, candidates, measured, refs, *, cases_shown=12, seed=0):
         _plot(result),
         *(_section(result, heading, keys, first.key) for heading, keys in SECTIONS),
         _per_finding(result, first.key),
+        _tests(result),
+        saliency_section(candidates, refs, seed),
         _sheet(first, measured[first.key], refs, cases_shown, seed),
         _foot(result),
     ]
@@ -152,15 +131,12 @@ def _cell(e, digits):
 
 
 def _section(result, heading, keys, first):
-    systems = result["systems"]
-    keys = [k for k in keys if any(k in s["metrics"] for s in systems.values())]
+    keys, systems = shown(result, keys)
     if not keys:
         return ""
     head = "".join(f'<th title="{escape(METRICS[k].definition)}">{escape(METRICS[k].title)}</th>' for k in keys)
     body, role = [], None
     for key, s in systems.items():
-        if not any(k in s["metrics"] for k in keys):
-            continue
         style = ["first"] if key == first else [s["role"]]
         if role is not None and s["role"] != role:
             style.append("edge")
@@ -169,12 +145,34 @@ def _section(result, heading, keys, first):
         cells = "".join(_cell(s["metrics"].get(k), METRICS[k].digits) for k in keys)
         body.append(f'<tr class="{" ".join(style)}"><td>{name}</td>{cells}</tr>')
     terms = "".join(f"<dt>{escape(METRICS[k].title)}</dt><dd>{escape(METRICS[k].definition)}</dd>" for k in keys)
+    note = f'<p class="note">{escape(features_line(result))}</p>' if "fid" in keys else ""
     return (
         f"<h2>{escape(heading)}</h2>"
-        f'<div class="scroll"><table><thead><tr><th></th>{head}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table></div>"
+        f'<div class="scroll"><table class="dense"><thead><tr><th></th>{head}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>{note}"
         f"<details><summary>What the columns mean</summary><dl>{terms}</dl></details>"
     )
+
+
+def _tests(result):
+    """Paired tests of the systems given: a table of differences with p-values."""
+    blocks = []
+    for test in result["tests"]:
+        rows = [
+            f"<tr><td>{escape(METRICS[k].title)}</td>{_cell(m, METRICS[k].digits)}<td>{m['p']:.2g}</td>"
+            f"<td>{m['p_holm']:.2g}</td></tr>"
+            for k, m in test["metrics"].items() if "p_holm" in m
+        ]  # fmt: skip
+        if rows:
+            names = " − ".join(escape(result["systems"][test[k]]["title"]) for k in "ab")
+            blocks.append(
+                f'<h3>{names}</h3><div class="scroll"><table class="dense"><thead><tr><th></th><th>difference</th>'
+                f"<th>p</th><th>p, Holm</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+            )
+    if not blocks:
+        return ""
+    note = "Paired by patient; two-sided bootstrap p, and adjusted by Holm's procedure over the rows of one table."
+    return f'<h2>Paired tests</h2><p class="note">{note}</p>{"".join(blocks)}'
 
 
 def _per_finding(result, first):
@@ -212,29 +210,13 @@ def _per_finding(result, first):
     )
 
 
-def _figure(image, caption):
-    if image is None:
-        return f"<figure><figcaption>{escape(caption)}: none</figcaption></figure>"
-    shown = f'<img alt="{escape(caption)}" src="{data_uri(image)}">'
-    return f"<figure>{shown}<figcaption>{escape(caption)}</figcaption></figure>"
-
-
-def drawn_cases(rows, shown, seed):
-    """Rows (int [<= shown]) of the first samples of cases drawn at random, the same for a seed whatever `shown`."""
-    return np.random.default_rng(seed).permutation(_first_rows(rows))[:shown]
-
-
-def _first_rows(rows):
-    return np.flatnonzero(np.r_[True, np.diff(rows.case) != 0]) if len(rows) else np.array([], int)
-
-
 def _sheet(first, measured, refs, shown, seed):
     order = drawn_cases(first.rows, shown, seed)
     if not len(order):
         return ""
     cards = [_case(first, measured, refs, int(r)) for r in order]
     return (
-        f"<h2>Cases</h2><p>{len(order)} of {len(_first_rows(first.rows))} cases, drawn at random (seed {seed}), "
+        f"<h2>Cases</h2><p>{len(order)} of {len(first_rows(first.rows))} cases, drawn at random (seed {seed}), "
         f"not by result."
         f' Difference maps: darker <span class="scale"></span> brighter than the prior, full colour at '
         f"{DIFFERENCE} gray levels.</p>" + "".join(cards)
@@ -248,14 +230,14 @@ def _case(first, measured, refs, r):
     name = "True counterfactual"
     if true is None:
         true, name = refs.image(case, "followup"), "Real follow-up"
-    images = [_figure(prior, "Prior")]
+    images = [figure(prior, "Prior")]
     if first.has_images:
         made = first.image(refs, r)
-        images += [_figure(made, "Generated"), _figure(true, name)]
-        images += [_figure(difference_map(made, prior), "Generated − prior")]
+        images += [figure(made, "Generated"), figure(true, name)]
+        images += [figure(difference_map(made, prior), "Generated − prior")]
     else:
-        images += [_figure(true, name)]
-    images.append(_figure(difference_map(true, prior), f"{name.split()[-1].capitalize()} − prior"))
+        images += [figure(true, name)]
+    images.append(figure(difference_map(true, prior), f"{name.split()[-1].capitalize()} − prior"))
     words = [("Prompt", first.rows.prompts[r])]
     if first.rows.prompts[r] != row["prompt"]:
         words.append(("Prompt of the references", row["prompt"]))

@@ -2,7 +2,8 @@
 
 import textwrap
 
-from progemu_jax.eval.report import STANDING, difference_map, drawn_cases
+from progemu_jax.eval.figures import difference_map, drawn_cases
+from progemu_jax.eval.report import STANDING
 
 COLUMNS = 5
 

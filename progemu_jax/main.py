@@ -46,6 +46,8 @@ def build_stages(config, config_dict: dict) -> list:
     places = ("root", "reports", "mimic_iv")  # what lies there counts, not where it is
     data = _without(config_dict["data"], (*places, "processes"))
     external = () if config.data.source == "phantom" else tuple(filter(None, (getattr(config.data, p) for p in places)))
+    # A prompt that contradicts the real course needs the states before and after.
+    states = ("data/references",) if "contradicting-prompts" in config.sample.systems else ()
     source = ("data/source",) if config.data.source == "phantom" else ()
     made = ("data/tree", "data/references", "data/shards/icg_cxr/pairs", "data/shards/icg_cxr/single")
     stages = [
@@ -54,7 +56,7 @@ def build_stages(config, config_dict: dict) -> list:
         ("tokens", ("data/shards/icg_cxr/tokens",), ("data/shards/icg_cxr/pairs", "tokenizer"), part("tokens")),
         ("train", ("train",), ("data/shards/icg_cxr/tokens",), part("progemu", "vocabulary")),
         ("scorer", ("scorer",), (), {**part("scorer"), "phantom": data["phantom"], "image_size": data["image_size"]}),
-        ("sample", ("predictions",), ("train", "tokenizer"), part("sample")),
+        ("sample", ("predictions",), ("train", "tokenizer", *states), part("sample")),
         ("score", ("scores",), ("predictions", "scorer", "data/references"), part()),
         (
             "evaluate",

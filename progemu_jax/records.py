@@ -46,13 +46,13 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
     write_text(path, json.dumps(normal(value), indent=1, sort_keys=True) + "\n")
 
 
-def write_npz(path: str | os.PathLike, arrays: dict) -> None:
-    """Atomic compressed `.npz` of NumPy arrays."""
+def write_npz(path: str | os.PathLike, arrays: dict, durable: bool = True) -> None:
+    """Atomic compressed `.npz` of NumPy arrays; see `write_bytes`."""
     import numpy as np
 
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
-    write_bytes(path, buffer.getvalue())
+    write_bytes(path, buffer.getvalue(), durable)
 
 
 def read_json(path: str | os.PathLike) -> Any | None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from progemu_jax import checkpoint, records, vocab
 from progemu_jax.config import Config, to_dict
+from progemu_jax.controls import NO_CHANGE, contradicting_prompt
 from progemu_jax.data import batches, build, icg_cxr
 from progemu_jax.data.progression import progression
 from progemu_jax.data.tree import read_lines
@@ -324,7 +325,20 @@ def sample(config: Config, workdir: Path) -> None:
         "progemu": lambda i, e: (e["prior"], e["prompt"]),
         "shuffled-prompts": lambda i, e: (e["prior"], examples[other[i]]["prompt"]),
         "text-only": lambda i, e: (dummy, e["prompt"]),
+        "contradicting-prompts": lambda i, e: (e["prior"], contradicting[e["pair_id"]]),
+        "null-prompt": lambda i, e: (e["prior"], NO_CHANGE),
     }
+    contradicting = {}
+    if "contradicting-prompts" in c.systems:
+        for _, row in read_lines(workdir / "data/references/references.jsonl"):
+            states = (row.get("states_before"), row.get("states_after"))
+            contradicting[row["pair_id"]] = contradicting_prompt(*states, row["prompt"], row["pair_id"])
+        lost = [e["pair_id"] for e in examples if e["pair_id"] not in contradicting]
+        if lost:
+            raise UserError(
+                f"{workdir / 'data/references'}: does not hold {lost[0]} and {len(lost) - 1} more; "
+                "contradicting-prompts needs config.sample.split=test"
+            )
 
     def predict(cases: list[Case]) -> list[Prediction]:
         # A short last batch is filled up, so that every case is computed at one batch shape.
@@ -365,33 +379,20 @@ def sample(config: Config, workdir: Path) -> None:
     )
 
 
-def _read_images(folder: Path, names: list[str]) -> np.ndarray:
-    from PIL import Image
-
-    return np.stack([np.asarray(Image.open(folder / name).convert("L")) for name in names])
-
-
 def score(config: Config, workdir: Path) -> None:
     """Scores of every predictions folder and of the references' images."""
-    out = workdir / "scores"
+    out, source = workdir / "scores", config.data.source
     out.mkdir(parents=True, exist_ok=True)
-    if config.data.source != "phantom":
+    if source != "phantom":
         return
+    from progemu_jax.scorers.cache import Cached
+    from progemu_jax.scorers.files import write_prediction_scores, write_reference_scores
     from progemu_jax.scorers.phantom import PhantomScorer
 
-    judge = PhantomScorer.load(workdir / "scorer/export")
-
-    def write(name: str, folder: Path, rows: list[dict]) -> None:
-        images = _read_images(folder, [r["image"] for r in rows])
-        ids = {"pair_id": np.asarray([r["pair_id"] for r in rows]), "sample": np.asarray([r["sample"] for r in rows])}
-        records.write_npz(out / f"{name}.npz", {**ids, **judge(images, config.data.source)})
-
+    judge = Cached(PhantomScorer.load(workdir / "scorer/export"), workdir / ".cache/scores")
     for folder in sorted(p.parent for p in (workdir / "predictions").glob("*/predictions.jsonl")):
-        write(folder.name, folder, [row for _, row in read_lines(folder / "predictions.jsonl")])
-    references = workdir / "data/references"
-    rows = [row for _, row in read_lines(references / "references.jsonl")]
-    for name in ("prior", "followup", "counterfactual"):
-        write(name, references, [{"pair_id": r["pair_id"], "sample": 0, "image": r[name]} for r in rows if r.get(name)])
+        write_prediction_scores(judge, folder, out / f"{folder.name}.npz", source)
+    write_reference_scores(judge, workdir / "data/references", out, source)
 
 
 def evaluate(config: Config, workdir: Path) -> None:
@@ -408,7 +409,8 @@ def evaluate(config: Config, workdir: Path) -> None:
     systems = {
         name.replace("-", "_"): evaluation.System(workdir / "predictions" / name, score_file(name)) for name in names
     }
-    reference_scores = {n: p for n in ("prior", "followup", "counterfactual", "reconstruction") if (p := score_file(n))}
+    kinds = ("prior", "followup", "counterfactual", "mean", "reconstruction")
+    reference_scores = {n: p for n in kinds if (p := score_file(n))}
     result = evaluation.evaluate(
         systems,
         workdir / "data/references",

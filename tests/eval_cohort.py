@@ -99,14 +99,15 @@ class Cohort:
     def write_rows(self, root):
         (root / "references.jsonl").write_text("".join(json.dumps(r) + "\n" for r in self.rows))
 
-    def write_predictions(self, root, states, texts=None, samples=1, images=True, noise=0):
+    def write_predictions(self, root, states, texts=None, samples=1, images=True, noise=0, prompts=None):
         (root / "images").mkdir(parents=True)
         rng = np.random.default_rng(3)
         lines = []
         for i, row in enumerate(self.rows):
             for s in range(samples):
                 name = f"images/{row['pair_id']}-{s}.png"
-                line = {"pair_id": row["pair_id"], "sample": s, "seed": s, "prompt": row["prompt"],
+                prompt = prompts[i] if prompts else row["prompt"]
+                line = {"pair_id": row["pair_id"], "sample": s, "seed": s, "prompt": prompt,
                         "checkpoint": "none", "sampling": {"top_k": 1}}  # fmt: skip
                 if images:
                     picture = draw(states[i], self.seeds[i], self.size).astype(int)
@@ -133,6 +134,10 @@ class Cohort:
         age = np.array([r["age"] for r in self.rows]) + 5 * rng.normal(size=n)
         sex = np.array([float(r["sex"] == "F") for r in self.rows]) * 0.6 + 0.4 * rng.random(n)
         masks = np.stack([masks_of(s, self.size) for s in self.seeds])
+        # Features and saliency belong to what is shown and to the person; a case scored twice gets one answer.
+        features = np.concatenate([probability, group, age[:, None] / 50, rng.normal(size=(n, 4))], axis=1)
+        saliency = 0.1 * rng.random((n, 8, 4, 4))
+        saliency[:, np.arange(8), np.arange(8) // 4, np.arange(8) % 4] += 0.9 * probability
         repeat = lambda x: np.repeat(x, samples, axis=0)  # noqa: E731
         out = {
             "pair_id": repeat(np.array([r["pair_id"] for r in self.rows])),
@@ -146,6 +151,9 @@ class Cohort:
             "organs": np.array(radtext.ORGANS),
             "masks": np.packbits(repeat(masks)),
             "mask_shape": np.array([n * samples, 6, self.size, self.size]),
+            "features": repeat(features).astype(np.float32),
+            "backbone": np.array("invented"),
+            "saliency": repeat(saliency).astype(np.float16),
         }
         return {k: v for k, v in {**out, **changed}.items() if v is not None}
 

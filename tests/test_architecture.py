@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = {"data": "progemu_jax.data", "eval": "progemu_jax.eval", "configs": "progemu_jax.configs"}
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 # Pure Python and NumPy, importable by every room.
-PURE = {"errors", "records", "sequence", "vocab", "radtext", "radlex", "radparse", "stages"}
+PURE = {"controls", "errors", "records", "sequence", "vocab", "radtext", "radlex", "radparse", "stages"}
 
 
 def _modules():

@@ -13,8 +13,9 @@ from progemu_jax import radtext
 from progemu_jax.errors import UserError
 from progemu_jax.eval import System, evaluate
 from progemu_jax.eval.__main__ import main
-from progemu_jax.eval.predictions import read_predictions, read_references, read_scores
-from progemu_jax.eval.report import difference_map
+from progemu_jax.eval.figures import difference_map
+from progemu_jax.eval.predictions import read_predictions, read_references
+from progemu_jax.eval.scores import read_scores
 from progemu_jax.eval.tables import METRICS
 
 NAMES = ("perfect", "null", "shuffled")
@@ -68,7 +69,7 @@ def value(result, system, metric):
 class TestKnownSystems:
     def test_rows_and_order(self, run):
         assert list(run[1]["systems"]) == [
-            "perfect", "null", "copy", "shuffled", "echo", "reconstruction", "followup", "counterfactual",
+            "perfect", "null", "copy", "mean_image", "shuffled", "echo", "reconstruction", "followup", "counterfactual",
         ]  # fmt: skip
 
     def test_perfect_is_at_the_ceiling(self, run):
@@ -76,12 +77,23 @@ class TestKnownSystems:
             "finding_auroc", "finding_auroc_changed", "finding_auprc", "gap_closed", "directional_accuracy",
             "directional_accuracy_margin", "specificity", "edit_success", "group_auroc", "sex_auroc",
             "dice_prior", "group_retention", "age_retention", "text_right", "text_change_f1",
-            "text_omitted_change_f1", "text_omitted_state_f1", "text_image_agreement",
-            "ssim_unchanged", "ssim_counterfactual",
+            "text_omitted_change_f1", "text_omitted_state_f1", "text_image_agreement", "finding_f1", "others_still",
+            "own_direction", "ssim_counterfactual", "saliency_r",
         )  # fmt: skip
         for key in one:
             assert value(run[1], "perfect", key) == pytest.approx(1), key
-        assert value(run[1], "perfect", "kl_bernoulli") == 0
+        for key in ("kl_bernoulli", "group_flip", "sex_flip", "age_shift_abs"):
+            assert value(run[1], "perfect", key) == 0, key
+        for key in (
+            "ssim_unchanged",
+            "ms_ssim_unchanged",
+            "psnr_unchanged",
+            "finding_auroc_soft",
+            "fid",
+            "kid",
+            "feature_recall",
+        ):
+            assert value(run[1], "perfect", key) == pytest.approx(value(run[1], "counterfactual", key)), key
         assert value(run[1], "perfect", "mae_counterfactual") == 0
         assert value(run[1], "perfect", "cmig") == pytest.approx(value(run[1], "followup", "cmig"))
 
@@ -158,7 +170,8 @@ class TestOutputs:
     def test_page_is_self_contained_and_escaped(self, run):
         page = (run[0] / "out" / "report" / "index.html").read_text()
         assert page.count('<div class="case">') == 3
-        assert page.count("data:image/png;base64,") == 15
+        assert page.count('<div class="maps case">') == 6
+        assert page.count("data:image/png;base64,") == 5 * 3 + 4 * 6
         assert "<svg" in page
         assert "not for diagnosis" in page
         assert "Invented &lt;cohort&gt;." in page
@@ -261,7 +274,11 @@ class TestLittleIsThere:
         after = np.array([[0.9 - 0.8 * (k % 2), 0.5] for k in range(4)], np.float32)
         for name, prob in (("ours", after), ("prior", 1 - after), ("followup", after)):
             cohort.write_scores(
-                root / "scores" / f"{name}.npz", cohort.after, findings=np.array(names), finding_prob=prob
+                root / "scores" / f"{name}.npz",
+                cohort.after,
+                findings=np.array(names),
+                finding_prob=prob,
+                saliency=None,
             )
         result = judge(root, log=quiet)
         parts = result["systems"]["ours"]["parts"]

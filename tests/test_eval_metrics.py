@@ -76,6 +76,35 @@ class TestRoc:
             np.testing.assert_allclose(a, brute_auroc(scores, labels, w), atol=1e-12)
             np.testing.assert_allclose(p, brute_auprc(scores, labels, w), atol=1e-12)
 
+    def test_soft_labels_by_hand(self):
+        # Scores .2 .8, labels p = .25 .75: pairs (1 positive, 0 negative) .75 * .75 right, (0, 1) .25 * .25 wrong.
+        assert roc.soft_auroc([0.2, 0.8], [0.25, 0.75]) == pytest.approx(0.5625 / 0.625)
+        assert roc.soft_auroc([0.5, 0.5], [0.25, 0.75]) == pytest.approx(0.5)
+
+    @pytest.mark.parametrize("seed", range(10))
+    def test_soft_labels_against_all_pairs(self, seed):
+        rng = np.random.default_rng(seed)
+        n = int(rng.integers(2, 30))
+        s, p, w = np.round(rng.random(n), 1), np.round(rng.random(n), 2), rng.integers(0, 3, n).astype(float)
+        top = bottom = 0.0
+        for i in range(n):
+            for j in range(n):
+                if i != j:
+                    weight = w[i] * p[i] * w[j] * (1 - p[j])
+                    top += weight * ((s[i] > s[j]) + 0.5 * (s[i] == s[j]))
+                    bottom += weight
+        expected = top / bottom if bottom > 1e-9 else NAN
+        np.testing.assert_allclose(roc.SoftRanking(s, p).auroc(w[None])[0], expected, atol=1e-12)
+
+    def test_soft_labels_of_zero_and_one_are_auroc(self):
+        rng = np.random.default_rng(0)
+        s, y = rng.random(50).round(1), (rng.random(50) < 0.3).astype(float)
+        assert roc.soft_auroc(s, y) == pytest.approx(roc.auroc(s, y), abs=1e-12)
+        assert math.isnan(roc.soft_auroc(s, np.zeros(50)))
+        assert math.isnan(roc.soft_auroc(s, np.full(50, NAN)))
+        with pytest.raises(ValueError, match="in \\[0, 1\\]"):
+            roc.soft_auroc([0.1, 0.2], [0.5, 1.5])
+
     def test_reliable_needs_twenty_of_each(self):
         labels = np.r_[np.ones(20), np.zeros(20)]
         assert roc.Ranking(np.arange(40), labels).reliable
@@ -142,6 +171,18 @@ class TestRetention:
         b[1, 0, 0] = True
         assert retention.dice(a, b)[1] == 0
 
+    def test_packed_dice_is_dice(self):
+        rng = np.random.default_rng(0)
+        a, b = (rng.random((2, 5, 6, 8, 16)) < 0.3)[:]
+        pack = lambda x: np.packbits(x.reshape(5, 6, -1), axis=-1)  # noqa: E731
+        np.testing.assert_array_equal(retention.packed_dice(pack(a), pack(b)), retention.dice(a, b))
+
+    def test_map_correlation_by_hand(self):
+        a = np.array([[[1.0, 2.0], [3.0, 4.0]], [[1.0, 1.0], [1.0, 1.0]]])
+        got = retention.map_correlation(a, np.array([[[4.0, 3.0], [2.0, 1.0]], [[1.0, 2.0], [3.0, 4.0]]]))
+        assert got[0] == pytest.approx(-1)
+        assert math.isnan(got[1])  # a constant map points nowhere
+
     def test_normalised(self):
         values = retention.normalised(np.array([0.7, 0.7]), np.array([0.9, 0.5]), 0.5)
         assert values[0] == pytest.approx(0.5)
@@ -170,7 +211,7 @@ class TestImage:
         rng = np.random.default_rng(0)
         a, b = rng.integers(0, 256, (2, 47, 23), dtype=np.uint8)  # taller than one strip
         assert image.ssim(a, b) == pytest.approx(brute_ssim(a, b), abs=1e-9)
-        assert image.similarities(a, b)[0] == image.ssim(a, b)
+        assert image.Pyramid(a).similarities(image.Pyramid(b))[0] == image.ssim(a, b)
         assert image.ssim(a, a) == pytest.approx(1)
 
     def test_ssim_of_constants_by_hand(self):
@@ -184,22 +225,53 @@ class TestImage:
         with pytest.raises(ValueError, match="one size"):
             image.ssim(np.zeros((16, 16), np.uint8), np.zeros((16, 17), np.uint8))
 
-    def test_masked_mean_ignores_changes_elsewhere(self):
+    def test_outside_a_region_changes_inside_do_not_count(self):
         rng = np.random.default_rng(1)
-        a = rng.integers(0, 256, (40, 40), dtype=np.uint8)
+        a = rng.integers(0, 256, (96, 96), dtype=np.uint8)
         b = a.copy()
-        b[30:, 30:] = 0
-        same = image.unchanged(a, b)
+        b[80:, 80:] = 0
+        region = image.Region(a != b)
         assert image.ssim(a, b) < 0.999
-        assert image.ssim(a, b, same) == pytest.approx(1)
-        assert math.isnan(image.ssim(a, b, np.zeros((40, 40), bool)))
+        assert image.ssim(a, b, region) == pytest.approx(1, abs=1e-12)
+        assert image.ms_ssim(a, b, region) == pytest.approx(1, abs=1e-12)
+        assert image.psnr(a, b, region) == math.inf
+        b[:20, :20] = a[:20, :20] // 2
+        assert image.ssim(a, b, region) < 0.99
+        assert math.isnan(image.ssim(a, b, image.Region(np.ones((96, 96), bool))))
+        assert math.isnan(image.psnr(a, b, image.Region(np.ones((96, 96), bool))))
 
-    def test_unchanged_is_a_window_free_of_change(self):
-        a, b = np.zeros((20, 20), np.uint8), np.zeros((20, 20), np.uint8)
-        b[10, 10] = 1
-        expected = np.ones((20, 20), bool)
-        expected[5:16, 5:16] = False
-        np.testing.assert_array_equal(image.unchanged(a, b), expected)
+    def test_a_window_outside_touches_nothing_changed(self):
+        changed = np.zeros((20, 20), bool)
+        changed[10, 10] = True
+        expected = np.ones((10, 10), bool)
+        expected[0:11, 0:11] = False  # every one of the 10 x 10 windows holds pixel (10, 10)
+        np.testing.assert_array_equal(image.Region(changed).windows(), expected)
+        changed = np.zeros((30, 30), bool)
+        changed[2, 3] = True
+        windows = image.Region(changed).windows()
+        assert not windows[:3, :4].any()
+        assert windows.sum() == 20 * 20 - 3 * 4
+        assert not image.Region(changed).pixels(1)[1, 1]
+        assert image.Region(changed).pixels(1).sum() == 15 * 15 - 1
+
+    def test_dilate_reaches_rows_and_columns(self):
+        mask = np.zeros((9, 9), bool)
+        mask[4, 4] = True
+        expected = np.zeros((9, 9), bool)
+        expected[2:7, 2:7] = True
+        np.testing.assert_array_equal(image.dilate(mask, 2), expected)
+
+    def test_ms_ssim_against_its_definition(self):
+        rng = np.random.default_rng(5)
+        a, b = (rng.integers(0, 256, (64, 70)).astype(np.uint8) for _ in range(2))
+        b = (0.7 * a + 0.3 * b).astype(np.uint8)
+        x, y, value, weights = a.astype(float), b.astype(float), 1.0, np.array(image.SCALES[:3])
+        for scale, weight in enumerate(weights / weights.sum()):
+            full, contrast = image.Level(x).maps(image.Level(y))
+            value *= (full if scale == 2 else contrast).mean() ** weight
+            x, y = (np.mean([z[i::2, j::2][: z.shape[0] // 2, : z.shape[1] // 2] for i in (0, 1) for j in (0, 1)], 0)
+                    for z in (x[: x.shape[0] // 2 * 2, : x.shape[1] // 2 * 2], y[: y.shape[0] // 2 * 2, : y.shape[1] // 2 * 2]))  # fmt: skip  # noqa: E501
+        assert image.ms_ssim(a, b) == pytest.approx(value, abs=1e-12)
 
     def test_psnr_by_hand(self):
         a, b = np.zeros((4, 4), np.uint8), np.zeros((4, 4), np.uint8)
@@ -241,6 +313,20 @@ class TestDirection:
         # lost; kept; the scorer was wrong about the prior; it truly changed; it is named.
         expected = [[0, 1, NAN, NAN, NAN]]
         np.testing.assert_array_equal(direction.kept(before, after, named, truth_before, truth_after), expected)
+
+    def test_still_is_within_the_margin(self):
+        before, after = np.array([[0.2, 0.2, 0.2, 0.9]]), np.array([[0.24, 0.26, 0.9, 0.9]])
+        unchanged = np.array([[True, True, True, False]])
+        named = np.array([[0.0, 0.0, 1.0, 0.0]])
+        np.testing.assert_array_equal(direction.still(before, after, named, unchanged), [[1, 0, NAN, NAN]])
+
+    def test_confusion(self):
+        got = direction.confusion(np.array([0.5, 0.9, 0.4, 0.1, 0.9]), np.array([1, 0, 1, 0, NAN]))
+        assert [x.tolist() for x in got] == [
+            [True, False, False, False, False],
+            [False, True, False, False, False],
+            [False, False, True, False, False],
+        ]
 
     def test_success_needs_every_movement_and_no_loss(self):
         moved = np.array([[1, 1, NAN], [1, 0, NAN], [1, NAN, NAN], [NAN, NAN, NAN]])

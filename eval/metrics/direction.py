@@ -8,6 +8,7 @@ Let p0 and p1 be the scorer's probability of finding f on the prior and on the g
   the reporting margin of 0.05 small unrelated noise, such as a tokenizer's, counts as no movement.
 - `kept` (specificity): over findings that the prompt does not name and that truly did not change, and on
   which the scorer was right about the prior: is it still on the same side of 0.5? A copy scores 1.
+- `still`: over the same findings, whatever the scorer thought of the prior: |p1 - p0| <= margin. A copy scores 1.
 - `success`: every named finding moved (margin 0) and no other was lost: one number a case. A copy scores 0.
 """
 
@@ -50,8 +51,28 @@ def kept(before, after, direction, truth_before, truth_after, threshold=THRESHOL
     return np.where(asked, ((np.asarray(after) >= threshold) == (truth_after == 1)).astype(np.float64), np.nan)
 
 
+def still(before, after, direction, unchanged, margin=MARGIN):
+    """Whether each finding that nothing asks to move stayed within `margin`.
+
+    Args:
+      before, after, direction: as in `moved`.
+      unchanged: bool [N, F], findings that the question is asked of, where the prompt does not name them.
+
+    Returns:
+      float [N, F]: 1 still, 0 moved, NaN where the question does not arise.
+    """
+    step = np.abs(np.asarray(after, np.float64) - np.asarray(before, np.float64))
+    return np.where((direction == 0) & unchanged, (step <= margin).astype(np.float64), np.nan)
+
+
 def success(moved_, kept_):
     """float [N]: 1 where every named finding moved and none was lost; NaN where the prompt names none."""
     named = ~np.isnan(moved_)
     good = (np.where(named, moved_, 1).min(1) == 1) & (np.where(np.isnan(kept_), 1, kept_).min(1) == 1)
     return np.where(named.any(1), good.astype(np.float64), np.nan)
+
+
+def confusion(prob, truth, threshold=THRESHOLD):
+    """(true positive, false positive, false negative), bool [N] each, of probabilities against truth (1, 0, NaN)."""
+    said = np.asarray(prob) >= threshold
+    return said & (truth == 1), said & (truth == 0), ~said & (truth == 1)

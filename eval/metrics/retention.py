@@ -53,6 +53,23 @@ def dice(a, b):
     return np.divide(both, total, out=np.full(np.shape(total), np.nan), where=total > 0)
 
 
+def packed_dice(a, b):
+    """Dice of packed masks uint8 [N, organs, bytes] -> float [N, organs]; NaN where both are empty."""
+    count = lambda x: np.bitwise_count(x).sum(-1, dtype=np.int64)  # noqa: E731
+    total = count(a) + count(b)
+    return np.divide(2.0 * count(a & b), total, out=np.full(total.shape, np.nan), where=total > 0)
+
+
+def map_correlation(a, b):
+    """Pearson r over pixels of maps float [..., h, w] -> float [...]; NaN where either is constant."""
+    a, b = (np.asarray(x, np.float64).reshape(*x.shape[:-2], -1) for x in (a, b))
+    constant = (np.ptp(a, axis=-1) == 0) | (np.ptp(b, axis=-1) == 0)
+    a, b = a - a.mean(-1, keepdims=True), b - b.mean(-1, keepdims=True)
+    scale = np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
+    safe = np.where(constant, 1.0, scale)
+    return np.where(constant, np.nan, np.clip((a * b).sum(-1) / safe, -1, 1))
+
+
 def normalised(value, ceiling, chance):
     """(value - chance) / (ceiling - chance), float [B]; NaN where the ceiling is not above chance."""
     value, ceiling = np.asarray(value, np.float64), np.asarray(ceiling, np.float64)

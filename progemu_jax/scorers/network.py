@@ -53,7 +53,10 @@ class ScorerNet(nn.Module):
 
         Returns:
           findings f32 [B, F] logits; group f32 [B, G] logits; age f32 [B], standardised; sex f32 [B] logit of F;
-          organs f32 [B, H, W, 6] logits.
+          organs f32 [B, H, W, 6] logits; features f32 [B, 256], what the heads see.
+
+        The last map of the trunk, f32 [B, H / 8, W / 8, C], is sown as intermediates/trunk and can be perturbed
+        (perturbations/trunk), for saliency.
         """
         c = self.config
         b, h, w = images.shape
@@ -64,6 +67,8 @@ class ScorerNet(nn.Module):
             for block in range(c.blocks):
                 x = _Block(width, 2 if level and not block else 1)(x)
             skips.append(x)
+        self.sow("intermediates", "trunk", x)
+        x = self.perturb("trunk", x)
         # Mean and max: a small effusion is a local thing, age is not.
         pooled = jnp.concatenate([x.mean((1, 2)), x.max((1, 2))], axis=-1)
         pooled = nn.silu(nn.Dense(128)(pooled))
@@ -84,4 +89,5 @@ class ScorerNet(nn.Module):
             "age": nn.Dense(1)(features)[:, 0],
             "sex": nn.Dense(1)(features)[:, 0],
             "organs": organs,
+            "features": features,
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,27 @@ from progemu_jax.data.phantom import GROUPS
 from progemu_jax.errors import UserError
 from progemu_jax.radtext import FINDINGS, ORGANS
 from progemu_jax.scorers.network import ScorerNet, ScorerNetConfig
+from progemu_jax.scorers.saliency import score_and_explain
 from progemu_jax.tasks.scorer import AGE_MEAN, AGE_STD
+
+VERSION = 2  # of what is made of the network's outputs; a cached score of another version is made again
 
 
 class PhantomScorer:
-    """Scores phantom images; refuses any other source, on which its numbers would mean nothing."""
+    """Scores phantom images; refuses any other source, on which its numbers would mean nothing.
+
+    Attributes:
+      identity: text that changes with the weights or the network, for caches of scores.
+      caveat: what a reader of its scores must know.
+    """
+
+    caveat = "Scores are a phantom scorer's: they say nothing of real radiographs."
 
     def __init__(self, params: Any, net: ScorerNetConfig, image_size: int):
         self.params, self.image_size = params, image_size
-        self._apply = jax.jit(lambda params, x: ScorerNet(net).apply({"params": params}, x))
+        weights = hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves(params))).hexdigest()
+        self.identity = f"phantom scorer {VERSION}, {image_size}, {net}, {weights[:16]}"
+        self._apply = jax.jit(lambda params, x: score_and_explain(ScorerNet(net), params, x))
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> PhantomScorer:
@@ -41,7 +54,8 @@ class PhantomScorer:
 
         Returns:
           finding_prob f32 [N, F], group_prob f32 [N, G], age f32 [N] in years, sex_prob f32 [N] (probability of
-          F), masks uint8, bits packed along a flat [N, 6 S S], mask_shape int [4]; names findings, groups, organs.
+          F), masks uint8 [N, 6, S, ceil(S / 8)], bits packed along rows, mask_shape int [4]; features f32 [N, 256];
+          saliency f16 [N, F, S / 8, S / 8], Grad-CAM of each finding, 0..1; names findings, groups, organs, backbone.
         """
         if source != "phantom":
             raise UserError(f"source {source!r}: phantom scorers know phantom images only; use a scorer for real ones")
@@ -65,6 +79,9 @@ class PhantomScorer:
             "age": out["age"].astype(np.float32) * AGE_STD + AGE_MEAN,
             "sex_prob": np.asarray(jax.nn.sigmoid(out["sex"]), np.float32),
             "organs": np.asarray(ORGANS),
-            "masks": np.packbits(masks),
+            "masks": np.packbits(masks, axis=-1),
             "mask_shape": np.asarray(masks.shape),
+            "features": out["features"].astype(np.float32),
+            "backbone": np.asarray("progemu-jax phantom scorer, last hidden layer"),
+            "saliency": out["saliency"].astype(np.float16),
         }

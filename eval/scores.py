@@ -1,0 +1,229 @@
+"""Score files: what classifiers say of images. NPZ or CSV, so that anyone's classifier can be used."""
+
+import csv
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from progemu_jax import radtext
+from progemu_jax.errors import UserError
+
+# What a broken npz file raises, depending on where it is broken.
+BROKEN_NPZ = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+CSV_PLAIN = ("age", "sex_prob")
+CSV_PREFIX = {"finding": ("findings", "finding_prob"), "group": ("groups", "group_prob")}
+
+
+def name_ids(ids, limit=5):
+    """'a, b, c and 7 more': a few case ids for an error line."""
+    ids = [str(i) for i in ids]
+    more = f" and {len(ids) - limit} more" if len(ids) > limit else ""
+    return ", ".join(ids[:limit]) + more
+
+
+def no_duplicates(path, ids):
+    """UserError naming the ids that occur twice in the file `path`."""
+    seen, twice = set(), []
+    for i in ids:
+        (twice.append(i) if i in seen else seen.add(i))
+    if twice:
+        raise UserError(f"{path}: duplicate cases {name_ids(dict.fromkeys(twice))}; keep one row of each")
+
+
+@dataclass
+class Scores:
+    """What classifiers say of images. Probabilities in [0, 1]; a part that the scorer lacks is None."""
+
+    path: Path
+    keys: dict  # (pair_id, sample) -> row
+    findings: tuple = ()
+    finding_prob: np.ndarray | None = None  # float32 [N, F]
+    groups: tuple = ()
+    group_prob: np.ndarray | None = None  # float32 [N, G]
+    age: np.ndarray | None = None  # float32 [N], years
+    sex_prob: np.ndarray | None = None  # float32 [N], P(F)
+    organs: tuple = ()
+    masks: np.ndarray | None = None  # uint8 [N, organs, H * W / 8], packed bits
+    mask_shape: tuple = ()  # (H, W)
+    features: np.ndarray | None = None  # float32 [N, D]
+    backbone: str = ""  # what made the features
+    saliency: np.ndarray | None = None  # float32 [N, F, h, w] in [0, 1]
+
+    def take(self, pairs, samples):
+        """Row numbers (int [R]) of these (pair_id, sample); UserError names those without scores."""
+        lost = [p for p, s in zip(pairs, samples, strict=True) if (p, int(s)) not in self.keys]
+        if lost:
+            raise UserError(
+                f"{self.path}: no scores for cases {name_ids(dict.fromkeys(lost))}; run the score stage again"
+            )
+        return np.array([self.keys[p, int(s)] for p, s in zip(pairs, samples, strict=True)], np.int64)
+
+
+def pack(masks):
+    """bool [..., H, W] -> uint8 [..., ceil(H * W / 8)]."""
+    return np.packbits(masks.reshape(*masks.shape[:-2], -1), axis=-1)
+
+
+def _unpack_file(path, packed, shape, count, organs):
+    """The masks of a score file, packed per organ, whether the array was packed flat or row by row."""
+    shape = tuple(int(s) for s in np.atleast_1d(shape))
+    if len(shape) < 2 or min(shape) < 1:
+        raise UserError(f"{path}: mask_shape {shape} must be N, organs, height, width")
+    height, width = shape[-2:]
+    total = count * organs * height * width
+    try:
+        if packed.dtype == bool:
+            masks = packed
+        elif packed.ndim == 1:
+            if (total + 7) // 8 != len(packed):
+                raise UserError(f"{path}: masks hold {len(packed)} bytes, mask_shape {shape} needs {(total + 7) // 8}")
+            if height * width % 8 == 0:
+                return packed.reshape(count, organs, -1), (height, width)
+            masks = np.unpackbits(packed, count=total).astype(bool)
+        else:
+            masks = np.unpackbits(packed, axis=-1, count=width).astype(bool)
+        return pack(masks.reshape(count, organs, height, width)), (height, width)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: masks {packed.shape} do not fit mask_shape {shape} ({error})") from None
+
+
+def read_scores(path):
+    """Read a score file: pair_id [N], sample [N], findings, finding_prob [N, F], ...; see docs/formats.md.
+
+    Whole parts may be absent or all NaN; a lone NaN or a probability outside [0, 1] is an error.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such score file")
+    data = _read_csv(path) if path.suffix.lower() == ".csv" else _read_npz(path)
+    if "pair_id" not in data:
+        raise UserError(f"{path}: no array 'pair_id'")
+    pairs = [str(p) for p in np.atleast_1d(data["pair_id"])]
+    samples = _samples(path, data, len(pairs))
+    no_duplicates(path, [f"{p} (sample {s})" for p, s in zip(pairs, samples, strict=True)])
+    out = Scores(path, {(p, s): i for i, (p, s) in enumerate(zip(pairs, samples, strict=True))})
+    for names, key in (("findings", "finding_prob"), ("groups", "group_prob"), (None, "sex_prob"), (None, "age")):
+        values = _numbers(path, data, key, pairs, 2 if names else 1)
+        if values is None:
+            continue
+        setattr(out, key, values)
+        if names:
+            setattr(out, names, _names(path, data, names, key, values.shape[1]))
+    features = _numbers(path, data, "features", pairs, 2)
+    if features is not None:
+        out.features, out.backbone = features, str(np.atleast_1d(data.get("backbone", ""))[0])
+        if not out.backbone:
+            raise UserError(f"{path}: features without 'backbone': name the network that made them")
+    saliency = _numbers(path, data, "saliency", pairs, 4)
+    if saliency is not None and saliency.shape[1] != len(out.findings):
+        raise UserError(f"{path}: saliency of {saliency.shape[1]} findings, but there are {len(out.findings)}")
+    out.saliency = saliency
+    if "masks" in data and "mask_shape" in data:
+        out.organs = tuple(str(o) for o in data.get("organs", radtext.ORGANS))
+        out.masks, out.mask_shape = _unpack_file(path, data["masks"], data["mask_shape"], len(pairs), len(out.organs))
+    return out
+
+
+def _read_npz(path):
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {k: file[k] for k in file.files}
+    except (*BROKEN_NPZ, AttributeError, MemoryError) as error:
+        raise UserError(f"{path}: not a readable npz score file ({type(error).__name__})") from None
+
+
+def _read_csv(path):
+    """The arrays of a CSV score file: pair_id, sample, age, sex_prob, finding:NAME, group:NAME, or bare findings."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = [row for row in csv.reader(file) if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: not a readable CSV score file ({type(error).__name__})") from None
+    if len(rows) < 2:
+        raise UserError(f"{path}: holds no rows")
+    header, rows = [h.strip() for h in rows[0]], rows[1:]
+    short = next((n for n, row in enumerate(rows, 2) if len(row) != len(header)), None)
+    if short:
+        raise UserError(f"{path}: row {short} has {len(rows[short - 2])} columns, the header {len(header)}")
+    data, parts = {}, {"finding": [], "group": []}
+    for column, name in enumerate(header):
+        cells = [row[column].strip() for row in rows]
+        kind, _, rest = name.partition(":")
+        if name in ("pair_id", "sample"):
+            data[name] = np.array(cells)
+        elif name in CSV_PLAIN:
+            data[name] = _floats(path, name, cells)
+        elif name in radtext.FINDINGS or name in radtext.CHEXPERT:
+            parts["finding"].append((name, _floats(path, name, cells)))
+        elif rest and kind in CSV_PREFIX:
+            parts[kind].append((rest, _floats(path, name, cells)))
+        else:
+            raise UserError(
+                f"{path}: column {name!r} is unknown; use pair_id, sample, age, sex_prob, finding:NAME or group:NAME"
+            )
+    for kind, columns in parts.items():
+        if columns:
+            names, values = CSV_PREFIX[kind]
+            data[names] = np.array([n for n, _ in columns])
+            data[values] = np.stack([v for _, v in columns], axis=1)
+    return data
+
+
+def _floats(path, name, cells):
+    out = np.full(len(cells), np.nan)
+    for i, cell in enumerate(cells):
+        if cell:
+            try:
+                out[i] = float(cell)
+            except ValueError:
+                raise UserError(f"{path}: row {i + 2}, column {name!r}: {cell[:40]!r} is no number") from None
+    return out
+
+
+def _samples(path, data, count):
+    values = np.atleast_1d(data.get("sample", np.zeros(count, np.int64)))
+    try:
+        out = [int(s) for s in values]
+    except (ValueError, TypeError, OverflowError):
+        raise UserError(f"{path}: sample must hold whole numbers") from None
+    if len(out) != count:
+        raise UserError(f"{path}: sample has {len(out)} rows, pair_id {count}")
+    return out
+
+
+def _names(path, data, names, key, count):
+    if names not in data:
+        raise UserError(f"{path}: {key} without {names}: name its columns")
+    out = tuple(str(n) for n in np.atleast_1d(data[names]))
+    if len(out) != count:
+        raise UserError(f"{path}: {key} has {count} columns, but there are {len(out)} {names}")
+    if len(set(out)) != len(out):
+        raise UserError(f"{path}: {names} holds a name twice")
+    return out
+
+
+def _numbers(path, data, key, pairs, ndim):
+    if key not in data or not data[key].size:
+        return None
+    try:
+        values = np.asarray(data[key], np.float32)
+    except (ValueError, TypeError):
+        raise UserError(f"{path}: {key} does not hold numbers") from None
+    if values.ndim != ndim:
+        raise UserError(f"{path}: {key} has shape {values.shape}, {ndim} axes are wanted")
+    if len(values) != len(pairs):
+        raise UserError(f"{path}: {key} has {len(values)} rows, pair_id {len(pairs)}")
+    flat = values.reshape(len(values), -1)
+    if np.isnan(flat).all():
+        return None
+    broken = ~np.isfinite(flat).all(1)
+    if broken.any():
+        what = "NaN" if np.isnan(flat).any() else "infinity"
+        raise UserError(f"{path}: {what} in {key} for cases {name_ids(np.array(pairs)[broken])}; score them again")
+    if key not in ("age", "features") and (values.min() < 0 or values.max() > 1):
+        outside = ((flat < 0) | (flat > 1)).any(1)
+        raise UserError(f"{path}: {key} outside [0, 1] for cases {name_ids(np.array(pairs)[outside])}")
+    return values

@@ -1,0 +1,64 @@
+"""python -m progemu_jax.scorers --scorer=xrv --references=DIR [--predictions=DIR ...] [--cache=DIR]
+
+Writes score files where `python -m progemu_jax.eval` looks for them: DIR/scores/{prior,followup,counterfactual,
+mean}.npz of the references, scores.npz in each predictions folder. --scorer is `xrv` (real radiographs) or
+`phantom:DIR`, the export of a run's scorer stage. Scores are kept in --cache by the content of the image.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from progemu_jax.errors import UserError
+from progemu_jax.scorers.cache import Cached
+from progemu_jax.scorers.files import read_rows, source_of, write_prediction_scores, write_reference_scores
+
+
+def load(name: str):
+    """The scorer of a --scorer value."""
+    kind, _, place = name.partition(":")
+    if kind == "xrv" and not place:
+        from progemu_jax.scorers.xrv import XRVScorer
+
+        return XRVScorer()
+    if kind == "phantom" and place:
+        from progemu_jax.scorers.phantom import PhantomScorer
+
+        return PhantomScorer.load(place)
+    raise UserError(f"--scorer={name}: give xrv or phantom:DIR (the export of a run's scorer)")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run from command-line arguments; returns the exit status (2 for bad input)."""
+    parser = argparse.ArgumentParser(
+        prog="python -m progemu_jax.scorers",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--scorer", required=True, metavar="xrv|phantom:DIR")
+    parser.add_argument("--references", required=True, metavar="DIR")
+    parser.add_argument("--predictions", action="append", default=[], metavar="DIR")
+    parser.add_argument("--cache", metavar="DIR", help="default: <references>/scores/cache")
+    args = parser.parse_args(argv)
+    try:
+        references = Path(args.references)
+        source = source_of(read_rows(references / "references.jsonl"))
+        scorer = Cached(load(args.scorer), args.cache or references / "scores" / "cache")
+        print(f"note: {scorer.caveat}", file=sys.stderr)
+        write_reference_scores(scorer, references, references / "scores", source)
+        for folder in map(Path, args.predictions):
+            write_prediction_scores(scorer, folder, folder / "scores.npz", source)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename}: cannot be written ({error.strerror})", file=sys.stderr)
+        return 2
+    print(references / "scores")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

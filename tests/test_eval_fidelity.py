@@ -1,0 +1,135 @@
+"""FID, KID, precision, recall, diversity and calibration against definitions and hand-computed values."""
+
+import math
+
+import numpy as np
+import pytest
+
+from progemu_jax.eval.metrics import fidelity, image, uncertainty
+
+
+class TestFid:
+    def test_of_one_dimension_by_hand(self):
+        # Means 1 and 5, variances 2 and 8: 16 + (sqrt 8 - sqrt 2)^2 = 18.
+        assert fidelity.fid([[0.0], [2.0]], [[3.0], [7.0]]) == pytest.approx(16 + 2)
+
+    def test_of_diagonal_covariances(self):
+        rng = np.random.default_rng(0)
+        x = rng.normal(size=(400, 3))
+        y = x * [1, 2, 0.5] + [0, 1, 0]
+        covariance = np.cov(x.T)
+        # C2 = S C1 S: (C1 C2)^(1/2) has no closed form unless C1 is diagonal, so whiten x first.
+        x = (x - x.mean(0)) @ np.linalg.inv(np.linalg.cholesky(covariance)).T
+        y = x * [1, 2, 0.5] + [0, 1, 0]
+        assert fidelity.fid(x, y) == pytest.approx(1 + (2 - 1) ** 2 + (0.5 - 1) ** 2)
+
+    def test_more_dimensions_than_points_is_the_same_formula(self):
+        rng = np.random.default_rng(1)
+        x, y = rng.normal(size=(20, 6)), rng.normal(size=(30, 6)) + 0.5
+        wide = np.pad(x, ((0, 0), (0, 50))), np.pad(y, ((0, 0), (0, 50)))
+        assert fidelity.fid(*wide) == pytest.approx(fidelity.fid(x, y), abs=1e-9)
+
+    def test_of_a_set_with_itself_is_zero_and_one_image_has_none(self):
+        x = np.random.default_rng(2).normal(size=(50, 8))
+        assert fidelity.fid(x, x) == pytest.approx(0, abs=1e-9)
+        assert math.isnan(fidelity.fid(x, x[:1]))
+        assert fidelity.fid(np.zeros((5, 3)), np.zeros((5, 3))) == 0
+
+
+class TestKid:
+    def test_by_hand(self):
+        # d = 1: kernel (xy + 1)^3. x = 0, 1; y = 1, 2. k(0, 1) = 1; k(1, 2) = 27; cross: 1, 1, 8, 27.
+        assert fidelity.kid([[0.0], [1.0]], [[1.0], [2.0]]) == pytest.approx(1 + 27 - 2 * (1 + 1 + 8 + 27) / 4)
+
+    def test_blocks_change_nothing(self, monkeypatch):
+        rng = np.random.default_rng(3)
+        x, y = rng.normal(size=(30, 5)), rng.normal(size=(25, 5))
+        whole = fidelity.kid(x, y), fidelity.precision_recall(x, y)
+        monkeypatch.setattr(fidelity, "BLOCK", 7)
+        assert fidelity.kid(x, y) == pytest.approx(whole[0])
+        assert fidelity.precision_recall(x, y) == whole[1]
+
+    def test_is_unbiased(self):
+        rng = np.random.default_rng(4)
+        values = [fidelity.kid(*rng.normal(size=(2, 15, 3))) for _ in range(400)]
+        assert abs(np.mean(values)) < 3 * np.std(values) / 20
+
+
+class TestPrecisionRecall:
+    def test_by_hand(self):
+        # k = 1: real points 0, 1, 10 reach 1, 1, 9; made points 0.5 and 15 are in, 30 is out.
+        real, made = np.array([[0.0], [1.0], [10.0]]), np.array([[0.5], [15.0], [30.0]])
+        assert fidelity.precision_recall(real, made, k=1) == (pytest.approx(2 / 3), 1.0)
+
+    def test_collapse_has_precision_and_no_recall(self):
+        real = np.random.default_rng(5).normal(size=(80, 4))
+        precision, recall = fidelity.precision_recall(real, np.zeros((80, 4)))
+        assert precision == 1
+        assert recall < 0.05
+
+    def test_too_few_points(self):
+        assert all(math.isnan(v) for v in fidelity.precision_recall(np.zeros((3, 2)), np.zeros((9, 2))))
+
+
+class TestIntervals:
+    def test_at_most_fifty_and_centred_on_the_value(self):
+        rng = np.random.default_rng(6)
+        x, y, patient = rng.normal(size=(60, 4)), rng.normal(size=(60, 4)) + 0.3, np.arange(60) // 2
+        got = fidelity.fidelity(x, y, patient, patient, subsamples=500)
+        assert {len(v) for v in got.values()} == {51}
+        assert got["fid"][0] == fidelity.fid(x, y)
+        assert got["kid"][1:].mean() == pytest.approx(got["kid"][0])
+        assert (got["feature_precision"] <= 1).all()
+
+    def test_spread_is_that_of_whole_samples(self):
+        """KID over fresh cohorts of 80 against the half-samples of one: within a third."""
+        rng = np.random.default_rng(7)
+        draw = lambda: (rng.normal(size=(80, 3)), 1 + 2 * rng.normal(size=(80, 3)))  # noqa: E731
+        truth = np.std([fidelity.kid(*draw()) for _ in range(300)])
+        own = [fidelity.fidelity(*draw(), np.arange(80), np.arange(80, 160))["kid"][1:].std() for _ in range(12)]
+        assert np.mean(own) == pytest.approx(truth, rel=0.33)
+
+    def test_few_patients_have_none(self):
+        x = np.random.default_rng(8).normal(size=(9, 2))
+        assert len(fidelity.fidelity(x, x, np.zeros(9, int), np.zeros(9, int))["fid"]) == 1
+
+
+class TestUncertainty:
+    def test_diversity(self):
+        rng = np.random.default_rng(0)
+        a, b = (image.Pyramid(rng.integers(0, 256, (32, 32), dtype=np.uint8)) for _ in range(2))
+        assert uncertainty.diversity([a, a, a]) == pytest.approx(0, abs=1e-12)
+        assert uncertainty.diversity([a, a, b]) == pytest.approx((0 + 2 * (1 - a.ms_ssim(b))) / 3)
+        assert math.isnan(uncertainty.diversity([a]))
+
+    def test_sums_by_hand(self):
+        # Pixel 1: samples 10, 14, variance 8, predicted 8 * 1.5 = 12, error (12 - 15)^2 = 9. Pixel 2: no spread.
+        sums = uncertainty.calibration_sums(np.array([[[10, 7]], [[14, 7]]], np.uint8), np.array([[15, 9]], np.uint8))
+        k = np.searchsorted(uncertainty.EDGES, math.sqrt(12), side="right") - 1
+        assert sums[:, k].tolist() == [1, 12, 9]
+        assert sums[:, uncertainty.BINS].tolist() == [1, 0, 4]
+        assert sums.sum() == 1 + 12 + 9 + 1 + 0 + 4
+        assert uncertainty.ence(sums) == pytest.approx(1 - math.sqrt(9 / 12))
+
+    def test_one_more_draw_is_calibrated_and_an_overconfident_map_is_not(self):
+        rng = np.random.default_rng(1)
+        sigma = rng.uniform(4, 20, (64, 64))
+        draw = lambda n, s: np.clip(np.round(128 + s * rng.normal(size=(n, 64, 64))), 0, 255).astype(np.uint8)  # noqa: E731
+        sums, wrong = 0, 0
+        for _ in range(10):
+            sums = sums + uncertainty.calibration_sums(draw(64, sigma), draw(1, sigma)[0])
+            wrong = wrong + uncertainty.calibration_sums(draw(64, sigma / 4), draw(1, sigma)[0])
+        assert uncertainty.ence(sums) < 0.1
+        assert uncertainty.ence(wrong) > 1
+
+    def test_without_spread_it_is_undefined(self):
+        same = np.full((3, 8, 8), 90, np.uint8)
+        assert math.isnan(uncertainty.ence(uncertainty.calibration_sums(same, same[0])))
+        assert math.isnan(uncertainty.error_correlation(same, same[0]))
+
+    def test_spread_where_the_error_is(self):
+        samples = np.full((2, 4, 4), 100, np.uint8)
+        samples[0, 0], samples[1, 0] = 80, 120
+        truth = np.full((4, 4), 100, np.uint8)
+        truth[0] = 130
+        assert uncertainty.error_correlation(samples, truth) == pytest.approx(1)
