@@ -331,9 +331,7 @@ def load_export(directory: str | os.PathLike, template: Any = None) -> tuple[Any
                 raise ValueError(f"array {name} does not have its checksum")
     except Exception as error:
         raise _damaged(directory, error) from error
-    params = {
-        name: flat[name] if name in flat else jnp.zeros(shape, dtype) for name, (shape, dtype) in tree.items()
-    }
+    params = {name: flat[name] if name in flat else jnp.zeros(shape, dtype) for name, (shape, dtype) in tree.items()}
     return unflatten(params), record["config"]
 
 

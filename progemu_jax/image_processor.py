@@ -14,7 +14,7 @@ from progemu_jax.errors import UserError
 
 
 def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    """The nearest size with both sides divisible by `factor`, `min_pixels` to `max_pixels` pixels and about the same shape.
+    """A size of about the same shape with sides divisible by `factor` and `min_pixels` to `max_pixels` pixels.
 
     Emu3's rule (`smart_resize` of its image processor, which follows Qwen2-VL). Raises UserError for a side below
     `factor`, and for one side more than five times the other.

@@ -280,7 +280,7 @@ def load(path: str | os.PathLike, tokenizer: str | os.PathLike | None = None) ->
         )
     if found and found.size > parts["config"].vocab_size:
         raise UserError(
-            f"{path}: its vocabulary has {found.size} ids, the model {parts['config'].vocab_size}; use its own vocabulary"
+            f"{path}: its vocabulary has {found.size} ids, the model {parts['config'].vocab_size}; use its own"
         )
     names = ("params", "config", "layout", "vocabulary", "tokenizer", "stops")
     name = f"{Path(path).name}@{parts['hash'][:12]}"

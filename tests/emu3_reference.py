@@ -41,14 +41,18 @@ PROCESSOR = {"min_pixels": 24 * 24, "max_pixels": 40 * 40}
 SIZES = ((24, 24), (37, 29), (19, 51), (64, 48), (25, 33), (40, 40), (23, 23), (31, 61), (80, 44), (27, 47))
 GRID = (4, 8)  # 4 rows of 8 codes and EOL, EOF, EOI: 38 tokens; with 26 of text, 64
 TEXT_TOKENS = 26
+PROMPT = "New small left pleural effusion."
 # What the original text tokenizer is asked, with 151,643 ranks of `many_ranks`.
 TEXTS = (
-    "", " ", "New small left pleural effusion.", "64*64", "2.5 cm nodule, 1,234 HU at 07:45", "e\u0301dema — naïve ≥ 3 ×\n\n  tail  ",
-    "胸部X線で左胸水が増加。", "\U0001fac1\U0001f1e9\U0001f1ea 👩‍⚕️", "\x00\x07\ufeff\u200b", "It's the patient's. THEY'LL\r\nreturn",
+    "", " ", "New small left pleural effusion.", "64*64", "2.5 cm nodule, 1,234 HU at 07:45",
+    "e\u0301dema — naïve ≥ 3 ×\n\n  tail  ", "胸部X線で左胸水が増加。",
+    "\U0001fac1\U0001f1e9\U0001f1ea 👩\u200d⚕\ufe0f",
+    "\x00\x07\ufeff\u200b", "It's the patient's. THEY'LL\r\nreturn", "A\u030a \u212b ﬁ ½ ²", "\t\t x  \n y",
     "<|extra_203|><|image start|>64*64<|image token|><|visual token 000000|><|visual token 032767|><|extra_200|>",
-    "a<|endoftext|>b<|im_start|>c<|", "<|visual token 032768|>", "<|<|extra_0|>|>", "lone \ud83d surrogate", "Å Å ﬁ ½ ²", "\t\t x  \n y",
+    "a<|endoftext|>b<|im_start|>c<|", "<|visual token 032768|>", "<|<|extra_0|>|>", "lone \ud83d surrogate",
 )  # fmt: skip
-BROKEN = ([0xE2], [0xE2, 0x82], [0xFF, 0x41], [0xE2, 151_849, 0x82, 0xAC], [0xF0, 0x9F, 0xAB, 0x81])  # byte ids; not UTF-8
+# Ids whose bytes are not UTF-8.
+BROKEN = ([0xE2], [0xE2, 0x82], [0xFF, 0x41], [0xE2, 151_849, 0x82, 0xAC], [0xF0, 0x9F, 0xAB, 0x81])
 
 
 def uniform(name: str, shape) -> np.ndarray:
@@ -78,7 +82,13 @@ def weight(name: str, shape) -> np.ndarray:
         return (2 * u - 1).astype(np.float32)
     bound = math.sqrt(3 / math.prod(shape[1:]))
     # Gains that keep logits, latents and pixels spread: many tokens and codes in use, few pixels clipped.
-    gains = {"lm_head": 3, "time_": 2, "encoder.conv_out": 3, "decoder.conv_out": 0.4, "quant_conv": 1 if "post" in name else 4}
+    gains = {
+        "lm_head": 3,
+        "time_": 2,
+        "encoder.conv_out": 3,
+        "decoder.conv_out": 0.4,
+        "quant_conv": 1 if "post" in name else 4,
+    }
     gain = next((g for mark, g in gains.items() if mark in name), 1)
     return ((2 * u - 1) * bound * gain).astype(np.float32)
 
@@ -145,7 +155,9 @@ def torch_full(vq: dict, **lm):
     from transformers import Emu3Config, Emu3ForConditionalGeneration, Emu3TextConfig, Emu3VQVAEConfig
 
     config = Emu3Config(
-        vq_config=Emu3VQVAEConfig(**transformers_vq(vq)), text_config=Emu3TextConfig(**(LM | lm)), vocabulary_map=token_map()
+        vq_config=Emu3VQVAEConfig(**transformers_vq(vq)),
+        text_config=Emu3TextConfig(**(LM | lm)),
+        vocabulary_map=token_map(),
     )
     return fill(Emu3ForConditionalGeneration(config))
 
@@ -202,7 +214,7 @@ def greedy(model, prompt: np.ndarray, vocabulary, count: int) -> np.ndarray:
     with torch.no_grad():
         for step in range(count):
             scores = model(tokens).logits[0, -1]
-            row, column = divmod(step, w + 1)
+            column = step % (w + 1)
             if step < h * (w + 1):
                 codes = range(vocabulary.visual_start, vocabulary.visual_start + vocabulary.codebook_size)
                 allowed = [vocabulary.eol] if column == w else list(codes)
@@ -221,7 +233,9 @@ def prompt_of(vocabulary) -> np.ndarray:
     from progemu_jax import sequence
 
     layout = sequence.Layout(*GRID, 512)
-    return sequence.prompt_tokens(vocabulary, layout, some_codes(1, GRID)[0], "New small left pleural effusion.")["tokens"]
+    return sequence.prompt_tokens(vocabulary, layout, some_codes(1, GRID)[0], "New small left pleural effusion.")[
+        "tokens"
+    ]
 
 
 def vq_outputs(model, key: str) -> dict[str, np.ndarray]:

@@ -92,7 +92,7 @@ def tokenizer_entries(shapes: dict[str, tuple[int, ...]], dialect: str, prefix: 
             continue
         # The temporal path's convolutions are a padded convolution inside another module.
         wrapped = parts[0].endswith("quant_conv") or any(p.startswith("time_") for p in parts)
-        if wrapped and len(shape) != 1 or wrapped and last == "bias" and "norm" not in parts[-1]:
+        if (wrapped and len(shape) != 1) or (wrapped and last == "bias" and "norm" not in parts[-1]):
             parts += ["conv", "conv"] if parts[-1].startswith("time_conv") else ["conv"]
         name = ".".join((*parts, _LAST.get(last, last)))
         name = re.sub(r"\b(down|up|time_conv|time_res_stack)_(\d+)", r"\1.\2", name)

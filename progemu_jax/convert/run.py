@@ -231,7 +231,7 @@ class _Plan:
         return config
 
     def shards(self) -> dict[str, dict]:
-        """{file: {tensor: (dtype, shape)}}: the source's, or files of 5 GB; wide dtypes first, which keeps alignment."""
+        """{file: {tensor: (dtype, shape)}}: the source's, or files of 5 GB; wide dtypes first, for alignment."""
         order = sorted(self.dtypes, key=lambda name: (-tensors.DTYPES[self.dtypes[name][0]].itemsize, name))
         if not self.files:
             return tensors.shard({name: self.dtypes[name] for name in order})

@@ -96,10 +96,14 @@ def refuse_pickles(folder: Path) -> None:
     """Raises UserError when the folder's weights are a pickle."""
     for path in sorted(folder.iterdir()) if folder.is_dir() else [folder]:
         if path.suffix in PICKLES:
+            remedy = (
+                "import torch, safetensors.torch as s; "
+                f"d = torch.load('{path.name}', weights_only=True); "
+                f"s.save_file({{k: v.clone() for k, v in d.items()}}, '{WEIGHTS}')"
+            )
             raise UserError(
-                f"{path}: a pickle file, which can run any code when it is opened, is not read; save it as safetensors: "
-                f"""python -c "import torch, safetensors.torch as s; d = torch.load('{path.name}', weights_only=True); """
-                f"""s.save_file({{k: v.clone() for k, v in d.items()}}, '{WEIGHTS}')\""""
+                f"{path}: a pickle file, which can run any code when it is opened, is not read; save it as "
+                f'safetensors: python -c "{remedy}"'
             )
 
 

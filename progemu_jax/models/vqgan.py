@@ -136,8 +136,8 @@ class Encoder(nn.Module):
         for i, multiplier in enumerate(cfg.ch_mult):
             resize = "downsample" if i < last else None
             level = Level(
-                cfg.ch * multiplier, cfg.num_res_blocks, i in cfg.attn_levels, resize, cfg.dropout, dtype, cfg.group_channels,
-                name=f"down_{i}",
+                cfg.ch * multiplier, cfg.num_res_blocks, i in cfg.attn_levels, resize, cfg.dropout, dtype,
+                cfg.group_channels, name=f"down_{i}",
             )  # fmt: skip
             x = level(x, None, train)
         x = Middle(cfg.dropout, dtype, cfg.group_channels, name="mid")(x, None, train)
@@ -181,8 +181,8 @@ class Decoder(nn.Module):
         for i, multiplier in reversed(list(enumerate(cfg.ch_mult))):
             resize = "upsample" if i > 0 else None
             level = Level(
-                cfg.ch * multiplier, cfg.num_res_blocks + 1, i in cfg.attn_levels, resize, cfg.dropout, dtype, cfg.group_channels,
-                name=f"up_{i}",
+                cfg.ch * multiplier, cfg.num_res_blocks + 1, i in cfg.attn_levels, resize, cfg.dropout, dtype,
+                cfg.group_channels, name=f"up_{i}",
             )  # fmt: skip
             x = level(x, codes, train)
         x = jax.nn.silu(vl.SpatialNorm(dtype, cfg.group_channels, name="norm_out")(x, codes))
