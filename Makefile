@@ -9,7 +9,10 @@ STAMP := $(VENV)/.progemu-installed
 # One thread a test process: pytest-xdist runs JOBS of them.
 TEST_ENV := JAX_PLATFORMS=cpu OMP_NUM_THREADS=1 XLA_FLAGS="--xla_cpu_multi_thread_eigen=false --xla_force_host_platform_device_count=8"
 
-.PHONY: help setup demo demo-quick phantom test lint format clean
+PARITY_VENV ?= .venv-parity
+PARITY_PY := $(PARITY_VENV)/bin/python
+
+.PHONY: help setup demo demo-quick phantom test parity bench-vq bench-convert lint format clean
 
 help:
 	@echo "make setup       virtual environment in $(VENV) from the hashed lock (Python 3.11 or newer)"
@@ -17,6 +20,8 @@ help:
 	@echo "make demo-quick  the same in the smallest size: runs/demo-quick"
 	@echo "make phantom     the same cohort at full size: runs/phantom (hours on CPU, minutes on a GPU)"
 	@echo "make test        set-up, then the tests (JOBS=$(JOBS) processes)"
+	@echo "make parity      compares with live PyTorch, in $(PARITY_VENV) (Python 3.11); EMU3=DIR adds the public Emu3 code"
+	@echo "make bench-vq    image tokenizer beside transformers' on the same weights; bench-convert: 4.3 GB in and out"
 	@echo "make lint        ruff, nothing is changed; make format changes"
 	@echo "make clean       removes build products and caches; keeps $(VENV) and runs/"
 
@@ -44,6 +49,22 @@ phantom: setup
 
 test: setup
 	$(TEST_ENV) $(PY) -m pytest -n $(JOBS) --dist loadfile -m "not parity and not slow"
+
+$(PARITY_VENV)/.progemu-installed: requirements.lock requirements-parity.txt pyproject.toml setup.py
+	test -x $(PARITY_PY) || $(PYTHON) -m venv $(PARITY_VENV)
+	$(PARITY_PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(PARITY_PY) -m pip install --quiet --disable-pip-version-check -r requirements-parity.txt
+	$(PARITY_PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+parity: $(PARITY_VENV)/.progemu-installed
+	$(TEST_ENV) $(if $(EMU3),EMU3=$(EMU3)) $(PARITY_PY) -m pytest -m parity -s
+
+bench-vq: $(PARITY_VENV)/.progemu-installed
+	$(PARITY_PY) benchmarks/vq.py
+
+bench-convert: setup
+	$(PY) benchmarks/convert.py
 
 lint: setup
 	$(PY) -m ruff check .
