@@ -244,7 +244,7 @@ def vq_outputs(model, key: str) -> dict[str, np.ndarray]:
 
     out = {}
     with torch.no_grad():
-        for size in ((24, 24), (16, 40)):
+        for size in ((16, 40),):
             pixels = torch.from_numpy(pictures(size, 4).astype(np.float32) / 255 * 2 - 1).permute(0, 3, 1, 2)
             arguments = (pixels,) if key == "original" else (pixels, torch.tensor([size] * 4))
             codes = model.encode(*arguments)
