@@ -54,7 +54,7 @@ def entries_of(kind, newer=False):
 
 def checkpoint_folder(path, kind, dtype="F32", shards=1, newer=False):
     """A Hugging Face folder with known weights; norms and the code-book stay F32 whatever dtype is."""
-    path.mkdir()
+    path.mkdir(parents=True)
     values = {}
     for entry in entries_of(kind, newer):
         wide = "norm" in entry.name or "quantize" in entry.name
@@ -376,6 +376,21 @@ def test_targets_are_never_overwritten(tmp_path):
         convert(source, tmp_path / "other", "original")
     with pytest.raises(UserError, match="no model here"):
         convert(tmp_path / "run", tmp_path / "other")
+
+
+def test_links_out_of_the_folder_are_refused_and_those_of_the_hub_cache_followed(tmp_path):
+    source = checkpoint_folder(tmp_path / "snapshots/rev", "tokenizer")
+    for place, allowed in (("blobs", True), ("elsewhere", False)):
+        (tmp_path / place).mkdir()
+        for name in ("config.json", tensors.WEIGHTS):
+            (source / name).resolve().rename(tmp_path / place / name)
+            (source / name).unlink(missing_ok=True)
+            (source / name).symlink_to(tmp_path / place / name)
+        if allowed:
+            huggingface.open_folder(source)
+            continue
+        with pytest.raises(UserError, match="link out of the folder"):
+            huggingface.open_folder(source)
 
 
 def test_a_pickle_given_as_the_source_is_refused(tmp_path):

@@ -110,9 +110,9 @@ def test_every_greedy_token(models, outputs):
 
 
 @pytest.mark.parametrize("dialect", ["original", "transformers"])
-def test_codes(models, outputs, dialect, size=(16, 40)):
-    codes = models[dialect].tokenize(pictures(size, 4))
-    theirs = outputs[f"{dialect}_codes_{size[0]}x{size[1]}"]
+def test_codes(models, outputs, dialect):
+    codes = models[dialect].tokenize(pictures((16, 40), 4))
+    theirs = outputs[f"{dialect}_codes_16x40"]
     assert len(np.unique(theirs)) > 10
     np.testing.assert_array_equal(codes, theirs)
 

@@ -191,11 +191,12 @@ def write_language_model(cfg: TransformerConfig, where: str, dialect: str, ids: 
         "tie_word_embeddings": cfg.tie_embeddings,
     }
     if dialect == "original":
-        kind = {"architectures": ["Emu3ForCausalLM"], "model_type": "Emu3", "rope_theta": cfg.rope_theta}
+        kind = {"model_type": "Emu3", "rope_theta": cfg.rope_theta}
     else:
-        kind = {"model_type": "emu3_text_model", "rope_parameters": {"rope_type": "default"}}
-        kind["rope_parameters"]["rope_theta"] = cfg.rope_theta
-    return kind | values | {f"{name}_token_id": token for name, token in ids.items()}
+        rope = {"rope_type": "default", "rope_theta": cfg.rope_theta}
+        kind = {"model_type": "emu3_text_model", "rope_parameters": rope}
+    ids = {f"{name}_token_id": token for name, token in ids.items()}
+    return {"architectures": ["Emu3ForCausalLM"]} | kind | values | ids
 
 
 def write_tokenizer(cfg: VQGANConfig, where: str, dialect: str) -> dict:

@@ -17,7 +17,7 @@ from progemu_jax.config import from_dict, to_dict
 from progemu_jax.convert import configs, names, tensors
 from progemu_jax.convert import huggingface as hf
 from progemu_jax.convert.names import LANGUAGE_MODEL, TOKENIZER
-from progemu_jax.errors import UserError
+from progemu_jax.errors import UserError, disk_trouble
 from progemu_jax.image_processor import ImageProcessor
 from progemu_jax.models.transformer import STACKED, TransformerConfig
 from progemu_jax.models.vqgan import VQGANConfig
@@ -66,8 +66,10 @@ def convert(source: str | os.PathLike, target: str | os.PathLike, dialect: str |
         if target.exists():
             target.rmdir()
         temporary.rename(target)
-    except OSError as error:
-        raise UserError(f"--target={target}: cannot be written ({error.strerror or error}); choose another") from None
+    except (OSError, ValueError) as error:
+        if why := disk_trouble(error) or getattr(error, "strerror", None):
+            raise UserError(f"--target={target}: cannot be written ({why}); choose another") from None
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return f"{target}: {said}"
@@ -78,6 +80,9 @@ def convert(source: str | os.PathLike, target: str | os.PathLike, dialect: str |
 
 def _to_run(folder: hf.Folder, target: Path) -> str:
     said = []
+    settings = {TOKENIZER: tokenizer_settings, LANGUAGE_MODEL: language_settings}
+    settings = {kind: settings[kind](folder) for kind in folder.parts}  # what is wrong with them is said at once
+    vocabulary = folder.vocabulary() if LANGUAGE_MODEL in folder.parts else None
     for kind, part in folder.parts.items():
         with checkpoint.ExportWriter(target / places.IN_RUN[kind]) as writer:
             digest = hf.ContentHash()
@@ -94,15 +99,15 @@ def _to_run(folder: hf.Folder, target: Path) -> str:
                 digest.add(tensor.name, tensor.dtype, tensor.shape, tensor.read())
             record = hf.source_record(folder, kind, digest.hexdigest())
             config = {"model": to_dict(part.model), "hash": digest.hexdigest(), "source": record}
-            config |= language_settings(folder) if kind == LANGUAGE_MODEL else tokenizer_settings(folder)
-            if kind == LANGUAGE_MODEL and (vocabulary := folder.vocabulary()):
+            config |= settings[kind]
+            if kind == LANGUAGE_MODEL and vocabulary:
                 vocabulary.save(writer.folder / places.VOCABULARY)
                 config["vocabulary_hash"] = vocabulary.hash
             kept = writer.folder / places.SOURCE
             kept.mkdir()
             for name in hf.SIDE_FILES:
                 if (folder.path / name).is_file():
-                    shutil.copyfile(folder.path / name, kept / name)
+                    shutil.copyfile(tensors.inside(folder.path / name), kept / name)
             writer.finish(config)
         size = sum(t.nbytes for t in part.tensors.values())
         said.append(f"{kind.replace('_', ' ')}, {len(part.tensors)} tensors, {size / 1e9:.2f} GB")

@@ -21,7 +21,7 @@ from progemu_jax.errors import UserError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-BLOCK_BYTES = 2**26  # of a tensor that is read in blocks of rows
+BLOCK_BYTES = 2**27  # of a tensor that is read in blocks of rows
 _HEADER_LIMIT = 100_000_000  # bytes, the format's own limit
 
 DTYPES = {
@@ -87,9 +87,17 @@ def open_folder(folder: str | os.PathLike) -> dict[str, Tensor]:
     if (folder / INDEX).exists():
         return _open_shards(folder)
     if (folder / WEIGHTS).exists():
-        return read_header(folder / WEIGHTS)
+        return read_header(inside(folder / WEIGHTS))
     refuse_pickles(folder)
     raise UserError(f"{folder}: neither {WEIGHTS} nor {INDEX} is there; fetch the whole checkpoint")
+
+
+def inside(path: Path) -> Path:
+    """`path`, unless it is a link that leaves its folder. The hub's cache links to `../../blobs`: that is allowed."""
+    home = path.parent.resolve()
+    if path.is_symlink() and path.resolve().parent not in (home, home.parent.parent / "blobs"):
+        raise UserError(f"{path}: is a link out of the folder, to {path.resolve()}; copy the file")
+    return path
 
 
 def refuse_pickles(folder: Path) -> None:
@@ -122,7 +130,7 @@ def _open_shards(folder: Path) -> dict[str, Tensor]:
         if file not in headers:
             if not (folder / file).is_file():
                 raise UserError(f"{index}: tensor {name} is in {file}, which is not there; fetch the missing file")
-            headers[file] = read_header(folder / file)
+            headers[file] = read_header(inside(folder / file))
         if name not in headers[file]:
             raise UserError(f"{folder / file}: tensor {name} is missing, which the index says is here; fetch it again")
         found[name] = headers[file][name]
@@ -136,7 +144,7 @@ def _open_shards(folder: Path) -> dict[str, Tensor]:
 def read_json(path: Path) -> dict:
     """A JSON object; UserError when it is absent or something else, or names a key twice."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
+        value = json.loads(inside(path).read_text(encoding="utf-8"), object_pairs_hook=_unique)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); fetch the whole checkpoint") from None
     except (ValueError, RecursionError) as error:
