@@ -13,6 +13,7 @@ from emu3_reference import CODES, LM, TINY_VQ, transformers_vq, weight
 
 import progemu_jax
 from progemu_jax import checkpoint, vocab
+from progemu_jax.config import to_dict
 from progemu_jax.convert import huggingface, names, tensors
 from progemu_jax.convert.__main__ import main
 from progemu_jax.convert.run import convert, default_layout
@@ -93,8 +94,8 @@ def data_of(folder):
     ],
 )
 def test_in_and_out_again_is_bit_identical(tmp_path, monkeypatch, kind, dtype, shards, newer):
-    monkeypatch.setattr(checkpoint, "PART_BYTES", 20_000)  # several parts, and blocks of rows of the embeddings
-    monkeypatch.setattr(tensors, "BLOCK_BYTES", 10_000)
+    monkeypatch.setattr(checkpoint, "PART_BYTES", 100_000)  # several parts, and blocks of rows of the embeddings
+    monkeypatch.setattr(tensors, "BLOCK_BYTES", 50_000)
     source = checkpoint_folder(tmp_path / "source", kind, dtype, shards, newer)
     convert(source, tmp_path / "run")
     said = convert(tmp_path / "run", tmp_path / "back")
@@ -146,7 +147,7 @@ def test_models_of_our_own_become_checkpoints_of_either_dialect(tmp_path):
     source = checkpoint_folder(tmp_path / "source", "both")
     model = progemu_jax.load(source)
     config = {
-        "model": progemu_jax.model.run.to_dict(model.config),
+        "model": to_dict(model.config),
         "layout": {"height": 4, "width": 4, "length": 300, "prompt_budget": 0},
         "policy": {"top_k": 5},
         "vocabulary": "",
@@ -154,7 +155,7 @@ def test_models_of_our_own_become_checkpoints_of_either_dialect(tmp_path):
         "hash": "0" * 12,
     }
     checkpoint.export(model.params, config, tmp_path / "run/train/export")
-    vq = {"model": progemu_jax.model.run.to_dict(model.tokenizer.config)}
+    vq = {"model": to_dict(model.tokenizer.config)}
     checkpoint.export(model.tokenizer.variables, vq, tmp_path / "run/tokenizer/export")
     for target, place, dialect in (
         ("t", "", "transformers"),
@@ -401,12 +402,13 @@ def test_a_pickle_given_as_the_source_is_refused(tmp_path):
 
 
 def test_a_vocabulary_of_other_codes_is_refused(tmp_path):
-    source = checkpoint_folder(tmp_path / "lm", "language_model")
-    vocab.load(None, CODES // 2).save(source)
-    with pytest.raises(UserError, match="32 visual tokens"):
-        progemu_jax.load(source, tokenizer=checkpoint_folder(tmp_path / "vq", "tokenizer"))
-    vocab.load(None, 2 * CODES).save(source)
-    with pytest.raises(UserError, match="ids"):
+    vq = checkpoint_folder(tmp_path / "vq", "tokenizer")
+    for codes, words in ((CODES // 2, "32 visual tokens"), (2 * CODES, "128 visual tokens")):
+        source = checkpoint_folder(tmp_path / f"lm{codes}", "language_model")
+        vocab.load(None, codes).save(source)
+        with pytest.raises(UserError, match=words):
+            progemu_jax.load(source, tokenizer=vq)
+    with pytest.raises(UserError, match="ids, the model"):
         progemu_jax.load(source)
 
 

@@ -286,8 +286,9 @@ def _write_side_files(plan: _Plan, target: Path) -> None:
             shutil.copyfile(path, target / path.name)
         return
     if TOKENIZER in plan.exports:
-        image = plan.configs[TOKENIZER].get("image")
-        processor = from_dict(ImageProcessor, image or {}, "image")
+        config = plan.configs[TOKENIZER]
+        factor = from_dict(VQGANConfig, config["model"], "model").factor
+        processor = from_dict(ImageProcessor, config.get("image") or {"factor": factor}, "image")
         kinds = {"original": "Emu3VisionVQImageProcessor", "transformers": "Emu3ImageProcessor"}
         values = {"image_processor_type": kinds[plan.dialect], **processor.config()}
         (target / hf.PROCESSOR).write_text(json.dumps(values, indent=2) + "\n")

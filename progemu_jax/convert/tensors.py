@@ -57,10 +57,10 @@ class Tensor:
         """The whole tensor."""
         return self._rows(0, self.shape[0] if self.shape else 1).reshape(self.shape)
 
-    def blocks(self, limit: int = BLOCK_BYTES) -> Iterator[np.ndarray]:
-        """The tensor in blocks of whole rows (first axis) of about `limit` bytes."""
+    def blocks(self) -> Iterator[np.ndarray]:
+        """The tensor in blocks of whole rows (first axis) of about BLOCK_BYTES."""
         rows = self.shape[0]
-        step = max(1, limit * rows // max(1, self.nbytes))
+        step = max(1, BLOCK_BYTES * rows // max(1, self.nbytes))
         for start in range(0, rows, step):
             yield self._rows(start, min(start + step, rows))
 
