@@ -10,7 +10,10 @@ STAMP := $(VENV)/.progemu-installed
 # One thread a test process: pytest-xdist runs JOBS of them.
 TEST_ENV := JAX_PLATFORMS=cpu OMP_NUM_THREADS=1 XLA_FLAGS="--xla_cpu_multi_thread_eigen=false --xla_force_host_platform_device_count=8"
 
-.PHONY: help setup demo demo-quick phantom test soak parity-eval coverage lint format clean
+PARITY_VENV ?= .venv-parity
+PARITY_PY := $(PARITY_VENV)/bin/python
+
+.PHONY: help setup demo demo-quick phantom test soak parity parity-eval coverage bench-vq bench-convert lint format clean
 
 help:
 	@echo "make setup       virtual environment in $(VENV) from the hashed lock (Python 3.11 or newer)"
@@ -21,6 +24,8 @@ help:
 	@echo "make soak        the slow tests: kill -9 in every stage"
 	@echo "make parity-eval every metric against independent libraries, in $(PARITY_EVAL) (Python 3.11)"
 	@echo "make coverage    2,000 simulated cohorts: do 95 % intervals hold the truth? (slow)"
+	@echo "make parity      compares with live PyTorch, in $(PARITY_VENV) (Python 3.11); EMU3=DIR adds the public Emu3 code"
+	@echo "make bench-vq    image tokenizer beside transformers' on the same weights; bench-convert: 4.3 GB in and out"
 	@echo "make lint        ruff, nothing is changed; make format changes"
 	@echo "make clean       removes build products and caches; keeps $(VENV) and runs/"
 
@@ -66,6 +71,22 @@ $(PARITY_EVAL)/.progemu-installed: requirements.lock requirements-parity-eval.tx
 
 coverage: setup
 	OMP_NUM_THREADS=1 $(PY) benchmarks/coverage.py
+
+$(PARITY_VENV)/.progemu-installed: requirements.lock requirements-parity.txt pyproject.toml setup.py
+	test -x $(PARITY_PY) || $(PYTHON) -m venv $(PARITY_VENV)
+	$(PARITY_PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(PARITY_PY) -m pip install --quiet --disable-pip-version-check -r requirements-parity.txt
+	$(PARITY_PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+parity: $(PARITY_VENV)/.progemu-installed
+	$(TEST_ENV) $(if $(EMU3),EMU3=$(EMU3)) $(PARITY_PY) -m pytest -m parity -s tests/test_parity_live.py
+
+bench-vq: $(PARITY_VENV)/.progemu-installed
+	$(PARITY_PY) benchmarks/vq.py
+
+bench-convert: setup
+	$(PY) benchmarks/convert.py
 
 lint: setup
 	$(PY) -m ruff check .

@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from progemu_jax.errors import UserError
 from progemu_jax.records import first_difference, normal, write_json
 
 _log = logging.getLogger(__name__)
-_EXPORT_FORMAT = "progemu-jax-export-1"
+_FIRST_FORMAT, _EXPORT_FORMAT = "progemu-jax-export-1", "progemu-jax-export-2"
+PART_BYTES = 2**27  # of an export that are written at a time
 
 
 def environment() -> dict:
@@ -79,12 +81,12 @@ class Checkpoints:
           state: pytree of arrays; the caller may donate or change it as soon as this returns.
           extra: JSON-able (bytes allowed), given back by `restore`.
         """
-        flat, sums = _detach(_flatten(state))
+        flat, sums = _detach(flatten(state))
         meta = {
             "step": step,
             "config": self.config,
             "environment": environment(),
-            "tree": {name: _shape(leaf) for name, leaf in _flatten(state).items()},
+            "tree": {name: _shape(leaf) for name, leaf in flatten(state).items()},
             "crc32": sums,
             "extra": _pack(extra or {}),
         }
@@ -144,7 +146,7 @@ class Checkpoints:
                 f"{path}: made with {key}={old!r}, the config now says {new!r}: "
                 f"use another --workdir or delete {self.directory}"
             )
-        tree = {name: _shape(leaf) for name, leaf in _flatten(template).items()}
+        tree = {name: _shape(leaf) for name, leaf in flatten(template).items()}
         found = first_difference(meta["tree"], tree)
         if found:
             key, old, new = found
@@ -162,7 +164,7 @@ class Checkpoints:
 
     def _read_state(self, step, meta, template):
         args = self._ocp.args
-        names = _flatten(template)
+        names = flatten(template)
         wanted = {name: _abstract(leaf) for name, leaf in names.items() if np.size(leaf)}
         restored = self._manager.restore(step, args=args.Composite(state=args.StandardRestore(wanted)))["state"]
         for name, expected in meta["crc32"].items():
@@ -190,28 +192,107 @@ def export(params: Any, config: dict, directory: str | os.PathLike) -> None:
       params: nested dict of arrays. config: JSON-able. directory: must not exist, or be an earlier export
         (which is replaced once the new one is complete).
     """
-    import orbax.checkpoint as ocp
+    with ExportWriter(directory) as writer:
+        for name, leaf in flatten(params).items():
+            writer.add(name, leaf)
+        writer.finish(config)
 
-    directory = Path(directory).absolute()
-    if directory.exists() and not (directory / "export.json").exists():
-        raise UserError(f"{directory}: exists and is not an export: choose another folder")
-    temporary = directory.with_name(f"{directory.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    flat, sums = _detach(_flatten(params))
-    with ocp.StandardCheckpointer() as writer:
-        writer.save(temporary / "params", flat)
-    tree = {name: _shape(leaf) for name, leaf in _flatten(params).items()}
-    record = {"format": _EXPORT_FORMAT, "config": config, "tree": tree, "crc32": sums}
-    write_json(temporary / "export.json", record)
-    if directory.exists():
-        shutil.rmtree(directory)
-    temporary.rename(directory)
+
+class ExportWriter:
+    """Writes an export array by array; memory holds one part of about PART_BYTES, or one array that is larger.
+
+    Each part is an Orbax checkpoint of some arrays, or of blocks of rows of a large one. Leaving the context
+    without `finish` (an error) removes what was written.
+
+    Args:
+      directory: must not exist, or be an earlier export, which `finish` replaces.
+    """
+
+    def __init__(self, directory: str | os.PathLike):
+        import orbax.checkpoint as ocp
+
+        self.directory = Path(directory).absolute()
+        if self.directory.exists() and not (self.directory / "export.json").exists():
+            raise UserError(f"{self.directory}: exists and is not an export: choose another folder")
+        self.folder = self.directory.with_name(f"{self.directory.name}.tmp")  # other files may be put there, too
+        shutil.rmtree(self.folder, ignore_errors=True)
+        (self.folder / "params").mkdir(parents=True)
+        self._orbax = ocp.StandardCheckpointer()
+        self._pending: dict = {}
+        self._parts: list[dict] = []
+        self._tree: dict = {}
+        self._sums: dict = {}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self._orbax.close()
+        shutil.rmtree(self.folder, ignore_errors=True)  # renamed by now, when complete
+
+    def add(self, name: str, array: Any) -> None:
+        """One array; it must not change before the next `add` or `finish` returns."""
+        self._tree[name] = _shape(array)
+        flat, sums = _detach({name: array})
+        self._sums |= sums
+        if flat:
+            self._put(name, flat[name], None)
+
+    def add_rows(self, name: str, shape: tuple[int, ...], dtype: Any, blocks: Iterable[np.ndarray]) -> None:
+        """An array as blocks of whole rows (first axis), in order."""
+        self._tree[name] = [list(shape), str(jnp.dtype(dtype))]
+        start, crc = 0, 0
+        for block in blocks:
+            crc = _crc(block, crc)
+            self._put(name, block, [start, start + len(block)])
+            start += len(block)
+        if start != shape[0]:
+            raise ValueError(f"{name}: {start} rows given, {shape[0]} promised")
+        self._sums[name] = crc
+
+    def _put(self, name, array, rows):
+        if name in self._pending:
+            self._flush()
+        self._pending[name] = array, rows
+        if sum(a.nbytes for a, _ in self._pending.values()) >= PART_BYTES:
+            self._flush()
+
+    def _flush(self):
+        if not self._pending:
+            return
+        self._orbax.save(_part(self.folder, len(self._parts)), {name: a for name, (a, _) in self._pending.items()})
+        self._orbax.wait_until_finished()
+        self._parts.append({name: rows for name, (_, rows) in self._pending.items()})
+        self._pending = {}
+
+    def finish(self, config: dict) -> None:
+        """Writes what is left and the record, and gives the folder its name."""
+        self._flush()
+        record = {
+            "format": _EXPORT_FORMAT,
+            "config": config,
+            "tree": self._tree,
+            "crc32": self._sums,
+            "parts": self._parts,
+        }
+        write_json(self.folder / "export.json", record)
+        if self.directory.exists():
+            shutil.rmtree(self.directory)
+        self.folder.rename(self.directory)
+
+
+def _part(folder: Path, index: int) -> Path:
+    return folder / "params" / f"{index:05d}"
 
 
 def read_export_config(directory: str | os.PathLike) -> dict:
     """The config of an export, without its parameters."""
     return _read_export_record(Path(directory).absolute())["config"]
+
+
+def read_export_tree(directory: str | os.PathLike) -> dict[str, list]:
+    """{name: [shape, dtype]} of an export's arrays."""
+    return _read_export_record(Path(directory).absolute())["tree"]
 
 
 def load_export(directory: str | os.PathLike, template: Any = None) -> tuple[Any, dict]:
@@ -221,37 +302,92 @@ def load_export(directory: str | os.PathLike, template: Any = None) -> tuple[Any
       template: nested dict of ShapeDtypeStructs (with shardings, when on a mesh) that the parameters must
         match; None takes what is there, on the default device.
     """
-    import orbax.checkpoint as ocp
-
     directory = Path(directory).absolute()
     record = _read_export_record(directory)
     tree = record["tree"]
     if template is not None:
-        found = first_difference(tree, {name: _shape(leaf) for name, leaf in _flatten(template).items()})
+        found = first_difference(tree, {name: _shape(leaf) for name, leaf in flatten(template).items()})
         if found:
             key, old, new = found
             raise UserError(f"{directory}: array {key} is {_text(old)} there and {_text(new)} in this model")
-        wanted = {name: _abstract(leaf) for name, leaf in _flatten(template).items() if np.size(leaf)}
+        wanted = {name: _abstract(leaf) for name, leaf in flatten(template).items()}
     else:
         structs = {n: jax.ShapeDtypeStruct(tuple(s[0]), jnp.dtype(s[1])) for n, s in tree.items()}
-        wanted = {name: _abstract(s) for name, s in structs.items() if np.size(s)}
+        wanted = {name: _abstract(s) for name, s in structs.items()}
+    flat: dict = {}
     try:
-        with ocp.StandardCheckpointer() as reader:
-            flat = reader.restore(directory / "params", wanted)
+        for name, rows, array in _read_parts(directory, record, wanted):
+            if rows is None:
+                flat[name] = array
+            else:
+                shape, dtype = tree[name]
+                if rows[0] == 0:
+                    flat[name] = np.empty(shape, jnp.dtype(dtype))
+                flat[name][slice(*rows)] = array
+                if rows[1] == shape[0]:
+                    flat[name] = jax.device_put(flat[name], wanted[name].sharding)
         for name, expected in record["crc32"].items():
             if _crc(np.asarray(flat[name])) != expected:
                 raise ValueError(f"array {name} does not have its checksum")
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        raise UserError(f"{directory}: the export is damaged ({reason}): export it again") from error
-    params: dict = {}
-    for name, (shape, dtype) in tree.items():
-        *folders, last = name.split(".")
-        place = params
-        for folder in folders:
-            place = place.setdefault(folder, {})
-        place[last] = flat[name] if name in flat else jnp.zeros(shape, dtype)
-    return params, record["config"]
+        raise _damaged(directory, error) from error
+    params = {name: flat[name] if name in flat else jnp.zeros(shape, dtype) for name, (shape, dtype) in tree.items()}
+    return unflatten(params), record["config"]
+
+
+def iterate_export(directory: str | os.PathLike) -> Iterator[tuple[str, list[int] | None, np.ndarray]]:
+    """(name, rows, array) of everything in an export; rows is None, or [start, stop] of a block of rows.
+
+    Blocks of one array come in order. Memory holds one part. UserError for a damaged export, at its end for a
+    checksum that is wrong.
+    """
+    directory = Path(directory).absolute()
+    record = _read_export_record(directory)
+    sums: dict = {}
+    try:
+        for name, rows, array in _read_parts(directory, record, None):
+            sums[name] = _crc(array, sums.get(name, 0))
+            yield name, rows, array
+        for name, (shape, dtype) in record["tree"].items():
+            if 0 in shape:
+                yield name, None, np.zeros(shape, jnp.dtype(dtype))
+        for name, expected in record["crc32"].items():
+            if sums.get(name) != expected:
+                raise ValueError(f"array {name} does not have its checksum")
+    except GeneratorExit:
+        raise
+    except Exception as error:
+        raise _damaged(directory, error) from error
+
+
+def _damaged(directory, error):
+    reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+    return UserError(f"{directory}: the export is damaged ({reason}): export it again")
+
+
+def _read_parts(directory, record, wanted):
+    """(name, rows, array) in the stored order; jax arrays placed as `wanted` says, blocks of rows in NumPy.
+
+    wanted: {name: ShapeDtypeStruct with a sharding}, or None: NumPy throughout.
+    """
+    import orbax.checkpoint as ocp
+
+    tree = record["tree"]
+    parts = record.get("parts")
+    whole = [{name: None for name, (shape, _) in tree.items() if 0 not in shape}]  # the first format: one part
+    with ocp.StandardCheckpointer() as reader:
+        for index, names in enumerate(whole if parts is None else parts):
+            template = {}
+            for name, rows in names.items():
+                shape, dtype = tree[name]
+                if rows is None and wanted is not None:
+                    template[name] = wanted[name]
+                else:
+                    shape = shape if rows is None else [rows[1] - rows[0], *shape[1:]]
+                    template[name] = np.empty(shape, jnp.dtype(dtype))
+            folder = directory / "params" if parts is None else _part(directory, index)
+            for name, array in reader.restore(folder, template).items():
+                yield name, names[name], array
 
 
 def _read_export_record(directory):
@@ -262,14 +398,27 @@ def _read_export_record(directory):
         record = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path}: does not parse as JSON ({error}): export it again") from error
-    if record.get("format") != _EXPORT_FORMAT:
+    if record.get("format") not in (_EXPORT_FORMAT, _FIRST_FORMAT):
         raise UserError(f"{path}: format {record.get('format')!r} is not {_EXPORT_FORMAT!r}: export it again")
     return record
 
 
-def _flatten(tree):
+def flatten(tree: Any) -> dict[str, Any]:
+    """{dotted path: leaf} of a pytree."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def unflatten(flat: dict[str, Any]) -> dict:
+    """Nested dict of {dotted path: leaf}."""
+    tree: dict = {}
+    for name, leaf in flat.items():
+        *folders, last = name.split(".")
+        place = tree
+        for folder in folders:
+            place = place.setdefault(folder, {})
+        place[last] = leaf
+    return tree
 
 
 def _detach(flat):
@@ -290,8 +439,8 @@ def _detach(flat):
     return out, sums
 
 
-def _crc(array):
-    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+def _crc(array, before=0):
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8), before)
 
 
 def _shape(leaf):

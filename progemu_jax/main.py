@@ -5,7 +5,6 @@ Config values can be changed on the command line, e.g. `--config.data.root=DIR`.
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import warnings
@@ -15,7 +14,7 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
-from progemu_jax.errors import UserError
+from progemu_jax.errors import UserError, disk_trouble
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory: everything the run makes goes there.")
 _STAGES = flags.DEFINE_list(
@@ -28,9 +27,6 @@ def _without(values, keys: tuple[str, ...]):
     if not isinstance(values, dict):
         return values
     return {k: _without(v, keys) for k, v in values.items() if k not in keys}
-
-
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 
 def build_stages(config, config_dict: dict) -> list:
@@ -103,19 +99,11 @@ def main(argv: list[str]) -> None:
     except UserError as error:
         _stop(error)
     except Exception as error:
-        if why := _disk_trouble(error):
+        if why := disk_trouble(error):
             _stop(f"{_WORKDIR.value}: cannot be written ({why}); mend that, then the same command goes on")
         raise
     except KeyboardInterrupt:
         _stop("interrupted; the same command goes on")
-
-
-def _disk_trouble(error: Exception) -> str | None:
-    """What is wrong with the disk, when that is what `error` says; C++ libraries have it in their text only."""
-    if isinstance(error, OSError) and error.errno in _DISK:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    full = os.strerror(errno.ENOSPC)
-    return full if full in str(error) else None
 
 
 def entry() -> None:

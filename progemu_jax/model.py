@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from progemu_jax import checkpoint, vocab
+from progemu_jax import checkpoint, image_processor, places, vocab
 from progemu_jax.config import from_dict
+from progemu_jax.convert import huggingface, run
 from progemu_jax.errors import UserError
+from progemu_jax.image_processor import ImageProcessor
 from progemu_jax.models import transformer
 from progemu_jax.models.transformer import Transformer, TransformerConfig
 from progemu_jax.models.vqgan import VQGAN, VQGANConfig
@@ -22,8 +24,6 @@ from progemu_jax.predictions import Case
 from progemu_jax.sampling.engine import Grammar, generate, pad_prompts
 from progemu_jax.sampling.policy import Sampling
 from progemu_jax.sequence import Layout
-
-TOKENIZER, LANGUAGE_MODEL = "tokenizer/export", "train/export"  # in a run directory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +36,13 @@ class Counterfactual:
 
 
 class Tokenizer:
-    """VQGAN with its parameters: gray images <-> codes."""
+    """VQGAN with its parameters: gray or RGB images <-> codes.
 
-    def __init__(self, variables: Any, config: VQGANConfig):
-        self.variables, self.config = variables, config
+    `processor` is Emu3's image processor for checkpoints that came with it, else None.
+    """
+
+    def __init__(self, variables: Any, config: VQGANConfig, processor: ImageProcessor | None = None):
+        self.variables, self.config, self.processor = variables, config, processor
         net = VQGAN(config)
         self._encode = jax.jit(lambda v, x, *near: net.apply(v, self._pixels(x), *near, method="tokenize"))
         self._decode = jax.jit(lambda v, c: net.apply(v, c, method="detokenize"))
@@ -47,12 +50,13 @@ class Tokenizer:
     @classmethod
     def load(cls, folder: str | os.PathLike) -> Tokenizer:
         variables, config = checkpoint.load_export(folder)
-        return cls(variables, from_dict(VQGANConfig, config["model"], "tokenizer"))
+        processor = config.get("image") and from_dict(ImageProcessor, config["image"], "image")
+        return cls(variables, from_dict(VQGANConfig, config["model"], "tokenizer"), processor)
 
     def _pixels(self, images: jax.Array) -> jax.Array:
-        """uint8 [B, H, W] -> f32 [B, H, W, C] in [-1, 1]."""
-        x = images.astype(jnp.float32)[..., None] / 127.5 - 1
-        return jnp.repeat(x, self.config.in_channels, axis=-1)
+        """uint8 [B, H, W] or [B, H, W, 3] -> f32 [B, H, W, C] in [-1, 1]."""
+        x = images.astype(jnp.float32) / 127.5 - 1
+        return x if x.ndim == 4 else jnp.repeat(x[..., None], self.config.in_channels, axis=-1)
 
     def tokenize(
         self, images: np.ndarray, batch_size: int = 64, near: np.ndarray | None = None, slack: float = 0.0
@@ -60,7 +64,8 @@ class Tokenizer:
         """Images to codes.
 
         Args:
-          images: uint8 [N, H, W] (or one [H, W]), sides divisible by the spatial factor.
+          images: uint8 [N, H, W] (or one [H, W]), for a model of RGB images also [N, H, W, 3] (or [H, W, 3]); sides
+            divisible by the spatial factor. Their size is kept: `resize` gives the one that Emu3 would use.
           near: codes to keep where they fit nearly as well, int32 as the result: of the prior, so that the
             follow-up has other codes only where the image has changed.
           slack: how much further than the nearest code they may be, in squared distance (see `error`).
@@ -69,7 +74,7 @@ class Tokenizer:
           int32 [N, h, w] (or [h, w]).
         """
         images = np.asarray(images)
-        if images.ndim == 2:
+        if images.ndim == 2 or (images.ndim == 3 and images.shape[-1] == 3 and self.config.in_channels == 3):
             return self.tokenize(images[None], 1, None if near is None else near[None], slack)[0]
         self._check(images)
         if near is None:
@@ -84,24 +89,36 @@ class Tokenizer:
         return float(_batched(lambda x: self._encode(self.variables, x)[1], images, batch_size=batch_size).mean())
 
     def _check(self, images: np.ndarray) -> None:
-        if images.dtype != np.uint8 or images.ndim != 3:
-            raise UserError(f"images: expected uint8 [N, H, W], got {images.dtype} {images.shape}")
-        if any(side % self.config.factor for side in images.shape[1:]):
+        rgb = images.ndim == 4 and images.shape[-1] == self.config.in_channels == 3
+        if images.dtype != np.uint8 or not (images.ndim == 3 or rgb):
+            shapes = "[N, H, W] or [N, H, W, 3]" if self.config.in_channels == 3 else "[N, H, W]"
+            raise UserError(f"images: expected uint8 {shapes}, got {images.dtype} {images.shape}")
+        if any(side % self.config.factor or not side for side in images.shape[1:3]):
             raise UserError(
-                f"images: sides {images.shape[1:]} are not divisible by {self.config.factor}; resize or pad them"
+                f"images: sides {images.shape[1:3]} are not divisible by {self.config.factor}; resize or pad them"
             )
 
-    def detokenize(self, codes: np.ndarray, batch_size: int = 64) -> np.ndarray:
-        """int32 [N, h, w] (or one [h, w]) in [0, codebook size) -> uint8 [N, H, W] (or [H, W])."""
+    def resize(self, image: Any) -> np.ndarray:
+        """An image in any form (array, PIL, path) -> uint8 [H, W, 3] of the size that Emu3's processor gives it."""
+        return (self.processor or ImageProcessor(factor=self.config.factor))(image)
+
+    def detokenize(self, codes: np.ndarray, batch_size: int = 64, rgb: bool = False) -> np.ndarray:
+        """int32 [N, h, w] (or one [h, w]) in [0, codebook size) -> uint8 [N, H, W] (or [H, W]).
+
+        rgb: keep the channels of a model of RGB images, [..., 3]; else they become luminance.
+        """
         codes = np.asarray(codes, np.int32)
         if codes.ndim == 2:
-            return self.detokenize(codes[None])[0]
+            return self.detokenize(codes[None], rgb=rgb)[0]
         if codes.size and not (codes.min() >= 0 and codes.max() < self.config.codebook_size):
             raise UserError(
                 f"codes: values must lie in [0, {self.config.codebook_size}), got {codes.min()}..{codes.max()}"
             )
         images = _batched(lambda c: self._decode(self.variables, c), codes, batch_size=batch_size)
-        return np.clip(np.rint((images.mean(-1) + 1) * 127.5), 0, 255).astype(np.uint8)
+        images = np.clip(np.rint((images + 1) * 127.5), 0, 255).astype(np.uint8)
+        if rgb:
+            return images
+        return image_processor.luma(images) if images.shape[-1] == 3 else images[..., 0]
 
 
 def _batched(function: Any, *items: np.ndarray, batch_size: int) -> np.ndarray:
@@ -118,23 +135,50 @@ def _batched(function: Any, *items: np.ndarray, batch_size: int) -> np.ndarray:
 
 
 class Model:
-    """Tokenizer, transformer and vocabulary. Built by `progemu_jax.load`."""
+    """Tokenizer, transformer and vocabulary. Built by `progemu_jax.load`.
+
+    A part that the folder did not hold is None, and what needs it is a UserError. `stops`: ids that end a text
+    (None: EOS).
+    """
 
     def __init__(
         self,
         params: Any,
-        config: TransformerConfig,
-        layout: Layout,
-        vocabulary: vocab.Vocabulary,
-        tokenizer: Tokenizer,
+        config: TransformerConfig | None,
+        layout: Layout | None,
+        vocabulary: vocab.Vocabulary | None,
+        tokenizer: Tokenizer | None,
         policy: Sampling,
         name: str,
+        stops: tuple[int, ...] | None = None,
     ):
         self.params, self.config, self.layout = params, config, layout
         self.vocabulary, self.tokenizer, self.policy, self.name = vocabulary, tokenizer, policy, name
-        self.grammar = Grammar.of(vocabulary)
-        self.tokenize, self.detokenize = tokenizer.tokenize, tokenizer.detokenize
+        self.grammar = vocabulary and Grammar.of(vocabulary, stops)
         self._logits = jax.jit(self._forward)
+
+    def tokenize(self, images: np.ndarray, **options: Any) -> np.ndarray:
+        """Images to codes; see `Tokenizer.tokenize`."""
+        return self._need("tokenizer").tokenize(images, **options)
+
+    def detokenize(self, codes: np.ndarray, **options: Any) -> np.ndarray:
+        """Codes to images; see `Tokenizer.detokenize`."""
+        return self._need("tokenizer").detokenize(codes, **options)
+
+    def resize(self, image: Any) -> np.ndarray:
+        """An image as Emu3's image processor resizes it; see `Tokenizer.resize`."""
+        return self._need("tokenizer").resize(image)
+
+    def _need(self, part: str) -> Any:
+        value = getattr(self, part)
+        if value is None:
+            remedy = {
+                "tokenizer": "an image tokenizer; give its folder, load(DIR, tokenizer=DIR2)",
+                "params": "a language model; load the folder of one and give this as tokenizer=",
+                "vocabulary": f"a text tokenizer; put {vocab.TEXT_FILE} and {vocab.VISION_FILE} beside the weights",
+            }
+            raise UserError(f"{self.name}: holds no {remedy[part].removeprefix('an ').removeprefix('a ')}")
+        return value
 
     def _forward(self, params: Any, tokens: jax.Array) -> jax.Array:
         hidden, _ = Transformer(self.config).apply({"params": params}, tokens)
@@ -142,6 +186,7 @@ class Model:
 
     def logits(self, tokens: np.ndarray) -> np.ndarray:
         """Next-token logits f32 [B, T, V] of token ids int32 [B, T], with consecutive positions."""
+        params = self._need("params")
         tokens = np.asarray(tokens, np.int32)
         if tokens.ndim != 2 or tokens.size == 0:
             raise UserError(f"tokens: expected int32 [B, T], got shape {tokens.shape}")
@@ -149,7 +194,7 @@ class Model:
             raise UserError(
                 f"tokens: ids must lie in [0, {self.config.vocab_size}), got {tokens.min()}..{tokens.max()}"
             )
-        return np.asarray(self._logits(self.params, tokens))
+        return np.asarray(self._logits(params, tokens))
 
     def counterfactual(
         self, prior: Any, prompt: str, num_samples: int = 1, seed: int = 0, **sampling: Any
@@ -181,12 +226,15 @@ class Model:
 
     def prior_codes(self, prior: Any) -> np.ndarray:
         """int32 [h, w] codes of a prior given in any of the forms that `counterfactual` takes."""
+        tokenizer = self._need("tokenizer")
+        self._need("params")
+        self._need("vocabulary")
         grid = (self.layout.height, self.layout.width)
         if isinstance(prior, np.ndarray) and prior.shape == grid and np.issubdtype(prior.dtype, np.integer):
             if prior.min() < 0 or prior.max() >= self.vocabulary.codebook_size:
                 raise UserError(f"prior: codes must lie in [0, {self.vocabulary.codebook_size})")
             return prior.astype(np.int32)
-        return self.tokenize(_gray(prior, tuple(side * self.tokenizer.config.factor for side in grid)))
+        return self.tokenize(image_processor.gray(prior, tuple(side * tokenizer.config.factor for side in grid)))
 
     def sample(self, cases: Sequence[Case], seed: int = 0, policy: Sampling | None = None) -> Counterfactual:
         """One counterfactual per case, in one batch; a case's prior of None drops prior and prompt (null prompt)."""
@@ -207,57 +255,79 @@ class Model:
         return Counterfactual(self.detokenize(codes), texts, codes)
 
 
-def _gray(image: Any, size: tuple[int, int]) -> np.ndarray:
-    """Image in any accepted form -> uint8 [H, W] of `size`; UserError names what is wrong."""
-    from PIL import Image as pil
-
-    if isinstance(image, (str, os.PathLike)):
-        try:
-            with pil.open(image) as opened:
-                image = opened.convert("L")
-        except (OSError, pil.DecompressionBombError, SyntaxError, ValueError) as error:
-            raise UserError(f"{image}: not a readable image ({type(error).__name__}); give a PNG or JPEG") from None
-    if isinstance(image, pil.Image):
-        image = np.asarray(image.convert("L"))
-    image = np.asarray(image)
-    if image.ndim == 3 and image.shape[-1] in (1, 3):
-        image = image.mean(-1).astype(image.dtype)
-    if image.ndim != 2 or image.size == 0:
-        raise UserError(f"prior: expected an image [H, W], got shape {image.shape}")
-    if np.issubdtype(image.dtype, np.floating):
-        if not np.isfinite(image).all() or image.min() < 0 or image.max() > 1:
-            raise UserError("prior: a float image must be finite and in [0, 1]; scale it or pass uint8")
-        image = np.rint(image * 255).astype(np.uint8)
-    if image.dtype != np.uint8:
-        raise UserError(f"prior: expected uint8 or float in [0, 1], got {image.dtype}; scale it to 8 bits")
-    if image.shape != size:
-        image = np.asarray(pil.fromarray(image).resize(size[::-1], pil.Resampling.LANCZOS))
-    return image
-
-
-def load(path: str | os.PathLike) -> Model:
-    """Loads a trained model.
+def load(path: str | os.PathLike, tokenizer: str | os.PathLike | None = None) -> Model:
+    """Loads a model.
 
     Args:
-      path: a run directory of `progemu_jax.main` whose train stage is complete.
+      path: a run directory of `progemu_jax.main` (complete up to its train stage), an export, or a Hugging Face
+        folder of Emu3 or ProgEmu, in either dialect.
+      tokenizer: the folder of the image tokenizer, of the same kinds, where `path` holds the language model alone.
 
     Raises:
       UserError: nothing there that can be loaded, naming what is missing.
     """
-    path = Path(path)
-    if not path.is_dir():
-        raise UserError(f"{path}: no such folder; give a run directory, e.g. runs/demo")
-    tokenizer = Tokenizer.load(path / TOKENIZER)
-    params, config = checkpoint.load_export(path / LANGUAGE_MODEL)
-    vocabulary = vocab.load(config["vocabulary"] or None, tokenizer.config.codebook_size)
-    if vocabulary.hash != config["vocabulary_hash"]:
-        raise UserError(f"{path}: trained with another vocabulary (hash {config['vocabulary_hash'][:12]})")
-    return Model(
-        params,
-        from_dict(TransformerConfig, config["model"], "model"),
-        from_dict(Layout, config["layout"], "layout"),
-        vocabulary,
-        tokenizer,
-        from_dict(Sampling, config["policy"], "sampling"),
-        name=f"{path.name}@{config['hash'][:12]}",
-    )
+    parts = _load_parts(Path(path))
+    if tokenizer is not None:
+        other = _load_parts(Path(tokenizer), huggingface.TOKENIZER)
+        if "tokenizer" not in other:
+            raise UserError(f"{tokenizer}: holds no image tokenizer; give the folder of one as tokenizer=")
+        parts["tokenizer"] = other["tokenizer"]
+    found = parts.get("vocabulary")
+    if found and "tokenizer" in parts and found.codebook_size != parts["tokenizer"].config.codebook_size:
+        raise UserError(
+            f"{path}: its vocabulary has {found.codebook_size} visual tokens, the image tokenizer "
+            f"{parts['tokenizer'].config.codebook_size} codes; use those that belong together"
+        )
+    if found and found.size > parts["config"].vocab_size:
+        raise UserError(
+            f"{path}: its vocabulary has {found.size} ids, the model {parts['config'].vocab_size}; use its own"
+        )
+    names = ("params", "config", "layout", "vocabulary", "tokenizer", "stops")
+    name = f"{Path(path).name}@{parts['hash'][:12]}"
+    return Model(**{key: parts.get(key) for key in names}, policy=parts.get("policy", Sampling()), name=name)
+
+
+def _load_parts(path: Path, only: str | None = None) -> dict[str, Any]:
+    """What a folder holds, as arguments of `Model` (and "hash"); only: one of its parts."""
+    if places.detect(path) == places.HUGGING_FACE:
+        return _load_hugging_face(huggingface.open_folder(path), only)
+    parts: dict[str, Any] = {}
+    for part, folder in places.exports(path).items():
+        if only not in (None, part):
+            continue
+        if part == huggingface.TOKENIZER:
+            parts = {"hash": checkpoint.read_export_config(folder).get("hash", ""), **parts}
+            parts["tokenizer"] = Tokenizer.load(folder)
+            continue
+        params, config = checkpoint.load_export(folder)
+        parts |= {
+            "params": params,
+            "config": from_dict(TransformerConfig, config["model"], "model"),
+            "layout": from_dict(Layout, config["layout"], "layout"),
+            "policy": from_dict(Sampling, config["policy"], "sampling"),
+            "vocabulary": places.vocabulary(folder, config),
+            "stops": tuple(config["stops"]) if config.get("stops") else None,
+            "hash": config["hash"],
+        }
+    return parts
+
+
+def _load_hugging_face(folder: huggingface.Folder, only: str | None) -> dict[str, Any]:
+    parts: dict[str, Any] = {"hash": ""}
+    for kind, part in folder.parts.items():
+        if only not in (None, kind):
+            continue
+        if kind == huggingface.TOKENIZER:
+            processor = from_dict(ImageProcessor, run.tokenizer_settings(folder)["image"], "image")
+            parts["tokenizer"] = Tokenizer(part.params(), part.model, processor)
+            continue
+        settings = run.language_settings(folder)
+        parts |= {
+            "params": part.params(),
+            "config": part.model,
+            "layout": from_dict(Layout, settings["layout"], "layout"),
+            "policy": from_dict(Sampling, settings["policy"], "sampling"),
+            "vocabulary": folder.vocabulary(),
+            "stops": tuple(settings["stops"]) or None,
+        }
+    return parts

@@ -78,6 +78,7 @@ class Vocabulary:
         self.visual_start = special[visual_token(0)]
         self.codebook_size = len(vision_tokens) - len(_IMAGE)
         self.size = self.text_size + len(names)
+        self._ranks = ranks
         # Special names are found by `_specials`: tiktoken would put all 32,768 of them in one expression.
         self._special = special
         self._names = {i: name for name, i in special.items()}
@@ -125,6 +126,13 @@ class Vocabulary:
             out.append(self._encoding.decode(run) + self._names[i])
             run = []
         return "".join(out) + self._encoding.decode(run)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the vocabulary's two files into a folder, which is made when absent."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_ranks(folder / TEXT_FILE, self._ranks)
+        write_vision_tokens(folder / VISION_FILE, self.codebook_size)
 
     def resolution(self, height: int, width: int) -> list[int]:
         """Ids of the mark "height*width" (in image codes) that stands before an image."""
@@ -179,6 +187,15 @@ def write_ranks(path: str | Path, ranks: dict[bytes, int]) -> None:
     Path(path).write_bytes(b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in rows))
 
 
+def read_vision_tokens(path: str | Path) -> list[str]:
+    """Reads `emu3_vision_tokens.txt`: the names in it, in order."""
+    try:
+        lines = _read(Path(path)).decode("utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is not UTF-8 text; use the original file") from None
+    return [line.strip() for line in lines if line.strip()]
+
+
 def write_vision_tokens(path: str | Path, codebook_size: int) -> None:
     """Writes `emu3_vision_tokens.txt` for a code-book of a size."""
     names = (*_IMAGE, *(visual_token(code) for code in range(codebook_size)))
@@ -196,12 +213,7 @@ def _read(path: Path) -> bytes:
 
 @functools.cache
 def _load(folder: Path, codebook_size: int | None) -> Vocabulary:
-    ranks = read_ranks(folder / TEXT_FILE)
-    try:
-        names = _read(folder / VISION_FILE).decode("utf-8").splitlines()
-    except UnicodeDecodeError:
-        raise UserError(f"{folder / VISION_FILE}: is not UTF-8 text; use the original file") from None
-    names = [name.strip() for name in names if name.strip()]
+    ranks, names = read_ranks(folder / TEXT_FILE), read_vision_tokens(folder / VISION_FILE)
     if codebook_size is not None:
         if folder != BUILT_IN and codebook_size != len(names) - 3:
             raise UserError(

@@ -126,9 +126,9 @@ def tokenizer(config: Config, workdir: Path) -> None:
 
 
 def _load_tokenizer(workdir: Path):
-    from progemu_jax.model import TOKENIZER, Tokenizer
+    from progemu_jax.model import Tokenizer
 
-    return Tokenizer.load(workdir / TOKENIZER)
+    return Tokenizer.load(workdir / "tokenizer/export")
 
 
 def tokens(config: Config, workdir: Path) -> None:

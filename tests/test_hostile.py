@@ -12,7 +12,7 @@ from PIL import Image
 
 from progemu_jax import main
 from progemu_jax.configs import open_cxr
-from progemu_jax.errors import UserError
+from progemu_jax.errors import UserError, disk_trouble
 
 COLUMNS = ("patientid", "offset", "sex", "age", "view", "modality", "folder", "filename", "clinical_notes")
 
@@ -143,7 +143,7 @@ def test_a_workdir_that_is_a_file(whole, tmp_path):
 
 
 def test_trouble_with_the_disk_is_told_from_other_errors():
-    assert "full.npz" in main._disk_trouble(OSError(errno.EROFS, "Read-only file system", "full.npz"))
-    assert main._disk_trouble(RuntimeError("write() failed: No space left on device; writing x"))
-    assert main._disk_trouble(RuntimeError("shape mismatch")) is None
-    assert main._disk_trouble(FileNotFoundError(errno.ENOENT, "No such file", "x")) is None
+    assert "full.npz" in disk_trouble(OSError(errno.EROFS, "Read-only file system", "full.npz"))
+    assert disk_trouble(RuntimeError("write() failed: No space left on device; writing x"))
+    assert disk_trouble(RuntimeError("shape mismatch")) is None
+    assert disk_trouble(FileNotFoundError(errno.ENOENT, "No such file", "x")) is None

@@ -33,6 +33,7 @@ class VQGANConfig:
       (1 in Emu3); the spatial factor is patch * 2 ** (len(ch_mult) - 1).
     temporal: Emu3's temporal path; a still image is seen as temporal_factor equal frames.
     normalize_codes: cosine look-up: latents and codes on the unit sphere (Yu et al. 2022).
+    group_channels: fewest channels in a group of a norm, which has at most 32 groups (1 in Emu3: always 32).
     dtype: of the computation; distances and norms are float32 in any case.
     """
 
@@ -50,6 +51,7 @@ class VQGANConfig:
     temporal: bool = False
     temporal_factor: int = 4
     normalize_codes: bool = False
+    group_channels: int = 4
     dtype: str = "float32"
     param_dtype: str = "float32"
 
@@ -74,6 +76,7 @@ def emu3_vq(**overrides) -> VQGANConfig:
             codebook_size=32_768,
             temporal=True,
             temporal_factor=4,
+            group_channels=1,
         ),
         **overrides,
     )
@@ -88,18 +91,20 @@ class Level(nn.Module):
     resize: str | None
     dropout: float
     param_dtype: Any
+    group_channels: int
 
     @nn.compact
     def __call__(self, x: Array, codes: Array | None, train: bool) -> Array:
+        dtype, group = self.param_dtype, self.group_channels
         for index in range(self.blocks):
-            block = vl.ResBlock(self.features, self.dropout, self.param_dtype, name=f"block_{index}")
+            block = vl.ResBlock(self.features, self.dropout, dtype, group, name=f"block_{index}")
             x = block(x, codes, train)
             if self.attention:
-                x = vl.AttnBlock(self.param_dtype, name=f"attn_{index}")(x, codes)
+                x = vl.AttnBlock(dtype, group, name=f"attn_{index}")(x, codes)
         if self.resize == "downsample":
-            x = vl.Downsample(self.param_dtype, name="downsample")(x)
+            x = vl.Downsample(dtype, name="downsample")(x)
         elif self.resize == "upsample":
-            x = vl.Upsample(self.param_dtype, name="upsample")(x)
+            x = vl.Upsample(dtype, name="upsample")(x)
         return x
 
 
@@ -108,13 +113,14 @@ class Middle(nn.Module):
 
     dropout: float
     param_dtype: Any
+    group_channels: int
 
     @nn.compact
     def __call__(self, x: Array, codes: Array | None, train: bool) -> Array:
-        C = x.shape[-1]
-        x = vl.ResBlock(C, self.dropout, self.param_dtype, name="block_1")(x, codes, train)
-        x = vl.AttnBlock(self.param_dtype, name="attn_1")(x, codes)
-        return vl.ResBlock(C, self.dropout, self.param_dtype, name="block_2")(x, codes, train)
+        C, dtype, group = x.shape[-1], self.param_dtype, self.group_channels
+        x = vl.ResBlock(C, self.dropout, dtype, group, name="block_1")(x, codes, train)
+        x = vl.AttnBlock(dtype, group, name="attn_1")(x, codes)
+        return vl.ResBlock(C, self.dropout, dtype, group, name="block_2")(x, codes, train)
 
 
 class Encoder(nn.Module):
@@ -131,11 +137,11 @@ class Encoder(nn.Module):
             resize = "downsample" if i < last else None
             level = Level(
                 cfg.ch * multiplier, cfg.num_res_blocks, i in cfg.attn_levels, resize, cfg.dropout, dtype,
-                name=f"down_{i}",
+                cfg.group_channels, name=f"down_{i}",
             )  # fmt: skip
             x = level(x, None, train)
-        x = Middle(cfg.dropout, dtype, name="mid")(x, None, train)
-        x = jax.nn.silu(vl.GroupNorm(param_dtype=dtype, name="norm_out")(x))
+        x = Middle(cfg.dropout, dtype, cfg.group_channels, name="mid")(x, None, train)
+        x = jax.nn.silu(vl.GroupNorm(dtype, cfg.group_channels, name="norm_out")(x))
         x = vl.Conv(cfg.z_channels, param_dtype=dtype, name="conv_out")(x)
         if not cfg.temporal:
             return x[:, None]
@@ -171,15 +177,15 @@ class Decoder(nn.Module):
             z, codes = jnp.split(both, 2, axis=0)
         z, codes = z[:, 0], codes[:, 0]
         x = vl.Conv(cfg.ch * cfg.ch_mult[-1], param_dtype=dtype, name="conv_in")(z)
-        x = Middle(cfg.dropout, dtype, name="mid")(x, codes, train)
+        x = Middle(cfg.dropout, dtype, cfg.group_channels, name="mid")(x, codes, train)
         for i, multiplier in reversed(list(enumerate(cfg.ch_mult))):
             resize = "upsample" if i > 0 else None
             level = Level(
                 cfg.ch * multiplier, cfg.num_res_blocks + 1, i in cfg.attn_levels, resize, cfg.dropout, dtype,
-                name=f"up_{i}",
+                cfg.group_channels, name=f"up_{i}",
             )  # fmt: skip
             x = level(x, codes, train)
-        x = jax.nn.silu(vl.SpatialNorm(dtype, name="norm_out")(x, codes))
+        x = jax.nn.silu(vl.SpatialNorm(dtype, cfg.group_channels, name="norm_out")(x, codes))
         x = vl.Conv(cfg.out_channels * cfg.patch**2, param_dtype=dtype, name="conv_out")(x)
         return depth_to_space(x, cfg.patch)
 

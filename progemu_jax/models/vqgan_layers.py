@@ -69,9 +69,9 @@ class Upsample(nn.Module):
         return Conv(x.shape[-1], 3, param_dtype=self.param_dtype, name="conv")(x)
 
 
-def num_groups(channels: int, most: int = 32) -> int:
-    """Groups of a GroupNorm: `most`, but of 4 channels or more (a lone channel loses its mean)."""
-    groups = max(1, min(most, channels // 4))
+def num_groups(channels: int, least: int = 4, most: int = 32) -> int:
+    """Groups of a GroupNorm: `most`, but of `least` channels or more (a lone channel loses its mean)."""
+    groups = max(1, min(most, channels // least))
     while channels % groups:
         groups -= 1
     return groups
@@ -83,13 +83,14 @@ class GroupNorm(nn.Module):
     The sums go over pixels first and over the channels of a group after: the long sum is then contiguous.
     """
 
-    eps: float = 1e-6
     param_dtype: jnp.dtype = jnp.float32
+    group_channels: int = 4
+    eps: float = 1e-6
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         C = x.shape[-1]
-        G = num_groups(C)
+        G = num_groups(C, self.group_channels)
         scale = self.param("scale", nn.initializers.ones, (C,), self.param_dtype).astype(jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (C,), self.param_dtype).astype(jnp.float32)
         x32 = x.astype(jnp.float32)
@@ -112,12 +113,13 @@ class SpatialNorm(nn.Module):
     """
 
     param_dtype: jnp.dtype = jnp.float32
+    group_channels: int = 4
 
     @nn.compact
     def __call__(self, x: Array, codes: Array) -> Array:
         B, H, W, C = x.shape
         h, w = codes.shape[1:3]
-        y = GroupNorm(param_dtype=self.param_dtype, name="norm_layer")(x)
+        y = GroupNorm(self.param_dtype, self.group_channels, name="norm_layer")(x)
         ones = nn.initializers.ones  # starts as the plain norm
         scale = Conv(C, 1, bias_init=ones, param_dtype=self.param_dtype, name="conv_y")(codes)
         shift = Conv(C, 1, param_dtype=self.param_dtype, name="conv_b")(codes)
@@ -126,9 +128,9 @@ class SpatialNorm(nn.Module):
         return y.reshape(B, H, W, C)
 
 
-def make_norm(codes: Array | None, name: str, param_dtype) -> nn.Module:
+def make_norm(codes: Array | None, name: str, param_dtype, group_channels: int) -> nn.Module:
     """`GroupNorm` in the encoder (codes None), `SpatialNorm` in the decoder."""
-    return (GroupNorm if codes is None else SpatialNorm)(param_dtype=param_dtype, name=name)
+    return (GroupNorm if codes is None else SpatialNorm)(param_dtype, group_channels, name=name)
 
 
 class ResBlock(nn.Module):
@@ -137,14 +139,15 @@ class ResBlock(nn.Module):
     features: int
     dropout: float = 0.0
     param_dtype: jnp.dtype = jnp.float32
+    group_channels: int = 4
 
     @nn.compact
     def __call__(self, x: Array, codes: Array | None = None, train: bool = False) -> Array:
         extra = () if codes is None else (codes,)
         dtype = self.param_dtype
-        h = jax.nn.silu(make_norm(codes, "norm1", dtype)(x, *extra))
+        h = jax.nn.silu(make_norm(codes, "norm1", dtype, self.group_channels)(x, *extra))
         h = Conv(self.features, param_dtype=dtype, name="conv1")(h)
-        h = jax.nn.silu(make_norm(codes, "norm2", dtype)(h, *extra))
+        h = jax.nn.silu(make_norm(codes, "norm2", dtype, self.group_channels)(h, *extra))
         h = nn.Dropout(self.dropout, deterministic=not train)(h)
         h = Conv(self.features, param_dtype=dtype, name="conv2")(h)
         if x.shape[-1] != self.features:
@@ -156,12 +159,13 @@ class AttnBlock(nn.Module):
     """Single-head self-attention over the pixels, added to its input; softmax in float32."""
 
     param_dtype: jnp.dtype = jnp.float32
+    group_channels: int = 4
 
     @nn.compact
     def __call__(self, x: Array, codes: Array | None = None) -> Array:
         B, H, W, C = x.shape
         extra = () if codes is None else (codes,)
-        y = make_norm(codes, "norm", self.param_dtype)(x, *extra)
+        y = make_norm(codes, "norm", self.param_dtype, self.group_channels)(x, *extra)
         q, k, v = (Conv(C, 1, param_dtype=self.param_dtype, name=n)(y).reshape(B, H * W, C) for n in "qkv")
         scores = jnp.einsum("BPC,BQC->BPQ", q * C**-0.5, k, preferred_element_type=jnp.float32)
         out = jnp.einsum("BPQ,BQC->BPC", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)

@@ -1,0 +1,41 @@
+"""python -m progemu_jax.convert --source=DIR --target=DIR [--dialect=original|transformers]
+
+Converts a Hugging Face folder of Emu3, Emu3-VisionTokenizer or ProgEmu (either dialect, one file or shards) to a run
+directory, and a run directory or an export back to a Hugging Face folder: what the source is is found out. Only
+safetensors are read. --dialect is of a Hugging Face target; the default is the one that the weights came from.
+"""
+
+import argparse
+import os
+import sys
+
+from progemu_jax.errors import UserError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run from command-line arguments; returns the exit status (2 for bad input)."""
+    parser = argparse.ArgumentParser(
+        prog="python -m progemu_jax.convert",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--source", required=True, metavar="DIR")
+    parser.add_argument("--target", required=True, metavar="DIR")
+    parser.add_argument("--dialect", metavar="original|transformers")
+    args = parser.parse_args(argv)
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing is computed
+    from progemu_jax.convert.run import convert
+
+    try:
+        print(convert(args.source, args.target, args.dialect))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("error: interrupted; nothing is left of the target", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""What a folder is (run directory, export, Hugging Face checkpoint), and where its parts lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from progemu_jax import checkpoint, vocab
+from progemu_jax.convert import huggingface
+from progemu_jax.convert.names import LANGUAGE_MODEL, TOKENIZER
+from progemu_jax.errors import UserError
+
+IN_RUN = {LANGUAGE_MODEL: "train/export", TOKENIZER: "tokenizer/export"}  # exports in a run directory
+VOCABULARY, SOURCE = "vocabulary", "source"  # folders in an export that was converted
+HUGGING_FACE, OURS = "Hugging Face folder", "run directory or export"
+
+
+def detect(path: Path) -> str:
+    """OURS or HUGGING_FACE. Raises UserError for anything else, and for pickled weights."""
+    if not path.exists():
+        raise UserError(f"{path}: no such folder; give a run directory, an export or a Hugging Face folder")
+    if not path.is_dir():
+        huggingface.tensors.refuse_pickles(path)
+        raise UserError(f"{path}: is a file; give the folder that it is in")
+    if exports(path):
+        return OURS
+    if huggingface.is_folder(path):
+        return HUGGING_FACE
+    huggingface.tensors.refuse_pickles(path)
+    raise UserError(
+        f"{path}: no model here: expected a run directory ({' or '.join(IN_RUN.values())}), an export (export.json) or "
+        "a Hugging Face folder (config.json, model.safetensors)"
+    )
+
+
+def exports(path: Path) -> dict[str, Path]:
+    """{part: folder} of the exports of a run directory, or of an export itself; {} when there is none."""
+    if (path / "export.json").exists():
+        model = checkpoint.read_export_config(path).get("model", {})
+        for part, key in ((LANGUAGE_MODEL, "hidden_size"), (TOKENIZER, "codebook_size")):
+            if key in model:
+                return {part: path}
+        raise UserError(f"{path}: an export of neither a language model nor an image tokenizer")
+    found = {part: path / place for part, place in IN_RUN.items()}
+    return {part: folder for part, folder in found.items() if (folder / "export.json").exists()}
+
+
+def vocabulary(export: Path, config: dict[str, Any], codebook_size: int | None = None) -> vocab.Vocabulary | None:
+    """The vocabulary of a language model's export, or None when its source had none.
+
+    Raises:
+      UserError: it is not the one that the model was trained with, or has another number of codes.
+    """
+    if (export / VOCABULARY).is_dir():
+        found = vocab.load(export / VOCABULARY, codebook_size)
+    elif config["vocabulary"] is None:
+        return None
+    else:
+        if not config["vocabulary"] and codebook_size is None:
+            codebook_size = config["model"]["vocab_size"] - vocab.load().visual_start
+        found = vocab.load(config["vocabulary"] or None, codebook_size)
+    if found.hash != config["vocabulary_hash"]:
+        raise UserError(f"{export}: trained with another vocabulary (hash {config['vocabulary_hash'][:12]})")
+    return found
