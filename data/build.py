@@ -139,9 +139,10 @@ def _finish(out: Path, cohort: journeys.Cohort, results: dict[str, dict], settin
     funnel["single images kept"] = sum(len(r["singles"]) for r in ordered)
     if not funnel["pairs kept"]:
         raise UserError(f"{out}: no pair is left; rejected.jsonl there says why")
+    shutil.rmtree(out / ".tmp", ignore_errors=True)
+    records.remove_leftovers(out)
     records.write_text(out / "funnel.json", json.dumps({"settings": settings, "funnel": funnel}, indent=1) + "\n")
     (out / "journal.jsonl").unlink()
-    shutil.rmtree(out / ".tmp", ignore_errors=True)
     return funnel
 
 

@@ -51,6 +51,7 @@ def build_references(
     made = list(tqdm(made, desc="references", total=len(todo), unit="pair", disable=not progress))
     rejected += [r for r in made if isinstance(r, Rejected)]
     rows = [r for r in made if not isinstance(r, Rejected)]
+    records.remove_leftovers(out)
     tree.write_lines(out / "rejected.jsonl", map(vars, rejected))
     tree.write_lines(out / "references.jsonl", rows)
     return len(rows)
@@ -157,4 +158,4 @@ def _write(path: Path, image: np.ndarray) -> None:
 
 
 def _write_masks(path: Path, masks: np.ndarray) -> None:
-    records.write_npz(path, {"masks": masks})
+    records.write_npz(path, {"masks": masks}, durable=False)

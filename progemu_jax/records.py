@@ -36,6 +36,12 @@ def write_bytes(path: str | os.PathLike, content: bytes, durable: bool = True) -
     os.replace(temporary, path)
 
 
+def remove_leftovers(folder: str | os.PathLike) -> None:
+    """Deletes what a killed `write_bytes` left anywhere under `folder`; no other process may be writing there."""
+    for path in Path(folder).rglob(".*.tmp"):
+        path.unlink()
+
+
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Atomic UTF-8 file; see `write_bytes`."""
     write_bytes(path, text.encode())

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from test_tree import META, external
 
+from progemu_jax import records
 from progemu_jax.data import icg_cxr, images, tree
 from progemu_jax.data.batches import Examples
 from progemu_jax.errors import UserError
@@ -32,7 +33,7 @@ def make_tree(root, pairs=6, singles=4):
     rows = []
     for i in range(singles):
         name = f"singles/x/p{i}/{i}-a.png"
-        images.write_atomic(root / name, images.png(cohorts.chest(50 + i)))
+        records.write_bytes(root / name, images.png(cohorts.chest(50 + i)))
         row = {"image": name, "text": f"Report {i}.", "study_id": str(i), "patient_id": str(i)}
         rows.append(row | {"source": "x", "split": "train"})
     tree.write_lines(root / "singles.jsonl", rows)

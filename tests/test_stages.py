@@ -202,3 +202,13 @@ def test_listing_imports_nothing_heavy():
     script = "import sys, progemu_jax.stages; print([m for m in ('jax', 'numpy', 'orbax') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_what_a_killed_write_left_is_removed(tmp_path):
+    from progemu_jax import records
+
+    records.write_bytes(tmp_path / "a/b.png", b"1")
+    (tmp_path / "a/.b.png.123.tmp").write_bytes(b"half")
+    (tmp_path / "a/.hidden").write_bytes(b"kept")
+    records.remove_leftovers(tmp_path)
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [".hidden", "b.png"]
