@@ -15,7 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from progemu_jax.errors import UserError
+from progemu_jax.errors import UserError, exit_status
 from progemu_jax.eval.evaluate import REFERENCE_ROWS, System, evaluate
 from progemu_jax.eval.metrics.fidelity import SUBSAMPLES
 from progemu_jax.eval.metrics.textmodels import MODELS
@@ -63,7 +63,8 @@ def main(argv=None):
     parser.add_argument("--title", default="Counterfactual chest X-rays")
     parser.add_argument("--caveat", action="append", default=[], help="a sentence for the head of the page")
     args = parser.parse_args(argv)
-    try:
+
+    def work():
         if args.bootstrap < 0:
             raise UserError(f"--bootstrap={args.bootstrap}: must not be negative")
         if not 0 <= args.subsamples <= SUBSAMPLES:
@@ -96,11 +97,9 @@ def main(argv=None):
             text_models=args.text_model,
             log=lambda line: print(line, file=sys.stderr),
         )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(Path(args.out) / "report" / "index.html")
-    return 0
+        return Path(args.out) / "report" / "index.html"
+
+    return exit_status(work)
 
 
 if __name__ == "__main__":

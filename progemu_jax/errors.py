@@ -2,6 +2,8 @@
 
 import errno
 import os
+import sys
+from collections.abc import Callable
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
@@ -16,3 +18,14 @@ def disk_trouble(error: Exception) -> str | None:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     full = os.strerror(errno.ENOSPC)
     return full if full in str(error) else None
+
+
+def exit_status(work: Callable[[], object]) -> int:
+    """Runs a command and prints its result: 0. A `UserError` becomes one line on stderr: 2."""
+    try:
+        result = work()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(result)
+    return 0

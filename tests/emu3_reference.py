@@ -55,6 +55,24 @@ TEXTS = (
 BROKEN = ([0xE2], [0xE2, 0x82], [0xFF, 0x41], [0xE2, 151_849, 0x82, 0xAC], [0xF0, 0x9F, 0xAB, 0x81])
 
 
+def write_run(folder: Path, model, vocabulary, layout: dict, policy: dict) -> None:
+    """The exports of a run directory, of a loaded model with both parts."""
+    from progemu_jax import checkpoint
+    from progemu_jax.config import to_dict
+
+    config = {
+        "model": to_dict(model.config),
+        "layout": layout,
+        "policy": policy,
+        "vocabulary": "",
+        "vocabulary_hash": vocabulary.hash,
+        "hash": "0" * 12,
+    }
+    checkpoint.export(model.params, config, folder / "train/export")
+    vq = {"model": to_dict(model.tokenizer.config)}
+    checkpoint.export(model.tokenizer.variables, vq, folder / "tokenizer/export")
+
+
 def uniform(name: str, shape) -> np.ndarray:
     """float64 in [0, 1), the same everywhere for a name and shape."""
     raw = np.random.PCG64(zlib.crc32(name.encode())).random_raw(math.prod(shape))

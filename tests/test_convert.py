@@ -9,11 +9,10 @@ import sys
 import ml_dtypes
 import numpy as np
 import pytest
-from emu3_reference import CODES, LM, TINY_VQ, transformers_vq, weight
+from emu3_reference import CODES, LM, TINY_VQ, transformers_vq, weight, write_run
 
 import progemu_jax
 from progemu_jax import checkpoint, vocab
-from progemu_jax.config import to_dict
 from progemu_jax.convert import huggingface, names, tensors
 from progemu_jax.convert.__main__ import main
 from progemu_jax.convert.run import convert, default_layout
@@ -146,17 +145,8 @@ def test_models_of_our_own_become_checkpoints_of_either_dialect(tmp_path):
     vocabulary = vocab.load(None, CODES)
     source = checkpoint_folder(tmp_path / "source", "both")
     model = progemu_jax.load(source)
-    config = {
-        "model": to_dict(model.config),
-        "layout": {"height": 4, "width": 4, "length": 300, "prompt_budget": 0},
-        "policy": {"top_k": 5},
-        "vocabulary": "",
-        "vocabulary_hash": vocabulary.hash,
-        "hash": "0" * 12,
-    }
-    checkpoint.export(model.params, config, tmp_path / "run/train/export")
-    vq = {"model": to_dict(model.tokenizer.config)}
-    checkpoint.export(model.tokenizer.variables, vq, tmp_path / "run/tokenizer/export")
+    layout = {"height": 4, "width": 4, "length": 300, "prompt_budget": 0}
+    write_run(tmp_path / "run", model, vocabulary, layout, {"top_k": 5})
     for target, place, dialect in (
         ("t", "", "transformers"),
         ("lm", "train/export", None),

@@ -33,10 +33,11 @@ from emu3_reference import (
     some_tokens,
     torch_full,
     torch_lm,
+    write_run,
 )
 
 import progemu_jax
-from progemu_jax import checkpoint, sequence, vocab
+from progemu_jax import sequence, vocab
 from progemu_jax.config import to_dict
 from progemu_jax.convert import huggingface, tensors
 from progemu_jax.convert.run import convert
@@ -296,17 +297,7 @@ def test_models_of_our_own_load_in_transformers(folder, full, lm, tmp_path):
     from transformers import Emu3ForCausalLM
 
     model, vocabulary = progemu_jax.load(folder), vocab.load(None, CODES)
-    config = {
-        "model": to_dict(model.config),
-        "layout": to_dict(model.layout),
-        "policy": to_dict(model.policy),
-        "vocabulary": "",
-        "vocabulary_hash": vocabulary.hash,
-        "hash": "0" * 12,
-    }
-    checkpoint.export(model.params, config, tmp_path / "run/train/export")
-    vq = {"model": to_dict(model.tokenizer.config)}
-    checkpoint.export(model.tokenizer.variables, vq, tmp_path / "run/tokenizer/export")
+    write_run(tmp_path / "run", model, vocabulary, to_dict(model.layout), to_dict(model.policy))
     convert(tmp_path / "run", tmp_path / "both")
     check_in_transformers(type(full), tmp_path / "both", full)
     convert(tmp_path / "run/train/export", tmp_path / "lm", "transformers")

@@ -9,7 +9,7 @@ import argparse
 import os
 import sys
 
-from progemu_jax.errors import UserError
+from progemu_jax.errors import UserError, exit_status
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -26,15 +26,13 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing is computed
     from progemu_jax.convert.run import convert
 
-    try:
-        print(convert(args.source, args.target, args.dialect))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("error: interrupted; nothing is left of the target", file=sys.stderr)
-        return 2
-    return 0
+    def work():
+        try:
+            return convert(args.source, args.target, args.dialect)
+        except KeyboardInterrupt:
+            raise UserError("interrupted; nothing is left of the target") from None
+
+    return exit_status(work)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from progemu_jax.errors import UserError
+from progemu_jax.errors import UserError, exit_status
 from progemu_jax.scorers.cache import Cached
 from progemu_jax.scorers.files import read_rows, source_of, write_prediction_scores, write_reference_scores
 
@@ -42,22 +42,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--predictions", action="append", default=[], metavar="DIR")
     parser.add_argument("--cache", metavar="DIR", help="default: <references>/scores/cache")
     args = parser.parse_args(argv)
-    try:
-        references = Path(args.references)
-        source = source_of(read_rows(references / "references.jsonl"))
-        scorer = Cached(load(args.scorer), args.cache or references / "scores" / "cache")
-        print(f"note: {scorer.caveat}", file=sys.stderr)
-        write_reference_scores(scorer, references, references / "scores", source)
-        for folder in map(Path, args.predictions):
-            write_prediction_scores(scorer, folder, folder / "scores.npz", source)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error.filename}: cannot be written ({error.strerror})", file=sys.stderr)
-        return 2
-    print(references / "scores")
-    return 0
+    references = Path(args.references)
+
+    def work():
+        try:
+            source = source_of(read_rows(references / "references.jsonl"))
+            scorer = Cached(load(args.scorer), args.cache or references / "scores" / "cache")
+            print(f"note: {scorer.caveat}", file=sys.stderr)
+            write_reference_scores(scorer, references, references / "scores", source)
+            for folder in map(Path, args.predictions):
+                write_prediction_scores(scorer, folder, folder / "scores.npz", source)
+        except OSError as error:
+            raise UserError(f"{error.filename}: cannot be written ({error.strerror})") from None
+        return references / "scores"
+
+    return exit_status(work)
 
 
 if __name__ == "__main__":
