@@ -19,9 +19,10 @@ import numpy as np
 from progemu_jax import records
 from progemu_jax.data import duplicates, foreground, images, journeys, registration, tree
 from progemu_jax.data.pool import ordered_map
-from progemu_jax.data.progression import NO_CHANGE, progression
+from progemu_jax.data.progression import progression
 from progemu_jax.data.sources import Rejected, Study, open_source
 from progemu_jax.errors import UserError
+from progemu_jax.radtext import NO_CHANGE
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,8 @@ import random
 from dataclasses import dataclass, replace
 
 from progemu_jax import radtext
-from progemu_jax.radtext import FINDINGS, LARGE, MODERATE
+from progemu_jax.radtext import FINDINGS, LARGE, MODERATE, NO_CHANGE
 
-NO_CHANGE = "No significant change."
 PROMPT_WORDS, INTERPRETATION_WORDS = 12, 35
 
 _SIZES = ("small", "moderate", "large")

@@ -11,8 +11,6 @@ import numpy as np
 
 from progemu_jax.radtext import FINDINGS, PRESENT, changes
 
-NO_CHANGE = "No significant interval change."
-
 
 def mean_image(images: Iterable[np.ndarray]) -> np.ndarray:
     """Rounded mean of uint8 images [H, W] of one size; ValueError when there are none."""

@@ -55,6 +55,9 @@ CHEXPERT_OF = {
 ORGANS = ("left lung", "right lung", "heart", "facies diaphragmatica", "mediastinum", "spine")
 """The six organs that Dice is measured on. Left and right are the patient's."""
 
+NO_CHANGE = "No significant change."
+"""The prompt of a pair without any change; also what a system is asked when nothing shall change."""
+
 PRESENT = 0.15
 """A finding is present (label 1) from this severity on; the change of a severity counts from it too."""
 

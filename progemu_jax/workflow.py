@@ -15,12 +15,13 @@ import numpy as np
 
 from progemu_jax import checkpoint, records, vocab
 from progemu_jax.config import Config, to_dict
-from progemu_jax.controls import NO_CHANGE, contradicting_prompt
+from progemu_jax.controls import contradicting_prompt
 from progemu_jax.data import batches, build, icg_cxr
 from progemu_jax.data.progression import progression
 from progemu_jax.data.tree import read_lines
 from progemu_jax.errors import UserError
 from progemu_jax.predictions import Case, Prediction, write_predictions
+from progemu_jax.radtext import NO_CHANGE
 from progemu_jax.train import check as check_training
 from progemu_jax.train import fit
 

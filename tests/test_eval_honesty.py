@@ -5,10 +5,11 @@ import pytest
 from eval_cohort import Cohort, words
 
 from progemu_jax import radtext
-from progemu_jax.controls import NO_CHANGE, contradicting_prompt, mean_image
+from progemu_jax.controls import contradicting_prompt, mean_image
 from progemu_jax.eval import System, evaluate
 from progemu_jax.eval.compare import holm, p_value
 from progemu_jax.eval.metrics import amplification
+from progemu_jax.radtext import NO_CHANGE
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,8 @@ import pytest
 from progemu_jax import radtext, vocab
 from progemu_jax.data.phantom import reports
 from progemu_jax.data.phantom.patient import sample_patient, sample_trajectory
-from progemu_jax.data.progression import NO_CHANGE, progression
+from progemu_jax.data.progression import progression
+from progemu_jax.radtext import NO_CHANGE
 
 LE, RE, LP, RP, CM, ED, AT, CO = radtext.FINDINGS
 SIGN = {"new": 1, "worse": 1, "better": -1, "resolved": -1}
