@@ -13,7 +13,7 @@ TEST_ENV := JAX_PLATFORMS=cpu OMP_NUM_THREADS=1 XLA_FLAGS="--xla_cpu_multi_threa
 PARITY_VENV ?= .venv-parity
 PARITY_PY := $(PARITY_VENV)/bin/python
 
-.PHONY: help setup demo demo-quick phantom test soak parity parity-eval coverage bench-vq bench-convert lint format clean
+.PHONY: help setup demo demo-quick phantom test soak parity parity-eval coverage known-systems bench-vq bench-convert lint format clean
 
 help:
 	@echo "make setup       virtual environment in $(VENV) from the hashed lock (Python 3.11 or newer)"
@@ -24,6 +24,7 @@ help:
 	@echo "make soak        the slow tests: kill -9 in every stage"
 	@echo "make parity-eval every metric against independent libraries, in $(PARITY_EVAL) (Python 3.11)"
 	@echo "make coverage    2,000 simulated cohorts: do 95 % intervals hold the truth? (slow)"
+	@echo "make known-systems  systems of known faults through the evaluation, on runs/phantom"
 	@echo "make parity      compares with live PyTorch, in $(PARITY_VENV) (Python 3.11); EMU3=DIR adds the public Emu3 code"
 	@echo "make bench-vq    image tokenizer beside transformers' on the same weights; bench-convert: 4.3 GB in and out"
 	@echo "make lint        ruff, nothing is changed; make format changes"
@@ -71,6 +72,9 @@ $(PARITY_EVAL)/.progemu-installed: requirements.lock requirements-parity-eval.tx
 
 coverage: setup
 	OMP_NUM_THREADS=1 $(PY) benchmarks/coverage.py
+
+known-systems: setup
+	$(PY) benchmarks/known_systems.py --run=runs/phantom
 
 $(PARITY_VENV)/.progemu-installed: requirements.lock requirements-parity.txt pyproject.toml setup.py
 	test -x $(PARITY_PY) || $(PYTHON) -m venv $(PARITY_VENV)

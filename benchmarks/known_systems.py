@@ -1,6 +1,6 @@
 """Systems whose faults are known, made on a phantom run's test cases, scored and judged; prints JSON lines.
 
-    python benchmarks/known_systems.py --run=runs/phantom [--cases=200]
+    python benchmarks/known_systems.py --run=runs/phantom [--cases=N]
 
 - perfect: the true counterfactual with the reference interpretation.
 - copy: the prior again, "no change".
@@ -42,10 +42,10 @@ SHOWN = (
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument("--cases", type=int, default=200)
+    parser.add_argument("--cases", type=int, default=0, help="0: all")
     args = parser.parse_args()
     references = args.run / "data/references"
-    rows = [row for _, row in read_lines(references / "references.jsonl")][: args.cases]
+    rows = [row for _, row in read_lines(references / "references.jsonl")][: args.cases or None]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         write(args.run, references, rows, out)
@@ -65,8 +65,8 @@ def write(run, references, rows, out):
     order = np.roll(np.arange(len(rows)), 1)
     lines = {}
     for i, row in enumerate(tqdm(rows, desc="render", unit="case")):
-        before, after, place = states(pairs[row["pair_id"]], truth)
-        other = states(pairs[rows[order[i]]["pair_id"]], truth)[1]
+        before, after, place = states(pairs[row["pair_id"]], truth, len(mean))
+        other = states(pairs[rows[order[i]]["pair_id"]], truth, len(mean))[1]
         made = {
             "perfect": (place(before, after), row["interpretation"]),
             "copy": (np.asarray(Image.open(references / row["prior"])), NO_CHANGE),
@@ -85,8 +85,8 @@ def write(run, references, rows, out):
         (out / name / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in its))
 
 
-def states(pair, truth):
-    """Truth of the prior and of the follow-up, and what renders one in the state of the other, 64 px."""
+def states(pair, truth, side):
+    """Truth of the prior and of the follow-up, and what renders one in the state of the other."""
     before, after = (truth[str(pair.meta[f"{side}-study-id"]).removeprefix("s")] for side in ("reference", "followup"))
     moved, stored = pair.ours["registration"], pair.ours["prior_shape"][0]
     size = Image.open(pair.prior_path).size[0]
@@ -95,7 +95,7 @@ def states(pair, truth):
         image = phantom.counterfactual(before, after, stored)
         if moved["crop_prior"] is not None:
             image = foreground.warp(image, np.asarray(moved["crop_prior"], float))
-        return images.resize(images.resize(image, size), 64)
+        return images.resize(images.resize(image, size), side)
 
     return before, after, place
 
@@ -134,7 +134,9 @@ def judge(run, out):
     command = [sys.executable, "-m"]
     scorer = f"--scorer=phantom:{run / 'scorer/export'}"
     references = f"--references={out / 'references'}"
-    subprocess.run([*command, "progemu_jax.scorers", scorer, references, *folders], check=True)
+    subprocess.run(
+        [*command, "progemu_jax.scorers", scorer, references, *folders], check=True, stdout=subprocess.DEVNULL
+    )
     evaluate = ["progemu_jax.eval", references, f"--out={out / 'judged'}", "--cases=0"]
     folders = [f"--predictions={n}={out / n}" for n in names]
     subprocess.run([*command, *evaluate, *folders], check=True, stdout=subprocess.DEVNULL)
