@@ -32,6 +32,9 @@ class Sampling:
     text_guidance: float = 1.0
     max_text: int = 200
     min_text: int = 2
+    draft: str = "none"
+    coupling: str = "gumbel"
+    window: int = 16
 
     def __post_init__(self):
         for name in ("temperature", "text_temperature", "guidance", "text_guidance"):
@@ -83,21 +86,30 @@ def top_k_threshold(logits: jax.Array, k: int) -> jax.Array:
     return lax.bitcast_convert_type(bits, jnp.float32)
 
 
+def restrict(logits: jax.Array, temperature: float, top_k: int) -> jax.Array:
+    """Logits of the distribution that is drawn from: the top k of logits f32 [..., V], over the temperature.
+
+    temperature: 0 leaves the largest only. top_k: 0 keeps all.
+    """
+    if temperature == 0:
+        return jnp.where(jnp.arange(logits.shape[-1]) == jnp.argmax(logits, axis=-1, keepdims=True), 0.0, -jnp.inf)
+    if 0 < top_k < logits.shape[-1]:
+        logits = jnp.where(logits >= top_k_threshold(logits, top_k), logits, -jnp.inf)
+    return logits / temperature
+
+
 def draw(logits: jax.Array, keys: jax.Array, temperature: float, top_k: int) -> jax.Array:
     """Draws one index per row by the Gumbel-max trick, each row from its own key.
 
     Args:
       logits: f32 [B, V]; -inf where not allowed.
       keys: PRNG keys [B].
-      temperature: 0 is greedy.
-      top_k: 0 keeps all.
+      temperature, top_k: as in `restrict`.
 
     Returns:
       int32 [B].
     """
-    if temperature == 0:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    if 0 < top_k < logits.shape[-1]:
-        logits = jnp.where(logits >= top_k_threshold(logits, top_k), logits, -jnp.inf)
-    noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:], jnp.float32))(keys)
-    return jnp.argmax(logits / temperature + noise, axis=-1).astype(jnp.int32)
+    logits = restrict(logits, temperature, top_k)
+    if temperature:
+        logits += jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:], jnp.float32))(keys)
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
