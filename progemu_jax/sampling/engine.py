@@ -28,6 +28,7 @@ from jax import lax
 from progemu_jax import sequence
 from progemu_jax.models import transformer
 from progemu_jax.models.transformer import Transformer, TransformerConfig
+from progemu_jax.sampling import speculation
 from progemu_jax.sampling.policy import Sampling, draw, guide
 from progemu_jax.sequence import Layout
 from progemu_jax.vocab import Vocabulary
@@ -174,10 +175,9 @@ class Engine:
         layout = self.layout
         rows, slots = prompts.tokens.shape
         lengths = prompts.valid.sum(-1, dtype=jnp.int32)
-        # A pass writes all its tokens, the padding too: hence `chunk` spare slots.
-        cache = transformer.init_cache(
-            self.model, rows, slots + layout.image_tokens + self.policy.max_text + self.chunk
-        )
+        # A pass writes all its tokens, the padding and the refused drafts too: hence the spare slots.
+        spare = max(self.chunk, self.policy.window)
+        cache = transformer.init_cache(self.model, rows, slots + layout.image_tokens + self.policy.max_text + spare)
         at = jnp.arange(slots)[None] == (lengths - 1)[:, None]
         hidden, cache = Transformer(self.model).apply(
             {"params": params},
@@ -207,7 +207,9 @@ class Engine:
         )
 
     def forward(self, params: Params, state: State, tokens: jax.Array) -> tuple[jax.Array, Params]:
-        """One pass over the next tokens int32 [B, T], T <= chunk, of every case; the state is left as it is.
+        """One pass over the next tokens int32 [B, T] of every case; the state is left as it is.
+
+        T is at most `chunk`, or the policy's `window`.
 
         Returns (hidden [R, T, M], cache with the T tokens written behind each row's length). `commit` then says how
         many of them count: those behind are overwritten by the next pass, which is all there is to a roll-back.
@@ -309,6 +311,8 @@ class Engine:
 
     def decode_image(self, params: Params, state: State) -> State:
         """Until every case has its codes, and its whole image, EOI included, has gone through the model."""
+        if self.policy.draft != "none":
+            return speculation.decode_image(self, params, state)
         size = self.layout.image_tokens
         return lax.while_loop(lambda s: (s.place < size).any(), lambda s: self.image_step(params, s), state)
 

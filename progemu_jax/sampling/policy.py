@@ -8,6 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+DRAFTS = ("none", "prior", "jacobi")
+COUPLINGS = ("gumbel", "maximal", "independent")
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -21,6 +24,12 @@ class Sampling:
       text_temperature, text_top_k, text_guidance: the same for text tokens.
       max_text: text tokens after which a stop is forced.
       min_text: text tokens before a stop is allowed (Emu3: allowed from the third token on).
+      draft: "none" decodes the image code by code; with drafts, a pass verifies `window` tokens at once, and the
+        result's distribution stays the same: "prior" guesses the prior's code at the same place, "jacobi" starts
+        from it and goes on from what the pass before has predicted.
+      coupling: how drafts are verified (`sampling.speculation`): "gumbel" gives the codes of draft="none" for the
+        same seed; "maximal" and "independent" give others of the same distribution.
+      window: tokens of a verifying pass, at least 2.
     """
 
     temperature: float = 1.0
@@ -45,6 +54,11 @@ class Sampling:
             raise ValueError(f"top_k={min(self.top_k, self.text_top_k)}: expected 0 (all) or more")
         if not 0 <= self.min_text <= self.max_text or self.max_text < 1:
             raise ValueError(f"min_text={self.min_text}, max_text={self.max_text}: expected 0 <= min <= max, max >= 1")
+        for name, choices in (("draft", DRAFTS), ("coupling", COUPLINGS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(choices)}")
+        if not 2 <= self.window <= 4096:
+            raise ValueError(f"window={self.window}: expected 2..4096")
 
     @property
     def guided(self) -> bool:
