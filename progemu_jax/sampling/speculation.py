@@ -135,9 +135,7 @@ def decode_image(engine: Engine, params: Params, state: State) -> State:
             return jnp.where((ahead < drafts.known[:, None])[..., None], drafts.density, given)
 
         places = place[:, None] + 1 + ahead
-        tokens, fresh, scores = draw(
-            hidden, places, guess[:, 1:], density if rolling else None, state.passes + 1
-        )
+        tokens, fresh, scores = draw(hidden, places, guess[:, 1:], density if rolling else None, state.passes + 1)
         right = tokens[:, :-1] == guess[:, 1:-1]
         accepted = jnp.cumprod(right, axis=1, dtype=jnp.int32).sum(axis=1)
         rest = fresh if jacobi else take(first, places, axis=1)
