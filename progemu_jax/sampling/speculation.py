@@ -88,75 +88,104 @@ def _fold(keys: jax.Array, numbers: jax.Array) -> jax.Array:
     return jax.vmap(jax.vmap(jax.random.fold_in))(keys, jnp.broadcast_to(numbers, keys.shape))
 
 
+def _known(engine: Engine, state: State) -> tuple[jax.Array, jax.Array]:
+    """Tokens int32 [B, N + W + 1] that places must hold, and those they are first guessed to hold; -1 for none."""
+    spare = ((0, 0), (0, engine.policy.window + 1))
+    forced = jnp.where(engine.free(state.keep), -1, engine.stream(state.codes))
+    forced = jnp.pad(forced, spare)  # places behind the image too, so that a window may reach over its end
+    prior = jnp.pad(state.aligned[: len(forced)], ((0, 0), (0, 2)))
+    return forced, jnp.where(forced >= 0, forced, jnp.pad(prior, spare))
+
+
+def _draw(
+    engine: Engine,
+    params: Params,
+    state: State,
+    hidden: jax.Array,
+    places: jax.Array,
+    guess: jax.Array,
+    density: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Draws the tokens of places [B, T], each from what follows a hidden state of [R, T, M].
+
+    guess: int32 [B, T]; density: f32 [B, T, V] of it, negative where it is given rather than drawn; None: nowhere.
+    Returns the tokens [B, T], new guesses in their stead, and the scores [B, T, V] of both.
+    """
+    policy, grammar, codes = engine.policy, engine.grammar, engine.grammar.codebook_size
+    scores = engine.scores(params, hidden, grammar.visual_rows, policy.guidance)
+    scores = restrict(scores, policy.temperature, policy.top_k)
+    keys = _fold(jnp.broadcast_to(state.keys[:, None], places.shape), engine.code_index(places))
+    if policy.coupling == "gumbel":
+        noise = gumbel(keys, codes) if policy.temperature else 0.0
+        token = fresh = jnp.argmax(scores + noise, axis=-1)
+    else:
+        keys = _fold(keys, state.passes[:, None])  # noise of its own for every pass
+        guess = jnp.clip(guess - grammar.visual_start, 0, codes - 1)
+        given = jax.nn.one_hot(guess, codes)
+        token = fresh = couple(
+            scores, guess, given if density is None else jnp.where(density < 0, given, density), keys
+        )
+        if policy.coupling == "independent":
+            fresh = jnp.argmax(scores + gumbel(_fold(keys, jnp.int32(2)), codes), axis=-1)
+    must = jnp.take_along_axis(_known(engine, state)[0], places, axis=1)
+    token, fresh = (jnp.where(must >= 0, must, x.astype(jnp.int32) + grammar.visual_start) for x in (token, fresh))
+    return token, fresh, scores
+
+
+def begin(engine: Engine, params: Params, state: State) -> Drafts:
+    """Draws the first code of images that are not begun, so that `step` can feed it."""
+    policy, codes = engine.policy, engine.grammar.codebook_size
+    _, first = _known(engine, state)
+    start = jnp.zeros((len(first), 1), jnp.int32)
+    guess = jnp.maximum(first[:, :1], engine.grammar.visual_start)
+    token, _, _ = _draw(engine, params, state, state.hidden[:, None], start, guess)
+    drawn = policy.draft == "jacobi" and policy.coupling != "gumbel"
+    return Drafts(
+        tokens=first.at[:, :1].set(token),
+        density=jnp.zeros((len(first), policy.window, codes if drawn else 0)),
+        known=start[:, 0],
+    )
+
+
+def step(engine: Engine, params: Params, state: State, drafts: Drafts) -> tuple[State, Drafts]:
+    """One pass over a window: at least one more token of every unfinished image becomes final."""
+    policy, size, window = engine.policy, engine.layout.image_tokens, engine.policy.window
+    jacobi, drawn = policy.draft == "jacobi", drafts.density.shape[-1] > 0
+    place, ahead, take = state.place, jnp.arange(window), jnp.take_along_axis
+
+    guess = take(drafts.tokens, place[:, None] + jnp.arange(window + 1), axis=1)
+    # Without a prior: the newest code.
+    before = take(drafts.tokens, jnp.maximum(place - 1, 0)[:, None], axis=1)
+    newest = jnp.where(guess[:, :1] >= engine.grammar.visual_start, guess[:, :1], before)
+    guess = jnp.where(guess >= 0, guess, newest)
+
+    hidden, cache = engine.forward(params, state, guess[:, :-1])
+    places = place[:, None] + 1 + ahead
+    density = jnp.where((ahead < drafts.known[:, None])[..., None], drafts.density, -1.0) if drawn else None
+    now = dataclasses.replace(state, passes=state.passes + 1)  # pass 0 drew the first code
+    tokens, fresh, scores = _draw(engine, params, now, hidden, places, guess[:, 1:], density)
+    right = tokens[:, :-1] == guess[:, 1:-1]
+    accepted = jnp.cumprod(right, axis=1, dtype=jnp.int32).sum(axis=1)
+
+    rest = fresh if jacobi else take(_known(engine, state)[1], places, axis=1)
+    new = jnp.where(ahead <= accepted[:, None], tokens, rest)
+    tokens = jax.vmap(lambda row, x, at: lax.dynamic_update_slice(row, x, (at,)))(drafts.tokens, new, place + 1)
+    drafts = drafts._replace(tokens=tokens)
+    if drawn:
+        shift = jnp.minimum(accepted[:, None] + 1 + ahead, window - 1)
+        target = take(jax.nn.softmax(scores), shift[..., None], axis=1)
+        drafts = drafts._replace(density=target, known=window - 1 - accepted)
+    count = jnp.minimum(accepted + 1, size - place)  # 0 for a finished image
+    return engine.commit(state, hidden, cache, count), drafts
+
+
 def decode_image(engine: Engine, params: Params, state: State) -> State:
     """`Engine.decode_image` by drafts and verification, as the engine's policy says (`draft`, `coupling`, `window`)."""
-    policy, grammar, size, window = engine.policy, engine.grammar, engine.layout.image_tokens, engine.policy.window
-    exact, jacobi = policy.coupling == "gumbel", policy.draft == "jacobi"
-    rolling = jacobi and not exact  # guesses have a density that changes from pass to pass
-    cases, codes = len(state.codes), grammar.codebook_size
-    ahead, take = jnp.arange(window), jnp.take_along_axis
-    # Places behind the image are forced, so that a window may reach over its end.
-    spare = ((0, 0), (0, window + 1))
-    free = engine.free(state.keep)
-    forced = jnp.pad(jnp.where(free, -1, engine.stream(state.codes)), spare)
-    prior = jnp.pad(state.aligned[:cases], ((0, 0), (0, 2)))
-    first = jnp.where(forced >= 0, forced, jnp.pad(prior, spare))
-
-    def draw(hidden: jax.Array, places: jax.Array, guess: jax.Array, density: jax.Array | None, passes: jax.Array):
-        """Tokens int32 [B, T] of the places after each of hidden [R, T, M]; new guesses; the scores of both."""
-        scores = engine.scores(params, hidden, grammar.visual_rows, policy.guidance)
-        scores = restrict(scores, policy.temperature, policy.top_k)
-        keys = _fold(jnp.broadcast_to(state.keys[:, None], places.shape), engine.code_index(places))
-        if exact:
-            noise = gumbel(keys, codes) if policy.temperature else 0.0
-            token = fresh = jnp.argmax(scores + noise, axis=-1)
-        else:
-            keys = _fold(keys, passes[:, None])  # noise of its own for every pass
-            guess = jnp.clip(guess - grammar.visual_start, 0, codes - 1)
-            given = jax.nn.one_hot(guess, codes)
-            token = fresh = couple(scores, guess, given if density is None else density(given), keys)
-            if policy.coupling == "independent":
-                fresh = jnp.argmax(scores + gumbel(_fold(keys, jnp.int32(2)), codes), axis=-1)
-        must = take(forced, places, axis=1)
-        token, fresh = (jnp.where(must >= 0, must, x.astype(jnp.int32) + grammar.visual_start) for x in (token, fresh))
-        return token, fresh, scores
-
-    def body(carry: tuple[State, Drafts]) -> tuple[State, Drafts]:
-        state, drafts = carry
-        place = state.place
-        guess = take(drafts.tokens, place[:, None] + jnp.arange(window + 1), axis=1)
-        # Without a prior: the newest code.
-        before = take(drafts.tokens, jnp.maximum(place - 1, 0)[:, None], axis=1)
-        newest = jnp.where(guess[:, :1] >= grammar.visual_start, guess[:, :1], before)
-        guess = jnp.where(guess >= 0, guess, newest)
-        hidden, cache = engine.forward(params, state, guess[:, :-1])
-
-        def density(given: jax.Array) -> jax.Array:
-            return jnp.where((ahead < drafts.known[:, None])[..., None], drafts.density, given)
-
-        places = place[:, None] + 1 + ahead
-        tokens, fresh, scores = draw(hidden, places, guess[:, 1:], density if rolling else None, state.passes + 1)
-        right = tokens[:, :-1] == guess[:, 1:-1]
-        accepted = jnp.cumprod(right, axis=1, dtype=jnp.int32).sum(axis=1)
-        rest = fresh if jacobi else take(first, places, axis=1)
-        new = jnp.where(ahead <= accepted[:, None], tokens, rest)
-        tokens = jax.vmap(lambda row, x, at: lax.dynamic_update_slice(row, x, (at,)))(drafts.tokens, new, place + 1)
-        drafts = drafts._replace(tokens=tokens)
-        if rolling:
-            shift = jnp.minimum(accepted[:, None] + 1 + ahead, window - 1)
-            target = take(jax.nn.softmax(scores), shift[..., None], axis=1)
-            drafts = drafts._replace(density=target, known=window - 1 - accepted)
-        count = jnp.minimum(accepted + 1, size - place)
-        return engine.commit(state, hidden, cache, count), drafts
-
-    here = state.place[:, None]
-    guess = take(first, here, axis=1)
-    token, _, _ = draw(state.hidden[:, None], here, jnp.maximum(guess, grammar.visual_start), None, state.passes)
-    drafts = Drafts(
-        tokens=jax.vmap(lambda row, x, at: row.at[at].set(x))(first, token[:, 0], state.place),
-        density=jnp.zeros((cases, window, codes if rolling else 0)),
-        known=jnp.zeros(cases, jnp.int32),
+    layout, cases = engine.layout, len(state.codes)
+    state, drafts = lax.while_loop(
+        lambda carry: (carry[0].place < layout.image_tokens).any(),
+        lambda carry: step(engine, params, *carry),
+        (state, begin(engine, params, state)),
     )
-    state, drafts = lax.while_loop(lambda carry: (carry[0].place < size).any(), body, (state, drafts))
-    body_tokens = drafts.tokens[:, : size - 2].reshape(cases, engine.layout.height, -1)
-    return dataclasses.replace(state, codes=body_tokens[..., :-1].reshape(cases, -1) - grammar.visual_start)
+    grid = drafts.tokens[:, : layout.image_tokens - 2].reshape(cases, layout.height, layout.width + 1)[..., :-1]
+    return dataclasses.replace(state, codes=grid.reshape(cases, -1) - engine.grammar.visual_start)
