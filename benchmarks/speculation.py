@@ -41,7 +41,7 @@ def main():
 
     import progemu_jax
     from progemu_jax.data import batches
-    from progemu_jax.sampling.engine import generate, pad_prompts
+    from progemu_jax.sampling.engine import generate, pad_prompts, prepare
 
     model = progemu_jax.load(args.run)
     settings = json.loads((Path(args.run) / "config.json").read_text())["sample"]
@@ -55,6 +55,7 @@ def main():
         priors, texts = [c["prior"] for c in group], [c["prompt"] for c in group]
         return pad_prompts(model.vocabulary, model.layout, priors, texts, policy=policy, slots=slots)
 
+    params, config = prepare(model.params, model.config, model.grammar)
     slots = pack(model.policy, cases).tokens.shape[1]
 
     def batch(policy, index, group):
@@ -64,9 +65,7 @@ def main():
     def run(policy, inputs):
         start = time.perf_counter()
         outs = [
-            jax.block_until_ready(
-                generate(model.params, model.config, model.layout, model.grammar, policy, *x, text=False)
-            )
+            jax.block_until_ready(generate(params, config, model.layout, model.grammar, policy, *x, text=False))
             for x in inputs
         ]
         seconds = (time.perf_counter() - start) / len(inputs)

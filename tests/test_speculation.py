@@ -11,7 +11,7 @@ import pytest
 from progemu_jax import sequence, vocab
 from progemu_jax.models import transformer
 from progemu_jax.models.transformer import Transformer, TransformerConfig
-from progemu_jax.sampling.engine import Grammar, generate, pad_prompts
+from progemu_jax.sampling.engine import Grammar, generate, pad_prompts, prepare
 from progemu_jax.sampling.policy import Sampling, guide, restrict
 from progemu_jax.sampling.speculation import couple
 from progemu_jax.sequence import Layout
@@ -149,8 +149,9 @@ def distance(parts, policy, draws, batch=5000):
     target /= target.sum()
     counts = np.zeros(256)
     words, layout, config, params = parts
+    params, config = prepare(params, config, Grammar.of(words))
+    prompts = pad_prompts(words, layout, [PRIOR] * batch, [PROMPT] * batch, policy=policy, slots=24)
     for start in range(0, draws, batch):
-        prompts = pad_prompts(words, layout, [PRIOR] * batch, [PROMPT] * batch, policy=policy, slots=24)
         keys = jax.vmap(jax.random.key)(np.arange(start, start + batch, dtype=np.uint32))
         out = generate(params, config, layout, Grammar.of(words), policy, prompts, keys, text=False)
         index = np.asarray(out.codes).reshape(batch, 4) @ (4 ** np.arange(3, -1, -1))
