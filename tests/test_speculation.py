@@ -163,23 +163,20 @@ def distance(parts, policy, draws, batch=5000):
 LAW = Sampling(temperature=0.8, top_k=3, guidance=1.5)
 
 
-@pytest.mark.parametrize(
-    ("draft", "coupling"), [("prior", "maximal"), ("jacobi", "maximal"), ("jacobi", "independent")]
-)
+REFUSING = [("prior", "maximal"), ("jacobi", "maximal"), ("jacobi", "independent")]
+
+
+@pytest.mark.parametrize(("draft", "coupling"), REFUSING)
 def test_drafts_leave_the_distribution_as_it_is(small, draft, coupling):
     found, alone = distance(small, dataclasses.replace(LAW, draft=draft, coupling=coupling, window=4), 10_000)
     assert found < alone
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("window", [3, 8])
-@pytest.mark.parametrize(
-    ("draft", "coupling"),
-    [("none", "gumbel"), *itertools.product(("prior", "jacobi"), ("gumbel", "maximal", "independent"))],
-)
-def test_total_variation_over_1e5_draws(small, draft, coupling, window):
-    found, alone = distance(small, dataclasses.replace(LAW, draft=draft, coupling=coupling, window=window), 100_000)
-    print(f"{draft} {coupling} window {window}: total variation {found:.4f}, sampling alone (99.9 %) {alone:.4f}")
+@pytest.mark.parametrize(("draft", "coupling"), [("prior", "gumbel"), ("jacobi", "gumbel"), *REFUSING])
+def test_total_variation_over_1e5_draws(small, draft, coupling):
+    found, alone = distance(small, dataclasses.replace(LAW, draft=draft, coupling=coupling, window=4), 100_000)
+    print(f"{draft} {coupling}: total variation {found:.4f}, sampling alone (99.9 %) {alone:.4f}")
     assert found < alone
     # That it can fail: a distribution a little off.
     off = exact(small, dataclasses.replace(LAW, temperature=0.9))
