@@ -1,6 +1,7 @@
 """Passes of drafted decoding on a trained run's held-out cases, against plain decoding; prints JSON lines.
 
-    .venv/bin/python benchmarks/speculation.py --run=runs/phantom [--cases=32] [--rounds=3] [--windows=16,74]
+    .venv/bin/python benchmarks/speculation.py --run=runs/phantom [--cases=32] [--batch=0] [--rounds=3]
+        [--windows=8,16,74] [--guidance=1,3] [--kinds=jacobi/gumbel,...]
 
 Cases of the split that the run samples, at the run's batch size, image alone (no text). A row for each policy (the
 run's own, and temperature 1 with top-k 2048; both at guidance 1 and 3), draft, coupling and window: mean passes an
@@ -33,15 +34,19 @@ def main():
     parser.add_argument("--cases", type=int, default=32)
     parser.add_argument("--batch", type=int, default=0, help="cases at a time; 0: the run's")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--windows", default="16,74", help="tokens of a pass")
+    parser.add_argument("--windows", default="8,16,74", help="tokens of a pass")
+    parser.add_argument("--guidance", default="1,3")
+    parser.add_argument("--kinds", default=",".join("/".join(kind) for kind in KINDS), help="draft/coupling, ...")
     args = parser.parse_args()
 
     import jax
     import numpy as np
 
     import progemu_jax
+    from progemu_jax.config import from_dict
     from progemu_jax.data import batches
     from progemu_jax.sampling.engine import generate, pad_prompts, prepare
+    from progemu_jax.sampling.policy import Sampling
 
     model = progemu_jax.load(args.run)
     settings = json.loads((Path(args.run) / "config.json").read_text())["sample"]
@@ -55,8 +60,9 @@ def main():
         priors, texts = [c["prior"] for c in group], [c["prompt"] for c in group]
         return pad_prompts(model.vocabulary, model.layout, priors, texts, policy=policy, slots=slots)
 
+    own = from_dict(Sampling, settings["policy"], "policy")
     params, config = prepare(model.params, model.config, model.grammar)
-    slots = pack(model.policy, cases).tokens.shape[1]
+    slots = pack(own, cases).tokens.shape[1]
 
     def batch(policy, index, group):
         prompts = pack(policy, group, slots)
@@ -72,14 +78,13 @@ def main():
         codes, passes = (np.stack([np.asarray(getattr(out, name)) for out in outs]) for name in ("codes", "passes"))
         return seconds, codes, passes
 
-    own = dataclasses.replace(model.policy, text_guidance=1.0)
     wide = dataclasses.replace(own, temperature=1.0, top_k=2048)
     for name, policy in (("run's", own), ("temperature 1", wide)):
-        for guidance in (1.0, 3.0):
+        for guidance in map(float, args.guidance.split(",")):
             plain = dataclasses.replace(policy, guidance=guidance, draft="none")
             inputs = [batch(plain, *pair) for pair in enumerate(groups)]
             run(plain, inputs)
-            for draft, coupling in KINDS:
+            for draft, coupling in (kind.split("/") for kind in args.kinds.split(",")):
                 for window in map(int, args.windows.split(",")):
                     fast = dataclasses.replace(plain, draft=draft, coupling=coupling, window=window)
                     run(fast, inputs)
