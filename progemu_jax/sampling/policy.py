@@ -8,6 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+DRAFTS = ("none", "prior", "jacobi")
+COUPLINGS = ("gumbel", "maximal", "independent")
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -21,6 +24,12 @@ class Sampling:
       text_temperature, text_top_k, text_guidance: the same for text tokens.
       max_text: text tokens after which a stop is forced.
       min_text: text tokens before a stop is allowed (Emu3: allowed from the third token on).
+      draft: "none" decodes the image code by code; with drafts, a pass verifies `window` tokens at once, and the
+        result's distribution stays the same: "prior" guesses the prior's code at the same place, "jacobi" starts
+        from it and goes on from what the pass before has predicted.
+      coupling: how drafts are verified (`sampling.speculation`): "gumbel" gives the codes of draft="none" for the
+        same seed; "maximal" and "independent" give others of the same distribution.
+      window: tokens of a verifying pass, at least 2.
     """
 
     temperature: float = 1.0
@@ -32,6 +41,9 @@ class Sampling:
     text_guidance: float = 1.0
     max_text: int = 200
     min_text: int = 2
+    draft: str = "none"
+    coupling: str = "gumbel"
+    window: int = 16
 
     def __post_init__(self):
         for name in ("temperature", "text_temperature", "guidance", "text_guidance"):
@@ -42,6 +54,11 @@ class Sampling:
             raise ValueError(f"top_k={min(self.top_k, self.text_top_k)}: expected 0 (all) or more")
         if not 0 <= self.min_text <= self.max_text or self.max_text < 1:
             raise ValueError(f"min_text={self.min_text}, max_text={self.max_text}: expected 0 <= min <= max, max >= 1")
+        for name, choices in (("draft", DRAFTS), ("coupling", COUPLINGS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(choices)}")
+        if not 2 <= self.window <= 4096:
+            raise ValueError(f"window={self.window}: expected 2..4096")
 
     @property
     def guided(self) -> bool:
@@ -83,21 +100,30 @@ def top_k_threshold(logits: jax.Array, k: int) -> jax.Array:
     return lax.bitcast_convert_type(bits, jnp.float32)
 
 
+def restrict(logits: jax.Array, temperature: float, top_k: int) -> jax.Array:
+    """Logits of the distribution that is drawn from: the top k of logits f32 [..., V], over the temperature.
+
+    temperature: 0 leaves the largest only. top_k: 0 keeps all.
+    """
+    if temperature == 0:
+        return jnp.where(jnp.arange(logits.shape[-1]) == jnp.argmax(logits, axis=-1, keepdims=True), 0.0, -jnp.inf)
+    if 0 < top_k < logits.shape[-1]:
+        logits = jnp.where(logits >= top_k_threshold(logits, top_k), logits, -jnp.inf)
+    return logits / temperature
+
+
 def draw(logits: jax.Array, keys: jax.Array, temperature: float, top_k: int) -> jax.Array:
     """Draws one index per row by the Gumbel-max trick, each row from its own key.
 
     Args:
       logits: f32 [B, V]; -inf where not allowed.
       keys: PRNG keys [B].
-      temperature: 0 is greedy.
-      top_k: 0 keeps all.
+      temperature, top_k: as in `restrict`.
 
     Returns:
       int32 [B].
     """
-    if temperature == 0:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    if 0 < top_k < logits.shape[-1]:
-        logits = jnp.where(logits >= top_k_threshold(logits, top_k), logits, -jnp.inf)
-    noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:], jnp.float32))(keys)
-    return jnp.argmax(logits / temperature + noise, axis=-1).astype(jnp.int32)
+    logits = restrict(logits, temperature, top_k)
+    if temperature:
+        logits += jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:], jnp.float32))(keys)
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
