@@ -258,12 +258,11 @@ def test_every_logit_of_decoding_equals_the_forward_pass(parts, batch, slots, gu
         np.testing.assert_allclose(got[i], wanted, atol=1e-4)
 
 
-def queue_of(parts, requests, policy, **options):
+def queue_of(parts, requests, policy, stops=None, **options):
     words, config, params = parts
+    grammar = Grammar.of(words, stops)
     return list(
-        sample_queue(
-            params, config, LAYOUT, Grammar.of(words), policy, words, requests, prompt_slots=64, **options
-        )
+        sample_queue(params, config, LAYOUT, grammar, policy, words, requests, prompt_slots=64, **options)
     )  # fmt: skip
 
 
@@ -275,9 +274,10 @@ def test_a_queued_case_depends_on_its_seed_not_on_slot_companions_or_order(parts
     keep[0, 1:] = True
     requests = [Request(p, t, 50 + i, tag=i) for i, (p, t) in enumerate(zip(priors, prompts, strict=True))]
     requests[2] = dataclasses.replace(requests[2], keep=keep, codes=priors[2])
-    first = {r.request.tag: r for r in queue_of(parts, requests, policy, slots=3)}
-    again = {r.request.tag: r for r in queue_of(parts, requests[::-1], policy, slots=3)}
-    alone = {r.request.tag: r for q in requests[2:4] for r in queue_of(parts, [q], policy, slots=3)}
+    options = {"slots": 3, "stops": (*range(200), parts[0].eos)}  # texts of several lengths
+    first = {r.request.tag: r for r in queue_of(parts, requests, policy, **options)}
+    again = {r.request.tag: r for r in queue_of(parts, requests[::-1], policy, **options)}
+    alone = {r.request.tag: r for q in requests[2:4] for r in queue_of(parts, [q], policy, **options)}
     assert sorted(first) == list(range(7))
     for tag, result in first.items():
         for other in (again[tag], *([alone[tag]] if tag in alone else [])):
