@@ -9,6 +9,7 @@ the same cores, each in float32 and bfloat16; ours also at batch 8. Compilation 
 the prefill is. The peer's callback gets its lists of allowed ids as ready tensors and ends its EOL rule with the image.
 
 --worker: another Python (with another JAX) that ours runs in, as a child process that waits while the peer runs.
+--plan: prints what one image and its text move at Emu3-8B's sizes, and the seconds on an H200, and ends.
 --only: only setups whose name contains WORD (f32, bf16, int8; g1, g3; b1, b8).
 """
 
@@ -44,6 +45,7 @@ OURS = [
     (f"{short} g{guidance} b{batch}", dtype, quantize, float(guidance), batch)
     for short, dtype, quantize in (("f32", "float32", ""), ("bf16", "bfloat16", ""), ("int8", "bfloat16", "int8"))
     for guidance, batch in ((1, 1), (3, 1), (1, 8))
+    if short != "int8" or guidance * batch == 1
 ]
 PEER = [(f"{s} g{g} b1", d, float(g)) for s, d in (("f32", "float32"), ("bf16", "bfloat16")) for g in (1, 3)]
 
@@ -147,7 +149,6 @@ class Peer:
 
         self.models = {"float32": model}
         words, layout, prior, prompt = parts()
-        self.start = len(words.encode(prompt)), sequence
         ids = [sequence.prompt_tokens(words, layout, p, prompt)["tokens"] for p in (prior, None)]
         self.prompt, self.null = (torch.from_numpy(x.astype("int64"))[None] for x in ids)
         self.visual = torch.arange(words.visual_start, words.visual_start + CODES)
@@ -198,20 +199,54 @@ def copy_of(model, dtype):
     return copy.deepcopy(model).to(getattr(torch, dtype))
 
 
+def least_bytes(sizes, side, codes, vocabulary, prompts, text, weight, cache, batch=1):
+    """(image passes, bytes of each on average, text passes, bytes of each) that decoding a batch must at least move.
+
+    Weights once a pass: all layers, and the visual or text rows of the head; the filled cache of every row once.
+    prompts: tokens before the image of each row of a case; weight, cache: bytes of a number.
+    """
+    head = sizes["hidden_size"] // sizes["num_attention_heads"]
+    kv = sizes["num_key_value_heads"] * head
+    layer = sizes["hidden_size"] * (2 * sizes["hidden_size"] + 2 * kv + 3 * sizes["intermediate_size"])
+    body = sizes["num_hidden_layers"] * layer
+    token = 2 * kv * sizes["num_hidden_layers"] * cache
+    image = side * (side + 1) + 2
+    filled = batch * token * sum(n + image // 2 for n in prompts)
+    later = batch * token * sum(n + image + text // 2 for n in prompts)
+    per_code = weight * (body + codes * sizes["hidden_size"]) + filled
+    per_word = weight * (body + vocabulary * sizes["hidden_size"]) + later
+    return side * side, per_code, text, per_word
+
+
 def bytes_per_token(name, guidance, batch):
-    """Bytes that the decode of one case's tokens must read, at least: weights once a pass, filled cache once a row."""
-    s = SIZES
-    head = s["hidden_size"] // s["num_attention_heads"]
-    kv = s["num_key_value_heads"] * head
-    layer = s["hidden_size"] * (2 * s["hidden_size"] + 2 * kv + 3 * s["intermediate_size"])
-    body = s["num_hidden_layers"] * layer
-    width = {"f32": 4, "bf16": 2, "int8": 1}[name.split()[0]]
-    weights = width * (SIDE * SIDE * (body + CODES * s["hidden_size"]) + TEXT * (body + 151_851 * s["hidden_size"]))
-    prompt = 1 + SIDE * (SIDE + 1) + 9 + TEXT + 8
-    rows = [prompt, 9] if guidance != 1 else [prompt]
-    filled = sum((SIDE * SIDE + TEXT) * (n + TOKENS // 2) for n in rows) * batch
-    cache = filled * 2 * kv * s["num_hidden_layers"] * (4 if width == 4 else 2)
-    return (weights + cache) / (TOKENS * batch)
+    """Least bytes moved for a token of the standing case, forced ones counted as tokens (they need no pass)."""
+    kind, prompt = name.split()[0], 1 + 2 * 7 + SIDE * (SIDE + 1) + 2 + TEXT
+    weight = {"f32": 4, "bf16": 2, "int8": 1}[kind]
+    rows = [prompt, 8] if guidance != 1 else [prompt]
+    passes = least_bytes(SIZES, SIDE, CODES, 151_851, rows, TEXT, weight, 4 if kind == "f32" else 2, batch)
+    return (passes[0] * passes[1] + passes[2] * passes[3]) / (TOKENS * batch)
+
+
+def plan():
+    """One image of 64 x 64 codes and 100 tokens of text at Emu3-8B's sizes, on an H200 (4.8 TB/s): on paper."""
+    sizes = {
+        "hidden_size": 4096,
+        "intermediate_size": 14_336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+    }
+    prompt = 1 + 2 * 7 + 64 * 65 + 2 + 40
+    for name, weight, rows, batch in (
+        ("bfloat16", 2, [prompt], 1),
+        ("bfloat16, guidance", 2, [prompt, 8], 1),
+        ("bfloat16, batch 8", 2, [prompt], 8),
+        ("int8 weights", 1, [prompt], 1),
+    ):
+        codes, per_code, words, per_word = least_bytes(sizes, 64, CODES, 151_851, rows, 100, weight, 2, batch)
+        emit(plan=name, prompt_tokens=prompt, image_passes=codes, text_passes=words, gigabytes_a_code=per_code / 1e9,
+             gigabytes_a_word=per_word / 1e9, terabytes=(codes * per_code + words * per_word) / 1e12,
+             seconds_at_4800_gigabytes=(codes * per_code + words * per_word) / 4.8e12)  # fmt: skip
 
 
 def bandwidth():
@@ -236,8 +271,11 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", default="")
     parser.add_argument("--worker", default="")
+    parser.add_argument("--plan", action="store_true")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.plan:
+        return plan()
     if args.serve:
         return Worker.serve(args.serve)
 
@@ -269,7 +307,8 @@ def main():
             ]
             for name, dtype, quantize, guidance, batch in chosen:
                 arguments = (dtype, quantize, guidance, batch, False)
-                ours(*arguments, 7)  # compiles, or reads the memory of this dtype's weights again
+                if not index:
+                    ours(*arguments, 7)  # compiles
                 seconds, _, passes = ours(*arguments, 100 * index)
                 rows.setdefault(("ours", name), []).append(seconds / batch)
                 emit(side="ours", setup=name, round=index, seconds=seconds, tokens_per_second=TOKENS * batch / seconds,
