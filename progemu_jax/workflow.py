@@ -126,7 +126,7 @@ def tokenizer(config: Config, workdir: Path) -> None:
 
 
 def _load_tokenizer(workdir: Path):
-    from progemu_jax.model import Tokenizer
+    from progemu_jax.image_tokenizer import Tokenizer
 
     return Tokenizer.load(workdir / "tokenizer/export")
 
