@@ -34,11 +34,11 @@ def cases(n, seed=0):
     return [rng.integers(0, CODES, (2, 3)) for _ in range(n)], [texts[i % 4] for i in range(n)]
 
 
-def sample(parts, priors, prompts, policy, seeds, slots=64):
+def sample(parts, priors, prompts, policy, seeds, slots=64, **options):
     words, config, params = parts
     batch = pad_prompts(words, LAYOUT, priors, prompts, policy=policy, slots=slots)
     keys = jax.vmap(jax.random.key)(np.asarray(seeds, np.uint32))
-    return generate(params, config, LAYOUT, Grammar.of(words), policy, batch, keys)
+    return generate(params, config, LAYOUT, Grammar.of(words), policy, batch, keys, **options)
 
 
 def by_forward(parts, prior, prompt, policy):
@@ -167,3 +167,31 @@ def test_guide_is_its_formula():
 def test_a_policy_that_makes_no_sense_is_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         Sampling(**bad)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_kept_codes_stay_and_cost_no_pass_of_their_own(parts, guidance):
+    policy = dataclasses.replace(GREEDY, guidance=guidance)
+    priors, prompts = cases(3)
+    free = sample(parts, priors, prompts, policy, range(3))
+    keep = np.zeros((3, 2, 3), bool)
+    keep[1, 0, 1:], keep[1, 1, 0], keep[2] = True, True, True
+    # Given the codes that greedy decoding would choose, the rest is what it would be.
+    out = sample(parts, priors, prompts, policy, range(3), keep=keep, codes=free.codes)
+    assert (np.asarray(out.codes) == np.asarray(free.codes)).all()
+    assert (np.asarray(out.text) == np.asarray(free.text)).all()
+    words = (np.asarray(out.text) >= 0).sum(1)
+    # 8 places and EOF, EOI: three free codes with a run of forced places after them; all kept is chunks of 4.
+    assert (np.asarray(out.passes) - np.minimum(words, policy.max_text - 1) == [6, 4, 3]).all()
+    given = np.random.default_rng(1).integers(0, CODES, (3, 2, 3))
+    out = sample(parts, priors, prompts, policy, range(3), keep=keep, codes=given)
+    assert (np.asarray(out.codes)[keep] == given[keep]).all()
+    assert (np.asarray(out.codes[0]) == np.asarray(free.codes[0])).all()
+
+
+def test_image_alone_has_the_codes_of_image_and_text(parts):
+    priors, prompts = cases(2)
+    whole = sample(parts, priors, prompts, GREEDY, range(2))
+    image = sample(parts, priors, prompts, GREEDY, range(2), text=False)
+    assert (np.asarray(image.codes) == np.asarray(whole.codes)).all()
+    assert (np.asarray(image.text) == -1).all()

@@ -1,18 +1,23 @@
 """Prefill and the constrained decode loop: prior and prompt in, target codes and text out.
 
-The grammar needs no mask and no callback. An image is h rows of w free tokens, so the loop runs over rows and
-columns: only the visual rows of the head are computed there, and the tokens that the grammar forces (EOL, EOF,
-EOI) ride along with the next free token's pass instead of costing one of their own. In the text only text ids
-and stops are computed.
+    state = engine.prefill(params, prompts, keys, keep, codes)
+    state = engine.decode_image(params, state)   # or another function of the same signature
+    state = engine.decode_text(params, state)
+
+The grammar needs no mask and no callback. The target image is a stream of h (w + 1) + 2 places: codes, an EOL after
+every row, EOF, EOI. A place is free (a code to be drawn) or forced (EOL, EOF, EOI, a kept code). Only visual rows
+of the head are computed for free places; forced places are never drawn, and ride along with the pass of the code
+before them. In the text only text ids and stops are computed.
 
 Axis legend: B cases, R rows of the batch (B, or 2B with guidance: conditional rows, then null-prompt twins),
-P prompt slots, T tokens of one pass, V vocabulary rows.
+P prompt slots, T tokens of one pass, V vocabulary rows, I places of the stream that hold codes and EOLs, h (w + 1).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -74,10 +79,45 @@ class Prompts(NamedTuple):
 
 
 class Generated(NamedTuple):
-    """codes int32 [B, h, w]; text int32 [B, max_text], -1 after the end."""
+    """codes int32 [B, h, w]; text int32 [B, max_text], -1 after the end; passes int32 [B] for image and text."""
 
     codes: jax.Array
     text: jax.Array
+    passes: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class State:
+    """What decoding carries from pass to pass. A case's entries depend on that case alone.
+
+    Attributes:
+      keys: PRNG keys [B]. Code k is drawn with fold_in(key, k), text token t with fold_in(key, h w + t).
+      aligned: int32 [R, I], the prior's token at each place (-1: none), see `sequence.aligned_rows`.
+      keep: bool [B, h w], codes that are given, not drawn.
+      codes: int32 [B, h w], drawn or kept; others are 0 until drawn.
+      cache: of R rows (`transformer.init_cache`); length counts the tokens whose keys and values are valid.
+      hidden: [R, M], last hidden state of the last token fed: what the next token is drawn from.
+      position: int32 [R], rotary position of the next token to feed.
+      place: int32 [B], places of the image that were fed, 0..I + 2.
+      text: int32 [B, max_text], -1 where nothing was written.
+      written: int32 [B], text tokens drawn and fed.
+      done: bool [B], text ended.
+      passes: int32 [B], forward passes that the case took part in, after the prefill.
+    """
+
+    keys: jax.Array
+    aligned: jax.Array
+    keep: jax.Array
+    codes: jax.Array
+    cache: Params
+    hidden: jax.Array
+    position: jax.Array
+    place: jax.Array
+    text: jax.Array
+    written: jax.Array
+    done: jax.Array
+    passes: jax.Array
 
 
 def pad_prompts(
@@ -116,39 +156,28 @@ def pad_prompts(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Engine:
-    """One compiled request: everything static."""
+class Engine:
+    """One compiled request: everything static, and the pieces of decoding as pure functions over `State`."""
 
     model: TransformerConfig
     layout: Layout
     grammar: Grammar
     policy: Sampling
 
-    def forward(
-        self, params: Params, cache: Params, tokens: jax.Array, position: jax.Array, aligned: jax.Array
-    ) -> tuple[jax.Array, Params]:
-        """Feeds tokens int32 [B, T] to every row; returns the last hidden state [R, M] and the cache."""
-        rows = position.shape[0]
-        tokens = jnp.concatenate([tokens] * (rows // tokens.shape[0]))
-        positions = position[:, None] + jnp.arange(tokens.shape[1])
-        hidden, cache = Transformer(self.model).apply(
-            {"params": params}, tokens, positions, aligned=aligned, cache=cache
-        )
-        return hidden[:, -1], cache
+    @property
+    def chunk(self) -> int:
+        """Most tokens of one pass: an image row and its EOL."""
+        return max(4, self.layout.width + 1)
 
-    def scores(self, params: Params, hidden: jax.Array, rows: tuple[int, int], scale: float) -> jax.Array:
-        """Guided scores f32 [B, rows] of a range of the vocabulary from hidden [R, M]."""
-        logits = transformer.logits(params, hidden, rows)
-        if not self.policy.guided:
-            return logits
-        return guide(logits, scale)
-
-    def run(self, params: Params, prompts: Prompts, keys: jax.Array) -> Generated:
-        cfg, grammar, policy = self.layout, self.grammar, self.policy
-        height, width = cfg.height, cfg.width
+    def prefill(self, params: Params, prompts: Prompts, keys: jax.Array, keep: jax.Array, codes: jax.Array) -> State:
+        """Runs the prompts through the model. keep: bool [B, h, w]; codes: int32 [B, h, w], read where `keep`."""
+        layout = self.layout
         rows, slots = prompts.tokens.shape
-        lengths = prompts.valid.sum(-1)
-        cache = transformer.init_cache(self.model, rows, slots + cfg.image_tokens + policy.max_text)
+        lengths = prompts.valid.sum(-1, dtype=jnp.int32)
+        # A pass writes all its tokens, the padding too: hence `chunk` spare slots.
+        cache = transformer.init_cache(
+            self.model, rows, slots + layout.image_tokens + self.policy.max_text + self.chunk
+        )
         at = jnp.arange(slots)[None] == (lengths - 1)[:, None]
         hidden, cache = Transformer(self.model).apply(
             {"params": params},
@@ -159,97 +188,169 @@ class _Engine:
             cache=cache,
             prefill=True,
         )
-        hidden = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
-        position = jnp.max(prompts.positions, axis=1) + 1  # of the next token, per row
         cases = keys.shape[0]
-
-        def pick(hidden: jax.Array, step: jax.Array) -> jax.Array:
-            scores = self.scores(params, hidden, grammar.visual_rows, policy.guidance)
-            step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
-            return draw(scores, step_keys, policy.temperature, policy.top_k)
-
-        flat_aligned = prompts.aligned.reshape(rows, -1)
-        none = jnp.full((rows, 1), -1, jnp.int32)
-
-        def code_step(i: jax.Array, carry: tuple) -> tuple:
-            """Draws code i from the last hidden state; the caller feeds it."""
-            hidden, cache, codes = carry
-            code = pick(hidden, i)
-            codes = lax.dynamic_update_slice(codes, code[:, None], (0, i))
-            return hidden, cache, codes
-
-        def row(r: jax.Array, carry: tuple) -> tuple:
-            hidden, cache, codes = carry
-
-            def column(c: jax.Array, carry: tuple) -> tuple:
-                hidden, cache, codes = code_step(r * width + c, carry)
-                code = lax.dynamic_slice(codes, (0, r * width + c), (cases, 1)) + grammar.visual_start
-                place = r * (width + 1) + c
-                aligned = lax.dynamic_slice(flat_aligned, (0, place + 1), (rows, 1))
-                hidden, cache = self.forward(params, cache, code, position + place, aligned)
-                return hidden, cache, codes
-
-            hidden, cache, codes = lax.fori_loop(0, width - 1, column, (hidden, cache, codes))
-            # The row's last code goes through together with its EOL.
-            last = r * width + width - 1
-            hidden, cache, codes = code_step(last, (hidden, cache, codes))
-            code = lax.dynamic_slice(codes, (0, last), (cases, 1)) + grammar.visual_start
-            place = r * (width + 1) + width - 1
-            after = lax.dynamic_slice(flat_aligned, (0, jnp.minimum(place + 2, flat_aligned.shape[1] - 1)), (rows, 1))
-            fed = jnp.concatenate([code, jnp.full_like(code, grammar.eol)], axis=1)
-            hidden, cache = self.forward(params, cache, fed, position + place, jnp.concatenate([none, after], axis=1))
-            return hidden, cache, codes
-
-        codes = jnp.zeros((cases, height * width), jnp.int32)
-        hidden, cache, codes = lax.fori_loop(0, height, row, (hidden, cache, codes))
-        closing = jnp.broadcast_to(jnp.asarray([grammar.eof, grammar.eoi], jnp.int32), (cases, 2))
-        hidden, cache = self.forward(
-            params, cache, closing, position + height * (width + 1), jnp.concatenate([none, none], axis=1)
+        keep = keep.reshape(cases, -1)
+        zeros = jnp.zeros(cases, jnp.int32)
+        return State(
+            keys=keys,
+            aligned=prompts.aligned.reshape(rows, -1),
+            keep=keep,
+            codes=jnp.where(keep, codes.reshape(cases, -1), 0),
+            cache=cache,
+            hidden=jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0],
+            position=jnp.max(prompts.positions, axis=1) + 1,
+            place=zeros,
+            text=jnp.full((cases, self.policy.max_text), -1, jnp.int32),
+            written=zeros,
+            done=jnp.zeros(cases, bool),
+            passes=zeros,
         )
-        text = self.write(params, cache, hidden, position + cfg.image_tokens, keys)
-        return Generated(codes.reshape(cases, height, width), text)
 
-    def write(
-        self, params: Params, cache: Params, hidden: jax.Array, position: jax.Array, keys: jax.Array
-    ) -> jax.Array:
-        """Decodes the text after EOI, until every case has stopped; int32 [B, max_text], -1 after the end."""
+    def forward(self, params: Params, state: State, tokens: jax.Array) -> tuple[jax.Array, Params]:
+        """One pass over the next tokens int32 [B, T], T <= chunk, of every case; the state is left as it is.
+
+        Returns (hidden [R, T, M], cache with the T tokens written behind each row's length). `commit` then says how
+        many of them count: those behind are overwritten by the next pass, which is all there is to a roll-back.
+        """
+        ahead = jnp.arange(tokens.shape[1])
+        after = state.place[:, None] + ahead + 1  # the place that the token after each is for
+        size = state.aligned.shape[1]
+        aligned = jnp.take_along_axis(state.aligned, self._rows(jnp.minimum(after, size - 1)), axis=1)
+        aligned = jnp.where(self._rows(after < size), aligned, -1)
+        hidden, cache = Transformer(self.model).apply(
+            {"params": params},
+            self._rows(tokens),
+            state.position[:, None] + ahead,
+            aligned=aligned,
+            cache=state.cache,
+        )
+        return hidden, cache
+
+    def commit(self, state: State, hidden: jax.Array, cache: Params, count: jax.Array) -> State:
+        """Takes the first count [B] (0..T) tokens of `forward`'s pass into the state; 0 leaves a case as it was."""
+        rows = self._rows(count)
+        last = jnp.take_along_axis(hidden, jnp.maximum(rows - 1, 0)[:, None, None], axis=1)[:, 0]
+        return dataclasses.replace(
+            state,
+            cache={**cache, "length": state.cache["length"] + rows},
+            hidden=jnp.where((rows > 0)[:, None], last, state.hidden),
+            position=state.position + rows,
+            place=jnp.minimum(state.place + count, self.layout.image_tokens),
+            passes=state.passes + (count > 0),
+        )
+
+    def _rows(self, x: jax.Array) -> jax.Array:
+        """[B, ...] -> [R, ...]: a case's null-prompt twin sees the same tokens."""
+        return jnp.concatenate([x, x]) if self.policy.guided else x
+
+    def scores(self, params: Params, hidden: jax.Array, rows: tuple[int, int], scale: float) -> jax.Array:
+        """Guided scores f32 [B, ..., rows] of a range of the vocabulary from hidden [R, ..., M]."""
+        logits = transformer.logits(params, hidden, rows)
+        return guide(logits, scale) if self.policy.guided else logits
+
+    def draw_codes(self, params: Params, state: State) -> jax.Array:
+        """A code for the place that each case stands at, int32 [B]; meaningless where that place is not free."""
+        scores = self.scores(params, state.hidden, self.grammar.visual_rows, self.policy.guidance)
+        keys = jax.vmap(jax.random.fold_in)(state.keys, self.code_index(state.place))
+        return draw(scores, keys, self.policy.temperature, self.policy.top_k)
+
+    def code_index(self, place: jax.Array) -> jax.Array:
+        """Number 0..h w - 1 of the code at a place of the stream (or of the last one before it)."""
+        width = self.layout.width
+        row, column = place // (width + 1), place % (width + 1)
+        index = row * width + jnp.minimum(column, width - 1)
+        return jnp.minimum(index, self.layout.height * width - 1)
+
+    def stream(self, codes: jax.Array) -> jax.Array:
+        """Token ids int32 [B, I + 2] of images of codes [B, h w], each place of the stream."""
+        grammar, layout = self.grammar, self.layout
+        grid = codes.reshape(-1, layout.height, layout.width) + grammar.visual_start
+        body = jnp.pad(grid, ((0, 0), (0, 0), (0, 1)), constant_values=grammar.eol).reshape(len(grid), -1)
+        closing = jnp.broadcast_to(jnp.asarray([grammar.eof, grammar.eoi], jnp.int32), (len(grid), 2))
+        return jnp.concatenate([body, closing], axis=1)
+
+    def free(self, keep: jax.Array) -> jax.Array:
+        """bool [B, I + 2]: places of the stream whose code is drawn, from keep [B, h w]."""
+        grid = ~keep.reshape(-1, self.layout.height, self.layout.width)
+        return jnp.pad(jnp.pad(grid, ((0, 0), (0, 0), (0, 1))).reshape(len(grid), -1), ((0, 0), (0, 2)))
+
+    def image_step(self, params: Params, state: State) -> State:
+        """Draws the code that each unfinished image stands at (if free), and feeds it with the forced ones after it.
+
+        The pass that a case takes part in, of 1, 2 or `chunk` tokens, follows from its own run of forced places, and
+        passes of other cases leave it untouched, so that its numbers do not depend on its companions.
+        """
+        layout, chunk = self.layout, self.chunk
+        cases, ahead = jnp.arange(state.place.shape[0]), jnp.arange(chunk)
+        unfinished = state.place < layout.image_tokens
+        free = jnp.pad(self.free(state.keep), ((0, 0), (0, chunk + 1)), constant_values=True)
+        here = jnp.take_along_axis(free, state.place[:, None], axis=1)[:, 0] & unfinished
+        code = lax.cond(here.any(), lambda: self.draw_codes(params, state), lambda: jnp.zeros_like(state.place))
+        index = self.code_index(state.place)
+        codes = state.codes.at[cases, index].set(jnp.where(here, code, state.codes[cases, index]))
+        state = dataclasses.replace(state, codes=codes)
+        stream = jnp.pad(self.stream(codes), ((0, 0), (0, chunk)), constant_values=self.grammar.pad)
+        tokens = jnp.take_along_axis(stream, state.place[:, None] + ahead, axis=1)
+        following = jnp.take_along_axis(free, state.place[:, None] + 1 + ahead[:-1], axis=1)
+        run = jnp.where(unfinished, 1 + jnp.cumprod(~following, axis=1, dtype=jnp.int32).sum(1), 0)
+        for low, width in ((1, 1), (2, 2), (3, chunk)):
+            high = low if width < chunk else chunk
+            count = jnp.where((run >= low) & (run <= high), run, 0)
+            state = self._feed(params, state, tokens[:, :width], count)
+        return state
+
+    def _feed(self, params: Params, state: State, tokens: jax.Array, count: jax.Array) -> State:
+        """`forward` and `commit`; no pass when no case takes part."""
+        return lax.cond(
+            (count > 0).any(),
+            lambda: self.commit(state, *self.forward(params, state, tokens), count),
+            lambda: state,
+        )
+
+    def decode_image(self, params: Params, state: State) -> State:
+        """Until every case has its codes, and its whole image, EOI included, has gone through the model."""
+        size = self.layout.image_tokens
+        return lax.while_loop(lambda s: (s.place < size).any(), lambda s: self.image_step(params, s), state)
+
+    def text_step(self, params: Params, state: State) -> State:
+        """Draws and feeds one text token of every case that is not done."""
         grammar, policy = self.grammar, self.policy
-        cases = keys.shape[0]
         low, high = grammar.text_rows
         ids = jnp.arange(low, high)
         stop = jnp.isin(ids, jnp.asarray(grammar.stops))
         words = ids < grammar.text_size
+        scores = self.scores(params, state.hidden, grammar.text_rows, policy.text_guidance)
+        allowed = words | (stop & (state.written >= policy.min_text)[:, None])
         first = self.layout.height * self.layout.width  # steps before the text used these keys
+        keys = jax.vmap(jax.random.fold_in)(state.keys, first + state.written)
+        token = draw(jnp.where(allowed, scores, -jnp.inf), keys, policy.text_temperature, policy.text_top_k)
+        writing = ~state.done & ~jnp.isin(token, jnp.asarray(grammar.stops))
+        cases = jnp.arange(token.shape[0])
+        at = jnp.minimum(state.written, policy.max_text - 1)
+        text = state.text.at[cases, at].set(jnp.where(writing, token, state.text[cases, at]))
+        written = state.written + writing
+        done = ~writing | (written >= policy.max_text)
+        state = dataclasses.replace(state, text=text, written=written, done=done)
+        return self._feed(params, state, token[:, None], (~done).astype(jnp.int32))
 
-        def more(state: tuple) -> jax.Array:
-            step, done, *_ = state
-            return (step < policy.max_text) & ~done.all()
+    def decode_text(self, params: Params, state: State) -> State:
+        """The text after EOI, until every case has stopped."""
+        return lax.while_loop(lambda s: ~s.done.all(), lambda s: self.text_step(params, s), state)
 
-        def body(state: tuple) -> tuple:
-            step, done, hidden, cache, text = state
-            scores = self.scores(params, hidden, grammar.text_rows, policy.text_guidance)
-            scores = jnp.where(words | (stop & (step >= policy.min_text)), scores, -jnp.inf)
-            step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, first + step)
-            token = draw(scores, step_keys, policy.text_temperature, policy.text_top_k)
-            done |= jnp.isin(token, jnp.asarray(grammar.stops))
-            text = lax.dynamic_update_slice(text, jnp.where(done, -1, token)[:, None], (0, step))
-            hidden, cache = lax.cond(
-                done.all(),
-                lambda: (hidden, cache),
-                lambda: self.forward(
-                    params, cache, token[:, None], position + step, jnp.full((position.shape[0], 1), -1, jnp.int32)
-                ),
-            )
-            return step + 1, done, hidden, cache, text
 
-        text = jnp.full((cases, policy.max_text), -1, jnp.int32)
-        state = (jnp.int32(0), jnp.zeros(cases, bool), hidden, cache, text)
-        return lax.while_loop(more, body, state)[-1]
+ImageDecoder = Callable[[Engine, Params, State], State]
 
 
 @functools.cache
-def _compiled(engine: _Engine):
-    return jax.jit(engine.run)
+def _compiled(engine: Engine, image: ImageDecoder, text: bool):
+    def run(params: Params, prompts: Prompts, keys: jax.Array, keep: jax.Array, codes: jax.Array) -> Generated:
+        state = image(engine, params, engine.prefill(params, prompts, keys, keep, codes))
+        if text:
+            state = engine.decode_text(params, state)
+        grid = (-1, engine.layout.height, engine.layout.width)
+        return Generated(state.codes.reshape(grid), state.text, state.passes)
+
+    return jax.jit(run)
 
 
 def generate(
@@ -260,6 +361,11 @@ def generate(
     policy: Sampling,
     prompts: Prompts,
     keys: jax.Array,
+    *,
+    keep: jax.Array | None = None,
+    codes: jax.Array | None = None,
+    text: bool = True,
+    image: ImageDecoder = Engine.decode_image,
 ) -> Generated:
     """Samples one counterfactual per case.
 
@@ -267,8 +373,15 @@ def generate(
       params: of the transformer.
       prompts: from `pad_prompts`, with null twins exactly when `policy.guided`.
       keys: PRNG keys [B]. At one batch shape a case's result depends on its key alone, not on its companions.
+      keep, codes: bool and int32 [B, h, w]: where `keep`, the image has the given codes, and nothing is drawn. All
+        kept is the text for a given pair of images.
+      text: False leaves the text out (its rows are all -1).
+      image: what decodes the image, a function of `Engine.decode_image`'s signature.
 
     Returns:
       `Generated`.
     """
-    return _compiled(_Engine(model, layout, grammar, policy))(params, prompts, keys)
+    grid = (keys.shape[0], layout.height, layout.width)
+    keep = jnp.zeros(grid, bool) if keep is None else jnp.asarray(keep, bool)
+    codes = jnp.zeros(grid, jnp.int32) if codes is None else jnp.asarray(codes, jnp.int32)
+    return _compiled(Engine(model, layout, grammar, policy), image, text)(params, prompts, keys, keep, codes)
