@@ -12,6 +12,7 @@ import numpy as np
 from progemu_jax.radtext import FINDINGS, PRESENT, changes
 
 NO_CHANGE = "No significant interval change."
+DUMMY_PRIOR = 128  # gray level of stage 1's constant prior (MedJourney, section 3.3)
 
 
 def mean_image(images: Iterable[np.ndarray]) -> np.ndarray:

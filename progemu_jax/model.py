@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from progemu_jax import checkpoint, image_processor, places, vocab
-from progemu_jax.config import from_dict
+from progemu_jax import (
+    checkpoint,
+    control,
+    image_processor,
+    places,
+    provenance,
+    radtext,
+    requests,
+    sequence,
+    vocab,
+)
+from progemu_jax.config import from_dict, to_dict
+from progemu_jax.controls import DUMMY_PRIOR
 from progemu_jax.convert import huggingface, run
+from progemu_jax.counterfactual import Counterfactual
+from progemu_jax.data.progression import NO_CHANGE
 from progemu_jax.errors import UserError
 from progemu_jax.image_processor import ImageProcessor
 from progemu_jax.image_tokenizer import Tokenizer
@@ -27,11 +40,11 @@ from progemu_jax.sequence import Layout
 
 
 @dataclasses.dataclass(frozen=True)
-class Counterfactual:
-    """images uint8 [S, H, W], texts list of S, codes int32 [S, h, w]. Synthetic: for research only."""
+class Samples:
+    """A case a row: images uint8 [B, H, W]; texts, B of them, or None; codes int32 [B, h, w]."""
 
     images: np.ndarray
-    texts: list[str]
+    texts: list[str] | None
     codes: np.ndarray
 
 
@@ -97,29 +110,142 @@ class Model:
             )
         return np.asarray(self._logits(params, tokens))
 
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 (hex) of the weights of both parts: the model's identity, wherever its folder lies."""
+        arrays = {f"language_model.{k}": v for k, v in checkpoint.flatten(self.params or {}).items()}
+        if self.tokenizer is not None:
+            arrays |= {f"tokenizer.{k}": v for k, v in checkpoint.flatten(self.tokenizer.variables).items()}
+        return provenance.weights_hash(arrays)
+
     def counterfactual(
-        self, prior: Any, prompt: str, num_samples: int = 1, seed: int = 0, **sampling: Any
+        self,
+        prior: Any,
+        prompt: str,
+        num_samples: int = 1,
+        seed: int = 0,
+        *,
+        mask: Any = None,
+        text: bool = True,
+        **sampling: Any,
     ) -> Counterfactual:
         """What the radiograph would look like, and the text that explains it.
 
         Args:
           prior: the prior radiograph: uint8 or float [0, 1] array [H, W], PIL image or path (resized to the model's
-            size), or its codes, int32 [h, w].
+            size), or its codes, int32 [h, w]. None: no patient, the image is made from the prompt alone.
           prompt: progression prompt, e.g. "New small left pleural effusion."
           num_samples: S futures.
           seed: 0 <= seed < 2**32; the same seed gives the same futures.
+          mask: where the image may change: bool [H, W] of the model's image size or bool [h, w], see `requests.mask`;
+            "auto" takes `change_mask`. Outside it the prior's codes are kept. None: everywhere.
+          text: False leaves the interpretation out.
           **sampling: fields of `sampling.policy.Sampling` to change.
 
         Raises:
-          UserError: an image, prompt, seed or setting that cannot be used.
+          UserError: an image, prompt, mask, seed or setting that cannot be used.
         """
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise UserError("prompt: empty; say what changed, e.g. 'New small left pleural effusion.'")
-        if not 1 <= num_samples <= 1024:
-            raise UserError(f"num_samples={num_samples}: expected 1..1024")
-        codes = self.prior_codes(prior)
-        cases = [Case("request", codes, prompt, sample) for sample in range(num_samples)]
-        return self.sample(cases, seed, self.policy_with(**sampling))
+        codes, given = self._prior(prior)
+        runs = [("request", codes, prompt, sample) for sample in range(requests.num_samples(num_samples))]
+        return self._futures(runs, given, seed, mask, text, sampling)[0]
+
+    def dial(
+        self,
+        prior: Any,
+        prompt: str,
+        num_samples: int = 1,
+        seed: int = 0,
+        *,
+        mask: Any = None,
+        text: bool = True,
+        **sampling: Any,
+    ) -> dict[str, Counterfactual]:
+        """The same change in each grade of severity: {"mild": ..., "moderate": ..., "severe": ...}.
+
+        The grade of every finding that the prompt says is there is set (`radtext.with_grade`: "New left pleural
+        effusion." with small, moderate, large); prior, seed and noise are the same for all, so that what differs is the
+        grade's doing. Arguments as for `counterfactual`. UserError also for a prompt without such a finding.
+        """
+        prompts = {grade: radtext.with_grade(requests.prompt(prompt), grade) for grade in radtext.GRADES}
+        if None in prompts.values():
+            raise UserError(
+                "prompt: names no finding whose grade can be set; say what is new or worse, "
+                "e.g. 'New left pleural effusion.'"
+            )
+        codes, given = self._prior(prior)
+        count = requests.num_samples(num_samples)
+        runs = [("request", codes, graded, sample) for graded in prompts.values() for sample in range(count)]
+        return dict(zip(prompts, self._futures(runs, given, seed, mask, text, sampling), strict=True))
+
+    def rollout(
+        self,
+        prior: Any,
+        prompts: Sequence[str],
+        num_samples: int = 1,
+        seed: int = 0,
+        *,
+        mask: Any = None,
+        text: bool = True,
+        **sampling: Any,
+    ) -> list[Counterfactual]:
+        """A course: each step's images are the priors of the next, one result a prompt.
+
+        The codes themselves are handed on, so no step pays the tokenizer's error again. Of num_samples futures each goes
+        its own way. The first step is `counterfactual(prior, prompts[0], ...)`. Arguments as there.
+        """
+        if isinstance(prompts, str) or not isinstance(prompts, Sequence) or not prompts:
+            raise UserError("prompts: expected a list of prompts, one a step")
+        codes, given = self._prior(prior)
+        for step, prompt in enumerate(prompts):  # before any step is computed
+            self._named(f"step {step + 1}", lambda prompt=prompt: self.check(Case("request", codes, prompt)))
+        count = requests.num_samples(num_samples)
+        priors, out = [codes] * count, []
+        for step, prompt in enumerate(prompts):
+            name = f"request/{step}" if step else "request"
+            runs = [(name, prior, prompt, sample) for sample, prior in enumerate(priors)]
+            out += self._futures(runs, given, seed, mask, text, sampling, own_priors=step > 0)
+            priors, given = list(out[-1].codes), None
+        return out
+
+    def explain(
+        self, prior: Any, followup: Any, prompt: str = "", num_samples: int = 1, seed: int = 0, **sampling: Any
+    ) -> list[str]:
+        """The interpretation of a given pair of images: no image is made.
+
+        Args:
+          prior, followup: as `counterfactual` takes a prior; of one patient, registered.
+          prompt: what is known of the change; may be empty.
+          num_samples, seed, **sampling: as there.
+
+        Returns:
+          num_samples texts.
+        """
+        requests.prompt(prompt, empty=True)
+        before, _ = self._prior(prior)
+        after = self._named("followup", lambda: self._codes_of(followup)[0])
+        cases = [Case("request", before, prompt, sample) for sample in range(requests.num_samples(num_samples))]
+        keep = np.ones((len(cases), *after.shape), bool)
+        return self.sample(
+            cases, seed, self.policy_with(**sampling), keep=keep, codes=np.stack([after] * len(cases))
+        ).texts
+
+    def change_map(self, prior: Any, prompt: str) -> np.ndarray:
+        """How much the prompt moves the model at each place, f32 [h, w] in [0, 1]; see `control.change_maps`."""
+        codes, _ = self._prior(prior)
+        self.check(Case("request", codes, prompt))
+        return self._change_maps([(codes, prompt)])[0]
+
+    def change_mask(self, prior: Any, prompt: str, threshold: float = control.CHANGE_THRESHOLD) -> np.ndarray:
+        """Where the prompt would change the image, bool [h, w]: the automatic mask, to be used or edited.
+
+        It is `change_map` from `threshold` on; empty for a prompt that says by its words that nothing changed
+        (`radtext.says_no_change`), so that such a prompt returns the prior.
+        """
+        found = self.change_map(prior, prompt)
+        return np.zeros(found.shape, bool) if radtext.says_no_change(prompt) else found >= threshold
+
+    def _change_maps(self, cases: Sequence[tuple[np.ndarray, str]]) -> np.ndarray:
+        return control.change_maps(self.params, self.config, self.layout, self.vocabulary, cases, NO_CHANGE)
 
     def policy_with(self, **sampling: Any) -> Sampling:
         """The model's default policy with some fields changed; UserError names an unknown or bad one."""
@@ -127,21 +253,120 @@ class Model:
 
     def prior_codes(self, prior: Any) -> np.ndarray:
         """int32 [h, w] codes of a prior given in any of the forms that `counterfactual` takes."""
-        tokenizer = self._need("tokenizer")
+        return self._prior(prior)[0]
+
+    def _prior(self, prior: Any) -> tuple[np.ndarray, np.ndarray | None]:
+        """(codes int32 [h, w], pixels uint8 [H, W] as given, or None)."""
+        self._need("tokenizer")
         self._need("params")
         self._need("vocabulary")
-        grid = (self.layout.height, self.layout.width)
-        if isinstance(prior, np.ndarray) and prior.shape == grid and np.issubdtype(prior.dtype, np.integer):
-            if prior.min() < 0 or prior.max() >= self.vocabulary.codebook_size:
-                raise UserError(f"prior: codes must lie in [0, {self.vocabulary.codebook_size})")
-            return prior.astype(np.int32)
-        return self.tokenize(image_processor.gray(prior, tuple(side * tokenizer.config.factor for side in grid)))
+        return self._named("prior", lambda: self._codes_of(prior))
 
-    def sample(self, cases: Sequence[Case], seed: int = 0, policy: Sampling | None = None) -> Counterfactual:
-        """One counterfactual per case, in one batch; a case's prior of None drops prior and prompt (null prompt)."""
-        if not isinstance(seed, int) or not 0 <= seed < 2**32:
-            raise UserError(f"seed={seed!r}: expected an integer in 0..{2**32 - 1}")
-        policy = policy or self.policy
+    def _codes_of(self, image: Any) -> tuple[np.ndarray, np.ndarray | None]:
+        grid, factor = (self.layout.height, self.layout.width), self.tokenizer.config.factor
+        size = (grid[0] * factor, grid[1] * factor)
+        if image is None:
+            return self.tokenize(np.full(size, DUMMY_PRIOR, np.uint8)), None
+        codes = requests.codes(image, grid, self.vocabulary.codebook_size)
+        if codes is not None:
+            return codes, None
+        pixels = image_processor.gray(image, size)
+        return self.tokenize(pixels), pixels
+
+    @staticmethod
+    def _named(name: str, work: Callable[[], Any]) -> Any:
+        """The result of `work`; its UserError says which argument it is about."""
+        try:
+            return work()
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from None
+
+    def check(self, case: Case) -> None:
+        """Raises UserError for a case that cannot be sampled; nothing is computed on the device."""
+        requests.prompt(case.prompt, empty=True)
+        if case.prior is not None:
+            grid = (self.layout.height, self.layout.width)
+            if requests.codes(case.prior, grid, self.vocabulary.codebook_size) is None:
+                raise UserError(f"prior: expected codes, int {list(grid)}")
+        sequence.prompt_tokens(self.vocabulary, self.layout, case.prior, case.prompt)
+
+    def _futures(
+        self,
+        runs: Sequence[tuple[str, np.ndarray, str, int]],
+        given: np.ndarray | None,
+        seed: int,
+        mask: Any,
+        text: bool,
+        sampling: dict[str, Any],
+        own_priors: bool = False,
+    ) -> list[Counterfactual]:
+        """Samples (name, prior codes, prompt, sample) in one batch; a result for each prompt, in order.
+
+        own_priors: each sample has its own prior, and the results' priors and masks a leading axis S.
+        """
+        policy, seed = self.policy_with(**sampling), requests.seed(seed)
+        cases = [Case(*run) for run in runs]
+        for case in cases:
+            requests.prompt(case.prompt)
+            self.check(case)
+        priors = np.stack([case.prior for case in cases])
+        free = self._free(mask, cases)
+        made = self.sample(cases, seed, policy, keep=~free, codes=priors, text=text)
+        out, size = [], len({case.sample for case in cases})
+        for start in range(0, len(runs), size):
+            at = slice(start, start + size)
+            own = at if own_priors else start
+            out.append(
+                Counterfactual(
+                    images=made.images[at],
+                    texts=made.texts and made.texts[at],
+                    codes=made.codes[at],
+                    prior=self.detokenize(priors[own]),
+                    prior_codes=priors[own],
+                    mask=free[own],
+                    prompt=cases[start].prompt,
+                    given=given,
+                    provenance={
+                        "seed": seed,
+                        "checkpoint": self.name,
+                        "model": self.hash,
+                        "sampling": {**to_dict(policy), "free_codes": int(free[start].sum())},
+                    },
+                )
+            )
+        return out
+
+    def _free(self, mask: Any, cases: Sequence[Case]) -> np.ndarray:
+        """bool [B, h, w]: the codes to draw."""
+        grid = (self.layout.height, self.layout.width)
+        if mask is None:
+            return np.ones((len(cases), *grid), bool)
+        if isinstance(mask, str):
+            if mask != "auto":
+                raise UserError(f"mask={mask!r}: expected a bool array, 'auto' or None")
+            keys = [(case.prior.tobytes(), case.prompt) for case in cases]
+            first = dict(zip(reversed(keys), reversed(cases), strict=True))
+            found = {key: self.change_mask(case.prior, case.prompt) for key, case in first.items()}
+            return np.stack([found[key] for key in keys])
+        return np.stack([requests.mask(mask, grid, self.tokenizer.config.factor)] * len(cases))
+
+    def sample(
+        self,
+        cases: Sequence[Case],
+        seed: int = 0,
+        policy: Sampling | None = None,
+        *,
+        keep: np.ndarray | None = None,
+        codes: np.ndarray | None = None,
+        text: bool = True,
+    ) -> Samples:
+        """One counterfactual per case, in one batch; a case's prior of None drops prior and prompt (null prompt).
+
+        keep, codes, text: as `sampling.engine.generate` takes them.
+        """
+        seed, policy = requests.seed(seed), policy or self.policy
+        for case in cases:
+            self._named(f"case {case.pair_id}", lambda case=case: self.check(case))
         prompts = pad_prompts(
             self.vocabulary,
             self.layout,
@@ -150,10 +375,22 @@ class Model:
             policy=policy,
         )
         keys = jax.vmap(jax.random.key)(np.asarray([c.fold(seed) for c in cases], np.uint32))
-        out = generate(self.params, self.config, self.layout, self.grammar, policy, prompts, keys)
-        codes = np.asarray(out.codes)
-        texts = [self.vocabulary.decode([int(t) for t in row if t >= 0]).strip() for row in np.asarray(out.text)]
-        return Counterfactual(self.detokenize(codes), texts, codes)
+        out = generate(
+            self.params,
+            self.config,
+            self.layout,
+            self.grammar,
+            policy,
+            prompts,
+            keys,
+            keep=keep,
+            codes=codes,
+            text=text,
+        )
+        rows = np.asarray(out.text) if text else ()
+        texts = [self.vocabulary.decode([int(t) for t in row if t >= 0]).strip() for row in rows]
+        drawn = np.asarray(out.codes)
+        return Samples(self.detokenize(drawn), texts if text else None, drawn)
 
 
 def load(path: str | os.PathLike, tokenizer: str | os.PathLike | None = None) -> Model:
@@ -163,6 +400,9 @@ def load(path: str | os.PathLike, tokenizer: str | os.PathLike | None = None) ->
       path: a run directory of `progemu_jax.main` (complete up to its train stage), an export, or a Hugging Face
         folder of Emu3 or ProgEmu, in either dialect.
       tokenizer: the folder of the image tokenizer, of the same kinds, where `path` holds the language model alone.
+
+    The default sampling policy is the one in a run's config.json, so that a later change of `config.sample.policy`
+    counts; an export alone has the policy that it was trained with.
 
     Raises:
       UserError: nothing there that can be loaded, naming what is missing.
@@ -201,11 +441,12 @@ def _load_parts(path: Path, only: str | None = None) -> dict[str, Any]:
             parts["tokenizer"] = Tokenizer.load(folder)
             continue
         params, config = checkpoint.load_export(folder)
+        policy, where = places.run_policy(path) or (config["policy"], "sampling")
         parts |= {
             "params": params,
             "config": from_dict(TransformerConfig, config["model"], "model"),
             "layout": from_dict(Layout, config["layout"], "layout"),
-            "policy": from_dict(Sampling, config["policy"], "sampling"),
+            "policy": from_dict(Sampling, policy, where),
             "vocabulary": places.vocabulary(folder, config),
             "stops": tuple(config["stops"]) if config.get("stops") else None,
             "hash": config["hash"],
