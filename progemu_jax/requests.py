@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import unicodedata
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,15 @@ from progemu_jax.errors import UserError
 
 LONGEST_PROMPT = 10_000  # characters; the model's own limit, in tokens, is lower and checked by `sequence`
 MOST_SAMPLES = 1024
+
+
+@contextlib.contextmanager
+def about(name: str) -> Iterator[None]:
+    """A UserError inside says which argument, step or case it is about."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
 
 
 def prompt(text: Any, *, empty: bool = False) -> str:

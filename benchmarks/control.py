@@ -1,0 +1,149 @@
+"""What the controls of a phantom-trained model do on held-out patients; prints JSON lines.
+
+    .venv/bin/python benchmarks/control.py --run=runs/phantom [--patients=160]
+
+dial       does severity follow the dial? "New <finding>." in three grades, same seed, one absent finding a patient;
+           the phantom scorer's probability of that finding on each image. Shares with 95 % Wilson intervals.
+mask       the references' prompts with and without the automatic mask: share of codes that are free, directional
+           accuracy (margin 0.05) of named findings, mean absolute change of pixels outside the mask (gray levels).
+explain    text of the real pair, prompt empty: share of the true changes that it names with side and direction, and
+           of the changes that it names that are true, beside another patient's follow-up.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+
+import progemu_jax
+from progemu_jax import radtext
+from progemu_jax.data.images import read_gray
+from progemu_jax.eval.metrics.direction import moved
+from progemu_jax.predictions import Case
+from progemu_jax.radtext import FINDINGS, GRADES, PRESENT
+from progemu_jax.scorers.files import read_rows
+from progemu_jax.scorers.phantom import PhantomScorer
+
+BATCH = 48
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--patients", type=int, default=160)
+    args = parser.parse_args()
+    rows = {}
+    for row in read_rows(args.run / "data/references/references.jsonl"):
+        rows.setdefault(row["patient_id"], row)
+    bench = Bench(args.run, list(rows.values())[: args.patients])
+    for name in ("dial", "mask", "explain"):
+        for line in getattr(bench, name)():
+            print(json.dumps({"control": name, **line}), flush=True)
+
+
+class Bench:
+    def __init__(self, run, rows):
+        self.model, self.rows = progemu_jax.load(run), rows
+        self.scorer = PhantomScorer.load(run / "scorer/export")
+        folder = run / "data/references"
+        self.images = {k: [read_gray(folder / row[k]) for row in rows] for k in ("prior", "followup")}
+        self.codes = {k: self.model.tokenize(np.stack([self.resized(x) for x in v])) for k, v in self.images.items()}
+
+    def resized(self, image):
+        from progemu_jax.data.images import resize
+
+        side = self.model.layout.height * self.model.tokenizer.config.factor
+        return resize(image, side)
+
+    def sample(self, cases, **options):
+        """One batch shape for all: the last batch is filled up."""
+        images, texts = [], []
+        for start in range(0, len(cases), BATCH):
+            at = np.minimum(np.arange(start, start + BATCH), len(cases) - 1)
+            n = min(BATCH, len(cases) - start)
+            out = self.model.sample([cases[i] for i in at], 0, **{k: v[at] for k, v in options.items()})
+            images.append(out.images[:n])
+            texts += out.texts[:n]
+        return np.concatenate(images), texts
+
+    def probability(self, images):
+        return self.scorer(images, "phantom")["finding_prob"]
+
+    def dial(self):
+        chosen, cases = [], []
+        for i, row in enumerate(self.rows):
+            absent = [f for f in FINDINGS if row["states_before"].get(f, 1) < PRESENT]
+            finding = absent[i % len(absent)]
+            chosen.append(FINDINGS.index(finding))
+            for grade in GRADES:
+                prompt = radtext.with_grade(f"New {finding}.", grade)
+                cases.append(Case(row["pair_id"], self.codes["prior"][i], prompt))
+        chosen = np.asarray(chosen)
+        images, _ = self.sample(cases)
+        prob = np.take_along_axis(self.probability(images), np.repeat(chosen, 3)[:, None], axis=1)
+        prob = prob.reshape(-1, 3).astype(np.float64)
+        before = self.probability(self.model.detokenize(self.codes["prior"]))[np.arange(len(chosen)), chosen]
+        for name, at in [("all", chosen >= 0), *((f, chosen == i) for i, f in enumerate(FINDINGS))]:
+            p, b = prob[at], before[at]
+            yield {
+                "finding": name,
+                "n": len(p),
+                "severe > mild": share(p[:, 2] > p[:, 0]),
+                "moderate > mild": share(p[:, 1] > p[:, 0]),
+                "severe > moderate": share(p[:, 2] > p[:, 1]),
+                "mild < moderate < severe": share((p[:, 0] < p[:, 1]) & (p[:, 1] < p[:, 2])),
+                "mean probability, prior": round(float(b.mean()), 3),
+                **{f"mean probability, {g}": round(float(x), 3) for g, x in zip(GRADES, p.mean(0), strict=True)},
+            }
+
+    def mask(self):
+        prior = self.codes["prior"]
+        cases = [Case(r["pair_id"], c, r["prompt"]) for r, c in zip(self.rows, prior, strict=True)]
+        free = np.stack([self.model.change_mask(c.prior, c.prompt) for c in cases])
+        named = np.zeros((len(cases), len(FINDINGS)))
+        for i, row in enumerate(self.rows):
+            for finding, sign in radtext.changes(row["prompt"]).items():
+                named[i, FINDINGS.index(finding)] = sign
+        rebuilt = self.model.detokenize(prior)
+        before, side = self.probability(rebuilt), rebuilt.shape[1] // free.shape[1]
+        outside = ~free.repeat(side, 1).repeat(side, 2)
+        for name, keep in (("none", np.zeros_like(free)), ("auto", ~free)):
+            images, _ = self.sample(cases, keep=keep, codes=prior)
+            hit = moved(before, self.probability(images), named, 0.05)
+            change = np.abs(images.astype(float) - rebuilt)
+            yield {
+                "mask": name,
+                "n": len(cases),
+                "free": round(float(1 - keep.mean()), 3),
+                "moved as named": share(hit[~np.isnan(hit)] == 1),
+                "gray levels of change inside the automatic mask": round(float(change[~outside].mean()), 2),
+                "outside": round(float(change[outside].mean()), 2),
+            }
+
+    def explain(self):
+        cases = [Case(r["pair_id"], c, "") for r, c in zip(self.rows, self.codes["prior"], strict=True)]
+        after = self.codes["followup"]
+        said = {"real follow-up": after, "follow-up of another patient": np.roll(after, 1, axis=0)}
+        for name, codes in said.items():
+            _, texts = self.sample(cases, keep=np.ones(codes.shape, bool), codes=codes)
+            recall, precision = [], []
+            for row, text in zip(self.rows, texts, strict=True):
+                before, later = row["states_before"], row["states_after"]
+                steps = {f: later[f] - before[f] for f in FINDINGS}
+                true = {f: int(np.sign(s)) for f, s in steps.items() if abs(s) >= PRESENT}
+                told = {f: s for f, s in radtext.changes(text).items() if s}
+                recall += [told.get(f) == s for f, s in true.items()]
+                precision += [true.get(f) == s for f, s in told.items()]
+            yield {"pair": name, "n": len(cases), "recall": share(recall), "precision": share(precision)}
+
+
+def share(hits, z=1.96):
+    """[share, low, high, n] with Wilson's interval."""
+    n, p = len(hits), float(np.mean(hits))
+    centre, half = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return [round(float(x), 3) for x in (p, (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n))] + [n]
+
+
+if __name__ == "__main__":
+    main()
