@@ -2,30 +2,35 @@
 
     .venv/bin/python benchmarks/control.py --run=runs/phantom [--patients=160]
 
-dial       does severity follow the dial? "New <finding>." in three grades, same seed, one absent finding a patient;
-           the phantom scorer's probability of that finding on each image. Shares with 95 % Wilson intervals.
+dial       does severity follow the dial? "New <finding>." in three grades, same seed, one absent finding a patient. Two
+           measures on each image: the phantom scorer's probability of that finding, which is of presence and saturates,
+           and the mean absolute change from the prior (gray levels). Shares with 95 % Wilson intervals. "true" is the
+           phantom itself, rendered with that finding at 0.27, 0.5 and 0.8 and put through the tokenizer.
 mask       the references' prompts with and without the automatic mask: share of codes that are free, directional
-           accuracy (margin 0.05) of named findings, mean absolute change of pixels outside the mask (gray levels).
+           accuracy of named findings, mean absolute change of pixels outside the mask (gray levels).
 explain    text of the real pair, prompt empty: share of the true changes that it names with side and direction, and
            of the changes that it names that are true, beside another patient's follow-up.
 """
 
 import argparse
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 
 import progemu_jax
 from progemu_jax import radtext
-from progemu_jax.data.images import read_gray
-from progemu_jax.eval.metrics.direction import moved
+from progemu_jax.data import phantom
+from progemu_jax.data.images import read_gray, resize
+from progemu_jax.eval.metrics.direction import MARGIN, TIE, moved
 from progemu_jax.predictions import Case
 from progemu_jax.radtext import FINDINGS, GRADES, PRESENT
 from progemu_jax.scorers.files import read_rows
 from progemu_jax.scorers.phantom import PhantomScorer
 
 BATCH = 48
+SEVERITIES = (0.27, 0.5, 0.8)  # of GRADES
 
 
 def main():
@@ -45,14 +50,14 @@ def main():
 class Bench:
     def __init__(self, run, rows):
         self.model, self.rows = progemu_jax.load(run), rows
+        with open(run / "data/source/truth/studies.jsonl", encoding="utf-8") as file:
+            self.studies = {row["study_id"]: row for row in map(json.loads, file)}
         self.scorer = PhantomScorer.load(run / "scorer/export")
         folder = run / "data/references"
         self.images = {k: [read_gray(folder / row[k]) for row in rows] for k in ("prior", "followup")}
         self.codes = {k: self.model.tokenize(np.stack([self.resized(x) for x in v])) for k, v in self.images.items()}
 
     def resized(self, image):
-        from progemu_jax.data.images import resize
-
         side = self.model.layout.height * self.model.tokenizer.config.factor
         return resize(image, side)
 
@@ -71,7 +76,7 @@ class Bench:
         return self.scorer(images, "phantom")["finding_prob"]
 
     def dial(self):
-        chosen, cases = [], []
+        chosen, cases, true = [], [], []
         for i, row in enumerate(self.rows):
             absent = [f for f in FINDINGS if row["states_before"].get(f, 1) < PRESENT]
             finding = absent[i % len(absent)]
@@ -79,23 +84,37 @@ class Bench:
             for grade in GRADES:
                 prompt = radtext.with_grade(f"New {finding}.", grade)
                 cases.append(Case(row["pair_id"], self.codes["prior"][i], prompt))
+            true += [self.rendered(row, chosen[-1], severity) for severity in (0.0, *SEVERITIES)]
         chosen = np.asarray(chosen)
         images, _ = self.sample(cases)
-        prob = np.take_along_axis(self.probability(images), np.repeat(chosen, 3)[:, None], axis=1)
-        prob = prob.reshape(-1, 3).astype(np.float64)
-        before = self.probability(self.model.detokenize(self.codes["prior"]))[np.arange(len(chosen)), chosen]
+        prior = self.model.detokenize(self.codes["prior"])
+        true = self.model.detokenize(self.model.tokenize(np.stack(true))).reshape(len(chosen), 4, *prior.shape[1:])
+        images = images.reshape(len(chosen), 3, *prior.shape[1:])
+        for system, start, grades in (("ours", prior, images), ("true", true[:, 0], true[:, 1:])):
+            yield from self.followed(system, chosen, start, grades)
+
+    def rendered(self, row, finding, severity):
+        """The prior study's patient and acquisition with one finding at a severity."""
+        study = self.studies[re.search(r"-i\d+s(\d+)-", row["pair_id"])[1]]
+        severities = list(study["disease"]["severities"])
+        severities[finding] = severity
+        later = {"disease": {**study["disease"], "severities": severities}}
+        return self.resized(phantom.counterfactual(study, later, study["size"]))
+
+    def followed(self, system, chosen, prior, images):
+        flat = images.reshape(-1, *prior.shape[1:])
+        prob = np.take_along_axis(self.probability(flat), np.repeat(chosen, 3)[:, None], axis=1).reshape(-1, 3)
+        before = self.probability(prior)[np.arange(len(chosen)), chosen]
+        change = np.abs(images.astype(float) - prior[:, None]).mean((2, 3))
         for name, at in [("all", chosen >= 0), *((f, chosen == i) for i, f in enumerate(FINDINGS))]:
-            p, b = prob[at], before[at]
-            yield {
-                "finding": name,
-                "n": len(p),
-                "severe > mild": share(p[:, 2] > p[:, 0]),
-                "moderate > mild": share(p[:, 1] > p[:, 0]),
-                "severe > moderate": share(p[:, 2] > p[:, 1]),
-                "mild < moderate < severe": share((p[:, 0] < p[:, 1]) & (p[:, 1] < p[:, 2])),
-                "mean probability, prior": round(float(b.mean()), 3),
-                **{f"mean probability, {g}": round(float(x), 3) for g, x in zip(GRADES, p.mean(0), strict=True)},
-            }
+            line = {"system": system, "finding": name, "n": int(at.sum())}
+            for measure, x in (("probability", prob[at]), ("change", change[at])):
+                line[measure] = {
+                    "severe > mild": share(x[:, 2] > x[:, 0]),
+                    "mild < moderate < severe": share((x[:, 0] < x[:, 1]) & (x[:, 1] < x[:, 2])),
+                    "means": [round(float(v), 3) for v in x.mean(0)],
+                }
+            yield {**line, "probability on the prior": round(float(before[at].mean()), 3)}
 
     def mask(self):
         prior = self.codes["prior"]
@@ -110,13 +129,14 @@ class Bench:
         outside = ~free.repeat(side, 1).repeat(side, 2)
         for name, keep in (("none", np.zeros_like(free)), ("auto", ~free)):
             images, _ = self.sample(cases, keep=keep, codes=prior)
-            hit = moved(before, self.probability(images), named, 0.05)
+            after = self.probability(images)
+            hits = {f"moved as named, margin {m}": moved(before, after, named, m) for m in (TIE, MARGIN)}
             change = np.abs(images.astype(float) - rebuilt)
             yield {
                 "mask": name,
                 "n": len(cases),
                 "free": round(float(1 - keep.mean()), 3),
-                "moved as named": share(hit[~np.isnan(hit)] == 1),
+                **{key: share(hit[~np.isnan(hit)] == 1) for key, hit in hits.items()},
                 "gray levels of change inside the automatic mask": round(float(change[~outside].mean()), 2),
                 "outside": round(float(change[outside].mean()), 2),
             }
