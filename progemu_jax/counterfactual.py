@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ class Counterfactual:
       mask: bool [h, w], places that were free to change ([S, h, w] in a roll-out); elsewhere codes equal prior_codes.
       prompt: as asked.
       given: uint8 [H, W], the prior's pixels as given, at the model's size; None when codes were given.
-      provenance: seed, checkpoint, model (hash of the weights) and sampling, as PNG files carry them.
+      settings: seed, checkpoint and sampling, as PNG files carry them; free_codes counts each future's free places.
+      model_hash: gives the hash of the weights (`Sampler.hash`), which takes a moment for a large model.
     """
 
     images: np.ndarray
@@ -39,7 +41,8 @@ class Counterfactual:
     mask: np.ndarray
     prompt: str
     given: np.ndarray | None
-    provenance: dict[str, Any]
+    settings: dict[str, Any]
+    model_hash: Callable[[], str] = dataclasses.field(repr=False)
 
     @property
     def difference(self) -> np.ndarray:
@@ -102,7 +105,8 @@ class Counterfactual:
             lambda batch: [made[case.sample] for case in batch],
             batch_size=len(cases),
             name="save",
-            **self.provenance,
+            model=self.model_hash(),
+            **self.settings,
         )
 
 

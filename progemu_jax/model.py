@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +32,17 @@ from progemu_jax.predictions import Case
 from progemu_jax.sampler import Sampler
 from progemu_jax.sampling.policy import Sampling
 from progemu_jax.sequence import Layout
+
+
+@dataclasses.dataclass(frozen=True)
+class _Ask:
+    """A request without its images. mask: bool [h, w], or "auto"."""
+
+    count: int
+    seed: int
+    policy: Sampling
+    mask: np.ndarray | str
+    text: bool
 
 
 class Model(Sampler):
@@ -65,9 +78,9 @@ class Model(Sampler):
         Raises:
           UserError: an image, prompt, mask, seed or setting that cannot be used.
         """
-        codes, given = self._prior(prior)
-        runs = [("request", codes, prompt, sample) for sample in range(requests.num_samples(num_samples))]
-        return self._futures(runs, given, seed, mask, text, sampling)[0]
+        ask = self._ask([prompt], num_samples, seed, mask, text, sampling)
+        codes, given = self._codes(prior)
+        return self._futures(ask, [("request", codes, prompt, sample) for sample in range(ask.count)], given)[0]
 
     def dial(
         self,
@@ -92,10 +105,10 @@ class Model(Sampler):
                 "prompt: names no finding whose grade can be set; say what is new or worse, "
                 "e.g. 'New left pleural effusion.'"
             )
-        codes, given = self._prior(prior)
-        count = requests.num_samples(num_samples)
-        runs = [("request", codes, graded, sample) for graded in prompts.values() for sample in range(count)]
-        return dict(zip(prompts, self._futures(runs, given, seed, mask, text, sampling), strict=True))
+        ask = self._ask(list(prompts.values()), num_samples, seed, mask, text, sampling)
+        codes, given = self._codes(prior)
+        runs = [("request", codes, graded, sample) for graded in prompts.values() for sample in range(ask.count)]
+        return dict(zip(prompts, self._futures(ask, runs, given), strict=True))
 
     def rollout(
         self,
@@ -115,16 +128,13 @@ class Model(Sampler):
         """
         if isinstance(prompts, str) or not isinstance(prompts, Sequence) or not prompts:
             raise UserError("prompts: expected a list of prompts, one a step")
-        codes, given = self._prior(prior)
-        for step, prompt in enumerate(prompts):  # before any step is computed
-            with requests.about(f"step {step + 1}"):
-                self.check(Case("request", codes, requests.prompt(prompt)))
-        count = requests.num_samples(num_samples)
-        priors, out = [codes] * count, []
+        ask = self._ask(prompts, num_samples, seed, mask, text, sampling)
+        codes, given = self._codes(prior)
+        priors, out = [codes] * ask.count, []
         for step, prompt in enumerate(prompts):
             name = f"request/{step}" if step else "request"
             runs = [(name, prior, prompt, sample) for sample, prior in enumerate(priors)]
-            out += self._futures(runs, given, seed, mask, text, sampling, own_priors=step > 0)
+            out += self._futures(ask, runs, given, own_priors=step > 0)
             priors, given = list(out[-1].codes), None
         return out
 
@@ -141,21 +151,19 @@ class Model(Sampler):
         Returns:
           num_samples texts.
         """
-        requests.prompt(prompt, empty=True)
-        before, _ = self._prior(prior)
-        with requests.about("followup"):
-            after, _ = self._codes_of(followup)
-        cases = [Case("request", before, prompt, sample) for sample in range(requests.num_samples(num_samples))]
-        keep = np.ones((len(cases), *after.shape), bool)
-        return self.sample(
-            cases, seed, self.policy_with(**sampling), keep=keep, codes=np.stack([after] * len(cases))
-        ).texts
+        ask = self._ask([prompt], num_samples, seed, None, True, sampling, empty=True)
+        before, after = self._codes(prior)[0], self._codes(followup, "followup")[0]
+        cases = [Case("request", before, prompt, sample) for sample in range(ask.count)]
+        keep, codes = (np.stack([x] * ask.count) for x in (np.ones(after.shape, bool), after))
+        return self.sample(cases, ask.seed, ask.policy, keep=keep, codes=codes).texts
 
     def change_map(self, prior: Any, prompt: str) -> np.ndarray:
         """How much the prompt moves the model at each place, f32 [h, w] in [0, 1]; see `control.change_maps`."""
-        codes, _ = self._prior(prior)
-        self.check(Case("request", codes, prompt))
-        return self._change_maps([(codes, prompt)])[0]
+        self._ask([prompt])
+        codes, _ = self._codes(prior)
+        return control.change_maps(
+            self.params, self.config, self.layout, self.vocabulary, [(codes, prompt)], NO_CHANGE
+        )[0]
 
     def change_mask(self, prior: Any, prompt: str, threshold: float = control.CHANGE_THRESHOLD) -> np.ndarray:
         """Where the prompt would change the image, bool [h, w]: the automatic mask, to be used or edited.
@@ -166,58 +174,80 @@ class Model(Sampler):
         found = self.change_map(prior, prompt)
         return np.zeros(found.shape, bool) if radtext.says_no_change(prompt) else found >= threshold
 
-    def _change_maps(self, cases: Sequence[tuple[np.ndarray, str]]) -> np.ndarray:
-        return control.change_maps(self.params, self.config, self.layout, self.vocabulary, cases, NO_CHANGE)
-
     def prior_codes(self, prior: Any) -> np.ndarray:
         """int32 [h, w] codes of a prior given in any of the forms that `counterfactual` takes."""
-        return self._prior(prior)[0]
+        self._ask()
+        return self._codes(prior)[0]
 
-    def _prior(self, prior: Any) -> tuple[np.ndarray, np.ndarray | None]:
-        """(codes int32 [h, w], pixels uint8 [H, W] as given, or None)."""
-        self._need("tokenizer")
-        self._need("params")
-        self._need("vocabulary")
-        with requests.about("prior"):
-            return self._codes_of(prior)
+    def _ask(
+        self,
+        prompts: Sequence[str] = (),
+        num_samples: int = 1,
+        seed: int = 0,
+        mask: Any = None,
+        text: bool = True,
+        sampling: dict[str, Any] | None = None,
+        empty: bool = False,
+    ) -> _Ask:
+        """Everything of a request but its images, checked before any work. empty: prompts may be."""
+        for part in ("tokenizer", "params", "vocabulary"):
+            self._need(part)
+        grid = (self.layout.height, self.layout.width)
+        for step, prompt in enumerate(prompts):
+            with requests.about(f"step {step + 1}") if len(prompts) > 1 else contextlib.nullcontext():
+                requests.prompt(prompt, empty=empty)
+                self.check(Case("request", np.zeros(grid, np.int32), prompt))
+        if isinstance(mask, str):
+            if mask != "auto":
+                raise UserError(f"mask={mask[:40]!r}: expected a bool array, 'auto' or None")
+        else:
+            factor = self.tokenizer.config.factor
+            mask = np.ones(grid, bool) if mask is None else requests.mask(mask, grid, factor)
+        count, seed = requests.num_samples(num_samples), requests.seed(seed)
+        return _Ask(count, seed, self.policy_with(**(sampling or {})), mask, text)
 
-    def _codes_of(self, image: Any) -> tuple[np.ndarray, np.ndarray | None]:
+    def _codes(self, image: Any, name: str = "prior") -> tuple[np.ndarray, np.ndarray | None]:
+        """(codes int32 [h, w], pixels uint8 [H, W] as given, or None) of an image in any form."""
         grid, factor = (self.layout.height, self.layout.width), self.tokenizer.config.factor
         size = (grid[0] * factor, grid[1] * factor)
         if image is None:
             return self.tokenize(np.full(size, DUMMY_PRIOR, np.uint8)), None
-        codes = requests.codes(image, grid, self.vocabulary.codebook_size)
-        if codes is not None:
-            return codes, None
-        pixels = image_processor.gray(image, size)
+        with requests.about(name):
+            codes = requests.codes(image, grid, self.vocabulary.codebook_size)
+            if codes is not None:
+                return codes, None
+            pixels = image_processor.gray(image, size)
         return self.tokenize(pixels), pixels
 
     def _futures(
         self,
+        ask: _Ask,
         runs: Sequence[tuple[str, np.ndarray, str, int]],
         given: np.ndarray | None,
-        seed: int,
-        mask: Any,
-        text: bool,
-        sampling: dict[str, Any],
         own_priors: bool = False,
     ) -> list[Counterfactual]:
         """Samples (name, prior codes, prompt, sample) in one batch; a result for each prompt, in order.
 
         own_priors: each sample has its own prior, and the results' priors and masks a leading axis S.
         """
-        policy, seed = self.policy_with(**sampling), requests.seed(seed)
         cases = [Case(*run) for run in runs]
-        for case in cases:
-            requests.prompt(case.prompt)
-            self.check(case)
         priors = np.stack([case.prior for case in cases])
-        free = self._free(mask, cases)
-        made = self.sample(cases, seed, policy, keep=~free, codes=priors, text=text)
-        out, size = [], len({case.sample for case in cases})
-        for start in range(0, len(runs), size):
-            at = slice(start, start + size)
+        if isinstance(ask.mask, str):  # automatic: one map for a prior and prompt, however many futures
+            first = {(case.prior.tobytes(), case.prompt): case for case in cases}
+            masks = {key: self.change_mask(case.prior, case.prompt) for key, case in first.items()}
+            free = np.stack([masks[case.prior.tobytes(), case.prompt] for case in cases])
+        else:
+            free = np.stack([ask.mask] * len(cases))
+        made = self.sample(cases, ask.seed, ask.policy, keep=~free, codes=priors, text=ask.text)
+        out = []
+        for start in range(0, len(runs), ask.count):
+            at = slice(start, start + ask.count)
             own = at if own_priors else start
+            settings = {
+                "seed": ask.seed,
+                "checkpoint": self.name,
+                "sampling": {**to_dict(ask.policy), "free_codes": free[at].sum(axis=(1, 2)).tolist()},
+            }
             out.append(
                 Counterfactual(
                     images=made.images[at],
@@ -228,29 +258,11 @@ class Model(Sampler):
                     mask=free[own],
                     prompt=cases[start].prompt,
                     given=given,
-                    provenance={
-                        "seed": seed,
-                        "checkpoint": self.name,
-                        "model": self.hash,
-                        "sampling": {**to_dict(policy), "free_codes": int(free[start].sum())},
-                    },
+                    settings=settings,
+                    model_hash=lambda: self.hash,
                 )
             )
         return out
-
-    def _free(self, mask: Any, cases: Sequence[Case]) -> np.ndarray:
-        """bool [B, h, w]: the codes to draw."""
-        grid = (self.layout.height, self.layout.width)
-        if mask is None:
-            return np.ones((len(cases), *grid), bool)
-        if isinstance(mask, str):
-            if mask != "auto":
-                raise UserError(f"mask={mask!r}: expected a bool array, 'auto' or None")
-            keys = [(case.prior.tobytes(), case.prompt) for case in cases]
-            first = dict(zip(reversed(keys), reversed(cases), strict=True))
-            found = {key: self.change_mask(case.prior, case.prompt) for key, case in first.items()}
-            return np.stack([found[key] for key in keys])
-        return np.stack([requests.mask(mask, grid, self.tokenizer.config.factor)] * len(cases))
 
 
 def load(path: str | os.PathLike, tokenizer: str | os.PathLike | None = None) -> Model:

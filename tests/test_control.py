@@ -3,6 +3,8 @@
 import dataclasses
 import itertools
 import json
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -260,7 +262,7 @@ class TestProvenance:
             assert (chunks["progemu:seed"], chunks["progemu:sample"]) == ("4", str(row["sample"]))
             settings = json.loads(chunks["progemu:sampling"])
             assert settings["guidance"] == 2.0
-            assert settings["free_codes"] == GRID[0] * GRID[1]
+            assert settings["free_codes"] == [GRID[0] * GRID[1]] * 3
             assert provenance.read_png(file) == chunks
         assert provenance.main([str(file)]) == 0
         assert "progemu:prompt: New small left" in capsys.readouterr().out
@@ -310,7 +312,12 @@ class TestPolicy:
 
 
 def bomb(folder):
-    Image.new("1", (30_000, 30_000)).save(folder / "bomb.png")
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 0, 0, 0, 0)
+    parts = chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(bytes(1000))), chunk(b"IEND", b"")
+    (folder / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
     return folder / "bomb.png"
 
 
