@@ -338,21 +338,22 @@ def with_grade(text: str, grade: str) -> str | None:
     moving = [m for m in found if m.present and m.change != 0 and m.finding in CHEXPERT_OF.values()]
     if not moving:
         return None
-    new = " ".join(_sentence_with_grade(sentence, grade) for sentence in sentences(text))
-    low, high = {"mild": (0.0, MODERATE), "moderate": (MODERATE, LARGE), "severe": (LARGE, 1.01)}[grade]
-    old_mentions, new_mentions = found, mentions(new)
-    if len(old_mentions) != len(new_mentions):
+    graded = " ".join(_sentence_with_grade(sentence, grade) for sentence in sentences(text))
+    read = mentions(graded)
+    if len(read) != len(found):
         return None
-    for old, now in zip(old_mentions, new_mentions, strict=True):
-        same = ("finding", "side", "present", "change", "plural", "uncertain")
-        if any(getattr(old, k) != getattr(now, k) for k in same):
+    low, high = {"mild": (0.0, MODERATE), "moderate": (MODERATE, LARGE), "severe": (LARGE, 1.01)}[grade]
+    for old, new in zip(found, read, strict=True):
+        kept = ("finding", "side", "present", "change", "plural", "uncertain")
+        if any(getattr(old, name) != getattr(new, name) for name in kept):
             return None
         if old in moving:
-            if now.severity is None or not low <= now.severity < high:
-                return None
-        elif old.severity != now.severity:
+            good = new.severity is not None and low <= new.severity < high
+        else:
+            good = new.severity == old.severity
+        if not good:
             return None
-    return new
+    return graded
 
 
 def _sentence_with_grade(sentence: str, grade: str) -> str:
