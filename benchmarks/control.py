@@ -1,6 +1,6 @@
 """What the controls of a phantom-trained model do on held-out patients; prints JSON lines.
 
-    .venv/bin/python benchmarks/control.py --run=runs/phantom [--patients=160]
+    .venv/bin/python benchmarks/control.py --run=runs/phantom [--patients=160] [--parts dial mask explain]
 
 dial       does severity follow the dial? "New <finding>." in three grades, same seed, one absent finding a patient. Two
            measures on each image: the phantom scorer's probability of that finding, which is of presence and saturates,
@@ -37,12 +37,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--patients", type=int, default=160)
+    parser.add_argument("--parts", nargs="+", default=["dial", "mask", "explain"])
     args = parser.parse_args()
     rows = {}
     for row in read_rows(args.run / "data/references/references.jsonl"):
         rows.setdefault(row["patient_id"], row)
     bench = Bench(args.run, list(rows.values())[: args.patients])
-    for name in ("dial", "mask", "explain"):
+    for name in args.parts:
         for line in getattr(bench, name)():
             print(json.dumps({"control": name, **line}), flush=True)
 
@@ -61,15 +62,15 @@ class Bench:
         side = self.model.layout.height * self.model.tokenizer.config.factor
         return resize(image, side)
 
-    def sample(self, cases, **options):
+    def sample(self, cases, text=False, **options):
         """One batch shape for all: the last batch is filled up."""
         images, texts = [], []
         for start in range(0, len(cases), BATCH):
             at = np.minimum(np.arange(start, start + BATCH), len(cases) - 1)
             n = min(BATCH, len(cases) - start)
-            out = self.model.sample([cases[i] for i in at], 0, **{k: v[at] for k, v in options.items()})
+            out = self.model.sample([cases[i] for i in at], 0, text=text, **{k: v[at] for k, v in options.items()})
             images.append(out.images[:n])
-            texts += out.texts[:n]
+            texts += out.texts[:n] if text else []
         return np.concatenate(images), texts
 
     def probability(self, images):
@@ -146,7 +147,7 @@ class Bench:
         after = self.codes["followup"]
         said = {"real follow-up": after, "follow-up of another patient": np.roll(after, 1, axis=0)}
         for name, codes in said.items():
-            _, texts = self.sample(cases, keep=np.ones(codes.shape, bool), codes=codes)
+            _, texts = self.sample(cases, text=True, keep=np.ones(codes.shape, bool), codes=codes)
             recall, precision = [], []
             for row, text in zip(self.rows, texts, strict=True):
                 before, later = row["states_before"], row["states_after"]
