@@ -239,7 +239,7 @@ class Model(Sampler):
         else:
             free = np.stack([ask.mask] * len(cases))
         made = self.sample(cases, ask.seed, ask.policy, keep=~free, codes=priors, text=ask.text)
-        out = []
+        before, out = self.detokenize(priors), []  # in the images' own batch shape: equal codes give equal bits
         for start in range(0, len(runs), ask.count):
             at = slice(start, start + ask.count)
             own = at if own_priors else start
@@ -253,7 +253,7 @@ class Model(Sampler):
                     images=made.images[at],
                     texts=made.texts and made.texts[at],
                     codes=made.codes[at],
-                    prior=self.detokenize(priors[own]),
+                    prior=before[own],
                     prior_codes=priors[own],
                     mask=free[own],
                     prompt=cases[start].prompt,
