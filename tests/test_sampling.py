@@ -7,11 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from progemu_jax import vocab
-from progemu_jax.models import transformer
+from progemu_jax import sequence, vocab
+from progemu_jax.errors import UserError
+from progemu_jax.models import linear, transformer
 from progemu_jax.models.transformer import Transformer, TransformerConfig
-from progemu_jax.sampling.engine import Grammar, generate, pad_prompts
+from progemu_jax.sampling import memory
+from progemu_jax.sampling.engine import Engine, Grammar, generate, pad_prompts
 from progemu_jax.sampling.policy import Sampling, draw, guide, top_k_threshold
+from progemu_jax.sampling.queue import Request, sample_queue
 from progemu_jax.sequence import Layout, unpack
 
 CODES, LAYOUT = 24, Layout(height=2, width=3, length=96, prompt_budget=12)
@@ -135,8 +138,6 @@ def test_output_follows_the_grammar(parts):
         written = row[row >= 0]
         assert len(written) >= 2
         assert (row[len(written) :] == -1).all()
-    from progemu_jax import sequence
-
     packed = sequence.pack(words, LAYOUT, priors[0], prompts[0], codes[0], "x")
     assert (unpack(words, LAYOUT, packed["tokens"]).target == codes[0]).all()
 
@@ -195,3 +196,160 @@ def test_image_alone_has_the_codes_of_image_and_text(parts):
     image = sample(parts, priors, prompts, GREEDY, range(2), text=False)
     assert (np.asarray(image.codes) == np.asarray(whole.codes)).all()
     assert (np.asarray(image.text) == -1).all()
+
+
+def whole_pass_scores(parts, prior, prompt, codes, text, policy):
+    """Guided scores f32 [places, V] of one case by one plain forward pass a row: no cache, no padding."""
+    words, config, params = parts
+    rows = []
+    twin = (prior, "") if policy.keep_prior else (None, None)
+    for p, t in [(prior, prompt)] + ([twin] if policy.guided else []):
+        start = sequence.prompt_tokens(words, LAYOUT, p, t)
+        body = [*sequence.image_body(words, codes), *text]
+        n = len(start["tokens"])
+        tokens = np.concatenate([start["tokens"], body])
+        positions = np.concatenate([start["positions"], start["positions"][-1] + 1 + np.arange(len(body))])
+        lines = np.full(len(tokens), -1)
+        grid = sequence.aligned_rows(words, LAYOUT, p).reshape(-1)
+        lines[n - 1 : n - 1 + grid.size] = grid
+        hidden, _ = Transformer(config).apply({"params": params}, tokens[None], positions[None], aligned=lines[None])
+        rows.append(transformer.logits(params, hidden[:, n - 1 :])[0])
+    logits = jnp.stack(rows)
+    return np.asarray(guide(logits, policy.guidance)[0] if policy.guided else logits[0])
+
+
+@pytest.mark.parametrize(
+    ("batch", "slots", "guidance", "keep_prior", "chunks"),
+    [
+        (1, 40, 1.0, False, (1,)),
+        (3, 64, 1.0, False, (2, 1)),
+        (2, 48, 3.0, False, (4, 1)),
+        (5, 64, 3.0, True, (3, 2, 4)),
+    ],
+)
+def test_every_logit_of_decoding_equals_the_forward_pass(parts, batch, slots, guidance, keep_prior, chunks):
+    """Over batch sizes, paddings and chunkings; every second pass looks further ahead than it commits."""
+    words, config, params = parts
+    policy = dataclasses.replace(GREEDY, guidance=guidance, keep_prior=keep_prior)
+    priors, prompts = cases(batch)
+    rng = np.random.default_rng(4)
+    codes, text = rng.integers(0, CODES, (batch, 2, 3)), rng.integers(0, words.text_size, (batch, 5))
+    batch_of = pad_prompts(words, LAYOUT, priors, prompts, policy=policy, slots=slots)
+    keys = jax.vmap(jax.random.key)(np.arange(batch, dtype=np.uint32))
+    run = Engine(config, LAYOUT, Grammar.of(words), policy)
+    state = run.prefill(params, batch_of, keys, jnp.zeros((batch, 2, 3), bool), jnp.zeros((batch, 2, 3), jnp.int32))
+    stream = np.concatenate([np.asarray(run.stream(jnp.asarray(codes.reshape(batch, -1)))), text], axis=1)
+    everything = (0, config.vocab_size)
+    got = [run.scores(params, state.hidden, everything, guidance)[:, None]]
+    at, turn = 0, 0
+    while at < stream.shape[1]:
+        count = min(chunks[turn % len(chunks)], stream.shape[1] - at)
+        tokens = stream[:, at : at + count]
+        if turn % 2:  # drafts that are refused
+            tokens = np.concatenate([tokens, np.full((batch, 4 - count), words.pad)], axis=1)
+        hidden, cache = run.forward(params, state, jnp.asarray(tokens))
+        got.append(run.scores(params, hidden, everything, guidance)[:, :count])
+        state = run.commit(state, hidden, cache, jnp.full(batch, count))
+        at, turn = at + count, turn + 1
+    got = np.concatenate(got, axis=1)
+    for i in range(batch):
+        wanted = whole_pass_scores(parts, priors[i], prompts[i], codes[i], text[i], policy)
+        assert got[i].shape == wanted.shape
+        np.testing.assert_allclose(got[i], wanted, atol=1e-4)
+
+
+def queue_of(parts, requests, policy, **options):
+    words, config, params = parts
+    return list(
+        sample_queue(
+            params, config, LAYOUT, Grammar.of(words), policy, words, requests, prompt_slots=64, **options
+        )
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_a_queued_case_depends_on_its_seed_not_on_slot_companions_or_order(parts, guidance):
+    policy = Sampling(top_k=8, text_top_k=40, guidance=guidance, max_text=9)
+    priors, prompts = cases(7)
+    keep = np.zeros((2, 3), bool)
+    keep[0, 1:] = True
+    requests = [Request(p, t, 50 + i, tag=i) for i, (p, t) in enumerate(zip(priors, prompts, strict=True))]
+    requests[2] = dataclasses.replace(requests[2], keep=keep, codes=priors[2])
+    first = {r.request.tag: r for r in queue_of(parts, requests, policy, slots=3)}
+    again = {r.request.tag: r for r in queue_of(parts, requests[::-1], policy, slots=3)}
+    alone = {r.request.tag: r for q in requests[2:4] for r in queue_of(parts, [q], policy, slots=3)}
+    assert sorted(first) == list(range(7))
+    for tag, result in first.items():
+        for other in (again[tag], *([alone[tag]] if tag in alone else [])):
+            assert (other.codes == result.codes).all()
+            assert other.text == result.text
+    assert (first[2].codes[keep] == priors[2][keep]).all()
+    assert len({len(r.text) for r in first.values()}) > 1
+
+
+def test_a_queue_gives_what_one_batch_gives_and_refills_its_slots(parts):
+    policy = dataclasses.replace(GREEDY, guidance=3.0)
+    priors, prompts = cases(5)
+    out = sample(parts, priors, prompts, policy, range(5))
+    taken = []
+
+    def arriving():
+        for i in range(5):
+            taken.append(i)
+            yield Request(priors[i], prompts[i], i, tag=i)
+
+    words, config, params = parts
+    results = sample_queue(
+        params, config, LAYOUT, Grammar.of(words), policy, words, arriving(), slots=2, prompt_slots=64
+    )
+    for count, r in enumerate(results):
+        assert len(taken) <= count + 3  # read as slots become free
+        assert (r.codes == np.asarray(out.codes[r.request.tag])).all()
+        assert list(r.text) == [int(t) for t in out.text[r.request.tag] if t >= 0]
+        assert r.passes == out.passes[r.request.tag]
+    assert count == 4
+
+
+def test_a_bad_case_in_a_queue_does_not_lose_the_others(parts):
+    priors, prompts = cases(4)
+    requests = [Request(p, t, i, tag=i) for i, (p, t) in enumerate(zip(priors, prompts, strict=True))]
+    requests[1] = dataclasses.replace(requests[1], prompt="edema " * 200)
+    requests[2] = dataclasses.replace(requests[2], keep=np.ones((2, 3), bool), codes=np.full((2, 3), CODES))
+    results = {r.request.tag: r for r in queue_of(parts, requests, GREEDY, slots=2, text=False)}
+    assert "prompt" in str(results[1].error)
+    assert "codes" in str(results[2].error)
+    assert all(results[i].error is None and results[i].codes is not None and results[i].text == () for i in (0, 3))
+
+
+def test_too_many_samples_for_the_memory_are_refused_before_anything_runs(parts):
+    words, config, _ = parts
+    arguments = (config, LAYOUT, Grammar.of(words), GREEDY)
+    each = memory.bytes_per_case(*arguments, 64)
+    memory.check(*arguments, 4, 64, free=4 * each)
+    with pytest.raises(UserError, match=r"5 samples at a time need .* ask for at most 4 at a time"):
+        memory.check(*arguments, 5, 64, free=5 * each - 1)
+    # The estimate counts at least the cache that is really made.
+    run = Engine(*arguments)
+    cache = jax.eval_shape(lambda: transformer.init_cache(config, 1, run.cache_slots(64)))
+    assert each > sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((cache["k"], cache["v"])))
+
+
+def test_int8_weights_are_within_half_a_step_and_change_logits_little(parts):
+    words, config, params = parts
+    small = linear.quantize(params)
+    w, q = params["layers_0"]["mlp"]["up_proj"], small["layers_0"]["mlp"]["up_proj"]
+    assert q.values.dtype == jnp.int8
+    assert q.scale.shape == (1, w.shape[1])
+    assert (jnp.abs(q.values * q.scale - w) <= q.scale * 0.5001).all()
+    stacked = linear.quantize(transformer.stack_layers(params))["layers"]["self_attn"]["o_proj"]
+    assert (stacked.values[1] == small["layers_1"]["self_attn"]["o_proj"].values).all()
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, words.size, (2, 30)))
+    whole, light = (transformer.logits(p, Transformer(config).apply({"params": p}, tokens)[0]) for p in (params, small))
+    error = jnp.linalg.norm(light - whole) / jnp.linalg.norm(whole)
+    assert 0 < error < 0.03
+    dense = jax.tree.map(
+        lambda x: x.values * x.scale if isinstance(x, linear.Int8) else x, small,
+        is_leaf=lambda x: isinstance(x, linear.Int8),
+    )  # fmt: skip
+    exact = transformer.logits(dense, Transformer(config).apply({"params": dense}, tokens)[0])
+    np.testing.assert_allclose(light, exact, atol=1e-4)

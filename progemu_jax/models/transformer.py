@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from progemu_jax.models import layers as nnl
+from progemu_jax.models import linear
 
 Array = jax.Array
 Params = Mapping[str, Any]
@@ -129,12 +130,12 @@ class Attention(nn.Module):
         B, T, _ = x.shape
 
         def weight(name, init, shape):
-            return self.param(name, init, shape, param_dtype).astype(dtype)
+            return linear.weight(self, name, init, shape, param_dtype)
 
         x = x.reshape(B * T, M)
-        q = jnp.einsum("RM,MND->RND", x, weight("q_proj", nnl.fan_in(0), (M, N, D))).reshape(B, T, N, D)
-        k = jnp.einsum("RM,MKD->RKD", x, weight("k_proj", nnl.fan_in(0), (M, K, D))).reshape(B, T, K, D)
-        v = jnp.einsum("RM,MKD->RKD", x, weight("v_proj", nnl.fan_in(0), (M, K, D))).reshape(B, T, K, D)
+        q = linear.einsum("RM,MND->RND", x, weight("q_proj", nnl.fan_in(0), (M, N, D))).reshape(B, T, N, D)
+        k = linear.einsum("RM,MKD->RKD", x, weight("k_proj", nnl.fan_in(0), (M, K, D))).reshape(B, T, K, D)
+        v = linear.einsum("RM,MKD->RKD", x, weight("v_proj", nnl.fan_in(0), (M, K, D))).reshape(B, T, K, D)
         out_init = nn.initializers.normal((2 * cfg.num_layers * N * D) ** -0.5)
         o = weight("o_proj", out_init, (N, D, M))
 
@@ -151,9 +152,10 @@ class Attention(nn.Module):
             S = cache["k"].shape[2]
             last = offset[:, None] + jnp.arange(T)  # [B, T]: the slot of each query
             mask = jnp.arange(S)[None, None, :] <= last[:, :, None]
-            out = nnl.attend(q, cache["k"].astype(dtype), cache["v"].astype(dtype), mask[:, None, None], rate, key)
+            q = q.astype(cache["k"].dtype)  # the cache may be of more bits than the model (`init_cache`)
+            out = nnl.attend(q, cache["k"], cache["v"], mask[:, None, None], rate, key).astype(dtype)
         out = out.transpose(0, 3, 1, 2, 4).reshape(B * T, N, D)
-        return jnp.einsum("RND,NDM->RM", out, o).reshape(B, T, M), cache
+        return linear.einsum("RND,NDM->RM", out, o).reshape(B, T, M), cache
 
 
 def _write(slots: Array, new: Array, offset: Array, prefill: bool) -> Array:
@@ -161,7 +163,16 @@ def _write(slots: Array, new: Array, offset: Array, prefill: bool) -> Array:
     new = new.astype(slots.dtype)
     if prefill:
         return jax.lax.dynamic_update_slice(slots, new, (0, 0, 0, 0))
-    return jax.vmap(lambda row, value, at: jax.lax.dynamic_update_slice(row, value, (0, at, 0)))(slots, new, offset)
+    if jax.default_backend() != "cpu":
+        return jax.vmap(lambda row, value, at: jax.lax.dynamic_update_slice(row, value, (0, at, 0)))(slots, new, offset)
+
+    # On CPU the scatter that vmap makes copies the whole cache, twice; a loop over the rows writes in place (and must
+    # stay a loop: of one row, known as such, XLA makes a plain update, and copies for that too).
+    def row(index: Array, slots: Array) -> Array:
+        value = jax.lax.dynamic_slice_in_dim(new, index, 1, axis=0)
+        return jax.lax.dynamic_update_slice(slots, value, (index, 0, offset[index], 0))
+
+    return jax.lax.fori_loop(0, jnp.where(offset[0] >= 0, len(new), 0), row, slots)
 
 
 class SwiGLU(nn.Module):
@@ -172,17 +183,16 @@ class SwiGLU(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         cfg = self.cfg
-        dtype, param_dtype = jnp.dtype(cfg.dtype), jnp.dtype(cfg.param_dtype)
         M, F = cfg.hidden_size, cfg.intermediate_size
 
         def weight(name, init, shape):
-            return self.param(name, init, shape, param_dtype).astype(dtype)
+            return linear.weight(self, name, init, shape, jnp.dtype(cfg.param_dtype))
 
         rows = x.reshape(-1, M)
-        gate = jnp.einsum("RM,MF->RF", rows, weight("gate_proj", nnl.fan_in(0), (M, F)))
-        up = jnp.einsum("RM,MF->RF", rows, weight("up_proj", nnl.fan_in(0), (M, F)))
+        gate = linear.einsum("RM,MF->RF", rows, weight("gate_proj", nnl.fan_in(0), (M, F)))
+        up = linear.einsum("RM,MF->RF", rows, weight("up_proj", nnl.fan_in(0), (M, F)))
         down = weight("down_proj", nn.initializers.normal((2 * cfg.num_layers * F) ** -0.5), (F, M))
-        return jnp.einsum("RF,FM->RM", jax.nn.silu(gate) * up, down).reshape(x.shape)
+        return linear.einsum("RF,FM->RM", jax.nn.silu(gate) * up, down).reshape(x.shape)
 
 
 class Layer(nn.Module):
@@ -250,9 +260,9 @@ class Transformer(nn.Module):
         table_init = nn.initializers.normal(cfg.initializer_range)
         table = self.param("embed_tokens", table_init, (V, M), param_dtype)
         if not cfg.tie_embeddings:  # declared here, used by `logits`
-            self.param("lm_head", nnl.fan_in(1), (V, M), param_dtype)
+            linear.weight(self, "lm_head", nnl.fan_in(1), (V, M), param_dtype)
         if cfg.prior_alignment:
-            prior_proj = self.param("prior_proj", nnl.fan_in(0), (M, M), param_dtype)
+            prior_proj = linear.weight(self, "prior_proj", nnl.fan_in(0), (M, M), param_dtype)
 
         offset = jnp.zeros((B,), jnp.int32) if cache is None else cache["length"]
         if positions is None:
@@ -261,7 +271,7 @@ class Transformer(nn.Module):
         if cfg.prior_alignment and aligned is not None:
             prior = jnp.take(table, jnp.maximum(aligned, 0), axis=0).astype(dtype)
             prior = jnp.where(aligned[..., None] >= 0, prior, 0)
-            x = x + jnp.einsum("BTM,ME->BTE", prior, prior_proj.astype(dtype))
+            x = x + linear.einsum("RM,ME->RE", prior.reshape(B * T, M), prior_proj).reshape(B, T, M)
         if not deterministic and cfg.dropout > 0:
             x = nnl.dropout(x, cfg.dropout, self.make_rng("dropout"))
 
@@ -301,32 +311,34 @@ def init_params(cfg: TransformerConfig, key: Array) -> Params:
     return Transformer(cfg).init(key, tokens)["params"]
 
 
-def head(params: Params, rows: tuple[int, int] | None = None) -> Array:
+def head(params: Params, rows: tuple[int, int] | None = None) -> linear.Weight:
     """The head's table `[V, M]`, or its rows start..stop-1 (take them once, outside a decoding loop)."""
     table = params["lm_head"] if "lm_head" in params else params["embed_tokens"]
-    return table if rows is None else jax.lax.slice_in_dim(table, *rows, axis=0)
+    return table if rows is None else jax.tree.map(lambda x: jax.lax.slice_in_dim(x, *rows, axis=0), table)
 
 
 def logits(params: Params, hidden: Array, rows: tuple[int, int] | None = None) -> Array:
     """Logits of the whole vocabulary, or of ids start..stop-1 only, in float32.
 
-    params: the model's parameters, or anything with an `lm_head` (a sliced `head`, say).
+    params: the model's parameters, or anything with an `lm_head` (rows of a `head`, packed or not, say).
     hidden: `[..., M]` -> float32 `[..., V]` (or `[..., stop - start]`). Rows beyond vocab_size of a padded
     table are not masked: pass rows=(0, vocab_size).
     """
-    table = head(params, rows).astype(hidden.dtype)
     rows_of_hidden = hidden.reshape(-1, hidden.shape[-1])
-    out = jnp.einsum("RM,VM->RV", rows_of_hidden, table, preferred_element_type=jnp.float32)
+    out = linear.einsum("RM,VM->RV", rows_of_hidden, head(params, rows), jnp.float32)
     return out.reshape(*hidden.shape[:-1], -1)
 
 
 def init_cache(cfg: TransformerConfig, batch: int, length: int, dtype: str | None = None) -> Params:
-    """An empty key/value cache of `length` slots a row.
+    """An empty key/value cache of `length` slots a row, of `dtype`.
+
+    None is cfg.dtype, but float32 on CPU, where XLA widens all of a bfloat16 cache to write one token.
 
     {"k", "v": per-layer tuples of `[B, K, S, D]` (with scan_layers one array `[L, B, K, S, D]`),
     "length": int32 `[B]`}. One array a layer, so that a decoding loop updates it in place.
     """
-    shape, dtype = (batch, cfg.num_kv_heads, length, cfg.head_dim), jnp.dtype(dtype or cfg.dtype)
+    default = "float32" if jax.default_backend() == "cpu" else cfg.dtype
+    shape, dtype = (batch, cfg.num_kv_heads, length, cfg.head_dim), jnp.dtype(dtype or default)
 
     def empty():
         if cfg.scan_layers:

@@ -26,7 +26,7 @@ import numpy as np
 from jax import lax
 
 from progemu_jax import sequence
-from progemu_jax.models import transformer
+from progemu_jax.models import linear, transformer
 from progemu_jax.models.transformer import Transformer, TransformerConfig
 from progemu_jax.sampling.policy import Sampling, draw, guide
 from progemu_jax.sequence import Layout
@@ -169,15 +169,15 @@ class Engine:
         """Most tokens of one pass: an image row and its EOL."""
         return max(4, self.layout.width + 1)
 
+    def cache_slots(self, slots: int) -> int:
+        """Slots of a row's cache behind a prompt of so many. A pass writes all its tokens, hence spare ones."""
+        return slots + self.layout.image_tokens + self.policy.max_text + self.chunk
+
     def prefill(self, params: Params, prompts: Prompts, keys: jax.Array, keep: jax.Array, codes: jax.Array) -> State:
         """Runs the prompts through the model. keep: bool [B, h, w]; codes: int32 [B, h, w], read where `keep`."""
-        layout = self.layout
         rows, slots = prompts.tokens.shape
         lengths = prompts.valid.sum(-1, dtype=jnp.int32)
-        # A pass writes all its tokens, the padding too: hence `chunk` spare slots.
-        cache = transformer.init_cache(
-            self.model, rows, slots + layout.image_tokens + self.policy.max_text + self.chunk
-        )
+        cache = transformer.init_cache(self.model, rows, self.cache_slots(slots))
         at = jnp.arange(slots)[None] == (lengths - 1)[:, None]
         hidden, cache = Transformer(self.model).apply(
             {"params": params},
@@ -245,7 +245,12 @@ class Engine:
 
     def scores(self, params: Params, hidden: jax.Array, rows: tuple[int, int], scale: float) -> jax.Array:
         """Guided scores f32 [B, ..., rows] of a range of the vocabulary from hidden [R, ..., M]."""
-        logits = transformer.logits(params, hidden, rows)
+        table = params.get(_head_name(rows))
+        logits = (
+            transformer.logits(params, hidden, rows)
+            if table is None
+            else transformer.logits({"lm_head": table}, hidden)
+        )
         return guide(logits, scale) if self.policy.guided else logits
 
     def draw_codes(self, params: Params, state: State) -> jax.Array:
@@ -274,11 +279,11 @@ class Engine:
         grid = ~keep.reshape(-1, self.layout.height, self.layout.width)
         return jnp.pad(jnp.pad(grid, ((0, 0), (0, 0), (0, 1))).reshape(len(grid), -1), ((0, 0), (0, 2)))
 
-    def image_step(self, params: Params, state: State) -> State:
-        """Draws the code that each unfinished image stands at (if free), and feeds it with the forced ones after it.
+    def _image(self, params: Params, state: State) -> tuple[State, jax.Array, jax.Array]:
+        """Draws the code that each unfinished image stands at, if free.
 
-        The pass that a case takes part in, of 1, 2 or `chunk` tokens, follows from its own run of forced places, and
-        passes of other cases leave it untouched, so that its numbers do not depend on its companions.
+        Returns the state with it, the next `chunk` tokens [B, chunk] of each image, and how many of them are known:
+        that code and the forced places behind it; 0 where the image is finished.
         """
         layout, chunk = self.layout, self.chunk
         cases, ahead = jnp.arange(state.place.shape[0]), jnp.arange(chunk)
@@ -288,54 +293,104 @@ class Engine:
         code = lax.cond(here.any(), lambda: self.draw_codes(params, state), lambda: jnp.zeros_like(state.place))
         index = self.code_index(state.place)
         codes = state.codes.at[cases, index].set(jnp.where(here, code, state.codes[cases, index]))
-        state = dataclasses.replace(state, codes=codes)
         stream = jnp.pad(self.stream(codes), ((0, 0), (0, chunk)), constant_values=self.grammar.pad)
         tokens = jnp.take_along_axis(stream, state.place[:, None] + ahead, axis=1)
         following = jnp.take_along_axis(free, state.place[:, None] + 1 + ahead[:-1], axis=1)
         run = jnp.where(unfinished, 1 + jnp.cumprod(~following, axis=1, dtype=jnp.int32).sum(1), 0)
-        for low, width in ((1, 1), (2, 2), (3, chunk)):
-            high = low if width < chunk else chunk
-            count = jnp.where((run >= low) & (run <= high), run, 0)
-            state = self._feed(params, state, tokens[:, :width], count)
+        return dataclasses.replace(state, codes=codes), tokens, run
+
+    def _text(self, params: Params, state: State) -> tuple[State, jax.Array, jax.Array]:
+        """Draws a text token of each case whose image is finished and whose text is not.
+
+        Returns the state with it, the tokens [B], and whether they go through the model, bool [B]: a stop does not.
+        """
+        grammar, policy = self.grammar, self.policy
+        here = ~state.done & (state.place == self.layout.image_tokens)
+        first = self.layout.height * self.layout.width  # steps before the text used these keys
+
+        def drawn() -> jax.Array:
+            ids = jnp.arange(*grammar.text_rows)
+            stop = jnp.isin(ids, jnp.asarray(grammar.stops))
+            scores = self.scores(params, state.hidden, grammar.text_rows, policy.text_guidance)
+            allowed = (ids < grammar.text_size) | (stop & (state.written >= policy.min_text)[:, None])
+            keys = jax.vmap(jax.random.fold_in)(state.keys, first + state.written)
+            return draw(jnp.where(allowed, scores, -jnp.inf), keys, policy.text_temperature, policy.text_top_k)
+
+        token = lax.cond(here.any(), drawn, lambda: jnp.zeros_like(state.place))
+        writing = here & ~jnp.isin(token, jnp.asarray(grammar.stops))
+        cases, at = jnp.arange(token.shape[0]), jnp.minimum(state.written, policy.max_text - 1)
+        text = state.text.at[cases, at].set(jnp.where(writing, token, state.text[cases, at]))
+        written = state.written + writing
+        done = state.done | (here & (~writing | (written >= policy.max_text)))
+        return dataclasses.replace(state, text=text, written=written, done=done), token, here & ~done
+
+    def step(self, params: Params, state: State, image: bool = True, text: bool = True) -> State:
+        """Draws and feeds the next code of every unfinished image, and the next token of every unfinished text.
+
+        The pass that a case takes part in, of 1, 2 or `chunk` tokens, follows from its own run of forced places, and
+        passes of other cases leave it untouched: its numbers do not depend on its companions.
+        """
+        tokens = jnp.zeros((state.place.shape[0], self.chunk), jnp.int32)
+        run = jnp.zeros_like(state.place)
+        if image:
+            state, tokens, run = self._image(params, state)
+        if text:
+            state, token, writing = self._text(params, state)
+            tokens = tokens.at[:, 0].set(jnp.where(writing, token, tokens[:, 0]))
+            run = jnp.where(writing, 1, run)
+        for low, width in ((1, 1), (2, 2), (3, self.chunk)):
+            if image or width == 1:
+                here = (run >= low) & (run <= (low if width < self.chunk else self.chunk))
+                state = self._feed(params, state, tokens[:, :width], jnp.where(here, run, 0))
         return state
 
     def _feed(self, params: Params, state: State, tokens: jax.Array, count: jax.Array) -> State:
-        """`forward` and `commit`; no pass when no case takes part."""
-        return lax.cond(
-            (count > 0).any(),
-            lambda: self.commit(state, *self.forward(params, state, tokens), count),
-            lambda: state,
-        )
+        """`forward` and `commit`; no pass when no case takes part.
+
+        A loop of at most one turn, since a `cond` copies the cache on its way in and out.
+        """
+
+        def body(carry: tuple[State, jax.Array]) -> tuple[State, jax.Array]:
+            state, _ = carry
+            return self.commit(state, *self.forward(params, state, tokens), count), jnp.asarray(False)
+
+        return lax.while_loop(lambda carry: carry[1], body, (state, (count > 0).any()))[0]
 
     def decode_image(self, params: Params, state: State) -> State:
         """Until every case has its codes, and its whole image, EOI included, has gone through the model."""
         size = self.layout.image_tokens
-        return lax.while_loop(lambda s: (s.place < size).any(), lambda s: self.image_step(params, s), state)
-
-    def text_step(self, params: Params, state: State) -> State:
-        """Draws and feeds one text token of every case that is not done."""
-        grammar, policy = self.grammar, self.policy
-        low, high = grammar.text_rows
-        ids = jnp.arange(low, high)
-        stop = jnp.isin(ids, jnp.asarray(grammar.stops))
-        words = ids < grammar.text_size
-        scores = self.scores(params, state.hidden, grammar.text_rows, policy.text_guidance)
-        allowed = words | (stop & (state.written >= policy.min_text)[:, None])
-        first = self.layout.height * self.layout.width  # steps before the text used these keys
-        keys = jax.vmap(jax.random.fold_in)(state.keys, first + state.written)
-        token = draw(jnp.where(allowed, scores, -jnp.inf), keys, policy.text_temperature, policy.text_top_k)
-        writing = ~state.done & ~jnp.isin(token, jnp.asarray(grammar.stops))
-        cases = jnp.arange(token.shape[0])
-        at = jnp.minimum(state.written, policy.max_text - 1)
-        text = state.text.at[cases, at].set(jnp.where(writing, token, state.text[cases, at]))
-        written = state.written + writing
-        done = ~writing | (written >= policy.max_text)
-        state = dataclasses.replace(state, text=text, written=written, done=done)
-        return self._feed(params, state, token[:, None], (~done).astype(jnp.int32))
+        return lax.while_loop(lambda s: (s.place < size).any(), lambda s: self.step(params, s, text=False), state)
 
     def decode_text(self, params: Params, state: State) -> State:
         """The text after EOI, until every case has stopped."""
-        return lax.while_loop(lambda s: ~s.done.all(), lambda s: self.text_step(params, s), state)
+        return lax.while_loop(lambda s: ~s.done.all(), lambda s: self.step(params, s, image=False), state)
+
+
+def _head_name(rows: tuple[int, int]) -> str:
+    return f"lm_head_{rows[0]}_{rows[1]}"
+
+
+def prepare(params: Params, model: TransformerConfig, grammar: Grammar) -> tuple[Params, TransformerConfig]:
+    """The parameters as decoding reads them, and the config that goes with them: once a model, not once a request.
+
+    Layers are unstacked, so that a pass updates each one's cache in place; the rows of the head that decoding reads
+    become tables of their own; on a CPU, linear maps are laid out for its kernels (`linear.pack`). Takes about as much
+    memory as the parameters again where they were stacked, or on a CPU; else the rows of the head.
+    """
+    if model.scan_layers:
+        params, model = transformer.unstack_layers(params), dataclasses.replace(model, scan_layers=False)
+    cpu = jax.default_backend() == "cpu"
+    if cpu:
+        params = linear.pack_all(params)
+    heads = {}
+    for rows in (grammar.visual_rows, grammar.text_rows):
+        table = transformer.head(params, rows)
+        heads[_head_name(rows)] = linear.pack(table, linear.INPUTS["lm_head"]) if cpu else table
+    return {**params, **heads}, model
+
+
+def is_prepared(params: Params, grammar: Grammar) -> bool:
+    return _head_name(grammar.visual_rows) in params
 
 
 ImageDecoder = Callable[[Engine, Params, State], State]
@@ -370,7 +425,7 @@ def generate(
     """Samples one counterfactual per case.
 
     Args:
-      params: of the transformer.
+      params, model: of the transformer, as they are or as `prepare` gives them (which saves doing it here).
       prompts: from `pad_prompts`, with null twins exactly when `policy.guided`.
       keys: PRNG keys [B]. At one batch shape a case's result depends on its key alone, not on its companions.
       keep, codes: bool and int32 [B, h, w]: where `keep`, the image has the given codes, and nothing is drawn. All
@@ -384,4 +439,6 @@ def generate(
     grid = (keys.shape[0], layout.height, layout.width)
     keep = jnp.zeros(grid, bool) if keep is None else jnp.asarray(keep, bool)
     codes = jnp.zeros(grid, jnp.int32) if codes is None else jnp.asarray(codes, jnp.int32)
+    if not is_prepared(params, grammar):
+        params, model = prepare(params, model, grammar)
     return _compiled(Engine(model, layout, grammar, policy), image, text)(params, prompts, keys, keep, codes)
