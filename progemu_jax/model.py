@@ -30,6 +30,7 @@ from progemu_jax.image_tokenizer import Tokenizer
 from progemu_jax.models.transformer import TransformerConfig
 from progemu_jax.predictions import Case
 from progemu_jax.sampler import Sampler
+from progemu_jax.sampling import memory
 from progemu_jax.sampling.policy import Sampling
 from progemu_jax.sequence import Layout
 
@@ -105,7 +106,7 @@ class Model(Sampler):
                 "prompt: names no finding whose grade can be set; say what is new or worse, "
                 "e.g. 'New left pleural effusion.'"
             )
-        ask = self._ask(list(prompts.values()), num_samples, seed, mask, text, sampling)
+        ask = self._ask(list(prompts.values()), num_samples, seed, mask, text, sampling, together=len(prompts))
         codes, given = self._codes(prior)
         runs = [("request", codes, graded, sample) for graded in prompts.values() for sample in range(ask.count)]
         return dict(zip(prompts, self._futures(ask, runs, given), strict=True))
@@ -187,9 +188,14 @@ class Model(Sampler):
         mask: Any = None,
         text: bool = True,
         sampling: dict[str, Any] | None = None,
+        *,
         empty: bool = False,
+        together: int = 1,
     ) -> _Ask:
-        """Everything of a request but its images, checked before any work. empty: prompts may be."""
+        """Everything of a request but its images, checked before any work.
+
+        empty: prompts may be. together: how many times num_samples are in one batch.
+        """
         for part in ("tokenizer", "params", "vocabulary"):
             self._need(part)
         grid = (self.layout.height, self.layout.width)
@@ -203,8 +209,14 @@ class Model(Sampler):
         else:
             factor = self.tokenizer.config.factor
             mask = np.ones(grid, bool) if mask is None else requests.mask(mask, grid, factor)
-        count, seed = requests.num_samples(num_samples), requests.seed(seed)
-        return _Ask(count, seed, self.policy_with(**(sampling or {})), mask, text)
+        count, seed, policy = (
+            requests.num_samples(num_samples),
+            requests.seed(seed),
+            self.policy_with(**(sampling or {})),
+        )
+        with requests.about("num_samples"):
+            memory.check(self.config, self.layout, self.grammar, policy, count * together)
+        return _Ask(count, seed, policy, mask, text)
 
     def _codes(self, image: Any, name: str = "prior") -> tuple[np.ndarray, np.ndarray | None]:
         """(codes int32 [h, w], pixels uint8 [H, W] as given, or None) of an image in any form."""

@@ -394,6 +394,13 @@ class TestBadRequests:
         for ask in (model.counterfactual, model.dial):
             fails("num_samples=", ask, CHEST, PROMPT, num_samples=count)
 
+    def test_more_than_memory_holds_is_refused_with_what_fits(self, model, monkeypatch):
+        from progemu_jax.sampling import memory
+
+        monkeypatch.setattr(memory, "available", lambda: 2**21)
+        fails("num_samples: 1000 samples .*ask for at most", model.counterfactual, CHEST, PROMPT, num_samples=1000)
+        fails("num_samples: 1200 samples", model.dial, CHEST, PROMPT, num_samples=400)
+
     @pytest.mark.parametrize(
         ("field", "words"),
         [({"guidence": 3.0}, "guidance"), ({"temperature": "hot"}, "hot"), ({"top_k": -1}, "top_k"),
