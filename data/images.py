@@ -2,7 +2,9 @@
 
 import io
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +23,14 @@ def read_gray(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     to their greatest value, as MIMIC-CXR-JPG does. Raises BrokenImage for a file that is missing, truncated,
     no PNG or JPEG, blank, under 32 pixels a side, or over `max_pixels` (checked before any decoding).
     """
+    image = read(path, to_gray, max_pixels=max_pixels)
+    if image.min() == image.max():
+        raise BrokenImage("the image is blank")
+    return image
+
+
+def read(path: str | Path, convert: Callable[[Any], np.ndarray], *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """`convert` of the open PIL image of a PNG or JPEG file; what is wrong with the file is a BrokenImage."""
     from PIL import Image
 
     try:
@@ -32,23 +42,23 @@ def read_gray(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
                     raise BrokenImage(f"{width} x {height} pixels, more than {max_pixels} are refused")
                 if min(width, height) < LEAST:
                     raise BrokenImage(f"{width} x {height} pixels, at least {LEAST} a side are needed")
-                image = _to_gray(file)
+                return convert(file)
     except BrokenImage:
         raise
     except FileNotFoundError:
         raise BrokenImage("the image file is missing") from None
+    except (IsADirectoryError, PermissionError) as error:
+        raise BrokenImage(f"the image cannot be read ({error.strerror})") from None
     except Image.DecompressionBombError:
         raise BrokenImage(f"more than {max_pixels} pixels are refused") from None
     except Image.UnidentifiedImageError:
         raise BrokenImage("neither PNG nor JPEG") from None
     except (OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, OverflowError) as error:
         raise BrokenImage(f"the image does not decode ({type(error).__name__}); it may be truncated") from None
-    if image.min() == image.max():
-        raise BrokenImage("the image is blank")
-    return image
 
 
-def _to_gray(file) -> np.ndarray:
+def to_gray(file: Any) -> np.ndarray:
+    """A PIL image of any mode as gray uint8 [H, W]; see `read_gray`."""
     if file.mode.startswith(("I", "F")):
         values = np.asarray(file, np.float64)
         low, high = float(values.min()), float(values.max())
@@ -62,15 +72,16 @@ def _to_gray(file) -> np.ndarray:
     return np.asarray(file if file.mode == "L" else file.convert("L")).copy()
 
 
-def resize(image: np.ndarray, size: int) -> np.ndarray:
-    """uint8 [H, W] -> uint8 [size, size]: area averages going down, bicubic going up."""
+def resize(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
+    """uint8 [H, W] -> uint8 of `size` (height, width; or of a square): area averages going down, bicubic going up."""
     from PIL import Image
 
-    if image.shape == (size, size):
+    height, width = (size, size) if isinstance(size, int) else size
+    if image.shape == (height, width):
         return image
-    down = min(image.shape) >= size
+    down = image.shape[0] >= height and image.shape[1] >= width
     method = Image.Resampling.BOX if down else Image.Resampling.BICUBIC
-    return np.asarray(Image.fromarray(image).resize((size, size), method))
+    return np.asarray(Image.fromarray(image).resize((width, height), method))
 
 
 def png(image: np.ndarray) -> bytes:

@@ -11,6 +11,8 @@ import numpy as np
 
 from progemu_jax.radtext import FINDINGS, PRESENT, changes
 
+DUMMY_PRIOR = 128  # gray level of stage 1's constant prior (MedJourney, section 3.3)
+
 
 def mean_image(images: Iterable[np.ndarray]) -> np.ndarray:
     """Rounded mean of uint8 images [H, W] of one size; ValueError when there are none."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from progemu_jax.data import images
 from progemu_jax.errors import UserError
 
 
@@ -86,49 +87,72 @@ class ImageProcessor:
         """An image in any form that `read` takes -> uint8 [H, W, 3]."""
         from PIL import Image as pil
 
-        image = read(image, "RGB")
+        pixels = read(image, "RGB")
         if self.resize:
-            h, w = smart_resize(image.height, image.width, self.factor, self.min_pixels, self.max_pixels)
-            if (h, w) != (image.height, image.width):
-                image = image.resize((w, h), pil.Resampling.BICUBIC)
-        return np.asarray(image)
+            h, w = smart_resize(*pixels.shape[:2], self.factor, self.min_pixels, self.max_pixels)
+            if (h, w) != pixels.shape[:2]:
+                pixels = np.asarray(pil.fromarray(pixels).resize((w, h), pil.Resampling.BICUBIC))
+        return pixels
 
 
-def read(image: Any, mode: str) -> Any:
-    """A PIL image of a mode ("L" or "RGB") of a path, a PIL image, or an array [H, W], [H, W, 1] or [H, W, 3], uint8 or
-    float in [0, 1]. UserError names what is wrong."""
+def read(image: Any, mode: str) -> np.ndarray:
+    """Pixels of an image in any form: a path (PNG or JPEG), a PIL image, or an array [H, W], [H, W, 1] or [H, W, 3],
+    uint8 or float in [0, 1].
+
+    Colour and alpha are reduced to luminance for mode "L", alpha is dropped for "RGB"; 16-bit and float files are
+    windowed from their least to their greatest value. An array must be scaled by its owner.
+
+    Returns:
+      uint8 [H, W] for mode "L", [H, W, 3] for "RGB".
+
+    Raises:
+      UserError: what is wrong, in one line.
+    """
     from PIL import Image as pil
+
+    def convert(opened: Any) -> np.ndarray:
+        deep = opened.mode.startswith(("I", "F"))
+        if mode == "L":
+            return images.to_gray(opened)
+        return np.asarray((pil.fromarray(images.to_gray(opened)) if deep else opened).convert(mode))
 
     if isinstance(image, (str, os.PathLike)):
         try:
-            with pil.open(image) as opened:
-                return opened.convert(mode)
-        except (OSError, pil.DecompressionBombError, SyntaxError, ValueError) as error:
-            raise UserError(f"{image}: not a readable image ({type(error).__name__}); give a PNG or JPEG") from None
+            return images.read(image, convert)
+        except images.BrokenImage as error:
+            raise UserError(f"{image}: {error}; give a PNG or JPEG of a radiograph") from None
     if isinstance(image, pil.Image):
-        return image.convert(mode)
+        try:
+            return convert(image)
+        except (images.BrokenImage, OSError, SyntaxError, ValueError) as error:
+            raise UserError(f"image: {error or type(error).__name__}; give a radiograph") from None
     image = np.asarray(image)
     if image.ndim == 3 and image.shape[-1] == 1:
         image = image[..., 0]
     if image.size == 0 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[-1] != 3):
-        raise UserError(f"image: expected [H, W] or [H, W, 3], got shape {image.shape}")
+        alpha = "; drop alpha: image[..., :3]" if image.ndim == 3 and image.shape[-1] == 4 else ""
+        raise UserError(f"image: expected [H, W] or [H, W, 3], got shape {image.shape}{alpha}")
     if np.issubdtype(image.dtype, np.floating):
         if not np.isfinite(image).all() or image.min() < 0 or image.max() > 1:
             raise UserError("image: floats must be finite and in [0, 1]; scale it or pass uint8")
         image = np.rint(image * 255).astype(np.uint8)
     if image.dtype != np.uint8:
         raise UserError(f"image: expected uint8 or float in [0, 1], got {image.dtype}; scale it to 8 bits")
-    return pil.fromarray(image).convert(mode)
+    return np.asarray(pil.fromarray(image).convert(mode))
 
 
 def gray(image: Any, size: tuple[int, int]) -> np.ndarray:
-    """An image in any form that `read` takes -> uint8 [H, W] of `size`."""
-    from PIL import Image as pil
+    """A radiograph in any form that `read` takes -> uint8 [H, W] of `size`, resized as training images were.
 
-    image = read(image, "L")
-    if (image.height, image.width) != size:
-        image = image.resize(size[::-1], pil.Resampling.LANCZOS)
-    return np.asarray(image)
+    Raises UserError also for one that is blank or too small to be a radiograph.
+    """
+    pixels = read(image, "L")
+    least = min(images.LEAST, *size)
+    if min(pixels.shape) < least:
+        raise UserError(f"image: {pixels.shape[0]} x {pixels.shape[1]} pixels, at least {least} a side are needed")
+    if pixels.min() == pixels.max():
+        raise UserError(f"image: blank, every pixel is {pixels.min()}; give a radiograph")
+    return images.resize(pixels, size)
 
 
 def luma(rgb: np.ndarray) -> np.ndarray:

@@ -71,6 +71,7 @@ def run(config_dict, workdir: str | os.PathLike, stages: list[str] | None) -> No
     """Checks the config, then runs the stages that are not complete yet."""
     from progemu_jax import workflow
     from progemu_jax.config import Config, from_dict, to_dict
+    from progemu_jax.predictions import rejections
     from progemu_jax.records import write_json
     from progemu_jax.stages import list_stages, run_stages
 
@@ -88,6 +89,8 @@ def run(config_dict, workdir: str | os.PathLike, stages: list[str] | None) -> No
         raise UserError(f"--workdir={workdir}: cannot be made ({error.strerror}); choose another") from None
     run_stages(todo, workdir, stages)
     write_json(workdir / "config.json", plain)
+    if (stages is None or "sample" in stages) and (missing := rejections(workdir / "predictions")):
+        raise UserError(missing)
 
 
 def main(argv: list[str]) -> None:

@@ -2,257 +2,279 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from progemu_jax import checkpoint, image_processor, places, vocab
-from progemu_jax.config import from_dict
+from progemu_jax import (
+    checkpoint,
+    control,
+    image_processor,
+    places,
+    radtext,
+    requests,
+)
+from progemu_jax.config import from_dict, to_dict
+from progemu_jax.controls import DUMMY_PRIOR
 from progemu_jax.convert import huggingface, run
+from progemu_jax.counterfactual import Counterfactual
 from progemu_jax.errors import UserError
 from progemu_jax.image_processor import ImageProcessor
-from progemu_jax.models import transformer
-from progemu_jax.models.transformer import Transformer, TransformerConfig
-from progemu_jax.models.vqgan import VQGAN, VQGANConfig
+from progemu_jax.image_tokenizer import Tokenizer
+from progemu_jax.models.transformer import TransformerConfig
 from progemu_jax.predictions import Case
-from progemu_jax.sampling.engine import Grammar, generate, pad_prompts
+from progemu_jax.radtext import NO_CHANGE
+from progemu_jax.sampler import Sampler
+from progemu_jax.sampling import memory
 from progemu_jax.sampling.policy import Sampling
 from progemu_jax.sequence import Layout
 
 
 @dataclasses.dataclass(frozen=True)
-class Counterfactual:
-    """images uint8 [S, H, W], texts list of S, codes int32 [S, h, w]. Synthetic: for research only."""
+class _Ask:
+    """A request without its images. mask: bool [h, w], or "auto"."""
 
-    images: np.ndarray
-    texts: list[str]
-    codes: np.ndarray
+    count: int
+    seed: int
+    policy: Sampling
+    mask: np.ndarray | str
+    text: bool
 
 
-class Tokenizer:
-    """VQGAN with its parameters: gray or RGB images <-> codes.
+class Model(Sampler):
+    """A trained model as users meet it. Built by `progemu_jax.load`.
 
-    `processor` is Emu3's image processor for checkpoints that came with it, else None.
+    One prior at a time; `sample` takes many cases at once.
     """
-
-    def __init__(self, variables: Any, config: VQGANConfig, processor: ImageProcessor | None = None):
-        self.variables, self.config, self.processor = variables, config, processor
-        net = VQGAN(config)
-        self._encode = jax.jit(lambda v, x, *near: net.apply(v, self._pixels(x), *near, method="tokenize"))
-        self._decode = jax.jit(lambda v, c: net.apply(v, c, method="detokenize"))
-
-    @classmethod
-    def load(cls, folder: str | os.PathLike) -> Tokenizer:
-        variables, config = checkpoint.load_export(folder)
-        processor = config.get("image") and from_dict(ImageProcessor, config["image"], "image")
-        return cls(variables, from_dict(VQGANConfig, config["model"], "tokenizer"), processor)
-
-    def _pixels(self, images: jax.Array) -> jax.Array:
-        """uint8 [B, H, W] or [B, H, W, 3] -> f32 [B, H, W, C] in [-1, 1]."""
-        x = images.astype(jnp.float32) / 127.5 - 1
-        return x if x.ndim == 4 else jnp.repeat(x[..., None], self.config.in_channels, axis=-1)
-
-    def tokenize(
-        self, images: np.ndarray, batch_size: int = 64, near: np.ndarray | None = None, slack: float = 0.0
-    ) -> np.ndarray:
-        """Images to codes.
-
-        Args:
-          images: uint8 [N, H, W] (or one [H, W]), for a model of RGB images also [N, H, W, 3] (or [H, W, 3]); sides
-            divisible by the spatial factor. Their size is kept: `resize` gives the one that Emu3 would use.
-          near: codes to keep where they fit nearly as well, int32 as the result: of the prior, so that the
-            follow-up has other codes only where the image has changed.
-          slack: how much further than the nearest code they may be, in squared distance (see `error`).
-
-        Returns:
-          int32 [N, h, w] (or [h, w]).
-        """
-        images = np.asarray(images)
-        if images.ndim == 2 or (images.ndim == 3 and images.shape[-1] == 3 and self.config.in_channels == 3):
-            return self.tokenize(images[None], 1, None if near is None else near[None], slack)[0]
-        self._check(images)
-        if near is None:
-            return _batched(lambda x: self._encode(self.variables, x)[0], images, batch_size=batch_size)
-        return _batched(
-            lambda x, near: self._encode(self.variables, x, near, slack)[0], images, near, batch_size=batch_size
-        )
-
-    def error(self, images: np.ndarray, batch_size: int = 64) -> float:
-        """Mean squared distance of latents from their codes, over images uint8 [N, H, W]."""
-        self._check(images)
-        return float(_batched(lambda x: self._encode(self.variables, x)[1], images, batch_size=batch_size).mean())
-
-    def _check(self, images: np.ndarray) -> None:
-        rgb = images.ndim == 4 and images.shape[-1] == self.config.in_channels == 3
-        if images.dtype != np.uint8 or not (images.ndim == 3 or rgb):
-            shapes = "[N, H, W] or [N, H, W, 3]" if self.config.in_channels == 3 else "[N, H, W]"
-            raise UserError(f"images: expected uint8 {shapes}, got {images.dtype} {images.shape}")
-        if any(side % self.config.factor or not side for side in images.shape[1:3]):
-            raise UserError(
-                f"images: sides {images.shape[1:3]} are not divisible by {self.config.factor}; resize or pad them"
-            )
-
-    def resize(self, image: Any) -> np.ndarray:
-        """An image in any form (array, PIL, path) -> uint8 [H, W, 3] of the size that Emu3's processor gives it."""
-        return (self.processor or ImageProcessor(factor=self.config.factor))(image)
-
-    def detokenize(self, codes: np.ndarray, batch_size: int = 64, rgb: bool = False) -> np.ndarray:
-        """int32 [N, h, w] (or one [h, w]) in [0, codebook size) -> uint8 [N, H, W] (or [H, W]).
-
-        rgb: keep the channels of a model of RGB images, [..., 3]; else they become luminance.
-        """
-        codes = np.asarray(codes, np.int32)
-        if codes.ndim == 2:
-            return self.detokenize(codes[None], rgb=rgb)[0]
-        if codes.size and not (codes.min() >= 0 and codes.max() < self.config.codebook_size):
-            raise UserError(
-                f"codes: values must lie in [0, {self.config.codebook_size}), got {codes.min()}..{codes.max()}"
-            )
-        images = _batched(lambda c: self._decode(self.variables, c), codes, batch_size=batch_size)
-        images = np.clip(np.rint((images + 1) * 127.5), 0, 255).astype(np.uint8)
-        if rgb:
-            return images
-        return image_processor.luma(images) if images.shape[-1] == 3 else images[..., 0]
-
-
-def _batched(function: Any, *items: np.ndarray, batch_size: int) -> np.ndarray:
-    """Maps over slices of one size (the last padded), so that one program is compiled."""
-    count = len(items[0])
-    size = min(batch_size, count)
-    parts = []
-    for start in range(0, count, size):
-        chunk = [x[start : start + size] for x in items]
-        n = len(chunk[0])
-        padded = [np.concatenate([x, np.repeat(x[:1], size - n, axis=0)]) for x in chunk]
-        parts.append(np.asarray(function(*padded))[:n])
-    return np.concatenate(parts)
-
-
-class Model:
-    """Tokenizer, transformer and vocabulary. Built by `progemu_jax.load`.
-
-    A part that the folder did not hold is None, and what needs it is a UserError. `stops`: ids that end a text
-    (None: EOS).
-    """
-
-    def __init__(
-        self,
-        params: Any,
-        config: TransformerConfig | None,
-        layout: Layout | None,
-        vocabulary: vocab.Vocabulary | None,
-        tokenizer: Tokenizer | None,
-        policy: Sampling,
-        name: str,
-        stops: tuple[int, ...] | None = None,
-    ):
-        self.params, self.config, self.layout = params, config, layout
-        self.vocabulary, self.tokenizer, self.policy, self.name = vocabulary, tokenizer, policy, name
-        self.grammar = vocabulary and Grammar.of(vocabulary, stops)
-        self._logits = jax.jit(self._forward)
-
-    def tokenize(self, images: np.ndarray, **options: Any) -> np.ndarray:
-        """Images to codes; see `Tokenizer.tokenize`."""
-        return self._need("tokenizer").tokenize(images, **options)
-
-    def detokenize(self, codes: np.ndarray, **options: Any) -> np.ndarray:
-        """Codes to images; see `Tokenizer.detokenize`."""
-        return self._need("tokenizer").detokenize(codes, **options)
-
-    def resize(self, image: Any) -> np.ndarray:
-        """An image as Emu3's image processor resizes it; see `Tokenizer.resize`."""
-        return self._need("tokenizer").resize(image)
-
-    def _need(self, part: str) -> Any:
-        value = getattr(self, part)
-        if value is None:
-            remedy = {
-                "tokenizer": "an image tokenizer; give its folder, load(DIR, tokenizer=DIR2)",
-                "params": "a language model; load the folder of one and give this as tokenizer=",
-                "vocabulary": f"a text tokenizer; put {vocab.TEXT_FILE} and {vocab.VISION_FILE} beside the weights",
-            }
-            raise UserError(f"{self.name}: holds no {remedy[part].removeprefix('an ').removeprefix('a ')}")
-        return value
-
-    def _forward(self, params: Any, tokens: jax.Array) -> jax.Array:
-        hidden, _ = Transformer(self.config).apply({"params": params}, tokens)
-        return transformer.logits(params, hidden, (0, self.config.vocab_size))
-
-    def logits(self, tokens: np.ndarray) -> np.ndarray:
-        """Next-token logits f32 [B, T, V] of token ids int32 [B, T], with consecutive positions."""
-        params = self._need("params")
-        tokens = np.asarray(tokens, np.int32)
-        if tokens.ndim != 2 or tokens.size == 0:
-            raise UserError(f"tokens: expected int32 [B, T], got shape {tokens.shape}")
-        if tokens.min() < 0 or tokens.max() >= self.config.vocab_size:
-            raise UserError(
-                f"tokens: ids must lie in [0, {self.config.vocab_size}), got {tokens.min()}..{tokens.max()}"
-            )
-        return np.asarray(self._logits(params, tokens))
 
     def counterfactual(
-        self, prior: Any, prompt: str, num_samples: int = 1, seed: int = 0, **sampling: Any
+        self,
+        prior: Any,
+        prompt: str,
+        num_samples: int = 1,
+        seed: int = 0,
+        *,
+        mask: Any = None,
+        text: bool = True,
+        **sampling: Any,
     ) -> Counterfactual:
         """What the radiograph would look like, and the text that explains it.
 
         Args:
           prior: the prior radiograph: uint8 or float [0, 1] array [H, W], PIL image or path (resized to the model's
-            size), or its codes, int32 [h, w].
+            size), or its codes, int32 [h, w]. None: no patient, the image is made from the prompt alone.
           prompt: progression prompt, e.g. "New small left pleural effusion."
           num_samples: S futures.
           seed: 0 <= seed < 2**32; the same seed gives the same futures.
+          mask: where the image may change: bool [H, W] of the model's image size or bool [h, w], see `requests.mask`;
+            "auto" takes `change_mask`. Outside it the prior's codes are kept. None: everywhere.
+          text: False leaves the interpretation out.
           **sampling: fields of `sampling.policy.Sampling` to change.
 
         Raises:
-          UserError: an image, prompt, seed or setting that cannot be used.
+          UserError: an image, prompt, mask, seed or setting that cannot be used.
         """
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise UserError("prompt: empty; say what changed, e.g. 'New small left pleural effusion.'")
-        if not 1 <= num_samples <= 1024:
-            raise UserError(f"num_samples={num_samples}: expected 1..1024")
-        codes = self.prior_codes(prior)
-        cases = [Case("request", codes, prompt, sample) for sample in range(num_samples)]
-        return self.sample(cases, seed, self.policy_with(**sampling))
+        ask = self._ask([prompt], num_samples, seed, mask, text, sampling)
+        codes, given = self._codes(prior)
+        return self._futures(ask, [("request", codes, prompt, sample) for sample in range(ask.count)], given)[0]
 
-    def policy_with(self, **sampling: Any) -> Sampling:
-        """The model's default policy with some fields changed; UserError names an unknown or bad one."""
-        return from_dict(Sampling, {**dataclasses.asdict(self.policy), **sampling}, "sampling")
+    def dial(
+        self,
+        prior: Any,
+        prompt: str,
+        num_samples: int = 1,
+        seed: int = 0,
+        *,
+        mask: Any = None,
+        text: bool = True,
+        **sampling: Any,
+    ) -> dict[str, Counterfactual]:
+        """The same change in each grade of severity: {"mild": ..., "moderate": ..., "severe": ...}.
+
+        The grade of every finding that the prompt says is there is set (`radtext.with_grade`: "New left pleural
+        effusion." with small, moderate, large); prior, seed and noise are the same for all, so that what differs is the
+        grade's doing. Arguments as for `counterfactual`. UserError also for a prompt without such a finding.
+        """
+        prompts = {grade: radtext.with_grade(requests.prompt(prompt), grade) for grade in radtext.GRADES}
+        if None in prompts.values():
+            raise UserError(
+                "prompt: names no finding whose grade can be set; say what is new or worse, "
+                "e.g. 'New left pleural effusion.'"
+            )
+        ask = self._ask(list(prompts.values()), num_samples, seed, mask, text, sampling, together=len(prompts))
+        codes, given = self._codes(prior)
+        runs = [("request", codes, graded, sample) for graded in prompts.values() for sample in range(ask.count)]
+        return dict(zip(prompts, self._futures(ask, runs, given), strict=True))
+
+    def rollout(
+        self,
+        prior: Any,
+        prompts: Sequence[str],
+        num_samples: int = 1,
+        seed: int = 0,
+        *,
+        mask: Any = None,
+        text: bool = True,
+        **sampling: Any,
+    ) -> list[Counterfactual]:
+        """A course: each step's images are the priors of the next, one result a prompt.
+
+        The codes themselves are handed on, so no step pays the tokenizer's error again. Each future goes its own way.
+        The first step is `counterfactual(prior, prompts[0], ...)`. Arguments as there.
+        """
+        if isinstance(prompts, str) or not isinstance(prompts, Sequence) or not prompts:
+            raise UserError("prompts: expected a list of prompts, one a step")
+        ask = self._ask(prompts, num_samples, seed, mask, text, sampling)
+        codes, given = self._codes(prior)
+        priors, out = [codes] * ask.count, []
+        for step, prompt in enumerate(prompts):
+            name = f"request/{step}" if step else "request"
+            runs = [(name, prior, prompt, sample) for sample, prior in enumerate(priors)]
+            out += self._futures(ask, runs, given, own_priors=step > 0)
+            priors, given = list(out[-1].codes), None
+        return out
+
+    def explain(
+        self, prior: Any, followup: Any, prompt: str = "", num_samples: int = 1, seed: int = 0, **sampling: Any
+    ) -> list[str]:
+        """The interpretation of a given pair of images: no image is made.
+
+        Args:
+          prior, followup: as `counterfactual` takes a prior; of one patient, registered.
+          prompt: what is known of the change; may be empty.
+          num_samples, seed, **sampling: as there.
+
+        Returns:
+          num_samples texts.
+        """
+        ask = self._ask([prompt], num_samples, seed, None, True, sampling, empty=True)
+        before, after = self._codes(prior)[0], self._codes(followup, "followup")[0]
+        cases = [Case("request", before, prompt, sample) for sample in range(ask.count)]
+        keep, codes = (np.stack([x] * ask.count) for x in (np.ones(after.shape, bool), after))
+        return self.sample(cases, ask.seed, ask.policy, keep=keep, codes=codes).texts
+
+    def change_map(self, prior: Any, prompt: str) -> np.ndarray:
+        """How much the prompt moves the model at each place, f32 [h, w] in [0, 1]; see `control.change_maps`."""
+        self._ask([prompt])
+        codes, _ = self._codes(prior)
+        return control.change_maps(
+            self.params, self.config, self.layout, self.vocabulary, [(codes, prompt)], NO_CHANGE
+        )[0]
+
+    def change_mask(self, prior: Any, prompt: str, threshold: float = control.CHANGE_THRESHOLD) -> np.ndarray:
+        """Where the prompt would change the image, bool [h, w]: the automatic mask, to be used or edited.
+
+        It is `change_map` from `threshold` on; empty for a prompt that says by its words that nothing changed
+        (`radtext.says_no_change`), so that such a prompt returns the prior.
+        """
+        found = self.change_map(prior, prompt)
+        return np.zeros(found.shape, bool) if radtext.says_no_change(prompt) else found >= threshold
 
     def prior_codes(self, prior: Any) -> np.ndarray:
         """int32 [h, w] codes of a prior given in any of the forms that `counterfactual` takes."""
-        tokenizer = self._need("tokenizer")
-        self._need("params")
-        self._need("vocabulary")
-        grid = (self.layout.height, self.layout.width)
-        if isinstance(prior, np.ndarray) and prior.shape == grid and np.issubdtype(prior.dtype, np.integer):
-            if prior.min() < 0 or prior.max() >= self.vocabulary.codebook_size:
-                raise UserError(f"prior: codes must lie in [0, {self.vocabulary.codebook_size})")
-            return prior.astype(np.int32)
-        return self.tokenize(image_processor.gray(prior, tuple(side * tokenizer.config.factor for side in grid)))
+        self._ask()
+        return self._codes(prior)[0]
 
-    def sample(self, cases: Sequence[Case], seed: int = 0, policy: Sampling | None = None) -> Counterfactual:
-        """One counterfactual per case, in one batch; a case's prior of None drops prior and prompt (null prompt)."""
-        if not isinstance(seed, int) or not 0 <= seed < 2**32:
-            raise UserError(f"seed={seed!r}: expected an integer in 0..{2**32 - 1}")
-        policy = policy or self.policy
-        prompts = pad_prompts(
-            self.vocabulary,
-            self.layout,
-            [c.prior for c in cases],
-            [c.prompt for c in cases],
-            policy=policy,
+    def _ask(
+        self,
+        prompts: Sequence[str] = (),
+        num_samples: int = 1,
+        seed: int = 0,
+        mask: Any = None,
+        text: bool = True,
+        sampling: dict[str, Any] | None = None,
+        *,
+        empty: bool = False,
+        together: int = 1,
+    ) -> _Ask:
+        """Everything of a request but its images, checked before any work.
+
+        empty: prompts may be. together: how many times num_samples are in one batch.
+        """
+        for part in ("tokenizer", "params", "vocabulary"):
+            self._need(part)
+        grid = (self.layout.height, self.layout.width)
+        for step, prompt in enumerate(prompts):
+            with requests.about(f"step {step + 1}") if len(prompts) > 1 else contextlib.nullcontext():
+                requests.prompt(prompt, empty=empty)
+                self.check(Case("request", np.zeros(grid, np.int32), prompt))
+        if isinstance(mask, str):
+            if mask != "auto":
+                raise UserError(f"mask={mask[:40]!r}: expected a bool array, 'auto' or None")
+        else:
+            factor = self.tokenizer.config.factor
+            mask = np.ones(grid, bool) if mask is None else requests.mask(mask, grid, factor)
+        count, seed, policy = (
+            requests.num_samples(num_samples),
+            requests.seed(seed),
+            self.policy_with(**(sampling or {})),
         )
-        keys = jax.vmap(jax.random.key)(np.asarray([c.fold(seed) for c in cases], np.uint32))
-        out = generate(self.params, self.config, self.layout, self.grammar, policy, prompts, keys)
-        codes = np.asarray(out.codes)
-        texts = [self.vocabulary.decode([int(t) for t in row if t >= 0]).strip() for row in np.asarray(out.text)]
-        return Counterfactual(self.detokenize(codes), texts, codes)
+        with requests.about("num_samples"):
+            memory.check(self.config, self.layout, self.grammar, policy, count * together)
+        return _Ask(count, seed, policy, mask, text)
+
+    def _codes(self, image: Any, name: str = "prior") -> tuple[np.ndarray, np.ndarray | None]:
+        """(codes int32 [h, w], pixels uint8 [H, W] as given, or None) of an image in any form."""
+        grid, factor = (self.layout.height, self.layout.width), self.tokenizer.config.factor
+        size = (grid[0] * factor, grid[1] * factor)
+        if image is None:
+            return self.tokenize(np.full(size, DUMMY_PRIOR, np.uint8)), None
+        with requests.about(name):
+            codes = requests.codes(image, grid, self.vocabulary.codebook_size)
+            if codes is not None:
+                return codes, None
+            pixels = image_processor.gray(image, size)
+        return self.tokenize(pixels), pixels
+
+    def _futures(
+        self,
+        ask: _Ask,
+        runs: Sequence[tuple[str, np.ndarray, str, int]],
+        given: np.ndarray | None,
+        own_priors: bool = False,
+    ) -> list[Counterfactual]:
+        """Samples (name, prior codes, prompt, sample) in one batch; a result for each prompt, in order.
+
+        own_priors: each sample has its own prior, and the results' priors and masks a leading axis S.
+        """
+        cases = [Case(*run) for run in runs]
+        priors = np.stack([case.prior for case in cases])
+        if isinstance(ask.mask, str):  # automatic: one map for a prior and prompt, however many futures
+            first = {(case.prior.tobytes(), case.prompt): case for case in cases}
+            masks = {key: self.change_mask(case.prior, case.prompt) for key, case in first.items()}
+            free = np.stack([masks[case.prior.tobytes(), case.prompt] for case in cases])
+        else:
+            free = np.stack([ask.mask] * len(cases))
+        made = self.sample(cases, ask.seed, ask.policy, keep=~free, codes=priors, text=ask.text)
+        before, out = self.detokenize(priors), []  # in the images' own batch shape: equal codes give equal bits
+        for start in range(0, len(runs), ask.count):
+            at = slice(start, start + ask.count)
+            own = at if own_priors else start
+            settings = {
+                "seed": ask.seed,
+                "checkpoint": self.name,
+                "sampling": {**to_dict(ask.policy), "free_codes": free[at].sum(axis=(1, 2)).tolist()},
+            }
+            out.append(
+                Counterfactual(
+                    images=made.images[at],
+                    texts=made.texts and made.texts[at],
+                    codes=made.codes[at],
+                    prior=before[own],
+                    prior_codes=priors[own],
+                    mask=free[own],
+                    prompt=cases[start].prompt,
+                    given=given,
+                    settings=settings,
+                    model_hash=lambda: self.hash,
+                )
+            )
+        return out
 
 
 def load(path: str | os.PathLike, tokenizer: str | os.PathLike | None = None) -> Model:
@@ -262,6 +284,9 @@ def load(path: str | os.PathLike, tokenizer: str | os.PathLike | None = None) ->
       path: a run directory of `progemu_jax.main` (complete up to its train stage), an export, or a Hugging Face
         folder of Emu3 or ProgEmu, in either dialect.
       tokenizer: the folder of the image tokenizer, of the same kinds, where `path` holds the language model alone.
+
+    The default sampling policy is the one in a run's config.json, so that a later change of `config.sample.policy`
+    counts; an export alone has the policy that it was trained with.
 
     Raises:
       UserError: nothing there that can be loaded, naming what is missing.
@@ -300,11 +325,12 @@ def _load_parts(path: Path, only: str | None = None) -> dict[str, Any]:
             parts["tokenizer"] = Tokenizer.load(folder)
             continue
         params, config = checkpoint.load_export(folder)
+        policy, where = places.run_policy(path) or (config["policy"], "sampling")
         parts |= {
             "params": params,
             "config": from_dict(TransformerConfig, config["model"], "model"),
             "layout": from_dict(Layout, config["layout"], "layout"),
-            "policy": from_dict(Sampling, config["policy"], "sampling"),
+            "policy": from_dict(Sampling, policy, where),
             "vocabulary": places.vocabulary(folder, config),
             "stops": tuple(config["stops"]) if config.get("stops") else None,
             "hash": config["hash"],

@@ -9,6 +9,7 @@ from progemu_jax import checkpoint, vocab
 from progemu_jax.convert import huggingface
 from progemu_jax.convert.names import LANGUAGE_MODEL, TOKENIZER
 from progemu_jax.errors import UserError
+from progemu_jax.records import read_json
 
 IN_RUN = {LANGUAGE_MODEL: "train/export", TOKENIZER: "tokenizer/export"}  # exports in a run directory
 VOCABULARY, SOURCE = "vocabulary", "source"  # folders in an export that was converted
@@ -43,6 +44,21 @@ def exports(path: Path) -> dict[str, Path]:
         raise UserError(f"{path}: an export of neither a language model nor an image tokenizer")
     found = {part: path / place for part, place in IN_RUN.items()}
     return {part: folder for part, folder in found.items() if (folder / "export.json").exists()}
+
+
+def run_policy(path: Path) -> tuple[dict[str, Any], str] | None:
+    """The sampling policy in a run directory's config.json, and its place for messages; None without one.
+
+    Raises UserError for a config.json that does not parse: it may say otherwise than the export.
+    """
+    file = path / "config.json"
+    if not file.exists():
+        return None
+    config = read_json(file)
+    policy = config.get("sample", {}).get("policy") if isinstance(config, dict) else None
+    if policy is None:
+        raise UserError(f"{file}: holds no sample.policy; run a stage again, which writes it, or delete the file")
+    return policy, f"{file}: sample.policy"
 
 
 def vocabulary(export: Path, config: dict[str, Any], codebook_size: int | None = None) -> vocab.Vocabulary | None:

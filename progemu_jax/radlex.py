@@ -386,13 +386,15 @@ class Atom:
 
 def atoms(sentence: str) -> list[Atom]:
     """Cuts a sentence (any case) into atoms, left to right; punctuation without meaning is skipped."""
-    out = []
     text = re.sub(r"\s+", " ", sentence.lower().replace("–", "-").replace("’", "'")).strip().rstrip(".")
+    return [atom for atom, _ in spans(text)]
+
+
+def spans(text: str) -> list[tuple[Atom, tuple[int, int]]]:
+    """Atoms of a lower-case sentence with single spaces, and where each stands in it."""
+    out = []
     for found in _SCANNER.finditer(text):
         name = found.lastgroup
-        if name == "word":
-            out.append(Atom("WORD", None, found.group()))
-        else:
-            kind, value, _ = _PATTERNS[int(name[1:])]
-            out.append(Atom(kind, value, found.group()))
+        kind, value = ("WORD", None) if name == "word" else _PATTERNS[int(name[1:])][:2]
+        out.append((Atom(kind, value, found.group()), found.span()))
     return out

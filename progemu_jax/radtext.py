@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import re
 
+from progemu_jax import radlex
 from progemu_jax.radparse import Mention, parse
 
 FINDINGS = (
@@ -66,6 +67,9 @@ MODERATE, LARGE = 0.35, 0.65
 
 SIDED = ("Pleural Effusion", "Pneumothorax")
 """Observations that have a side of their own in FINDINGS."""
+
+GRADES = ("mild", "moderate", "severe")
+"""Grades of severity, ascending; `grade_word` has the word that a finding takes for each."""
 
 # ---------------------------------------------------------------------------------------------- structure
 
@@ -316,3 +320,96 @@ def augment(text: str, rng, p_shuffle: float = 0.05, p_drop: float = 0.05) -> st
     if rng.random() < p_shuffle:
         text = shuffle_sentences(text, rng)
     return text
+
+
+# ---------------------------------------------------------------------------------------------- grades
+
+
+def grade_word(observation: str, grade: str) -> str:
+    """The word for a grade of GRADES: fluid and air have sizes (small, moderate, large), the others degrees."""
+    return {"mild": "small", "severe": "large"}.get(grade, grade) if observation in SIDED else grade
+
+
+def with_grade(text: str, grade: str) -> str | None:
+    """The text with every finding that it says is there, and not unchanged, at one grade of GRADES.
+
+    "New left pleural effusion." becomes "New large left pleural effusion.", "Increased edema, now mild." becomes
+    "Increased edema, now severe."; what is absent, resolved or unchanged keeps its words. None when the text has no
+    such finding, or the rules do not read the result as that grade with everything else as before.
+    """
+    found = mentions(text)
+    moving = [m for m in found if m.present and m.change != 0 and m.finding in CHEXPERT_OF.values()]
+    if not moving:
+        return None
+    graded = " ".join(_sentence_with_grade(sentence, grade) for sentence in sentences(text))
+    read = mentions(graded)
+    if len(read) != len(found):
+        return None
+    low, high = {"mild": (0.0, MODERATE), "moderate": (MODERATE, LARGE), "severe": (LARGE, 1.01)}[grade]
+    for old, new in zip(found, read, strict=True):
+        kept = ("finding", "side", "present", "change", "plural", "uncertain")
+        if any(getattr(old, name) != getattr(new, name) for name in kept):
+            return None
+        if old in moving:
+            good = new.severity is not None and low <= new.severity < high
+        else:
+            good = new.severity == old.severity
+        if not good:
+            return None
+    return graded
+
+
+def _sentence_with_grade(sentence: str, grade: str) -> str:
+    moving = {m.finding for m in mentions(sentence) if m.present and m.change != 0} & {*CHEXPERT_OF.values()}
+    lower = sentence.lower()
+    if not moving or len(lower) != len(sentence):
+        return sentence
+    found = radlex.spans(lower)
+    terms = [i for i, (atom, _) in enumerate(found) if atom.kind == "TERM" and atom.value[0] in moving]
+    edits: list[tuple[int, int, str]] = []  # start, end, text instead
+    graded = set()
+    for i, (atom, (start, end)) in enumerate(found):
+        past = i > 0 and found[i - 1][0].kind == "PAST"
+        if atom.kind != "SEVERITY" or past or not terms:
+            continue
+        named = [j for j, (other, _) in enumerate(found) if other.kind == "TERM"]
+        after = next((j for j in named if j > i), None)
+        between = [other.kind for other, _ in found[i + 1 : after]]
+        # "small effusion" belongs to what follows, "effusion, now small" to what stands before it.
+        j = after if after is not None and "JOIN" not in between else max((k for k in named if k < i), default=after)
+        if j in terms:
+            edits.append((start, end, grade_word(found[j][0].value[0], grade)))
+            graded.add(j)
+    for j in (j for j in terms if j not in graded):
+        finding, form = found[j][0].value
+        word = grade_word(finding, grade)
+        moved = any(atom.kind == "CHANGE" and atom.value in ("up", "down") for atom, _ in found)
+        if len(terms) == 1 and (moved or form not in ("plain", "many")):
+            at = len(sentence.rstrip(" .!"))
+            edits.append((at, at, f", now {word}"))
+            continue
+        first = j
+        while first and found[first - 1][0].kind in ("SIDE", "PLACE"):
+            first -= 1
+        at = found[first][1][0]
+        edits.append((at, at, f"{word} "))
+    for start, end, word in sorted(edits, reverse=True):
+        before, rest = sentence[:start], sentence[end:]
+        if not before:  # the first word of the sentence
+            word = word[0].upper() + word[1:]
+            rest = rest if start != end else rest[:1].lower() + rest[1:]
+        sentence = re.sub(r"\b([Aa])n $", r"\1 ", before) + word + rest
+    return sentence
+
+
+def says_no_change(text: str) -> bool:
+    """Whether every sentence says that something, or everything, is as before ("Unchanged small left effusion.",
+    "No significant change."), and none that anything changed or was denied."""
+    parts = sentences(text)
+    for part in parts:
+        kinds = [(atom.kind, atom.value) for atom in radlex.atoms(part)]
+        moves = {value for kind, value in kinds if kind == "CHANGE"}
+        denied = any(kind in ("NEG", "DENIED", "UNSURE", "ASKED") for kind, _ in kinds)
+        if moves != {"same"} or denied or any(m.change != 0 for m in mentions(part)):
+            return False
+    return bool(parts)

@@ -15,7 +15,7 @@ import numpy as np
 
 from progemu_jax import checkpoint, records, vocab
 from progemu_jax.config import Config, to_dict
-from progemu_jax.controls import contradicting_prompt
+from progemu_jax.controls import DUMMY_PRIOR, contradicting_prompt
 from progemu_jax.data import batches, build, icg_cxr
 from progemu_jax.data.progression import progression
 from progemu_jax.data.tree import read_lines
@@ -24,8 +24,6 @@ from progemu_jax.predictions import Case, Prediction, write_predictions
 from progemu_jax.radtext import NO_CHANGE
 from progemu_jax.train import check as check_training
 from progemu_jax.train import fit
-
-DUMMY_PRIOR = 128  # gray level of stage 1's constant prior (MedJourney, section 3.3)
 
 
 def _processes(config: Config) -> int:
@@ -127,7 +125,7 @@ def tokenizer(config: Config, workdir: Path) -> None:
 
 
 def _load_tokenizer(workdir: Path):
-    from progemu_jax.model import Tokenizer
+    from progemu_jax.image_tokenizer import Tokenizer
 
     return Tokenizer.load(workdir / "tokenizer/export")
 
@@ -364,7 +362,9 @@ def sample(config: Config, workdir: Path) -> None:
             batch_size=c.batch_size,
             seed=c.seed,
             checkpoint=model.name,
+            model=model.hash,
             sampling=policy,
+            check=model.check,
             name=f"sample {name}",
         )
     rebuilt = {e["pair_id"]: e["followup"] for e in examples}
@@ -375,6 +375,7 @@ def sample(config: Config, workdir: Path) -> None:
         batch_size=c.batch_size,
         seed=c.seed,
         checkpoint=model.name,
+        model=model.hash,
         sampling={},
         name="reconstruct",
     )

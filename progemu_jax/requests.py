@@ -1,0 +1,94 @@
+"""What a request to a model may hold. Each check ends in one clear line, before any work on the device."""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+import unicodedata
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from progemu_jax.errors import UserError
+
+LONGEST_PROMPT = 10_000  # characters; the model's own limit, in tokens, is lower and checked by `sequence`
+MOST_SAMPLES = 1024
+
+
+@contextlib.contextmanager
+def about(name: str) -> Iterator[None]:
+    """A UserError inside says which argument, step or case it is about."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
+
+
+def prompt(text: Any, *, empty: bool = False) -> str:
+    """The prompt as it came. empty: an empty one is allowed (the text of a given pair needs none)."""
+    example = "say what changed, e.g. 'New small left pleural effusion.'"
+    if not isinstance(text, str):
+        raise UserError(f"prompt: expected text, got {type(text).__name__}; {example}")
+    if not text.strip() and not (empty and not text):
+        raise UserError(f"prompt: empty; {example}")
+    if len(text) > LONGEST_PROMPT:
+        raise UserError(f"prompt: {len(text)} characters, at most {LONGEST_PROMPT} are taken; shorten the prompt")
+    # Cc: control characters, NUL too; Cs: halves of surrogate pairs, which no encoding can hold.
+    bad = next((c for c in text if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t"), None)
+    if bad is not None:
+        raise UserError(f"prompt: holds the control character U+{ord(bad):04X}; remove it")
+    return text
+
+
+def seed(value: Any) -> int:
+    """A seed 0 <= seed < 2**32; any integer type, not a bool."""
+    return _integer("seed", value, 0, 2**32 - 1)
+
+
+def num_samples(value: Any) -> int:
+    """Futures of one request, 1 to `MOST_SAMPLES`."""
+    return _integer("num_samples", value, 1, MOST_SAMPLES)
+
+
+def _integer(name: str, value: Any, low: int, high: int) -> int:
+    try:
+        if isinstance(value, bool | np.bool_):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or not low <= number <= high:
+        raise UserError(f"{name}={str(value)[:40]}: expected an integer in {low}..{high}")
+    return number
+
+
+def codes(value: Any, grid: tuple[int, int], codebook_size: int) -> np.ndarray | None:
+    """int32 [h, w] where `value` is an integer array of the code map's shape, else None: then it is an image."""
+    if not isinstance(value, np.ndarray) or value.shape != grid or not np.issubdtype(value.dtype, np.integer):
+        return None
+    if value.min() < 0 or value.max() >= codebook_size:
+        raise UserError(f"codes must lie in [0, {codebook_size}), got {value.min()}..{value.max()}")
+    return value.astype(np.int32)
+
+
+def mask(value: Any, grid: tuple[int, int], factor: int) -> np.ndarray:
+    """A region as places of the code map, bool [h, w], True where the image may change.
+
+    Args:
+      value: bool [h, w], or bool [H, W] of the model's image size (h, w times `factor`): a place is inside as soon as
+        one of its pixels is.
+      grid: (h, w).
+    """
+    image = (grid[0] * factor, grid[1] * factor)
+    wanted = f"bool {list(image)} (pixels) or {list(grid)} (codes)"
+    value = np.asarray(value)
+    if value.dtype != bool:
+        raise UserError(f"mask: expected {wanted}, got {value.dtype}; pass mask > 0")
+    if value.shape == image and factor > 1:
+        value = value.reshape(grid[0], factor, grid[1], factor).any(axis=(1, 3))
+    if value.shape != grid:
+        raise UserError(f"mask: expected {wanted}, got shape {list(value.shape)}; resize it")
+    if not value.any():
+        raise UserError("mask: marks no place, so nothing could change; mark the region to edit")
+    return value

@@ -1,0 +1,29 @@
+"""A run directory with random weights: loads and samples in seconds, knows nothing."""
+
+import types
+from pathlib import Path
+
+import jax
+from emu3_reference import write_run
+
+from progemu_jax import vocab
+from progemu_jax.models import transformer, vqgan
+
+CODES, SIZE, GRID = 64, 32, (4, 4)
+POLICY = {"temperature": 1.0, "top_k": 0, "guidance": 2.0, "keep_prior": True, "max_text": 6}
+
+
+def write(folder: Path) -> Path:
+    """32 x 32 images, 4 x 4 codes of 64, one layer, prompts of up to 24 tokens."""
+    words = vocab.load(None, CODES)
+    model = transformer.TransformerConfig(
+        vocab_size=words.size, hidden_size=32, num_layers=1, num_heads=4, num_kv_heads=4, head_dim=8,
+        intermediate_size=48, prior_alignment=True, initializer_range=0.5, max_length=112,
+    )  # fmt: skip
+    vq = vqgan.VQGANConfig(ch=16, patch=4, ch_mult=(1, 2), attn_levels=(), codebook_size=CODES)
+    tokenizer = types.SimpleNamespace(config=vq, variables=vqgan.init_variables(vq, jax.random.key(1)))
+    params = transformer.init_params(model, jax.random.key(0))
+    whole = types.SimpleNamespace(config=model, params=params, tokenizer=tokenizer)
+    layout = {"height": GRID[0], "width": GRID[1], "length": 112, "prompt_budget": 24}
+    write_run(folder, whole, words, layout, POLICY)
+    return folder
