@@ -14,6 +14,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -27,6 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from progemu_jax import hosts, sharding
 from progemu_jax.checkpoint import Checkpoints
 from progemu_jax.errors import UserError
 from progemu_jax.records import write_text
@@ -96,8 +98,9 @@ def fit(
     Args:
       batches: seed -> iterator of dicts of NumPy arrays [B, ...] (on several hosts: this host's rows). With
         `get_state()`/`set_state()` it is put back where the checkpoint left it; without, the batches already
-        used are drawn again and dropped.
-      eval_batches: () -> finite iterable of such dicts, the same ones at every call; None: no evaluation.
+        used are drawn again and dropped. Its state must be the same on every host.
+      eval_batches: () -> finite iterable of such dicts, the same ones at every call, whole on every host; None: no
+        evaluation.
       mesh: batches are split along its axes named "data" and "fsdp"; None: the default device.
       init_state: the state to start from instead of `task.init(key)`, or a function that makes it (called
         only when there is no checkpoint); copied, so the caller may keep it.
@@ -109,26 +112,32 @@ def fit(
 
     Raises:
       UserError: a value of `cfg` makes no sense; the checkpoint is of another config; the loss or a
-        parameter is not finite (nothing of that kind is ever saved); the data ended early.
-      SystemExit: on SIGTERM or SIGINT (128 + signal number), after saving.
+        parameter is not finite (nothing of that kind is ever saved); the data ended early; the batch does not
+        divide over the mesh; the disk holds no checkpoint more.
+      SystemExit: on SIGTERM or SIGINT of any host (128 + signal number), after saving.
     """
     check(cfg)
+    if mesh is not None:
+        sharding.check_batch(mesh, cfg.batch_size // cfg.accumulate, "train.batch_size / train.accumulate")
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     init_key, step_key = jax.random.split(jax.random.key(cfg.seed))
     abstract = jax.eval_shape(task.init, init_key)
-    template = _with_shardings(abstract, _state_shardings(task, mesh, abstract))
+    shardings = _state_shardings(task, mesh, abstract)
+    template = _with_shardings(abstract, shardings)
     kept = {name: value for name, value in asdict(cfg).items() if name not in HOUSEKEEPING}
     identity = {"task": task.name, "train": kept, "config": config or {}}
     with Checkpoints(workdir / "checkpoints", keep=cfg.keep, config=identity) as checkpoints:
         restored = checkpoints.restore(template)
         start, state, extra = restored or (0, None, {})
+        if start < cfg.steps:
+            _check_space(workdir, template, len(checkpoints.steps()), cfg.keep)
         if state is None:
             state = _first_state(task, init_key, init_state, template)
         if start >= cfg.steps:
             return state
-        run = _Run(task, cfg, mesh, step_key, workdir, checkpoints, hooks, eval_batches)
-        with _closing(batches(cfg.seed)) as source:
+        run = _Run(task, cfg, mesh, shardings, step_key, workdir, checkpoints, hooks, eval_batches)
+        with _closing(batches(cfg.seed)) as source, _on(mesh):
             return run(state, start, extra, source)
 
 
@@ -157,14 +166,17 @@ def check(cfg: TrainConfig) -> None:
 class _Run:
     """One call of `fit` after its state is known."""
 
-    def __init__(self, task, cfg, mesh, step_key, workdir, checkpoints, hooks, eval_batches):
+    def __init__(self, task, cfg, mesh, shardings, step_key, workdir, checkpoints, hooks, eval_batches):
         self.task, self.cfg, self.workdir = task, cfg, workdir
         self.checkpoints, self.hooks, self.eval_batches = checkpoints, hooks, eval_batches
-        self.put = _putter(mesh)
+        self.mesh = mesh
+        self.put = jax.device_put if mesh is None else lambda batch: sharding.shard_batch(batch, mesh)
+        self.place = jax.device_put if mesh is None else lambda tree: sharding.place(tree, mesh)  # whole on every host
         self.train_step = jax.jit(task.train_step)  # also traced alone, to learn the metrics' names
         self.step = jax.jit(self._step, donate_argnums=0)
         self.eval_step = jax.jit(task.eval_step)
         self.step_key = step_key
+        self.shardings = shardings
 
     def _step(self, carry, batch):
         """One update. Sums of metrics and the first bad step stay on the device until a log point."""
@@ -173,6 +185,8 @@ class _Run:
         good = jnp.array([jnp.all(jnp.isfinite(v)) for k, v in metrics.items() if _must_be_finite(k)]).all()
         first_bad = jnp.where((carry["first_bad"] < 0) & ~good, carry["step"] + 1, carry["first_bad"])
         sums = {k: carry["sums"][k] + v.astype(jnp.float32) for k, v in metrics.items()}
+        if self.mesh is not None:
+            state = jax.lax.with_sharding_constraint(state, self.shardings)
         return {"state": state, "step": carry["step"] + 1, "first_bad": first_bad, "sums": sums}
 
     def __call__(self, state, start, extra, source):
@@ -183,22 +197,23 @@ class _Run:
         if "loss" not in shapes:
             raise ValueError(f"{self.task.name}.train_step returns no 'loss' among {sorted(shapes)}")
         sums = extra.get("sums", {})
-        carry = {
-            "state": state,
-            "step": jnp.asarray(start, jnp.int32),
-            "first_bad": jnp.asarray(-1, jnp.int32),
-            "sums": {name: jnp.asarray(sums.get(name, 0.0), jnp.float32) for name in shapes},
+        counters = {
+            "step": np.int32(start),
+            "first_bad": np.int32(-1),
+            "sums": {name: np.float32(sums.get(name, 0.0)) for name in shapes},
         }
-        writing = jax.process_index() == 0
+        carry = {"state": state, **self.place(counters)}
+        writing = hosts.first()
         with (
             _Metrics(self.workdir, start, writing) as log,
             _Bar(self.task.name, cfg, start, writing) as bar,
             _signals() as caught,
         ):
+            signalled = _Agreed(caught, self.mesh)
             for done in range(start + 1, cfg.steps + 1):
                 batch = first if done == start + 1 else self.put(self._next(source, done - 1))
                 carry = self.step(carry, batch)
-                last, stop = done == cfg.steps, bool(caught)
+                last, stop = done == cfg.steps, signalled()
                 if last or done % cfg.log_every == 0:
                     carry = self._log(carry, done, log, bar)
                 if self.eval_batches and cfg.eval_every and (last or done % cfg.eval_every == 0):
@@ -208,9 +223,9 @@ class _Run:
                 if stop:
                     break
             self.checkpoints.wait()
-            if caught:
+            if stop:
                 bar.write(f"{self.task.name}: stopped by a signal; saved at step {done}", sys.stderr)
-                raise SystemExit(128 + caught[0])
+                raise SystemExit(128 + stop)
         return carry["state"]
 
     def _next(self, source, used):
@@ -231,13 +246,13 @@ class _Run:
         log.write(done, metrics, speed)
         for hook in self.hooks:
             hook(done, carry["state"], metrics)
-        return {**carry, "sums": jax.tree.map(jnp.zeros_like, carry["sums"])}
+        return {**carry, "sums": self.place({name: np.float32(0) for name in sums})}
 
     def _evaluate(self, state, done):
         totals, weight = {}, 0.0
         with _closing(self.eval_batches()) as source:
             for batch in source:
-                found = jax.device_get(self.eval_step(state, self.put(batch)))
+                found = jax.device_get(self.eval_step(state, self.place(batch)))
                 metrics = {name: float(value) for name, value in found.items()}
                 share = metrics.pop("weight", 1.0)
                 weight += share
@@ -300,8 +315,8 @@ def _rewind(source, start, extra):
 
 def _first_state(task, key, init_state, template):
     shardings = jax.tree.map(lambda leaf: leaf.sharding, template)
-    if init_state is None:
-        return jax.jit(task.init, out_shardings=shardings)(key)
+    if init_state is None:  # every leaf is made in its place: no device ever holds a whole copy
+        return jax.jit(lambda: task.init(key), out_shardings=shardings)()
     given = init_state() if callable(init_state) else init_state
     if jax.tree.structure(given) != jax.tree.structure(template):
         raise ValueError(f"{task.name}: init_state has another structure than the task's own state")
@@ -311,6 +326,8 @@ def _first_state(task, key, init_state, template):
         if have.shape != want.shape or have.dtype != want.dtype:
             name = jax.tree_util.keystr(path)
             raise ValueError(f"{task.name}: init_state{name} is {have.dtype}{have.shape}, not {want}")
+    if jax.process_count() > 1:  # arrays of one device: every host has made the same ones
+        given = jax.tree.map(lambda x: x if len(x.sharding.device_set) > 1 else np.asarray(x), given)
     # A jitted copy owns its buffers: the first step donates them, and the caller may hold the originals.
     return jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings)(given)
 
@@ -331,26 +348,44 @@ def _with_shardings(abstract, shardings):
     )
 
 
-def _putter(mesh):
-    """NumPy batch -> device arrays, rows split over the mesh's data axes.
+def _on(mesh):
+    """Activations are held to the mesh (`sharding.constrain`) in what is traced within."""
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
-    Rows that the devices do not divide (the last batch of an evaluation) go to every device whole.
+
+class _Agreed:
+    """Number of the signal that stops the run, or 0: the same on every host at the same step.
+
+    On several hosts the answer is that of the step before: its all-reduce is done by now, so that asking does not
+    wait for the step that has just been sent off.
     """
-    if mesh is None:
-        return jax.device_put
-    axes = tuple(name for name in ("data", "fsdp") if name in mesh.axis_names)
-    devices = math.prod(mesh.shape[name] for name in axes)
-    split, whole = (jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec)) for spec in ((axes,), ()))
 
-    def put(x):
-        x = np.asarray(x)
-        if len(x) * jax.process_count() % devices == 0:
-            return jax.make_array_from_process_local_data(split, x)
-        if jax.process_count() > 1:  # each process holds rows of its own
-            raise UserError(f"a batch of {len(x)} rows a process over {devices} devices: give a multiple of them")
-        return jax.device_put(x, whole)
+    def __init__(self, caught, mesh):
+        self.caught, self.mesh, self.pending = caught, mesh, None
+        if jax.process_count() > 1:
+            self.where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(mesh.axis_names))
+            self.most = jax.jit(jnp.max, out_shardings=sharding.replicated(mesh))
 
-    return lambda batch: jax.tree.map(put, batch)
+    def __call__(self):
+        number = self.caught[0] if self.caught else 0
+        if jax.process_count() == 1:
+            return number
+        before = 0 if self.pending is None else int(self.pending)
+        mine = np.full(jax.local_device_count(), number, np.int32)
+        self.pending = self.most(jax.make_array_from_process_local_data(self.where, mine))
+        return before
+
+
+def _check_space(workdir, template, kept, keep):
+    """Raises UserError when the disk cannot hold the checkpoints: the one being written beside those that are kept."""
+    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(template))
+    count = 1 + max(keep - kept, 0)
+    free = shutil.disk_usage(workdir).free
+    if free < count * size:
+        raise UserError(
+            f"{workdir}: {count} checkpoints of {size / 1e9:.3g} GB are to come and {free / 1e9:.3g} GB are free: "
+            "free some, lower train.keep, or use another --workdir"
+        )
 
 
 class _Metrics:

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from progemu_jax.models import layers as nnl
+from progemu_jax.sharding import constrain
 
 Array = jax.Array
 Params = Mapping[str, Any]
@@ -141,6 +142,8 @@ class Attention(nn.Module):
         q = nnl.rope(q, cos, sin).reshape(B, T, K, G, D).transpose(0, 2, 3, 1, 4)
         k = nnl.rope(k, cos, sin).transpose(0, 2, 1, 3)
         v = v.transpose(0, 2, 1, 3)
+        q = constrain(q, "batch", "kv_heads", None, None, None)
+        k, v = (constrain(x, "batch", "kv_heads", None, None) for x in (k, v))
         rate = 0.0 if deterministic else cfg.dropout
         key = self.make_rng("dropout") if rate > 0 else None
         if cache is not None:
@@ -208,9 +211,9 @@ class Layer(nn.Module):
         y, cache = attention(
             norm("input_layernorm")(x), cos, sin, segments, offset, cache, self.prefill, self.deterministic
         )
-        x = x + drop(y)
+        x = constrain(x + drop(y), "batch", None, None)
         x = x + drop(SwiGLU(cfg, name="mlp")(norm("post_attention_layernorm")(x)))
-        return x, cache
+        return constrain(x, "batch", None, None), cache
 
 
 class Transformer(nn.Module):
@@ -257,9 +260,9 @@ class Transformer(nn.Module):
         offset = jnp.zeros((B,), jnp.int32) if cache is None else cache["length"]
         if positions is None:
             positions = offset[:, None] + jnp.arange(T, dtype=jnp.int32)
-        x = jnp.take(table, tokens, axis=0).astype(dtype)
+        x = _look_up(table, tokens, dtype)
         if cfg.prior_alignment and aligned is not None:
-            prior = jnp.take(table, jnp.maximum(aligned, 0), axis=0).astype(dtype)
+            prior = _look_up(table, jnp.maximum(aligned, 0), dtype)
             prior = jnp.where(aligned[..., None] >= 0, prior, 0)
             x = x + jnp.einsum("BTM,ME->BTE", prior, prior_proj.astype(dtype))
         if not deterministic and cfg.dropout > 0:
@@ -293,6 +296,12 @@ class Transformer(nn.Module):
             return x, None
         added = T if segments is None else jnp.sum(segments != 0, axis=1, dtype=jnp.int32)
         return x, {**keys_values, "length": offset + added}
+
+
+def _look_up(table: Array, tokens: Array, dtype: Any) -> Array:
+    """Rows of a table `[V, M]` for tokens `[B, T]`. On a mesh it is the rows that travel, not the table."""
+    x = constrain(jnp.take(table, tokens, axis=0), "lookup", None, "embed")
+    return constrain(x.astype(dtype), "batch", None, None)
 
 
 def init_params(cfg: TransformerConfig, key: Array) -> Params:

@@ -1,0 +1,85 @@
+"""The processes of a run on several hosts: start-up, who writes, and what they must agree on.
+
+Every process runs the same program over one mesh. Process 0 writes the files that are not checkpoints; the others wait
+for it. Whatever decides the course of a run (a signal, a checkpoint that does not read) is agreed upon first: processes
+that go different ways wait for each other for ever.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from progemu_jax.errors import UserError
+
+ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+
+
+def start() -> None:
+    """Joins the processes of the job; call it before anything asks for devices.
+
+    On SLURM, Open MPI and Cloud TPU (GKE too) JAX finds the others by itself. Elsewhere the environment names them:
+    JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID (from 0).
+
+    Raises:
+      UserError: the others are not found, or do not come.
+    """
+    named: dict[str, int] = {}
+    for name, argument in ((COUNT, "num_processes"), (INDEX, "process_id")):
+        value = os.environ.get(name)
+        if value is not None:
+            if not value.isdecimal():
+                raise UserError(f"{name}={value!r}: expected a number")
+            named[argument] = int(value)
+    if named and len(named) < 2:
+        raise UserError(f"--multihost: {COUNT} and {INDEX} go together; set both")
+    try:
+        jax.distributed.initialize(**named)
+    except Exception as error:  # the runtime raises what it likes
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise UserError(
+            f"--multihost: the processes of the job do not meet ({reason}): start all of them at once, under srun or on "
+            f"every worker of a TPU slice, or set {ADDRESS}, {COUNT} and {INDEX}"
+        ) from None
+
+
+def first() -> bool:
+    """Whether this process writes what is written once."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Returns when every process has come here."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
+
+
+def gathered(value: Any) -> np.ndarray:
+    """[process_count, ...]: the small array that each process gave."""
+    value = np.asarray(value)
+    if jax.process_count() == 1:
+        return value[None]
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(value))
+
+
+def once(work: Callable[[], object], name: str) -> None:
+    """Process 0 does it, the others wait. Where it fails, all of them end: the others with one line."""
+    error = None
+    if first():
+        try:
+            work()
+        except BaseException as caught:  # the others must hear of it, whatever it is
+            error = caught
+    failed = bool(gathered(error is not None)[0])
+    if error is not None:
+        raise error
+    if failed:
+        raise UserError(f"{name}: failed on process 0, whose message says why")
