@@ -117,6 +117,23 @@ class MeshConfig:
 
 
 @dataclass(frozen=True)
+class PlanConfig:
+    """`--stages=plan` (`progemu_jax.plan`).
+
+    Attributes:
+      devices: sizes of the slice or cluster; the mesh's data axis takes what fsdp and tensor leave.
+      accelerators: of `plan.ACCELERATORS`; TPUs are compiled for, GPUs counted.
+      rows: sequences in a microbatch on each part of the batch, in training.
+      cases: on each part of the batch, in sampling.
+    """
+
+    devices: tuple[int, ...] = (8, 64, 256)
+    accelerators: tuple[str, ...] = ("H100", "H200", "v5p", "v6e")
+    rows: int = 1
+    cases: int = 4
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything one run needs; written to `config.json` of the run directory."""
 
@@ -131,6 +148,7 @@ class Config:
     scorer: ScorerConfig = field(default_factory=ScorerConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
 
 
 def from_dict(cls: type, values: Any, path: str = "config") -> Any:

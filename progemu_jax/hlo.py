@@ -13,9 +13,9 @@ from collections.abc import Iterator
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
 _OP = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(")
-_CALLS = re.compile(r"(?:calls|to_apply|body|condition|called_computations|branch_computations)=\{?((?:%?[\w.\-]+(?:, )?)+)")
+_CALLS = re.compile(r"(?:calls|to_apply|body|condition|\w+_computations?)=(\{[^}]*\}|%?[\w.\-]+)")
 _ARRAY = re.compile(r"\b([a-z]+\d+\w*|pred)\[([\d,]*)\]")
-_TRIPS = re.compile(r'known_trip_count[^\d]*(\d+)')
+_TRIPS = re.compile(r"known_trip_count\D*(\d+)")
 _BITS = {"pred": 8}
 
 
@@ -40,6 +40,8 @@ def collectives(text: str, devices: int) -> dict[str, float]:
             # A start carries its operands too: what comes out is the second half.
             size = sum(sizes[len(sizes) // 2 :]) if start and len(sizes) > 1 and kind != "all-reduce" else sum(sizes)
             n = _group(line, devices)
+            if name.startswith("all-reduce-scatter"):  # how the TPU's compiler writes a reduce-scatter
+                kind, size = "reduce-scatter", size / n
             share = {"all-reduce": 2 * (n - 1) / n, "reduce-scatter": n - 1, "collective-permute": 1}
             sent[kind] += times * size * share.get(kind, (n - 1) / n)
     return dict(sent)
@@ -79,7 +81,7 @@ def _times(bodies: dict[str, list[str]], entry: str) -> dict[str, float]:
 
 def _called(line: str) -> Iterator[str]:
     for names in _CALLS.findall(line):
-        yield from (name.strip().lstrip("%") for name in names.split(",") if name.strip())
+        yield from (name.strip().lstrip("%") for name in names.strip("{}").split(","))
 
 
 def _trips(line: str, bodies: dict[str, list[str]]) -> int:
@@ -108,7 +110,7 @@ def _group(line: str, devices: int) -> int:
     iota = re.search(r"replica_groups=\[(\d+),(\d+)\]", line)
     if iota:
         return int(iota[2])
-    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line)
+    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\].*? \{('[^}]*)\}", line)
     if mesh:
         sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
         return math.prod(sizes.get(name, 1) for name in re.findall(r"'(\w+)'", mesh[2]))

@@ -18,8 +18,12 @@ from progemu_jax.errors import UserError, disk_trouble
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory: everything the run makes goes there.")
 _STAGES = flags.DEFINE_list(
-    "stages", None, "Stages to run, comma-separated; default all; 'list' prints what each needs and has made."
+    "stages",
+    None,
+    "Stages to run, comma-separated; default all; 'list' prints what each needs and has made; 'plan' compiles training and "
+    "sampling for devices that are not here, and says what fits where.",
 )
+_MULTIHOST = flags.DEFINE_bool("multihost", False, "This process is one of several that make the run together.")
 
 
 def _without(values, keys: tuple[str, ...]):
@@ -69,25 +73,35 @@ def build_stages(config, config_dict: dict) -> list:
 
 def run(config_dict, workdir: str | os.PathLike, stages: list[str] | None) -> None:
     """Checks the config, then runs the stages that are not complete yet."""
-    from progemu_jax import workflow
+    from progemu_jax import hosts, workflow
     from progemu_jax.config import Config, from_dict, to_dict
     from progemu_jax.records import write_json
     from progemu_jax.stages import list_stages, run_stages
 
     config = from_dict(Config, config_dict)
+    plain, workdir = to_dict(config), Path(workdir)
+    if stages == ["plan"]:
+        from progemu_jax import plan
+
+        _make(workdir)
+        plan.run(config, plain, workdir)
+        return
     workflow.check(config)
-    plain = to_dict(config)
     todo = build_stages(config, plain)
-    workdir = Path(workdir)
     if stages == ["list"]:
         print(list_stages(todo, workdir))
         return
+    workflow.check_mesh(config)
+    hosts.once(lambda: _make(workdir), f"--workdir={workdir}")
+    run_stages(todo, workdir, stages)
+    hosts.once(lambda: write_json(workdir / "config.json", plain), "config.json")
+
+
+def _make(workdir: Path) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--workdir={workdir}: cannot be made ({error.strerror}); choose another") from None
-    run_stages(todo, workdir, stages)
-    write_json(workdir / "config.json", plain)
 
 
 def main(argv: list[str]) -> None:
@@ -95,6 +109,10 @@ def main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)
     try:
+        if _MULTIHOST.value:
+            from progemu_jax import hosts
+
+            hosts.start()
         run(flags.FLAGS.config, _WORKDIR.value, _STAGES.value)
     except UserError as error:
         _stop(error)

@@ -337,10 +337,12 @@ def init_cache(cfg: TransformerConfig, batch: int, length: int, dtype: str | Non
     """
     shape, dtype = (batch, cfg.num_kv_heads, length, cfg.head_dim), jnp.dtype(dtype or cfg.dtype)
 
+    axes = CACHE_AXES["k"]
+
     def empty():
         if cfg.scan_layers:
-            return jnp.zeros((cfg.num_layers, *shape), dtype)
-        return tuple(jnp.zeros(shape, dtype) for _ in range(cfg.num_layers))
+            return constrain(jnp.zeros((cfg.num_layers, *shape), dtype), None, *axes)
+        return tuple(constrain(jnp.zeros(shape, dtype), *axes) for _ in range(cfg.num_layers))
 
     return {"k": empty(), "v": empty(), "length": jnp.zeros((batch,), jnp.int32)}
 
