@@ -6,6 +6,7 @@ inside the functions: it takes a second, and listing what is there does not need
 """
 
 import base64
+import contextlib
 import json
 import logging
 import math
@@ -139,7 +140,7 @@ class Checkpoints:
 
     def _sound(self, step, error):
         """Whether every host has read it. Else it is set aside, by the first of them."""
-        if not hosts.gathered(error is not None).any():
+        if not hosts.anyone(error is not None):
             return True
         if error is None:
             error = ValueError("another host cannot read it")
@@ -150,7 +151,7 @@ class Checkpoints:
             target = self.directory / f"damaged-{step}"
             shutil.rmtree(target, ignore_errors=True)
             path.rename(target)
-        hosts.barrier(f"set aside {step}")
+        hosts.barrier()
         self._manager.reload()
         return False
 
@@ -211,12 +212,23 @@ def export(params: Any, config: dict, directory: str | os.PathLike) -> None:
 
     Args:
       params: nested dict of arrays. config: JSON-able. directory: must not exist, or be an earlier export
-        (which is replaced once the new one is complete).
+        (which is replaced once the new one is complete). Of several hosts every one calls, the first writes.
     """
-    with ExportWriter(directory) as writer:
+    with ExportWriter(directory) if hosts.first() else contextlib.nullcontext() as writer:
         for name, leaf in flatten(params).items():
-            writer.add(name, leaf)
-        writer.finish(config)
+            whole = _whole(leaf)  # every host has a hand in it
+            if writer:
+                writer.add(name, whole)
+        hosts.once(lambda: writer.finish(config), str(directory))
+
+
+def _whole(leaf):
+    """An array whose parts other hosts may hold, in NumPy."""
+    if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.process_allgather(leaf, tiled=True)
+    return leaf
 
 
 class ExportWriter:

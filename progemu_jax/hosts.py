@@ -7,12 +7,12 @@ that go different ways wait for each other for ever.
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from progemu_jax.errors import UserError
 
@@ -52,34 +52,58 @@ def first() -> bool:
     return jax.process_index() == 0
 
 
-def barrier(name: str) -> None:
-    """Returns when every process has come here."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(name)
-
-
-def gathered(value: Any) -> np.ndarray:
-    """[process_count, ...]: the small array that each process gave."""
-    value = np.asarray(value)
+def anyone(flag: bool) -> bool:
+    """Whether it holds in any process. Every process asks."""
     if jax.process_count() == 1:
-        return value[None]
-    from jax.experimental import multihost_utils
+        return bool(flag)
+    client, number, me = _client(), next(_CALLS), jax.process_index()
+    client.key_value_set(f"progemu/{number}/{me}", str(int(flag)))
+    answers = [client.blocking_key_value_get(f"progemu/{number}/{i}", _A_DAY) for i in range(jax.process_count())]
+    return "1" in answers
 
-    return np.asarray(multihost_utils.process_allgather(value))
+
+def told(value: int = 0) -> int:
+    """The value of process 0. Every process asks."""
+    if jax.process_count() == 1:
+        return value
+    client, key = _client(), f"progemu/{next(_CALLS)}"
+    if first():
+        client.key_value_set(key, str(value))
+        return value
+    return int(client.blocking_key_value_get(key, _A_DAY))
+
+
+def barrier() -> None:
+    """Returns when every process has come here."""
+    anyone(False)
 
 
 def once(work: Callable[[], object], name: str) -> None:
-    """Process 0 does it, the others wait. Where it fails, all of them end: the others with one line."""
+    """Process 0 does it, the others wait. Where it fails all of them end, the others with one line."""
     error = None
     if first():
         try:
             work()
         except BaseException as caught:  # the others must hear of it, whatever it is
             error = caught
-    failed = bool(gathered(error is not None)[0])
+    failed = told(int(error is not None))
     if error is not None:
         raise error
     if failed:
-        raise UserError(f"{name}: failed on process 0, whose message says why")
+        raise UserError(f"{name}: failed in process 0, which says why")
+
+
+def mine(items: Sequence[Any]) -> Sequence[Any]:
+    """This process's share of what is independent."""
+    return items[jax.process_index() :: jax.process_count()]
+
+
+_A_DAY = 24 * 3600 * 1000  # ms; a process that dies is noticed by its missing heartbeat, long before
+_CALLS = itertools.count()  # all processes make the same calls in the same order
+
+
+def _client() -> Any:
+    """The job's key-value store. Unlike a collective on the devices, it may be waited on for hours."""
+    from jax._src.distributed import global_state  # no public name; Orbax goes the same way
+
+    return global_state.client

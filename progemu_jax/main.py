@@ -76,7 +76,7 @@ def run(config_dict, workdir: str | os.PathLike, stages: list[str] | None) -> No
     from progemu_jax import hosts, workflow
     from progemu_jax.config import Config, from_dict, to_dict
     from progemu_jax.records import write_json
-    from progemu_jax.stages import list_stages, run_stages
+    from progemu_jax.stages import list_stages
 
     config = from_dict(Config, config_dict)
     plain, workdir = to_dict(config), Path(workdir)
@@ -93,8 +93,40 @@ def run(config_dict, workdir: str | os.PathLike, stages: list[str] | None) -> No
         return
     workflow.check_mesh(config)
     hosts.once(lambda: _make(workdir), f"--workdir={workdir}")
-    run_stages(todo, workdir, stages)
+    _run_together(todo, workdir, stages)
     hosts.once(lambda: write_json(workdir / "config.json", plain), "config.json")
+
+
+def _run_together(todo: list, workdir: Path, selected: list[str] | None) -> None:
+    """`run_stages`; of several hosts the first decides what runs, and the others run it with it."""
+    import dataclasses
+
+    from progemu_jax import hosts
+    from progemu_jax.stages import run_stages
+
+    if not hosts.first():
+        while (number := hosts.told()) >= 0:
+            todo[number].run(workdir)
+        if number == _FAILED:
+            raise UserError("the run has failed in process 0, which says why")
+        return
+
+    def led(number: int, stage):
+        def both(workdir: Path) -> None:
+            hosts.told(number)
+            stage.run(workdir)
+
+        return dataclasses.replace(stage, run=both)
+
+    end = _FAILED
+    try:
+        run_stages([led(number, stage) for number, stage in enumerate(todo)], workdir, selected)
+        end = _DONE
+    finally:
+        hosts.told(end)
+
+
+_DONE, _FAILED = -1, -2  # instead of the number of a stage
 
 
 def _make(workdir: Path) -> None:

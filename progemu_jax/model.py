@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from progemu_jax import checkpoint, image_processor, places, vocab
+from progemu_jax import checkpoint, image_processor, places, sharding, vocab
 from progemu_jax.config import from_dict
 from progemu_jax.convert import huggingface, run
 from progemu_jax.errors import UserError
@@ -43,6 +43,7 @@ class Tokenizer:
 
     def __init__(self, variables: Any, config: VQGANConfig, processor: ImageProcessor | None = None):
         self.variables, self.config, self.processor = variables, config, processor
+        self.mesh = None
         net = VQGAN(config)
         self._encode = jax.jit(lambda v, x, *near: net.apply(v, self._pixels(x), *near, method="tokenize"))
         self._decode = jax.jit(lambda v, c: net.apply(v, c, method="detokenize"))
@@ -52,6 +53,11 @@ class Tokenizer:
         variables, config = checkpoint.load_export(folder)
         processor = config.get("image") and from_dict(ImageProcessor, config["image"], "image")
         return cls(variables, from_dict(VQGANConfig, config["model"], "tokenizer"), processor)
+
+    def on(self, mesh: jax.sharding.Mesh) -> Tokenizer:
+        """The same, working on a mesh of this host's devices: images over its data axes, parameters on each."""
+        self.mesh, self.variables = mesh, jax.device_put(self.variables, sharding.replicated(mesh))
+        return self
 
     def _pixels(self, images: jax.Array) -> jax.Array:
         """uint8 [B, H, W] or [B, H, W, 3] -> f32 [B, H, W, C] in [-1, 1]."""
@@ -78,15 +84,21 @@ class Tokenizer:
             return self.tokenize(images[None], 1, None if near is None else near[None], slack)[0]
         self._check(images)
         if near is None:
-            return _batched(lambda x: self._encode(self.variables, x)[0], images, batch_size=batch_size)
+            return _batched(lambda x: self._encode(self.variables, x)[0], images, batch_size=batch_size, mesh=self.mesh)
         return _batched(
-            lambda x, near: self._encode(self.variables, x, near, slack)[0], images, near, batch_size=batch_size
+            lambda x, near: self._encode(self.variables, x, near, slack)[0],
+            images,
+            near,
+            batch_size=batch_size,
+            mesh=self.mesh,
         )
 
     def error(self, images: np.ndarray, batch_size: int = 64) -> float:
         """Mean squared distance of latents from their codes, over images uint8 [N, H, W]."""
         self._check(images)
-        return float(_batched(lambda x: self._encode(self.variables, x)[1], images, batch_size=batch_size).mean())
+        return float(
+            _batched(lambda x: self._encode(self.variables, x)[1], images, batch_size=batch_size, mesh=self.mesh).mean()
+        )
 
     def _check(self, images: np.ndarray) -> None:
         rgb = images.ndim == 4 and images.shape[-1] == self.config.in_channels == 3
@@ -114,15 +126,15 @@ class Tokenizer:
             raise UserError(
                 f"codes: values must lie in [0, {self.config.codebook_size}), got {codes.min()}..{codes.max()}"
             )
-        images = _batched(lambda c: self._decode(self.variables, c), codes, batch_size=batch_size)
+        images = _batched(lambda c: self._decode(self.variables, c), codes, batch_size=batch_size, mesh=self.mesh)
         images = np.clip(np.rint((images + 1) * 127.5), 0, 255).astype(np.uint8)
         if rgb:
             return images
         return image_processor.luma(images) if images.shape[-1] == 3 else images[..., 0]
 
 
-def _batched(function: Any, *items: np.ndarray, batch_size: int) -> np.ndarray:
-    """Maps over slices of one size (the last padded), so that one program is compiled."""
+def _batched(function: Any, *items: np.ndarray, batch_size: int, mesh: Any = None) -> np.ndarray:
+    """Maps over slices of one size (the last padded), so that one program is compiled; on a mesh each is split."""
     count = len(items[0])
     size = min(batch_size, count)
     parts = []
@@ -130,6 +142,7 @@ def _batched(function: Any, *items: np.ndarray, batch_size: int) -> np.ndarray:
         chunk = [x[start : start + size] for x in items]
         n = len(chunk[0])
         padded = [np.concatenate([x, np.repeat(x[:1], size - n, axis=0)]) for x in chunk]
+        padded = sharding.place(padded, mesh) if mesh else padded
         parts.append(np.asarray(function(*padded))[:n])
     return np.concatenate(parts)
 
@@ -155,7 +168,17 @@ class Model:
         self.params, self.config, self.layout = params, config, layout
         self.vocabulary, self.tokenizer, self.policy, self.name = vocabulary, tokenizer, policy, name
         self.grammar = vocabulary and Grammar.of(vocabulary, stops)
-        self._logits = jax.jit(self._forward)
+        self._logits, self.mesh = jax.jit(self._forward), None
+
+    def on(self, mesh: jax.sharding.Mesh) -> Model:
+        """The same, working on a mesh of this host's devices: cases over its data axes, heads over tensor."""
+        self.mesh = mesh
+        if self.tokenizer:
+            self.tokenizer.on(mesh)
+        if self.params is not None:
+            axes = (self.params, transformer.LOGICAL_AXES, mesh, sharding.SAMPLING_RULES)
+            self.params = jax.device_put(self.params, sharding.param_shardings(*axes))
+        return self
 
     def tokenize(self, images: np.ndarray, **options: Any) -> np.ndarray:
         """Images to codes; see `Tokenizer.tokenize`."""
@@ -249,7 +272,10 @@ class Model:
             policy=policy,
         )
         keys = jax.vmap(jax.random.key)(np.asarray([c.fold(seed) for c in cases], np.uint32))
-        out = generate(self.params, self.config, self.layout, self.grammar, policy, prompts, keys)
+        if self.mesh:
+            prompts, keys = sharding.place((prompts, keys), self.mesh)
+        with sharding.on(self.mesh):
+            out = generate(self.params, self.config, self.layout, self.grammar, policy, prompts, keys)
         codes = np.asarray(out.codes)
         texts = [self.vocabulary.decode([int(t) for t in row if t >= 0]).strip() for row in np.asarray(out.text)]
         return Counterfactual(self.detokenize(codes), texts, codes)

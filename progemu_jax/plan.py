@@ -112,7 +112,9 @@ def _cases(config: Any) -> list[Case]:
         raise UserError(f"config.plan.accelerators: {unknown[0]!r} is unknown; choose among {', '.join(ACCELERATORS)}")
     tpus = [name for name in plan.accelerators if ACCELERATORS[name].topologies]
     if tpus and importlib.util.find_spec("libtpu") is None:
-        print("plan: no TPU compiler here (pip install 'progemu-jax[tpu-plan]'): TPU rows are left out", file=sys.stderr)
+        print(
+            "plan: no TPU compiler here (pip install 'progemu-jax[tpu-plan]'): TPU rows are left out", file=sys.stderr
+        )
         tpus = []
     cases = []
     for devices in plan.devices:
@@ -188,9 +190,7 @@ def _compile(case: Case, config: Any) -> dict:
     compiled = lowered.compile()
     seconds = time.monotonic() - started
     memory = compiled.memory_analysis()
-    sizes = {
-        name: getattr(memory, f"{name}_size_in_bytes") for name in ("argument", "output", "alias", "temp")
-    }
+    sizes = {name: getattr(memory, f"{name}_size_in_bytes") for name in ("argument", "output", "alias", "temp")}
     row = {
         **dataclasses.asdict(case),
         "kind": "compiled",
@@ -346,7 +346,9 @@ def _analytic(case: Case, config: Any) -> dict:
         tokens = case.rows * layout.length
         state = total * (1 + moments) / (fsdp * tensor)
         grads = total / (fsdp * tensor)
-        whole = 2 * each * p["layer"] / tensor + 2 * each * p["head"] / tensor  # gathered: two layers; head, its gradient
+        whole = (
+            2 * each * p["layer"] / tensor + 2 * each * p["head"] / tensor
+        )  # gathered: two layers; head, its gradient
         saved = model.num_layers * tokens * model.hidden_size * 2  # inputs of the layers
         layer = tokens * (8 * model.hidden_size + 4 * model.intermediate_size / tensor) * 2
         logits = 1024 * (model.padded_vocab_size or model.vocab_size) / tensor * 4 * 2
@@ -356,7 +358,15 @@ def _analytic(case: Case, config: Any) -> dict:
             "all-gather": micro * 2 * total / tensor * (fsdp - 1) / fsdp,
             "reduce-scatter": micro * total / tensor * (fsdp - 1) / fsdp,
             "all-reduce (data)": 2 * total / (fsdp * tensor) * (data - 1) / data,
-            "all-reduce (tensor)": micro * model.num_layers * 6 * tokens * model.hidden_size * 2 * 2 * (tensor - 1) / tensor,
+            "all-reduce (tensor)": micro
+            * model.num_layers
+            * 6
+            * tokens
+            * model.hidden_size
+            * 2
+            * 2
+            * (tensor - 1)
+            / tensor,
         }
     else:
         local = case.rows * (2 if config.sample.policy.guided else 1)
@@ -399,7 +409,9 @@ def roofline(row: dict, name: str) -> dict[str, float]:
 def _line(row: dict) -> str:
     where = "x".join(map(str, row["mesh"]))
     if "failed" in row:
-        return f"{row['program']} on {math.prod(row['mesh'])} {row['target']} ({where}): does not compile: {row['failed']}"
+        return (
+            f"{row['program']} on {math.prod(row['mesh'])} {row['target']} ({where}): does not compile: {row['failed']}"
+        )
     sent = ", ".join(f"{kind} {value / GB:.2f}" for kind, value in sorted(row["sent"].items())) or "nothing"
     text = f"{row['program']} on {math.prod(row['mesh'])} {row['target']} ({where}), {row['kind']}: sends GB: {sent}"
     if "memory" in row:

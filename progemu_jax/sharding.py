@@ -6,6 +6,7 @@ is here. Partitioning itself is `jax.jit` with `NamedSharding` over one mesh who
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -168,14 +169,21 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
 
 
 def place(tree: Any, mesh: Mesh) -> Any:
-    """Puts host arrays that every process holds whole on the mesh: first axis split where it divides, else copied."""
+    """Puts arrays that every process holds whole on the mesh: first axis split where it divides, else copied."""
 
     def put(x):
+        where = batch_sharding(mesh) if x.ndim and len(x) % data_parts(mesh) == 0 else replicated(mesh)
+        if isinstance(x, jax.Array):
+            return jax.device_put(x, where)
         x = np.asarray(x)
-        split = x.ndim and len(x) % data_parts(mesh) == 0
-        return jax.make_array_from_callback(x.shape, batch_sharding(mesh) if split else replicated(mesh), lambda i: x[i])
+        return jax.make_array_from_callback(x.shape, where, lambda index: x[index])
 
     return jax.tree.map(put, tree)
+
+
+def on(mesh: Mesh | None) -> contextlib.AbstractContextManager:
+    """What is traced within holds its activations to the mesh (`constrain`)."""
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

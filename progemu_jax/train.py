@@ -137,7 +137,7 @@ def fit(
         if start >= cfg.steps:
             return state
         run = _Run(task, cfg, mesh, shardings, step_key, workdir, checkpoints, hooks, eval_batches)
-        with _closing(batches(cfg.seed)) as source, _on(mesh):
+        with _closing(batches(cfg.seed)) as source, sharding.on(mesh):
             return run(state, start, extra, source)
 
 
@@ -346,11 +346,6 @@ def _with_shardings(abstract, shardings):
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), abstract, shardings
     )
-
-
-def _on(mesh):
-    """Activations are held to the mesh (`sharding.constrain`) in what is traced within."""
-    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 class _Agreed:

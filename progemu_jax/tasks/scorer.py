@@ -171,10 +171,22 @@ def _labelled_part(job: tuple[int, int, int, int, int]) -> dict[str, np.ndarray]
 
 
 class ArrayBatches:
-    """Endless shuffled batches of in-memory arrays; its state is the step, so a resumed run sees the same ones."""
+    """Endless shuffled batches of in-memory arrays; its state is the step, so a resumed run sees the same ones.
 
-    def __init__(self, arrays: dict[str, np.ndarray], batch_size: int, seed: int):
+    Of several processes each draws the whole batch and takes its own rows.
+    """
+
+    def __init__(
+        self,
+        arrays: dict[str, np.ndarray],
+        batch_size: int,
+        seed: int,
+        process_index: int = 0,
+        process_count: int = 1,
+    ):
         self.arrays, self.batch_size, self.seed, self.step = arrays, batch_size, seed, 0
+        share = batch_size // process_count
+        self.own = slice(process_index * share, (process_index + 1) * share)
         self.size = len(next(iter(arrays.values())))
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
@@ -186,7 +198,7 @@ class ArrayBatches:
         order = np.random.default_rng((self.seed, epoch)).permutation(self.size)
         rows = order[index * self.batch_size : (index + 1) * self.batch_size]
         self.step += 1
-        return {k: v[rows] for k, v in self.arrays.items()}
+        return {k: v[rows[self.own]] for k, v in self.arrays.items()}
 
     def get_state(self) -> dict[str, int]:
         return {"step": self.step}
