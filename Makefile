@@ -21,7 +21,7 @@ help:
 	@echo "make demo-quick  the same in the smallest size: runs/demo-quick"
 	@echo "make phantom     the same cohort at full size: runs/phantom (hours on CPU, minutes on a GPU)"
 	@echo "make test        set-up, then the tests (JOBS=$(JOBS) processes)"
-	@echo "make soak        the slow tests: kill -9 in every stage"
+	@echo "make soak        the slow tests: kill -9 in every stage, and 20 times in one training"
 	@echo "make parity-eval every metric against independent libraries, in $(PARITY_EVAL) (Python 3.11)"
 	@echo "make coverage    2,000 simulated cohorts: do 95 % intervals hold the truth? (slow)"
 	@echo "make parity      compares with live PyTorch, in $(PARITY_VENV) (Python 3.11); EMU3=DIR adds the public Emu3 code"

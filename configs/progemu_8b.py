@@ -1,7 +1,7 @@
 """python -m progemu_jax.main --config=configs/progemu_8b.py --workdir=runs/8b --stages=plan
 
-ProgEmu at its own size: Emu3-8B on two 64 x 64 images, 9,216 tokens. `--stages=plan` says what fits where. Training needs
-`--config.vocabulary=DIR` (Emu3's vocabulary files), a cohort, and on several hosts `--multihost`.
+ProgEmu at its own size: Emu3-8B on two 64 x 64 images, 9,216 tokens. `--stages=plan` says what fits where. Training
+needs `--config.vocabulary=DIR` (Emu3's vocabulary files), a cohort, and on several hosts `--multihost`.
 """
 
 import dataclasses

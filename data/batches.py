@@ -204,8 +204,8 @@ def image_batches(
     """{"image": uint8 [B, S, S]} without end: priors and follow-ups of `pairs`, or the images of `single`.
 
     repeat=False: one pass in the shards' order, the last batch perhaps smaller, whole on every process. Else
-    B = batch_size / process_count: each process has its own rows of every batch. source: an `Examples` to read from, so that several iterators share its
-    cache.
+    B = batch_size / process_count: each process has its own rows of every batch. source: an `Examples` to read
+    from, so that several iterators share its cache.
     """
     source = _Images(source if source is not None else Examples(data_dir, config, split, cache=cache))
     if not source.keys:

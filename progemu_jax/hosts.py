@@ -42,7 +42,7 @@ def start() -> None:
     except Exception as error:  # the runtime raises what it likes
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise UserError(
-            f"--multihost: the processes of the job do not meet ({reason}): start all of them at once, under srun or on "
+            f"--multihost: the processes of the job do not meet ({reason}): start all at once, under srun or on "
             f"every worker of a TPU slice, or set {ADDRESS}, {COUNT} and {INDEX}"
         ) from None
 

@@ -20,8 +20,8 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory: everything the r
 _STAGES = flags.DEFINE_list(
     "stages",
     None,
-    "Stages to run, comma-separated; default all; 'list' prints what each needs and has made; 'plan' compiles training and "
-    "sampling for devices that are not here, and says what fits where.",
+    "Stages to run, comma-separated; default all; 'list' prints what each needs and has made; 'plan' compiles training "
+    "and sampling for devices that are not here, and says what fits where.",
 )
 _MULTIHOST = flags.DEFINE_bool("multihost", False, "This process is one of several that make the run together.")
 

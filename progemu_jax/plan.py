@@ -1,9 +1,9 @@
-"""What fits where: `--stages=plan` compiles the real training step and the real sampler for devices that nobody has here.
+"""What fits where: `--stages=plan` compiles the training step and the sampler for devices that nobody has here.
 
 Each program is lowered from abstract shapes, no array is made, in a process of its own:
 
-- **tpu**: compiled by the TPU compiler itself for a described slice (extra `tpu-plan`; no TPU is needed). Memory is what
-  that compiler assigns, bytes sent are read off its program.
+- **tpu**: compiled by the TPU's own compiler for a described slice (extra `tpu-plan`; no TPU is needed). Memory is
+  what that compiler assigns, bytes sent are read off its program.
 - **cpu**: compiled for fake CPU devices. It shows that the program partitions, and what is sent; its memory is that of
   another compiler without the accelerators' fusions and is not shown.
 - **analytic**: GPU rows. Counted from shapes by the formulas below, nothing is compiled.
@@ -48,8 +48,8 @@ class Accelerator:
     topologies: dict[int, str] = dataclasses.field(default_factory=dict, hash=False)
 
 
-# NVIDIA's data sheets of H100 SXM and H200 SXM (NVLink 900 GB/s both directions together; one 400 Gb/s network port a GPU
-# in a DGX); Google's pages on TPU v5p (ICI 4,800 Gb/s a chip) and v6e (3,584 Gb/s).
+# NVIDIA's data sheets of H100 SXM and H200 SXM (NVLink 900 GB/s both directions together; one 400 Gb/s network port a
+# GPU in a DGX); Google's pages on TPU v5p (ICI 4,800 Gb/s a chip) and v6e (3,584 Gb/s).
 ACCELERATORS = {
     "H100": Accelerator("H100 SXM", 989e12, 80 * GB, 3.35e12, 450e9, 8, 50e9),
     "H200": Accelerator("H200 SXM", 989e12, 141 * GB, 4.8e12, 450e9, 8, 50e9),
@@ -421,8 +421,11 @@ def _line(row: dict) -> str:
 
 def table(rows: list[dict]) -> str:
     """Markdown: one row a program, device and mesh."""
-    head = "| Program | Devices | Mesh | GB a device | Fits | TFLOP a device | GB sent | Roofline s: arithmetic, memory, links | Tokens/s | How known |"
-    lines = [head, "| --- " * 10 + "|"]
+    columns = (
+        "Program", "Devices", "Mesh", "GB a device", "Fits", "TFLOP a device", "GB sent",
+        "Roofline s: arithmetic, memory, links", "Tokens/s", "How known",
+    )  # fmt: skip
+    lines = [f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|"]
     for row in rows:
         name, devices = row["target"], math.prod(row["mesh"])
         mesh = " x ".join(map(str, row["mesh"]))
@@ -441,8 +444,8 @@ def table(rows: list[dict]) -> str:
         how = f"compiled for {a.title}" if row["kind"] == "compiled" else "analytic"
         fits = "yes" if memory < 0.92 * a.memory else "no"
         lines.append(
-            f"| {row['program']} | {devices} {a.title} | {mesh} | {memory / GB:.1f} | {fits} | {flops:.0f} | {sent:.1f} | "
-            f"{parts} | {speed} | {how} |"
+            f"| {row['program']} | {devices} {a.title} | {mesh} | {memory / GB:.1f} | {fits} | {flops:.0f} | "
+            f"{sent:.1f} | {parts} | {speed} | {how} |"
         )
     return "\n".join(lines)
 

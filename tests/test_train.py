@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
-from toy_training import CFG, Batches, Toy, eval_batches, run
+from toy_training import CFG, LONG, Batches, Toy, eval_batches, run
 
 from progemu_jax import checkpoint, train
 from progemu_jax.errors import UserError
@@ -77,6 +77,35 @@ def test_killed_run_ends_bit_for_bit_like_an_undisturbed_one(undisturbed, tmp_pa
     state = run(tmp_path)
     assert_same_bits(state, undisturbed[0])
     assert (tmp_path / "metrics.jsonl").read_bytes() == undisturbed[1]
+
+
+@pytest.mark.slow
+def test_killed_twenty_times_it_ends_the_same_and_restores_nothing_half_written(tmp_path):
+    """kill -9 at 20 random moments of 200 steps, a checkpoint every second one: most moments lie in a write."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    state = run(whole, dataclasses.replace(LONG, keep=1000))
+    records = (whole / "checkpoints").glob("[0-9]*/meta/metadata")
+    sums = {int(path.parts[-3]): json.loads(path.read_text())["checksums"] for path in records}
+    assert len(sums) == 100
+    kills = cut = 0
+    while kills < 20:
+        delay = random.uniform(0.02, 0.25)
+        done = subprocess.run([sys.executable, TOY, killed, str(delay), "long"], capture_output=True)
+        assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
+        kills += 1
+        cut += any((killed / "checkpoints").glob("*tmp*"))
+        with checkpoint.Checkpoints(killed / "checkpoints", keep=2) as checkpoints:
+            steps = checkpoints.steps()
+        if steps:
+            assert steps[-1] < 200, f"over after {kills} kills: the delays are too long for this machine"
+        for step in steps:  # what has a final name is whole
+            record = json.loads((killed / f"checkpoints/{step}/meta/metadata").read_text())
+            assert record["checksums"] == sums[step]
+    ended = run(killed, LONG)
+    assert not list((killed / "checkpoints").glob("damaged-*"))
+    print(f"killed {kills} times, {cut} of them within a write; last checkpoint before the end: step {steps[-1]}")
+    assert_same_bits(ended, state)
+    assert (killed / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
 
 
 @pytest.mark.parametrize("step", [7, 63])

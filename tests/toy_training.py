@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -85,12 +86,25 @@ def run(workdir, cfg=CFG, task=None, batches=Batches, **options):
     return train.fit(task or Toy(cfg), cfg, batches, eval_batches, workdir, **options)
 
 
+class Slow(Batches):
+    """Slow enough that a run of 200 steps is killed many times."""
+
+    def __next__(self):
+        time.sleep(0.01)
+        return super().__next__()
+
+
+SAVING = dataclasses.replace(CFG, save_every=2)  # many chances to die while saving
+LONG = dataclasses.replace(SAVING, steps=200)
+
 if __name__ == "__main__":
-    folder, delay = sys.argv[1], float(sys.argv[2])
+    folder, delay, cfg, source = sys.argv[1], float(sys.argv[2]), SAVING, Batches
+    if len(sys.argv) > 3:
+        cfg, source = LONG, Slow
 
     def start(seed):
         threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
-        return Batches(seed)
+        return source(seed)
 
-    run(folder, dataclasses.replace(CFG, save_every=2), batches=start)  # many chances to die while saving
+    run(folder, cfg, batches=start)
     os.kill(os.getpid(), signal.SIGKILL)  # it was too fast for the timer: still no clean exit
