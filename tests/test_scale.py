@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
+from toy_training import compiled_in
 
 from progemu_jax import checkpoint, sharding, train
 from progemu_jax.errors import UserError
@@ -35,6 +36,13 @@ SPECS = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """The program of one device is needed twice; the cache lives as long as this file's tests."""
+    with compiled_in(tmp_path_factory.mktemp("compiled")):
+        yield
+
+
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
     folder = tmp_path_factory.mktemp("one")
@@ -44,7 +52,7 @@ def one(tmp_path_factory):
 
 def assert_close(found, expected):
     assert set(found) == set(expected)
-    assert len(expected) == 22  # 20 steps, two evaluations
+    assert len(expected) == 21  # 20 steps and an evaluation
     worst = max(abs(found[step] - expected[step]) for step in expected)
     assert worst <= 1e-5, worst
     return worst
@@ -143,8 +151,8 @@ def test_placing_and_sharding_a_batch():
 # --- two processes of 4 devices each, on this machine ---
 
 
-def job(*arguments, count=2):
-    """Runs the script in `count` processes that meet on a free port; their results."""
+def job(cache, *arguments, count=2):
+    """Runs the script in `count` processes that meet on a free port; (status, stdout, stderr) of each."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"
@@ -154,6 +162,7 @@ def job(*arguments, count=2):
             [sys.executable, SCRIPT, *map(str, arguments)],
             env={
                 **os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "TQDM_DISABLE": "1",
+                "JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
                 "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(i),
             },
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -168,15 +177,16 @@ def job(*arguments, count=2):
     return [(process.returncode, *output) for process, output in zip(processes, outputs, strict=True)]
 
 
-def test_two_processes_train_as_one_stop_together_and_survive_damage(one, tmp_path):
-    stopped = job(tmp_path, 20, "2x2x2", "--stop-at", 12)
+def test_two_processes_train_as_one_stop_together_and_survive_damage(one, tmp_path, tmp_path_factory):
+    cache = tmp_path_factory.mktemp("compiled")
+    stopped = job(cache, tmp_path, 20, "2x2x2", "--stop-at", 12)
     assert [code for code, *_ in stopped] == [143, 143], stopped[0][2][-2000:] + stopped[1][2][-2000:]
     steps = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit())
     assert 12 < steps[-1] <= 15, steps  # both at the same step, or there would be no complete checkpoint
     newest = tmp_path / "checkpoints" / str(steps[-1])
     largest = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
     largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
-    ended = job(tmp_path, 20, "2x2x2")
+    ended = job(cache, tmp_path, 20, "2x2x2")
     assert [code for code, *_ in ended] == [0, 0], ended[0][2][-2000:] + ended[1][2][-2000:]
     assert all("damaged" in stderr for _, _, stderr in ended)
     assert (tmp_path / "checkpoints" / f"damaged-{steps[-1]}").is_dir()

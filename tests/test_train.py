@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
-from toy_training import CFG, LONG, Batches, Toy, eval_batches, run
+from toy_training import CFG, LONG, Batches, Toy, compiled_in, eval_batches, run
 
 from progemu_jax import checkpoint, train
 from progemu_jax.errors import UserError
@@ -45,18 +44,8 @@ def assert_same_bits(a, b):
 @pytest.fixture(scope="module", autouse=True)
 def compiled_once(tmp_path_factory):
     """Every run here compiles the same few programs; the cache lives as long as this file's tests."""
-    options = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    old = {name: getattr(jax.config, name) for name in options}
-    for name, value in options.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()  # else an earlier test's "no cache" stands
-    yield
-    for name, value in old.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
+    with compiled_in(tmp_path_factory.mktemp("compiled")):
+        yield
 
 
 @pytest.fixture(scope="module")
