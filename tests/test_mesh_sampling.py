@@ -1,4 +1,4 @@
-"""Sampling and tokenising on eight devices give what one gives; shards of predictions of several hosts are one folder."""
+"""Sampling and tokenising on eight devices give what one gives; shards of predictions of hosts make one folder."""
 
 import json
 

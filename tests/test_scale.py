@@ -16,7 +16,9 @@ import pytest
 from jax.sharding import PartitionSpec
 from toy_training import compiled_in
 
-from progemu_jax import checkpoint, sharding, train
+from progemu_jax import checkpoint, hlo, main, plan, sharding, train
+from progemu_jax.config import Config, from_dict
+from progemu_jax.configs import demo, progemu_8b
 from progemu_jax.errors import UserError
 from progemu_jax.models import transformer
 
@@ -226,3 +228,59 @@ def test_resume_elsewhere_names_everything_that_changed(tmp_path, caplog):
     assert "cores" in caplog.text
     assert "(now 0.0)" in caplog.text
     assert "not bit for bit" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("mesh", "batch", "words"),
+    [
+        ({"data": 3}, 16, "data=3 fsdp=1 tensor=1 does not make 8 devices"),
+        ({"data": 8}, 4, "config.progemu.stage2: batch_size / accumulate=4 does not divide over the 8 devices"),
+        ({"data": 1, "tensor": 8}, 16, "heads axis of size 4 does not divide by mesh tensor=8"),
+        ({"data": 0}, 16, "sizes are 1 or more"),
+    ],
+)
+def test_a_mesh_that_cannot_be_is_one_line_before_anything_is_made(tmp_path, mesh, batch, words):
+    config = demo.get_config()
+    config.mesh = mesh
+    config.progemu.stage2.batch_size = batch
+    with pytest.raises(UserError) as caught:
+        main.run(config, tmp_path / "run", None)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_directory_that_cannot_be_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"--workdir=.*cannot be made \(Not a directory\)"):
+        main.run(demo.get_config(), tmp_path / "file/run", None)
+
+
+def test_what_a_program_sends_counts_loops():
+    """One all-reduce of 4 KB in a loop of 7 over 8 devices: 7 x 2 x 7/8 of it."""
+    mesh = toy.make_mesh("8x1x1")
+    where = jax.sharding.NamedSharding(mesh, PartitionSpec("data"))
+
+    def program(x):
+        def body(total, _):
+            return total + jax.lax.with_sharding_constraint(x * total[0], where).sum(0), None
+
+        return jax.lax.scan(body, jax.numpy.zeros(1024), None, length=7)[0]
+
+    x = jax.ShapeDtypeStruct((64, 1024), jax.numpy.float32, sharding=where)
+    text = jax.jit(program, out_shardings=sharding.replicated(mesh)).lower(x).compile().as_text()
+    assert hlo.collectives(text, 8) == {"all-reduce": pytest.approx(7 * 2 * 7 / 8 * 4096)}
+
+
+def test_plan_counts_the_8b_model_as_it_is():
+    config = from_dict(Config, progemu_8b.get_config())
+    model, layout, _ = plan._parts(config, 1)
+    parts = plan._parameters(model)
+    norms = 65 * 4096
+    padding = 2 * 4096 * (184_640 - 184_622)
+    assert model.num_layers * parts["layer"] + parts["tables"] + norms - padding == 8_492_011_520
+    case = plan.Case("train", (8, 8, 1), 1, "v5p")
+    found = plan.counts(model, layout, case, config)
+    assert found["tokens"] == 64 * 9216
+    dense = 6 * (model.num_layers * parts["layer"] + parts["head"])
+    assert found["flops"] == pytest.approx(found["tokens"] * (dense + 6 * 32 * 4096 * 9216))
