@@ -53,7 +53,7 @@ def ours(args, dtype, moments, size):
 
     model = TransformerConfig(
         vocab_size=VOCABULARY, head_dim=size["hidden_size"] // size["num_heads"], max_length=args.length, dtype=dtype,
-        remat=args.config == "1b", remat_policy="attention", scan_layers=args.config == "1b",
+        remat=True, remat_policy="attention", scan_layers=True,
         param_dtype="float32", **size,
     )  # fmt: skip
     train = TrainConfig(
@@ -219,7 +219,7 @@ def main():
     args = parser.parse_args()
     small = args.config == "small"
     args.batch, args.length = args.batch or (2 if small else 1), args.length or (640 if small else 9216)
-    args.chunk = args.chunk or (160 if small else 1024)
+    args.chunk = args.chunk or (80 if small else 1024)
     if args.serve:
         serve(args, *args.serve.split(","))
     elif small:

@@ -90,8 +90,13 @@ def scale_by_adam_bfloat16(b1: float, b2: float, eps: float) -> optax.GradientTr
         count = state.count + 1
         mu = jax.tree.map(lambda m, g: b1 * m.astype(jnp.float32) + (1 - b1) * g, state.mu, grads)
         nu = jax.tree.map(lambda v, g: b2 * v.astype(jnp.float32) + (1 - b2) * g * g, state.nu, grads)
-        updates = jax.tree.map(lambda m, v: (m / (1 - b1**count)) / (jnp.sqrt(v / (1 - b2**count)) + eps), mu, nu)
         mu, nu = (_round_tree(tree, 2 * count + i) for i, tree in enumerate((mu, nu)))
+
+        def one(m, v):  # of the rounded moments: with the exact ones, both would be held until the update is done
+            m, v = m.astype(jnp.float32) / (1 - b1**count), v.astype(jnp.float32) / (1 - b2**count)
+            return m / (jnp.sqrt(v) + eps)
+
+        updates = jax.tree.map(one, mu, nu)
         return updates, optax.ScaleByAdamState(count=count, mu=mu, nu=nu)
 
     return optax.GradientTransformation(init, update)

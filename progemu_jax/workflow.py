@@ -118,7 +118,7 @@ def check(config: Config) -> None:
             check_training(part)
         except UserError as error:
             raise UserError(f"config.{name}: {error}") from None
-    size, factor = config.data.image_size, config.tokenizer.model.factor
+    size, factor = config.data.image_size, tokenizer_model(config).factor
     if size < 32 or size % factor:
         raise UserError(
             f"config.data.image_size={size}: give 32 or more, a multiple of {factor} (the tokenizer's factor)"
@@ -129,6 +129,12 @@ def check(config: Config) -> None:
         raise UserError(
             f"config.progemu.task.length={layout.length}: two images and the prompt alone take {least} tokens; raise it"
         )
+
+
+def tokenizer_model(config: Config) -> Any:
+    """The VQGAN's config: the run's own, or that of `config.tokenizer.init`."""
+    c = config.tokenizer
+    return open_folder(c.init, TOKENIZER, c.model).model if c.init else c.model
 
 
 @_by_one_host
@@ -173,8 +179,13 @@ def tokenizer(config: Config, workdir: Path) -> None:
     """Trains the VQGAN on the images of the training split; exports it."""
     from progemu_jax.tasks.tokenizer import TokenizerTask
 
+    import jax
+
     c, shards = config.tokenizer, workdir / "data/shards"
-    task = TokenizerTask(c.model, c.loss, c.train, config.data.image_size)
+    start = open_folder(c.init, TOKENIZER, c.model) if c.init else None
+    model = start.model if start else c.model
+    task = TokenizerTask(model, c.loss, c.train, config.data.image_size, c.freeze, fresh=start is None)
+    first = start and (lambda: task.from_variables(start.variables(), jax.random.key(c.train.seed)))
     train = batches.examples(shards, "single", "train")
     held_out = batches.examples(shards, "pairs", "validation")
     state = fit(
@@ -188,9 +199,11 @@ def tokenizer(config: Config, workdir: Path) -> None:
         ),
         workdir / "tokenizer",
         mesh=_mesh(config),
-        config=to_dict(c),
+        init_state=first,
+        config=to_dict(dataclasses.replace(c, init="", model=model)),  # where the start lies does not count
+        show=_fixed(batches.examples(shards, "pairs", "validation"), _tokenizer_pictures),
     )
-    checkpoint.export(task.inference_variables(state), {"model": to_dict(c.model)}, workdir / "tokenizer/export")
+    checkpoint.export(task.inference_variables(state), {"model": to_dict(model)}, workdir / "tokenizer/export")
 
 
 def _load_tokenizer(workdir: Path):

@@ -198,17 +198,22 @@ class ProgEmuTask:
         key: None switches dropout off. every: also the means of kinds that have no weight in the loss, which cost as
         much as the others.
         """
-        tokens, kinds, aligned = batch["tokens"], batch["kinds"][:, 1:], batch["aligned"][:, :-1]
         with jax.sharding.use_abstract_mesh(self.mesh) if self.mesh else contextlib.nullcontext():
-            hidden, _ = self.model.apply(
-                {"params": params},
-                tokens[:, :-1],
-                batch["positions"][:, :-1],
-                aligned=aligned,
-                segments=batch["kinds"][:, :-1] != Kind.PAD,
-                deterministic=key is None or self.model_config.dropout == 0,
-                rngs=None if key is None else {"dropout": key},
-            )
+            return self._loss(params, batch, key, every)
+
+    def _loss(
+        self, params: Any, batch: dict[str, jax.Array], key: jax.Array | None, every: bool
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        tokens, kinds, aligned = batch["tokens"], batch["kinds"][:, 1:], batch["aligned"][:, :-1]
+        hidden, _ = self.model.apply(
+            {"params": params},
+            tokens[:, :-1],
+            batch["positions"][:, :-1],
+            aligned=aligned,
+            segments=batch["kinds"][:, :-1] != Kind.PAD,
+            deterministic=key is None or self.model_config.dropout == 0,
+            rngs=None if key is None else {"dropout": key},
+        )
         targets = tokens[:, 1:]
         changed = (aligned >= 0) & (aligned != targets)
         weights = jnp.asarray(self.kind_weights)[kinds] * batch["weights"][:, 1:]
