@@ -26,7 +26,8 @@ def collectives(text: str, devices: int) -> dict[str, float]:
       text: `compiled.as_text()`.
       devices: how many there are; the group where an instruction names none.
 
-    A loop without a fixed count runs as often as the largest constant of its condition: the most it can.
+    A loop without a fixed count runs as often as the largest constant of its condition, the most it can, or once where
+    there is none (the head's loss, which sends nothing inside unless the vocabulary is split).
     """
     bodies, entry = _computations(text)
     sent: dict[str, float] = defaultdict(float)

@@ -130,9 +130,8 @@ def _cases(config: Any) -> list[Case]:
 
 def _mesh(config: Any, devices: int, program: str) -> tuple[int, int, int]:
     """The config's mesh on so many devices: data takes what fsdp and tensor leave."""
-    fsdp, tensor = config.mesh.fsdp, config.mesh.tensor
-    if program == "sample":  # every data part holds the weights whole, but for tensor
-        fsdp, tensor = 1, tensor
+    tensor = config.mesh.tensor
+    fsdp = config.mesh.fsdp if program == "train" else 1  # in sampling each data part holds what tensor leaves it
     if devices % (fsdp * tensor):
         raise UserError(f"mesh: fsdp={fsdp} tensor={tensor} does not divide {devices} devices; choose another mesh")
     return devices // (fsdp * tensor), fsdp, tensor
@@ -304,7 +303,8 @@ def counts(model: Any, layout: Any, case: Case, config: Any) -> dict:
     """FLOPs of the whole program: `flops` (the model's), `flops_done` (with recomputation); tokens; memory traffic.
 
     Forward: 2 a parameter and token, and 2 heads x head size a token and key it sees, twice (scores, values). Backward
-    is twice that; rematerialisation runs the layers' forward pass once more, chunked loss the head's.
+    is twice that; rematerialisation runs the layers' forward pass once more. Memory traffic of activations is taken as
+    30 reads or writes of [tokens, hidden] a layer, all passes together: a guess, which arithmetic hides.
     """
     p, parts = _parameters(model), case.mesh[0] * case.mesh[1]
     width, length = model.num_heads * model.head_dim, layout.length
@@ -313,8 +313,9 @@ def counts(model: Any, layout: Any, case: Case, config: Any) -> dict:
     if case.program == "train":
         accumulate = config.progemu.stage2.accumulate
         tokens = parts * case.rows * accumulate * length
-        forward = model.num_layers * (2 * p["layer"] + 2 * width * length) + 2 * p["head"]
-        done = 3 * forward + (forward if model.remat else 0)
+        layers = model.num_layers * (2 * p["layer"] + 2 * width * length)
+        forward = layers + 2 * p["head"]
+        done = 3 * forward + (layers if model.remat else 0)
         # A device reads the weights in each of three passes, and reads and writes its share of weights and moments.
         shards = case.mesh[1] * case.mesh[2]
         moved = 3 * weights / case.mesh[2] * accumulate + 8 * weights / shards

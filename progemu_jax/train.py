@@ -473,7 +473,8 @@ def _signals():
     if threading.current_thread() is not threading.main_thread():
         yield caught
         return
-    old = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    # None: a handler that is not Python's (on several hosts JAX's runtime has one for SIGTERM); ours takes its place.
+    old = {number: signal.getsignal(number) or signal.SIG_DFL for number in (signal.SIGTERM, signal.SIGINT)}
 
     def note(number, frame):
         caught.append(number)
