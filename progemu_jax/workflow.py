@@ -13,17 +13,20 @@ from typing import Any
 
 import numpy as np
 
-from progemu_jax import checkpoint, records, vocab
+from progemu_jax import checkpoint, places, records, vocab
 from progemu_jax.config import Config, to_dict
 from progemu_jax.controls import NO_CHANGE, contradicting_prompt
+from progemu_jax.convert.names import LANGUAGE_MODEL, TOKENIZER
 from progemu_jax.data import batches, build, icg_cxr
 from progemu_jax.data.progression import progression
 from progemu_jax.data.tree import read_lines
 from progemu_jax.errors import UserError
+from progemu_jax.imported import open_folder
 from progemu_jax.predictions import Case, Prediction, write_predictions
 from progemu_jax.train import check as check_training
 from progemu_jax.train import fit
 
+SHOWN = 4  # validation cases whose pictures go to TensorBoard
 DUMMY_PRIOR = 128  # gray level of stage 1's constant prior (MedJourney, section 3.3)
 
 
@@ -111,17 +114,18 @@ def data(config: Config, workdir: Path) -> None:
 
 def tokenizer(config: Config, workdir: Path) -> None:
     """Trains the VQGAN on the images of the training split; exports it."""
-    from progemu_jax.tasks.tokenizer import TokenizerTask
-
     import jax
+
+    from progemu_jax.tasks.tokenizer import TokenizerTask
 
     c, shards = config.tokenizer, workdir / "data/shards"
     start = open_folder(c.init, TOKENIZER, c.model) if c.init else None
     model = start.model if start else c.model
     task = TokenizerTask(model, c.loss, c.train, config.data.image_size, c.freeze, fresh=start is None)
     first = start and (lambda: task.from_variables(start.variables(), jax.random.key(c.train.seed)))
-    train = batches.examples(shards, "single", "train")
     held_out = batches.examples(shards, "pairs", "validation")
+    shown = np.stack([held_out[i]["followup"] for i in range(min(len(held_out), SHOWN))])
+    train = batches.examples(shards, "single", "train")
     state = fit(
         task,
         c.train,
@@ -133,7 +137,7 @@ def tokenizer(config: Config, workdir: Path) -> None:
         mesh=_mesh(config),
         init_state=first,
         config=to_dict(dataclasses.replace(c, init="", model=model)),  # where the start lies does not count
-        show=_fixed(batches.examples(shards, "pairs", "validation"), _tokenizer_pictures),
+        show=lambda state: task.pictures(state, {"image": shown}),
     )
     checkpoint.export(task.inference_variables(state), {"model": to_dict(model)}, workdir / "tokenizer/export")
 
@@ -206,45 +210,87 @@ def _crop(images: np.ndarray, rng: np.random.Generator, on: bool) -> np.ndarray:
 
 
 def model_parts(config: Config) -> tuple:
-    """(vocabulary, layout, transformer config) of a run."""
+    """(vocabulary, layout, transformer config) of a run; those of `config.progemu.init` where it is set."""
     from progemu_jax.sequence import Layout
 
-    vocabulary = vocab.load(config.vocabulary or None, config.tokenizer.model.codebook_size)
-    side = config.data.image_size // config.tokenizer.model.factor
-    task = config.progemu.task
+    coder, task, model = tokenizer_model(config), config.progemu.task, config.progemu.model
+    start = language_start(config)
+    side = config.data.image_size // coder.factor
     layout = Layout(side, side, task.length, task.prompt_budget)
-    model = config.progemu.model
-    if model.vocab_size not in (0, vocabulary.size):
+    if start is None:
+        vocabulary = vocab.load(config.vocabulary or None, coder.codebook_size)
+        if model.vocab_size not in (0, vocabulary.size):
+            raise UserError(
+                f"config.progemu.model.vocab_size={model.vocab_size}: the vocabulary has {vocabulary.size}; leave it 0"
+            )
+        return vocabulary, layout, dataclasses.replace(model, vocab_size=vocabulary.size, max_length=task.length)
+    where, model = f"config.progemu.init={config.progemu.init}", start.model
+    vocabulary = vocab.load(config.vocabulary) if config.vocabulary else start.vocabulary
+    if vocabulary is None:
+        raise UserError(f"{where}: has no text tokenizer; put {vocab.TEXT_FILE} and {vocab.VISION_FILE} beside it")
+    if vocabulary.size > model.vocab_size:
+        raise UserError(f"{where}: the model has {model.vocab_size} ids, the vocabulary {vocabulary.size}; use its own")
+    if vocabulary.codebook_size != coder.codebook_size:
         raise UserError(
-            f"config.progemu.model.vocab_size={model.vocab_size}: the vocabulary has {vocabulary.size}; leave it 0"
+            f"{where}: its vocabulary has {vocabulary.codebook_size} visual tokens, the image tokenizer "
+            f"{coder.codebook_size} codes; set config.tokenizer.init to the tokenizer that belongs to it"
         )
-    return vocabulary, layout, dataclasses.replace(model, vocab_size=vocabulary.size, max_length=task.length)
+    if task.length > model.max_length:
+        raise UserError(
+            f"config.progemu.task.length={task.length}: the model of {where} was made for {model.max_length}; lower it"
+        )
+    if task.init_from_codebook:
+        raise UserError(f"{where}: its embeddings are trained; set config.progemu.task.init_from_codebook=False")
+    return vocabulary, layout, model
+
+
+def language_start(config: Config) -> Any:
+    """`imported.Imported` of `config.progemu.init`, or None."""
+    c = config.progemu
+    return open_folder(c.init, LANGUAGE_MODEL, c.model) if c.init else None
 
 
 def train(config: Config, workdir: Path) -> None:
-    """The two stages of the curriculum; exports the language model."""
+    """The two stages of the curriculum; exports the language model, and LoRA's parameters by themselves."""
     import jax
 
+    from progemu_jax import lora, sharding
     from progemu_jax.models import transformer
     from progemu_jax.tasks.progemu import ProgEmuTask, code_embeddings, packer
 
     vocabulary, layout, model = model_parts(config)
     shards, c = workdir / "data/shards", config.progemu
-    identity = {"model": to_dict(model), "task": to_dict(c.task), "layout": to_dict(layout)}
-    codebook = np.asarray(_load_tokenizer(workdir).variables["params"]["quantize"]["embedding"])
+    start, coder, mesh = language_start(config), _load_tokenizer(workdir), _mesh(config)
+    identity = {"model": to_dict(model), "task": to_dict(c.task), "layout": to_dict(layout), "tune": to_dict(c.tune)}
+    codebook = np.asarray(coder.variables["params"]["quantize"]["embedding"])
+    # Of the model that is exported: LoRA merged, layers apart.
+    plain = dataclasses.replace(model, lora_rank=0, scan_layers=False)
 
     def first() -> Any:
+        if start is not None:
+            return start.variables()
         params = transformer.init_params(model, jax.random.key(c.stage1.seed))
         if not c.task.init_from_codebook:
             return params
         return code_embeddings(params, codebook, vocabulary.visual_start, c.stage1.seed)
 
-    def fit_stage(name: str, split: str, train_config: Any, init: Any) -> dict:
-        task = ProgEmuTask(model, c.task, train_config, vocabulary.visual_start, codebook)
+    def merged(params: Any) -> Any:
+        params = lora.merge(params, model)[0]
+        return transformer.unstack_layers(params) if model.scan_layers else params
+
+    def placed(task: Any, params: Any) -> Any:
+        """The first state, made where it will lie: no device holds a whole copy of a large model."""
+        params = jax.device_put(params, sharding.param_shardings(params, transformer.LOGICAL_AXES, mesh))
+        shardings = task.state_shardings(mesh, jax.eval_shape(task.from_params, params))
+        return jax.jit(task.from_params, out_shardings=shardings)(params)
+
+    def fit_stage(name: str, split: str, train_config: Any, before: Any) -> Any:
+        """The stage's final parameters."""
+        task = ProgEmuTask(model, c.task, train_config, vocabulary.visual_start, codebook, c.tune)
         source = batches.examples(shards, "tokens", split)
         held_out = batches.examples(shards, "tokens", "validation")
         transform = packer(vocabulary, layout, c.task, codebook, train=True)
-        return fit(
+        state = fit(
             task,
             train_config,
             lambda seed: batches.example_batches(
@@ -261,22 +307,42 @@ def train(config: Config, workdir: Path) -> None:
                 source=held_out,
             ),
             workdir / "train" / name,
-            mesh=_mesh(config),
-            init_state=lambda: task.from_params(init["params"] if init else first()),
+            mesh=mesh,
+            init_state=lambda: placed(task, before if before is not None else first()),
             config=identity,
+            show=lambda state: pictures(merged(task.params(state)), held_out),
         )
+        return task.params(state)
 
-    state = fit_stage("stage1", "train_single", c.stage1, None) if c.stage1.steps else None
-    state = fit_stage("stage2", "train", c.stage2, state)
+    def pictures(params: Any, held_out: Any) -> np.ndarray:
+        """uint8 [N, S, 3 S]: prior, counterfactual and real follow-up of the first validation cases."""
+        from progemu_jax.model import Model
+
+        cases = [held_out[i] for i in range(min(len(held_out), SHOWN))]
+        current = Model(params, plain, layout, vocabulary, coder, config.sample.policy, "training")
+        out = current.sample([Case(e["pair_id"], e["prior"], e["prompt"]) for e in cases])
+        sides = [coder.detokenize(np.stack([e[name] for e in cases])) for name in ("prior", "followup")]
+        return np.concatenate([sides[0], out.images, sides[1]], axis=2)
+
+    params = fit_stage("stage1", "train_single", c.stage1, None) if c.stage1.steps else None
+    params = fit_stage("stage2", "train", c.stage2, params)
     export_config = {
-        "model": to_dict(model),
+        "model": to_dict(plain),
         "layout": to_dict(layout),
         "policy": to_dict(config.sample.policy),
         "vocabulary": config.vocabulary,
         "vocabulary_hash": vocabulary.hash,
         "hash": records.digest({**identity, "stage1": to_dict(c.stage1), "stage2": to_dict(c.stage2)}),
     }
-    checkpoint.export(state["params"], export_config, workdir / "train/export")
+    folder = workdir / "train/export"
+    with checkpoint.ExportWriter(folder) as writer:
+        for name, leaf in checkpoint.flatten(merged(params)).items():
+            writer.add(name, leaf)
+        if start is not None:
+            vocabulary.save(writer.folder / places.VOCABULARY)
+        writer.finish(export_config)
+    if model.lora_rank:
+        lora.export_peft(params, model, workdir / "train/adapter", c.init or str(folder))
 
 
 def scorer(config: Config, workdir: Path) -> None:
