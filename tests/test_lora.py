@@ -190,10 +190,10 @@ def test_a_start_is_the_imported_function_whatever_is_added(tmp_path, scan):
 
 
 def test_a_start_that_is_none_is_one_line(tmp_path):
-    with pytest.raises(UserError, match="config.progemu.init: .*no such folder"):
+    with pytest.raises(UserError, match=r"config\.progemu\.init: .*no such folder"):
         open_folder(str(tmp_path / "none"), "language_model", MODEL)
     language_export(tmp_path / "lm")
-    with pytest.raises(UserError, match="config.tokenizer.init=.*holds no tokenizer"):
+    with pytest.raises(UserError, match=r"config\.tokenizer\.init=.*holds no tokenizer"):
         open_folder(str(tmp_path / "lm"), "tokenizer", VQGANConfig())
 
 
