@@ -194,6 +194,7 @@ def accelerator(args):
     import jax
 
     from progemu_jax import speed
+    from progemu_jax.models import transformer
 
     one, said, model = ours(args, "bfloat16", "bfloat16", SIZES[args.config])
     one()
@@ -201,7 +202,7 @@ def accelerator(args):
     for _ in range(args.steps * args.blocks):
         one()
     rate = args.steps * args.blocks * args.batch * args.length / (time.perf_counter() - start)
-    flops = speed.transformer_flops(model, args.length)
+    flops = transformer.training_flops(model, args.length)
     peak = speed.peak_flops()
     row = {"config": args.config, "batch": args.batch, "length": args.length, **said, "tokens_per_second": round(rate)}
     row["mfu"] = round(rate * flops / (peak * jax.device_count()), 3) if peak else None

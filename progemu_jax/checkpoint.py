@@ -13,7 +13,7 @@ import math
 import os
 import shutil
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -207,28 +207,44 @@ class Checkpoints:
             )
 
 
-def export(params: Any, config: dict, directory: str | os.PathLike) -> None:
+def export(
+    params: Any,
+    config: dict,
+    directory: str | os.PathLike,
+    beside: Mapping[str, Callable[[Path], object]] | None = None,
+) -> None:
     """Writes parameters and the config that builds their model, for use without the training run.
 
     Args:
       params: nested dict of arrays. config: JSON-able. directory: must not exist, or be an earlier export
-        (which is replaced once the new one is complete). Of several hosts every one calls, the first writes.
+        (which is replaced once the new one is complete). beside: {name: writes a file or folder of that name}. Of
+        several hosts every one calls and the first writes.
     """
     with ExportWriter(directory) if hosts.first() else contextlib.nullcontext() as writer:
         for name, leaf in flatten(params).items():
-            whole = _whole(leaf)  # every host has a hand in it
+            leaf = whole(leaf)  # every host has a hand in it
             if writer:
-                writer.add(name, whole)
-        hosts.once(lambda: writer.finish(config), str(directory))
+                writer.add(name, leaf)
+
+        def finish():
+            for name, write in (beside or {}).items():
+                write(writer.folder / name)
+            writer.finish(config)
+
+        hosts.once(finish, str(directory))
 
 
-def _whole(leaf):
-    """An array whose parts other hosts may hold, in NumPy."""
-    if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
-        from jax.experimental import multihost_utils
+def whole(tree: Any) -> Any:
+    """Arrays whose parts other hosts may hold, in NumPy; the rest as they are. Every host calls."""
 
-        return multihost_utils.process_allgather(leaf, tiled=True)
-    return leaf
+    def one(leaf):
+        if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+            from jax.experimental import multihost_utils
+
+            return multihost_utils.process_allgather(leaf, tiled=True)
+        return leaf
+
+    return jax.tree.map(one, tree)
 
 
 class ExportWriter:

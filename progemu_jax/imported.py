@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from progemu_jax import checkpoint, places, vocab
 from progemu_jax.config import from_dict
@@ -45,9 +46,13 @@ class Imported:
     part: Any = dataclasses.field(repr=False)  # a Hugging Face part, or an export's folder
 
     def variables(self) -> Any:
-        """All of it in `model.param_dtype` (a tokenizer's statistics in float32), with fresh LoRA and stacked layers
-        where the config asks for them, and a prior alignment of zeros: the function is the imported one."""
+        """All of it, NumPy arrays in `model.param_dtype` (a tokenizer's statistics in float32).
+
+        With fresh LoRA and stacked layers where the config asks for them, and a prior alignment of zeros: the function
+        is the imported one.
+        """
         read = checkpoint.load_export(self.part)[0] if isinstance(self.part, Path) else self.part.params()
+        read = jax.tree.map(np.asarray, read)
         dtype = jnp.dtype(self.model.param_dtype)
         if self.kind == TOKENIZER:
             cast = {"params": jax.tree.map(lambda x: x.astype(dtype), read["params"])}
@@ -65,7 +70,7 @@ class Imported:
         if missing:  # LoRA's A is random, and what it would be for a fresh model
             fresh = checkpoint.flatten(_fresh(self.model, missing))
             flat |= {n: jnp.zeros_like(x) if n == "prior_proj" else x for n, x in fresh.items()}
-        return checkpoint.unflatten({n: flat[n].astype(s.dtype) for n, s in names.items()})
+        return checkpoint.unflatten({n: np.asarray(flat[n]).astype(s.dtype) for n, s in names.items()})
 
 
 def _fresh(model, wanted):

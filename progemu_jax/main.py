@@ -41,7 +41,8 @@ def build_stages(config, config_dict: dict) -> list:
 
     def part(*names: str) -> dict:
         """The seed and the named sections, without what only says how often a loop reports and saves."""
-        return {"seed": config.seed, **{name: _without(config_dict[name], HOUSEKEEPING) for name in names}}
+        silent = (*HOUSEKEEPING, "init", "perceptual_weights")
+        return {"seed": config.seed, **{name: _without(config_dict[name], silent) for name in names}}
 
     places = ("root", "reports", "mimic_iv")  # what lies there counts, not where it is
     data = _without(config_dict["data"], (*places, "processes"))
@@ -50,11 +51,23 @@ def build_stages(config, config_dict: dict) -> list:
     states = ("data/references",) if "contradicting-prompts" in config.sample.systems else ()
     source = ("data/source",) if config.data.source == "phantom" else ()
     made = ("data/tree", "data/references", "data/shards/icg_cxr/pairs", "data/shards/icg_cxr/single")
+    # Weights to start from are inputs: their content counts, not where they lie.
+    starts = {
+        name: (part.init,) if part.init else ()
+        for name, part in (("tokenizer", config.tokenizer), ("progemu", config.progemu))
+    }
+    if config.tokenizer.loss.perceptual:
+        starts["tokenizer"] += (config.tokenizer.loss.perceptual_weights,)
     stages = [
         ("data", (*source, *made), external, {"seed": config.seed, "data": data}),
-        ("tokenizer", ("tokenizer",), ("data/shards/icg_cxr/single",), part("tokenizer")),
+        ("tokenizer", ("tokenizer",), ("data/shards/icg_cxr/single", *starts["tokenizer"]), part("tokenizer")),
         ("tokens", ("data/shards/icg_cxr/tokens",), ("data/shards/icg_cxr/pairs", "tokenizer"), part("tokens")),
-        ("train", ("train",), ("data/shards/icg_cxr/tokens",), part("progemu", "vocabulary")),
+        (
+            "train",
+            ("train",),
+            ("data/shards/icg_cxr/tokens", *starts["progemu"]),
+            part("progemu", "vocabulary"),
+        ),
         ("scorer", ("scorer",), (), {**part("scorer"), "phantom": data["phantom"], "image_size": data["image_size"]}),
         ("sample", ("predictions",), ("train", "tokenizer", *states), part("sample")),
         ("score", ("scores",), ("predictions", "scorer", "data/references"), part()),

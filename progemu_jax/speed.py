@@ -1,4 +1,4 @@
-"""How fast training is: model FLOPs, the peak of the accelerator, memory in use."""
+"""The accelerator's peak, and memory in use."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import resource
 import sys
 
 import jax
-
-from progemu_jax.models.transformer import TransformerConfig
 
 # Dense bfloat16 FLOP/s of one device (makers' data sheets), by a part of its name.
 PEAK_FLOPS = {
@@ -30,17 +28,6 @@ def peak_flops() -> float | None:
     kind = jax.devices()[0].device_kind
     known = [name for name in PEAK_FLOPS if name in kind]
     return PEAK_FLOPS[max(known, key=len)] if known else None
-
-
-def transformer_flops(cfg: TransformerConfig, length: int) -> float:
-    """FLOPs of a training step per token: 6 a weight that multiplies it, and causal attention over `length` tokens.
-
-    Model FLOPs (Chowdhery et al. 2022, appendix B): what is computed again in the backward pass does not count.
-    """
-    M, N, K, D, F = cfg.hidden_size, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim, cfg.intermediate_size
-    layer = M * D * (2 * N + 2 * K) + 3 * M * F
-    attention = 2 * N * D * length / 2  # two products, half of the pairs
-    return 6.0 * (cfg.num_layers * (layer + attention) + M * cfg.vocab_size)
 
 
 def memory_gib() -> float:

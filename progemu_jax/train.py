@@ -3,7 +3,8 @@
 A run's folder:
   checkpoints/<step>/   Orbax: state, data-iterator state, what the run depends on
   metrics.jsonl         one row a log or eval point; no clock in it: a resumed run writes the same file
-  tensorboard/          the same numbers and the speed
+  speed.jsonl           one row a log point: steps and tokens a second, MFU, memory, share of the time spent on data
+  tensorboard/          the same numbers, and pictures of fixed validation cases
 
 Killed at any moment and started again with the same config, a run ends in the same parameters; on CPU bit
 for bit, given the same cores, devices and versions.
@@ -28,13 +29,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from progemu_jax import hosts, sharding
+from progemu_jax import hosts, sharding, speed
 from progemu_jax.checkpoint import Checkpoints
 from progemu_jax.errors import UserError
+from progemu_jax.optim import make_schedule
 from progemu_jax.records import write_text
 
 _log = logging.getLogger(__name__)
-HOUSEKEEPING = ("log_every", "eval_every", "save_every", "keep")  # may change between start and resume
+HOUSEKEEPING = ("log_every", "eval_every", "save_every", "show_every", "keep")  # may change between start and resume
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class TrainConfig:
     log_every: int = 50
     eval_every: int = 0  # 0: never
     save_every: int = 500
+    show_every: int = 0  # pictures of fixed validation cases; 0: never
     keep: int = 2  # newest checkpoints kept
     seed: int = 0
     optimizer: str = "adamw"  # or "adafactor"
@@ -67,7 +70,8 @@ class Task(Protocol):
     """One thing that trains. States are plain dict pytrees of arrays; "params" and "opt_state" are in them.
 
     A task may also have `state_shardings(mesh, abstract_state)`, a matching pytree of `NamedSharding`s;
-    without it a mesh holds the state replicated.
+    without it a mesh holds the state replicated. `eval_step` may return arrays too: they are summed over the split, and
+    `summarize(sums)` makes scalars of them. `tokens_per_step` and `flops_per_step` are for the speed that is logged.
     """
 
     name: str
@@ -93,6 +97,7 @@ def fit(
     init_state: Any = None,
     hooks: Sequence[Callable[[int, dict, dict], None]] = (),
     config: dict | None = None,
+    show: Callable[[dict], np.ndarray] | None = None,
 ) -> dict:
     """Trains `task` for `cfg.steps` steps in `workdir`, from its newest checkpoint when there is one.
 
@@ -107,6 +112,7 @@ def fit(
         only when there is no checkpoint); copied, so the caller may keep it.
       hooks: called with (step, state, metrics) at every log point; must not keep or change the state.
       config: JSON-able; what beside `cfg` (model, data) must be unchanged for a run to be continued.
+      show: state -> uint8 [N, H, W], pictures for TensorBoard every `cfg.show_every` steps and at the end; None: none.
 
     Returns:
       The final state; at once, when the run was already complete.
@@ -137,7 +143,7 @@ def fit(
             state = _first_state(task, init_key, init_state, template)
         if start >= cfg.steps:
             return state
-        run = _Run(task, cfg, mesh, shardings, step_key, workdir, checkpoints, hooks, eval_batches)
+        run = _Run(task, cfg, mesh, shardings, step_key, workdir, checkpoints, hooks, eval_batches, show)
         with _closing(batches(cfg.seed)) as source, sharding.on(mesh):
             return run(state, start, extra, source)
 
@@ -157,6 +163,7 @@ def check(cfg: TrainConfig) -> None:
         ("log_every", cfg.log_every >= 1, "at least 1"),
         ("eval_every", cfg.eval_every >= 0, "at least 0"),
         ("save_every", cfg.save_every >= 1, "at least 1"),
+        ("show_every", cfg.show_every >= 0, "at least 0"),
         ("keep", cfg.keep >= 1, "at least 1"),
         ("dtype", cfg.dtype in ("float32", "bfloat16"), "'float32' or 'bfloat16'"),
     ]
@@ -168,9 +175,11 @@ def check(cfg: TrainConfig) -> None:
 class _Run:
     """One call of `fit` after its state is known."""
 
-    def __init__(self, task, cfg, mesh, shardings, step_key, workdir, checkpoints, hooks, eval_batches):
+    def __init__(self, task, cfg, mesh, shardings, step_key, workdir, checkpoints, hooks, eval_batches, show=None):
         self.task, self.cfg, self.workdir = task, cfg, workdir
         self.checkpoints, self.hooks, self.eval_batches = checkpoints, hooks, eval_batches
+        self.show = show if jax.process_count() == 1 else None  # no host of several has all parameters
+        self.schedule, self.waited = make_schedule(cfg), 0.0
         self.mesh = mesh
         self.put = jax.device_put if mesh is None else lambda batch: sharding.shard_batch(batch, mesh)
         self.place = jax.device_put if mesh is None else lambda tree: sharding.place(tree, mesh)  # whole on every host
@@ -220,6 +229,8 @@ class _Run:
                     carry = self._log(carry, done, log, bar)
                 if self.eval_batches and cfg.eval_every and (last or done % cfg.eval_every == 0):
                     log.write(done, self._evaluate(carry["state"], done))
+                if self.show and cfg.show_every and (last or done % cfg.show_every == 0):
+                    log.pictures(done, self.show(carry["state"]))
                 if last or stop or done % cfg.save_every == 0:
                     self._save(carry, done, source, log)
                 if stop:
@@ -231,6 +242,7 @@ class _Run:
         return carry["state"]
 
     def _next(self, source, used):
+        start = time.monotonic()
         try:
             return next(source)
         except StopIteration:
@@ -238,31 +250,51 @@ class _Run:
                 f"{self.task.name}: the data ended after {used} of {self.cfg.steps} steps: "
                 f"lower train.steps or let the batches repeat"
             ) from None
+        finally:
+            self.waited += time.monotonic() - start
 
     def _log(self, carry, done, log, bar):
         sums, first_bad = jax.device_get((carry["sums"], carry["first_bad"]))
         self._stop_if_bad(first_bad)
         count = done % self.cfg.log_every or self.cfg.log_every
         metrics = {name: float(value) / count for name, value in sums.items()}
-        speed = bar.advance(done, metrics["loss"])
-        log.write(done, metrics, speed)
+        metrics["learning_rate"] = float(self.schedule(done - 1))
+        log.write(done, metrics)
+        log.write_speed(done, self._speed(*bar.advance(done, metrics["loss"])))
         for hook in self.hooks:
             hook(done, carry["state"], metrics)
         return {**carry, "sums": self.place({name: np.float32(0) for name in sums})}
 
+    def _speed(self, steps, seconds):
+        rate = steps / max(seconds, 1e-9)
+        out = {"steps_per_second": rate, "data_wait": min(self.waited / max(seconds, 1e-9), 1.0)}
+        out["memory_gib"] = speed.memory_gib()
+        self.waited = 0.0
+        if tokens := getattr(self.task, "tokens_per_step", None):
+            out["tokens_per_second"] = rate * tokens
+        flops, peak = getattr(self.task, "flops_per_step", None), speed.peak_flops()
+        if flops and peak:
+            out["mfu"] = rate * flops / (peak * jax.device_count())
+        return out
+
     def _evaluate(self, state, done):
-        totals, weight = {}, 0.0
+        totals, weight, arrays = {}, 0.0, {}
         with _closing(self.eval_batches()) as source:
             for batch in source:
                 found = jax.device_get(self.eval_step(state, self.place(batch)))
-                metrics = {name: float(value) for name, value in found.items()}
+                metrics = {name: float(value) for name, value in found.items() if not np.ndim(value)}
+                for name, value in found.items():
+                    if np.ndim(value):
+                        arrays[name] = arrays.get(name, 0) + np.asarray(value, np.float64)
                 share = metrics.pop("weight", 1.0)
                 weight += share
                 for name, value in metrics.items():
                     totals[name] = totals.get(name, 0.0) + share * value
         if not weight:
             raise UserError(f"{self.task.name}: no batch to evaluate at step {done}: check the eval split")
-        return {f"eval/{name}": value / weight for name, value in totals.items()}
+        means = {name: value / weight for name, value in totals.items()}
+        means |= self.task.summarize(arrays) if arrays else {}
+        return {f"eval/{name}": value for name, value in means.items()}
 
     def _save(self, carry, done, source, log):
         finite = _all_finite(carry["state"].get("params", carry["state"]))
@@ -390,6 +422,7 @@ class _Metrics:
 
     def __init__(self, workdir, start, writing):
         self.path, self.writing, self.file, self.board = workdir / "metrics.jsonl", writing, None, None
+        self.speed = None
         if not writing:
             return
         from tensorboardX import SummaryWriter
@@ -400,6 +433,7 @@ class _Metrics:
         write_text(self.path, "".join(f"{line}\n" for line in rows))
         self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1 if start else None)
         self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed in __exit__)
+        self.speed = open(workdir / "speed.jsonl", "a", encoding="utf-8")  # noqa: SIM115
 
     def __enter__(self):
         return self
@@ -407,9 +441,10 @@ class _Metrics:
     def __exit__(self, *error):
         if self.writing:
             self.file.close()
+            self.speed.close()
             self.board.close()
 
-    def write(self, step, metrics, speed=None):
+    def write(self, step, metrics):
         if not self.writing:
             return
         # JSON has no NaN: an undefined metric is null.
@@ -418,8 +453,20 @@ class _Metrics:
         self.file.flush()
         for name, value in metrics.items():
             self.board.add_scalar(name if "/" in name else f"train/{name}", value, step)
-        if speed is not None:
-            self.board.add_scalar("steps_per_second", speed, step)
+
+    def write_speed(self, step, values):
+        if not self.writing:
+            return
+        self.speed.write(json.dumps({"step": step, "time": round(time.time(), 1), **values}) + "\n")
+        self.speed.flush()
+        for name, value in values.items():
+            self.board.add_scalar(f"speed/{name}", value, step)
+
+    def pictures(self, step, images):
+        """uint8 [N, H, W], as one grid under each other."""
+        if self.writing:
+            self.board.add_image("validation", np.concatenate(list(images)), step, dataformats="HW")
+            self.board.flush()
 
     def flush(self):
         """On the disk before the checkpoint that counts on these rows."""
@@ -457,13 +504,13 @@ class _Bar(contextlib.AbstractContextManager):
         self.bar.close()
 
     def advance(self, done, loss):
-        """Moves to step `done`; returns the steps per second since the last call."""
+        """Moves to step `done`; returns the steps and the seconds since the last call."""
         now = time.monotonic()
-        speed = (done - self.done) / max(now - self.clock, 1e-9)
-        self.bar.set_postfix_str(f"loss {loss:.4f}, {speed:.2f} steps/s", refresh=False)
-        self.bar.update(done - self.done)
+        steps, seconds = done - self.done, now - self.clock
+        self.bar.set_postfix_str(f"loss {loss:.4f}, {steps / max(seconds, 1e-9):.2f} steps/s", refresh=False)
+        self.bar.update(steps)
         self.done, self.clock = done, now
-        return speed
+        return steps, seconds
 
 
 @contextlib.contextmanager

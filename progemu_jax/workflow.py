@@ -17,17 +17,20 @@ from typing import Any
 
 import numpy as np
 
-from progemu_jax import checkpoint, hosts, records, vocab
+from progemu_jax import checkpoint, hosts, places, records, vocab
 from progemu_jax.config import Config, to_dict
 from progemu_jax.controls import NO_CHANGE, contradicting_prompt
+from progemu_jax.convert.names import LANGUAGE_MODEL, TOKENIZER
 from progemu_jax.data import batches, build, icg_cxr
 from progemu_jax.data.progression import progression
 from progemu_jax.data.tree import read_lines
 from progemu_jax.errors import UserError
+from progemu_jax.imported import open_folder
 from progemu_jax.predictions import Case, Prediction, merge_predictions, write_predictions
 from progemu_jax.train import TrainConfig, fit
 from progemu_jax.train import check as check_training
 
+SHOWN = 4  # validation cases whose pictures go to TensorBoard
 DUMMY_PRIOR = 128  # gray level of stage 1's constant prior (MedJourney, section 3.3)
 
 
@@ -177,17 +180,18 @@ def data(config: Config, workdir: Path) -> None:
 
 def tokenizer(config: Config, workdir: Path) -> None:
     """Trains the VQGAN on the images of the training split; exports it."""
-    from progemu_jax.tasks.tokenizer import TokenizerTask
-
     import jax
+
+    from progemu_jax.tasks.tokenizer import TokenizerTask
 
     c, shards = config.tokenizer, workdir / "data/shards"
     start = open_folder(c.init, TOKENIZER, c.model) if c.init else None
     model = start.model if start else c.model
     task = TokenizerTask(model, c.loss, c.train, config.data.image_size, c.freeze, fresh=start is None)
     first = start and (lambda: task.from_variables(start.variables(), jax.random.key(c.train.seed)))
-    train = batches.examples(shards, "single", "train")
     held_out = batches.examples(shards, "pairs", "validation")
+    shown = np.stack([held_out[i]["followup"] for i in range(min(len(held_out), SHOWN))])
+    train = batches.examples(shards, "single", "train")
     state = fit(
         task,
         c.train,
@@ -201,7 +205,7 @@ def tokenizer(config: Config, workdir: Path) -> None:
         mesh=_mesh(config),
         init_state=first,
         config=to_dict(dataclasses.replace(c, init="", model=model)),  # where the start lies does not count
-        show=_fixed(batches.examples(shards, "pairs", "validation"), _tokenizer_pictures),
+        show=lambda state: task.pictures(state, {"image": shown}),
     )
     checkpoint.export(task.inference_variables(state), {"model": to_dict(model)}, workdir / "tokenizer/export")
 
@@ -325,57 +329,105 @@ def _crop(images: np.ndarray, rng: np.random.Generator, on: bool) -> np.ndarray:
 
 
 def model_parts(config: Config) -> tuple:
-    """(vocabulary, layout, transformer config) of a run."""
+    """(vocabulary, layout, transformer config) of a run; those of `config.progemu.init` where it is set."""
     from progemu_jax.sequence import Layout
 
-    vocabulary = vocab.load(config.vocabulary or None, config.tokenizer.model.codebook_size)
-    side = config.data.image_size // config.tokenizer.model.factor
-    task = config.progemu.task
+    coder, task, model = tokenizer_model(config), config.progemu.task, config.progemu.model
+    start = language_start(config)
+    side = config.data.image_size // coder.factor
     layout = Layout(side, side, task.length, task.prompt_budget)
-    model = config.progemu.model
-    if model.vocab_size not in (0, vocabulary.size):
+    if start is None:
+        vocabulary = vocab.load(config.vocabulary or None, coder.codebook_size)
+        if model.vocab_size not in (0, vocabulary.size):
+            raise UserError(
+                f"config.progemu.model.vocab_size={model.vocab_size}: the vocabulary has {vocabulary.size}; leave it 0"
+            )
+        model = dataclasses.replace(model, vocab_size=vocabulary.size, max_length=task.length)
+        return vocabulary, layout, _padded(model, config.mesh.tensor)
+    where, model = f"config.progemu.init={config.progemu.init}", start.model
+    vocabulary = vocab.load(config.vocabulary) if config.vocabulary else start.vocabulary
+    if vocabulary is None:
+        raise UserError(f"{where}: has no text tokenizer; put {vocab.TEXT_FILE} and {vocab.VISION_FILE} beside it")
+    if vocabulary.size > model.vocab_size:
+        raise UserError(f"{where}: the model has {model.vocab_size} ids, the vocabulary {vocabulary.size}; use its own")
+    if vocabulary.codebook_size != coder.codebook_size:
         raise UserError(
-            f"config.progemu.model.vocab_size={model.vocab_size}: the vocabulary has {vocabulary.size}; leave it 0"
+            f"{where}: its vocabulary has {vocabulary.codebook_size} visual tokens, the image tokenizer "
+            f"{coder.codebook_size} codes; set config.tokenizer.init to the tokenizer that belongs to it"
         )
-    model = dataclasses.replace(model, vocab_size=vocabulary.size, max_length=task.length)
-    if model.padded_vocab_size is None and vocabulary.size % config.mesh.tensor:
-        rows = -(-vocabulary.size // config.mesh.tensor) * config.mesh.tensor
-        model = dataclasses.replace(model, padded_vocab_size=rows)
-    return vocabulary, layout, model
+    if task.length > model.max_length:
+        raise UserError(
+            f"config.progemu.task.length={task.length}: the model of {where} was made for {model.max_length}; lower it"
+        )
+    if task.init_from_codebook:
+        raise UserError(f"{where}: its embeddings are trained; set config.progemu.task.init_from_codebook=False")
+    return vocabulary, layout, _padded(model, config.mesh.tensor)
+
+
+def _padded(model: Any, parts: int) -> Any:
+    """The model with vocabulary tables that divide over the tensor axis; the padding is in no export."""
+    if model.padded_vocab_size is None and model.vocab_size % parts:
+        return dataclasses.replace(model, padded_vocab_size=-(-model.vocab_size // parts) * parts)
+    return model
+
+
+def _resized(params: Any, rows: int) -> Any:
+    """Both vocabulary tables with so many rows: cut, or filled up with zeros."""
+
+    def fit_rows(table: Any) -> Any:
+        import jax.numpy as jnp
+
+        return jnp.pad(table[:rows], ((0, max(rows - len(table), 0)), (0, 0)))
+
+    return {k: fit_rows(v) if k in ("embed_tokens", "lm_head") else v for k, v in params.items()}
+
+
+def language_start(config: Config) -> Any:
+    """`imported.Imported` of `config.progemu.init`, or None."""
+    c = config.progemu
+    return open_folder(c.init, LANGUAGE_MODEL, c.model) if c.init else None
 
 
 def train(config: Config, workdir: Path) -> None:
-    """The two stages of the curriculum; exports the language model."""
+    """The two stages of the curriculum; exports the language model, and LoRA's parameters by themselves."""
     import jax
 
+    from progemu_jax import lora, sharding
     from progemu_jax.models import transformer
     from progemu_jax.tasks.progemu import ProgEmuTask, code_embeddings, packer
 
     vocabulary, layout, model = model_parts(config)
     shards, c = workdir / "data/shards", config.progemu
-    identity = {"model": to_dict(model), "task": to_dict(c.task), "layout": to_dict(layout)}
-    codebook = np.asarray(_load_tokenizer(workdir).variables["params"]["quantize"]["embedding"])
-
-    mesh = _mesh(config)
+    start, coder, mesh = language_start(config), _load_tokenizer(workdir), _mesh(config)
+    identity = {"model": to_dict(model), "task": to_dict(c.task), "layout": to_dict(layout), "tune": to_dict(c.tune)}
+    codebook = np.asarray(coder.variables["params"]["quantize"]["embedding"])
+    # Of the model that is exported: LoRA merged, layers apart.
+    plain = dataclasses.replace(model, lora_rank=0, scan_layers=False, padded_vocab_size=None)
 
     def first() -> Any:
+        if start is not None:
+            return _resized(start.variables(), model.padded_vocab_size or model.vocab_size)
         params = transformer.init_params(model, jax.random.key(c.stage1.seed))
         return code_embeddings(params, codebook, vocabulary.visual_start, c.stage1.seed)
 
-    def fit_stage(name: str, split: str, train_config: Any, init: Any) -> dict:
-        task = ProgEmuTask(model, c.task, train_config, vocabulary.visual_start, codebook)
+    def merged(params: Any) -> Any:
+        params = _resized(lora.merge(params, model)[0], model.vocab_size)
+        return transformer.unstack_layers(params) if model.scan_layers else params
+
+    def placed(task: Any, params: Any) -> Any:
+        """The first state, made where it will lie: no device holds a whole copy of a large model."""
+        params = jax.device_put(params, sharding.param_shardings(params, transformer.LOGICAL_AXES, mesh))
+        shardings = task.state_shardings(mesh, jax.eval_shape(task.from_params, params))
+        return jax.jit(task.from_params, out_shardings=shardings)(params)
+
+    def fit_stage(name: str, split: str, train_config: Any, before: Any) -> Any:
+        """The stage's final parameters."""
+        task = ProgEmuTask(model, c.task, train_config, vocabulary.visual_start, codebook, c.tune)
         source = batches.examples(shards, "tokens", split)
         held_out = batches.examples(shards, "tokens", "validation")
         transform = packer(vocabulary, layout, c.task, codebook, train=True)
-
-        def start() -> dict:
-            params = init["params"] if init else first()
-            if not init:
-                return task.from_params(params)
-            shardings = task.state_shardings(mesh, jax.eval_shape(task.from_params, params))
-            return jax.jit(task.from_params, out_shardings=shardings)(params)  # the moments are born in their places
-
-        return fit(
+        born = start is None and before is None and not c.task.init_from_codebook  # made where it will lie
+        state = fit(
             task,
             train_config,
             lambda seed: batches.example_batches(
@@ -393,23 +445,38 @@ def train(config: Config, workdir: Path) -> None:
             ),
             workdir / "train" / name,
             mesh=mesh,
-            init_state=start if init or c.task.init_from_codebook else None,
+            init_state=None if born else lambda: placed(task, before if before is not None else first()),
             config=identity,
+            show=lambda state: pictures(merged(task.params(state)), held_out),
         )
+        return task.params(state)
 
-    state = fit_stage("stage1", "train_single", c.stage1, None) if c.stage1.steps else None
-    state = fit_stage("stage2", "train", c.stage2, state)
-    params, rows = state["params"], model.vocab_size  # an export holds no padding
-    params = {k: v[:rows] if k in ("embed_tokens", "lm_head") else v for k, v in params.items()}
+    def pictures(params: Any, held_out: Any) -> np.ndarray:
+        """uint8 [N, S, 3 S]: prior, counterfactual and real follow-up of the first validation cases."""
+        from progemu_jax.model import Model
+
+        cases = [held_out[i] for i in range(min(len(held_out), SHOWN))]
+        current = Model(params, plain, layout, vocabulary, coder, config.sample.policy, "training")
+        out = current.sample([Case(e["pair_id"], e["prior"], e["prompt"]) for e in cases])
+        sides = [coder.detokenize(np.stack([e[name] for e in cases])) for name in ("prior", "followup")]
+        return np.concatenate([sides[0], out.images, sides[1]], axis=2)
+
+    params = fit_stage("stage1", "train_single", c.stage1, None) if c.stage1.steps else None
+    params = fit_stage("stage2", "train", c.stage2, params)
     export_config = {
-        "model": to_dict(dataclasses.replace(model, padded_vocab_size=None)),
+        "model": to_dict(plain),
         "layout": to_dict(layout),
         "policy": to_dict(config.sample.policy),
         "vocabulary": config.vocabulary,
         "vocabulary_hash": vocabulary.hash,
         "hash": records.digest({**identity, "stage1": to_dict(c.stage1), "stage2": to_dict(c.stage2)}),
     }
-    checkpoint.export(params, export_config, workdir / "train/export")
+    folder = workdir / "train/export"
+    beside = {places.VOCABULARY: vocabulary.save} if start is not None else {}
+    checkpoint.export(merged(params), export_config, folder, beside)
+    if model.lora_rank:
+        adapter, whole = workdir / "train/adapter", checkpoint.whole(params)
+        hosts.once(lambda: lora.export_peft(whole, model, adapter, c.init or str(folder)), str(adapter))
 
 
 def scorer(config: Config, workdir: Path) -> None:

@@ -52,9 +52,8 @@ def test_two_processes_make_the_run_of_one(tmp_path):
             continue
         files = [tmp_path / name / "predictions" / system / "predictions.jsonl" for name in ("one", "two")]
         rows = [[json.loads(line) for line in path.read_text().splitlines()] for path in files]
-        assert [[(r["pair_id"], r["sample"], r["image"]) for r in part] for part in rows][0] == [
-            (r["pair_id"], r["sample"], r["image"]) for r in rows[1]
-        ]
+        first, second = ([(r["pair_id"], r["sample"], r["image"]) for r in part] for part in rows)
+        assert first == second
         assert all((files[1].parent / r["image"]).exists() for r in rows[1] if r["image"])
     assert not list((tmp_path / "two/predictions/.parts").glob("*/*"))
     assert (tmp_path / "two/report/index.html").exists()

@@ -395,6 +395,17 @@ def logits(params: Params, hidden: Array, rows: tuple[int, int] | None = None) -
     return out.reshape(*hidden.shape[:-1], -1)
 
 
+def training_flops(cfg: TransformerConfig, length: int) -> float:
+    """FLOPs of a training step per token: 6 a weight that multiplies it, and causal attention over `length` tokens.
+
+    Model FLOPs (Chowdhery et al. 2022, appendix B): what is computed again in the backward pass does not count.
+    """
+    M, N, K, D, F = cfg.hidden_size, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim, cfg.intermediate_size
+    layer = M * D * (2 * N + 2 * K) + 3 * M * F
+    attention = 2 * N * D * length / 2  # two products, half of the pairs
+    return 6.0 * (cfg.num_layers * (layer + attention) + M * cfg.vocab_size)
+
+
 def init_cache(cfg: TransformerConfig, batch: int, length: int, dtype: str | None = None) -> Params:
     """An empty key/value cache of `length` slots a row.
 

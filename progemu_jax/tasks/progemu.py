@@ -169,6 +169,8 @@ class ProgEmuTask:
             Kind.TEXT: task.weight_text,
             Kind.EOS: task.weight_text,
         }
+        self.tokens_per_step = train.batch_size * task.length
+        self.flops_per_step = self.tokens_per_step * transformer.training_flops(model, task.length)
         self.kind_weights = np.asarray([weights[k] for k in Kind], np.float32)
 
     def init(self, key: jax.Array) -> dict[str, Any]:
