@@ -247,8 +247,9 @@ def _sample_program(case, config, model, layout, task, mesh):
     import jax.numpy as jnp
 
     from progemu_jax import sharding
+    from progemu_jax.model import Model
     from progemu_jax.models import transformer
-    from progemu_jax.sampling.engine import Grammar, Prompts, generate
+    from progemu_jax.sampling.engine import Grammar, Prompts
 
     del task
     codebook, policy = config.tokenizer.model.codebook_size, config.sample.policy
@@ -270,11 +271,10 @@ def _sample_program(case, config, model, layout, task, mesh):
         array(jnp.int32, rows, layout.height, layout.width + 1),
     )
 
-    def sample(params, prompts, seeds):
-        keys = jax.vmap(jax.random.key)(seeds)
-        return generate(params, model, layout, grammar, policy, prompts, keys)
-
-    return jax.jit(sample), (_placed(abstract, shardings), prompts, array(jnp.uint32, cases))
+    whole = Model(None, model, layout, None, None, policy, "plan")
+    whole.mesh, whole.grammar = mesh, grammar
+    keys = array(jax.random.key(0).dtype, cases)
+    return whole.over_mesh(policy), (_placed(abstract, shardings), prompts, keys)
 
 
 def _placed(abstract, shardings):

@@ -70,14 +70,15 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Holds an activation to the rules inside a program that is traced under `jax.set_mesh`; else gives it back.
 
     Without this the partitioner is free to split activations as the weights are, and then does (8B on 64 devices:
-    600 GB a device). An axis takes as many of its mesh axes as divide its size.
+    600 GB a device). An axis takes as many of its mesh axes as divide its size; not those that a `shard_map` has taken.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
+    free = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto}
     entries = []
     for size, axis in zip(x.shape, axes, strict=True):
-        names = tuple(name for name in RULES.get(axis, ()) if name in mesh.axis_names)
+        names = tuple(name for name in RULES.get(axis, ()) if name in free)
         while size % math.prod(mesh.shape[name] for name in names):
             names = names[:-1]
         entries.append(names or None)

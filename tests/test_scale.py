@@ -172,7 +172,7 @@ def job(cache, *arguments, count=2):
         for i in range(count)
     ]  # fmt: skip
     try:
-        outputs = [process.communicate(timeout=240) for process in processes]
+        outputs = [process.communicate(timeout=280) for process in processes]
     finally:
         for process in processes:
             process.kill()
