@@ -70,6 +70,7 @@ def test_killed_run_ends_bit_for_bit_like_an_undisturbed_one(undisturbed, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # twenty starts of Python
 def test_killed_twenty_times_it_ends_the_same_and_restores_nothing_half_written(tmp_path):
     """kill -9 at 20 random moments of 200 steps, a checkpoint every second one: most moments lie in a write."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
