@@ -14,6 +14,7 @@ PARITY_VENV ?= .venv-parity
 PARITY_PY := $(PARITY_VENV)/bin/python
 
 .PHONY: help setup demo demo-quick phantom test soak parity parity-eval coverage known-systems bench-vq bench-convert \
+  \ bench-train lint format clean
   bench-decode lint format clean
 
 help:
@@ -22,13 +23,14 @@ help:
 	@echo "make demo-quick  the same in the smallest size: runs/demo-quick"
 	@echo "make phantom     the same cohort at full size: runs/phantom (hours on CPU, minutes on a GPU)"
 	@echo "make test        set-up, then the tests (JOBS=$(JOBS) processes)"
-	@echo "make soak        the slow tests: kill -9 in every stage, speculation over 1e5 draws"
+	@echo "make soak        the slow tests: kill -9 in every stage, 20 times in one training; speculation over 1e5 draws"
 	@echo "make parity-eval every metric against independent libraries, in $(PARITY_EVAL) (Python 3.11)"
 	@echo "make coverage    2,000 simulated cohorts: do 95 % intervals hold the truth? (slow)"
 	@echo "make known-systems  systems of known faults through the evaluation, on runs/phantom"
 	@echo "make parity      compares with live PyTorch, in $(PARITY_VENV) (Python 3.11); EMU3=DIR adds the public Emu3 code"
 	@echo "make bench-vq    image tokenizer beside transformers' on the same weights; bench-convert: 4.3 GB in and out"
 	@echo "make bench-decode sampling beside transformers' Emu3 with the reference's grammar callback, same weights"
+	@echo "make bench-train one training step beside transformers' Emu3: speed and memory (Python 3.11, $(PARITY_VENV))"
 	@echo "make lint        ruff, nothing is changed; make format changes"
 	@echo "make clean       removes build products and caches; keeps $(VENV) and runs/"
 
@@ -93,6 +95,8 @@ bench-vq: $(PARITY_VENV)/.progemu-installed
 
 bench-decode: $(PARITY_VENV)/.progemu-installed
 	$(PARITY_PY) benchmarks/decode.py
+bench-train: $(PARITY_VENV)/.progemu-installed
+	$(PARITY_PY) benchmarks/train.py
 
 bench-convert: setup
 	$(PY) benchmarks/convert.py

@@ -128,6 +128,26 @@ class _Shuffled(Sequence):
         return repr(self.source)
 
 
+class _Share(Sequence):
+    """What one of several processes reads of a stream: its rows of every batch.
+
+    Batch n of all processes together is batch n of one process alone, row for row.
+    """
+
+    def __init__(self, source: Sequence, batch_size: int, index: int, count: int):
+        self.source, self.rows, self.index, self.count = source, batch_size // count, index, count
+
+    def __len__(self):
+        return len(self.source) // (self.rows * self.count) * self.rows
+
+    def __getitem__(self, index):
+        batch, row = divmod(index, self.rows)
+        return self.source[(batch * self.count + self.index) * self.rows + row]
+
+    def __repr__(self):
+        return repr(self.source)
+
+
 class Batches:
     """Iterator of batches; a JSON-able state puts another iterator of the same arguments at one place."""
 
@@ -149,7 +169,10 @@ class Batches:
         return {"position": self._iterator.get_state(), "of": self.what}
 
     def set_state(self, state: dict) -> None:
-        """Goes to a state. Raises UserError when it is of other data, batch size, seed or process count."""
+        """Goes to a state, also to one of another number of processes: all are at the same batch.
+
+        Raises UserError when it is of other data, another batch size or seed.
+        """
         for key, now in self.what.items():
             before = state["of"].get(key) if isinstance(state, dict) and "of" in state else None
             if before != now:
@@ -180,9 +203,9 @@ def image_batches(
 ) -> Batches:
     """{"image": uint8 [B, S, S]} without end: priors and follow-ups of `pairs`, or the images of `single`.
 
-    repeat=False: one pass in the shards' order, the last batch perhaps smaller. B is of this process;
-    processes see disjoint images. source: an `Examples` to read from, so that several iterators share its
-    cache.
+    repeat=False: one pass in the shards' order, the last batch perhaps smaller, whole on every process. Else
+    B = batch_size / process_count: each process has its own rows of every batch. source: an `Examples` to read
+    from, so that several iterators share its cache.
     """
     source = _Images(source if source is not None else Examples(data_dir, config, split, cache=cache))
     if not source.keys:
@@ -217,17 +240,18 @@ def _batches(source, batch_size, seed, transform, repeat, process_index, process
 
     if batch_size < 1 or not 0 <= process_index < process_count:
         raise UserError(f"batch_size={batch_size}, process {process_index} of {process_count}: impossible")
-    if len(source) < process_count:
-        raise UserError(f"{source!r}: fewer examples than the {process_count} processes")
-    dataset = grain.MapDataset.source(_Shuffled(source, seed) if repeat else source).seed(seed)
-    dataset = dataset[process_index::process_count]
+    if repeat and batch_size % process_count:
+        raise UserError(f"batch_size={batch_size} does not divide over {process_count} processes: give a multiple")
+    # The slice takes everything; without it the seeds of `random_map` would be others than those of earlier runs.
+    dataset = grain.MapDataset.source(_Shuffled(source, seed) if repeat else source).seed(seed)[::1]
     if transform is not None:
         dataset = dataset.random_map(transform)
-    what = {
-        "source": repr(source), "batch_size": batch_size, "seed": seed, "repeat": repeat,
-        "process_index": process_index, "process_count": process_count,
-    }  # fmt: skip
-    return Batches(dataset.batch(batch_size, batch_fn=_stack), what)
+    rows = batch_size
+    if repeat and process_count > 1:
+        dataset = grain.MapDataset.source(_Share(dataset, batch_size, process_index, process_count))
+        rows = batch_size // process_count
+    what = {"source": repr(source), "batch_size": batch_size, "seed": seed, "repeat": repeat}
+    return Batches(dataset.batch(rows, batch_fn=_stack), what)
 
 
 def _stack(items: Sequence[dict]) -> dict[str, np.ndarray]:

@@ -6,12 +6,14 @@ inside the functions: it takes a second, and listing what is there does not need
 """
 
 import base64
+import contextlib
 import json
 import logging
+import math
 import os
 import shutil
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from progemu_jax import hosts
 from progemu_jax.errors import UserError
 from progemu_jax.records import first_difference, normal, write_json
 
@@ -43,7 +46,8 @@ def environment() -> dict:
 
 
 class Checkpoints:
-    """The numbered checkpoints of one run: `<directory>/<step>/`.
+    """The numbered checkpoints of one run: `<directory>/<step>/`. On several hosts every process makes the same calls,
+    and the directory is one that all of them see.
 
     Args:
       directory: made when absent.
@@ -81,13 +85,15 @@ class Checkpoints:
           state: pytree of arrays; the caller may donate or change it as soon as this returns.
           extra: JSON-able (bytes allowed), given back by `restore`.
         """
-        flat, sums = _detach(flatten(state))
+        flat = {name: leaf for name, leaf in flatten(state).items() if np.size(leaf)}  # Orbax refuses the empty ones
+        sums = checksums(flat)
+        flat = {name: _detached(leaf) for name, leaf in flat.items()}
         meta = {
             "step": step,
             "config": self.config,
             "environment": environment(),
             "tree": {name: _shape(leaf) for name, leaf in flatten(state).items()},
-            "crc32": sums,
+            "checksums": sums,
             "extra": _pack(extra or {}),
         }
         args = self._ocp.args
@@ -108,19 +114,46 @@ class Checkpoints:
           UserError: the checkpoint was made with another config, or holds other arrays.
         """
         for step in reversed(self.steps()):
+            meta, error = None, None
             try:
                 meta = self._read_meta(step)
-            except Exception as error:  # whatever a broken file makes the library raise
-                self._set_aside(step, error)
+            except Exception as caught:  # whatever a broken file makes the library raise
+                error = caught
+            if not self._sound(step, error):
                 continue
             self._check(step, meta, template)
+            names, arrays, error = flatten(template), None, None
+            wanted = {name: _abstract(leaf) for name, leaf in names.items() if np.size(leaf)}
             try:
-                state = self._read_state(step, meta, template)
-            except Exception as error:
-                self._set_aside(step, error)
+                arrays = self._read(step, state=self._ocp.args.StandardRestore(wanted))["state"]
+            except Exception as caught:
+                error = caught
+            if not self._sound(step, error):
                 continue
+            found = first_difference(meta["checksums"], checksums(arrays))  # on the devices of all hosts
+            if not self._sound(step, found and ValueError(f"array {found[0]} does not have its checksum")):
+                continue
+            leaves = [arrays[n] if n in arrays else jnp.zeros(x.shape, x.dtype) for n, x in names.items()]
+            state = jax.tree.unflatten(jax.tree.structure(template), leaves)
             return step, state, _unpack(meta["extra"])
         return None
+
+    def _sound(self, step, error):
+        """Whether every host has read it. Else it is set aside, by the first of them."""
+        if not hosts.anyone(error is not None):
+            return True
+        if error is None:
+            error = ValueError("another host cannot read it")
+        path = self.directory / str(step)
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        _log.warning("%s is damaged (%s): it is set aside and the one before is used", path, reason)
+        if hosts.first():
+            target = self.directory / f"damaged-{step}"
+            shutil.rmtree(target, ignore_errors=True)
+            path.rename(target)
+        hosts.barrier()
+        self._manager.reload()
+        return False
 
     def wait(self) -> None:
         """Returns when the last `save` is on the disk; raises what went wrong with it."""
@@ -130,9 +163,21 @@ class Checkpoints:
         """Waits and lets go of the background threads."""
         self._manager.close()
 
+    def _read(self, step, **items):
+        """Items of a checkpoint, read by this process alone: a host that fails must not keep the others waiting."""
+        ocp, me = self._ocp, jax.process_index()
+        options = ocp.options.MultiprocessingOptions(
+            primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"alone{me}"
+        )
+        handler = ocp.CompositeCheckpointHandler(
+            state=ocp.StandardCheckpointHandler(multiprocessing_options=options),
+            meta=ocp.JsonCheckpointHandler(multiprocessing_options=options),
+        )
+        with ocp.Checkpointer(handler, multiprocessing_options=options) as reader:
+            return reader.restore(self.directory / str(step), args=ocp.args.Composite(**items))
+
     def _read_meta(self, step):
-        args = self._ocp.args
-        meta = self._manager.restore(step, args=args.Composite(meta=args.JsonRestore()))["meta"]
+        meta = self._read(step, meta=self._ocp.args.JsonRestore())["meta"]
         if meta["step"] != step:
             raise ValueError(f"its record is of step {meta['step']}")
         return meta
@@ -154,48 +199,52 @@ class Checkpoints:
                 f"{path}: array {key} is {_text(old)} in the checkpoint and {_text(new)} in this model: "
                 f"use another --workdir or delete {self.directory}"
             )
-        found = first_difference(meta["environment"], environment())
-        if found:
-            key, old, new = found
+        before, now = meta["environment"], environment()
+        changed = [f"{key} {before.get(key)} (now {now.get(key)})" for key in now if before.get(key) != now.get(key)]
+        if changed and hosts.first():
             _log.warning(
-                "%s was written with %s %s, now %s: training goes on, but not bit for bit the same",
-                path, key, old, new,
-            )  # fmt: skip
-
-    def _read_state(self, step, meta, template):
-        args = self._ocp.args
-        names = flatten(template)
-        wanted = {name: _abstract(leaf) for name, leaf in names.items() if np.size(leaf)}
-        restored = self._manager.restore(step, args=args.Composite(state=args.StandardRestore(wanted)))["state"]
-        for name, expected in meta["crc32"].items():
-            if _crc(np.asarray(restored[name])) != expected:
-                raise ValueError(f"array {name} does not have its checksum")
-        leaves = [
-            restored[name] if np.size(leaf) else jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in names.items()
-        ]
-        return jax.tree.unflatten(jax.tree.structure(template), leaves)
-
-    def _set_aside(self, step, error):
-        path = self.directory / str(step)
-        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        _log.warning("%s is damaged (%s): it is set aside and the one before is used", path, reason)
-        target = self.directory / f"damaged-{step}"
-        shutil.rmtree(target, ignore_errors=True)
-        path.rename(target)
-        self._manager.reload()
+                "%s was written with %s: training goes on, but not bit for bit the same", path, ", ".join(changed)
+            )
 
 
-def export(params: Any, config: dict, directory: str | os.PathLike) -> None:
+def export(
+    params: Any,
+    config: dict,
+    directory: str | os.PathLike,
+    beside: Mapping[str, Callable[[Path], object]] | None = None,
+) -> None:
     """Writes parameters and the config that builds their model, for use without the training run.
 
     Args:
       params: nested dict of arrays. config: JSON-able. directory: must not exist, or be an earlier export
-        (which is replaced once the new one is complete).
+        (which is replaced once the new one is complete). beside: {name: writes a file or folder of that name}. Of
+        several hosts every one calls and the first writes.
     """
-    with ExportWriter(directory) as writer:
+    with ExportWriter(directory) if hosts.first() else contextlib.nullcontext() as writer:
         for name, leaf in flatten(params).items():
-            writer.add(name, leaf)
-        writer.finish(config)
+            leaf = whole(leaf)  # every host has a hand in it
+            if writer:
+                writer.add(name, leaf)
+
+        def finish():
+            for name, write in (beside or {}).items():
+                write(writer.folder / name)
+            writer.finish(config)
+
+        hosts.once(finish, str(directory))
+
+
+def whole(tree: Any) -> Any:
+    """Arrays whose parts other hosts may hold, in NumPy; the rest as they are. Every host calls."""
+
+    def one(leaf):
+        if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+            from jax.experimental import multihost_utils
+
+            return multihost_utils.process_allgather(leaf, tiled=True)
+        return leaf
+
+    return jax.tree.map(one, tree)
 
 
 class ExportWriter:
@@ -233,10 +282,10 @@ class ExportWriter:
     def add(self, name: str, array: Any) -> None:
         """One array; it must not change before the next `add` or `finish` returns."""
         self._tree[name] = _shape(array)
-        flat, sums = _detach({name: array})
-        self._sums |= sums
-        if flat:
-            self._put(name, flat[name], None)
+        if np.size(array):  # Orbax refuses the empty ones; their shape is in the record
+            array = np.asarray(array)
+            self._sums[name] = _crc(array)
+            self._put(name, array, None)
 
     def add_rows(self, name: str, shape: tuple[int, ...], dtype: Any, blocks: Iterable[np.ndarray]) -> None:
         """An array as blocks of whole rows (first axis), in order."""
@@ -421,22 +470,47 @@ def unflatten(flat: dict[str, Any]) -> dict:
     return tree
 
 
-def _detach(flat):
-    """(arrays that no later donation can touch, CRC-32 of those that one device holds).
+def _detached(leaf):
+    """An array that no later donation can touch.
 
-    On an accelerator the NumPy array is a copy; on CPU it is a view, and jax does not give memory with a
-    living view to a donating step (a test holds this).
+    On an accelerator the NumPy array is a copy; on CPU it is a view, and jax does not give memory with a living view to
+    a donating step (a test holds this). What several devices hold Orbax copies to the host before `save` returns, but
+    on CPU it takes a view.
     """
-    out, sums = {}, {}
+    if isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1:
+        return jnp.copy(leaf) if jax.default_backend() == "cpu" else leaf
+    return np.asarray(leaf)
+
+
+def checksums(flat: dict[str, Any]) -> dict[str, str]:
+    """{name: checksum (hex)} of arrays, computed where they lie: the same for every sharding and number of hosts.
+
+    Two sums, modulo 2^32, of the elements' bits times odd weights of their places: any one changed element, and all
+    but 2^-60 or so of other changes, show. Integer sums do not depend on their order.
+    """
+    groups: dict[Any, dict] = {}
     for name, leaf in flat.items():
-        if not np.size(leaf):
-            continue  # Orbax refuses arrays without elements; their shape is in the record
-        if isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1:
-            out[name] = jnp.copy(leaf) if jax.default_backend() == "cpu" else leaf
-        else:
-            out[name] = np.asarray(leaf)
-            sums[name] = _crc(out[name])
-    return out, sums
+        devices = frozenset(leaf.sharding.device_set) if isinstance(leaf, jax.Array) else None
+        groups.setdefault(devices, {})[name] = leaf
+    found: dict[str, str] = {}
+    for group in groups.values():
+        found |= {name: "".join(f"{int(x):08x}" for x in pair) for name, pair in jax.device_get(_sums(group)).items()}
+    return {name: found[name] for name in flat}
+
+
+@jax.jit
+def _sums(flat):
+    def one(x):
+        x = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else x
+        bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
+        place = jnp.zeros(x.shape, jnp.uint32)
+        for axis in range(x.ndim):
+            stride = math.prod(x.shape[axis + 1 :]) % 2**32
+            place += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(stride)
+        weights = (place * jnp.uint32(factor) | 1 for factor in (0x9E3779B1, 0x85EBCA6B))
+        return tuple(jnp.sum(bits * weight, dtype=jnp.uint32) for weight in weights)
+
+    return {name: one(x) for name, x in flat.items()}
 
 
 def _crc(array, before=0):

@@ -16,6 +16,7 @@ from typing import Any
 
 from progemu_jax.data.journeys import Options
 from progemu_jax.errors import UserError
+from progemu_jax.lora import TuneConfig
 from progemu_jax.models.transformer import TransformerConfig
 from progemu_jax.models.vqgan import VQGANConfig
 from progemu_jax.records import normal
@@ -53,8 +54,16 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """VQGAN: model, training and loss."""
+    """VQGAN: model, training and loss.
 
+    Attributes:
+      init: folder to start from: a run directory, an export, or a Hugging Face folder with Emu3's image tokenizer. The
+        sizes are then its own; of `model`, dtype, param_dtype and dropout count. steps=0 takes it as it is.
+      freeze: parts that are not trained (`tasks.tokenizer.PARTS`).
+    """
+
+    init: str = ""
+    freeze: tuple[str, ...] = ()
     model: VQGANConfig = field(default_factory=VQGANConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     loss: TokenizerLossConfig = field(default_factory=TokenizerLossConfig)
@@ -76,8 +85,16 @@ class TokensConfig:
 
 @dataclass(frozen=True)
 class LanguageModelConfig:
-    """Decoder-only transformer: model, task and the two stages of the curriculum."""
+    """Decoder-only transformer: model, task and the two stages of the curriculum.
 
+    Attributes:
+      init: folder to start from: a run directory, an export, or a Hugging Face folder of Emu3 or ProgEmu. The sizes are
+        then its own; of `model`, what says how to compute and what to add counts (`imported.OURS`).
+      tune: which parameters are trained; LoRA is `model.lora_rank`.
+    """
+
+    init: str = ""
+    tune: TuneConfig = field(default_factory=TuneConfig)
     model: TransformerConfig = field(default_factory=TransformerConfig)
     task: ProgEmuConfig = field(default_factory=ProgEmuConfig)
     stage1: TrainConfig = field(default_factory=TrainConfig)  # single images, constant-128 prior; steps=0 skips it
@@ -117,6 +134,23 @@ class MeshConfig:
 
 
 @dataclass(frozen=True)
+class PlanConfig:
+    """`--stages=plan` (`progemu_jax.plan`).
+
+    Attributes:
+      devices: sizes of the slice or cluster; the mesh's data axis takes what fsdp and tensor leave.
+      accelerators: of `plan.ACCELERATORS`; TPUs are compiled for, GPUs counted.
+      rows: sequences in a microbatch on each part of the batch, in training.
+      cases: on each part of the batch, in sampling.
+    """
+
+    devices: tuple[int, ...] = (8, 64, 256)
+    accelerators: tuple[str, ...] = ("H100", "H200", "v5p", "v6e")
+    rows: int = 1
+    cases: int = 4
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything one run needs; written to `config.json` of the run directory."""
 
@@ -131,6 +165,7 @@ class Config:
     scorer: ScorerConfig = field(default_factory=ScorerConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
 
 
 def from_dict(cls: type, values: Any, path: str = "config") -> Any:

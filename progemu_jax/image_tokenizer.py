@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from progemu_jax import checkpoint, image_processor
+from progemu_jax import checkpoint, image_processor, sharding
 from progemu_jax.config import from_dict
 from progemu_jax.errors import UserError
 from progemu_jax.image_processor import ImageProcessor
@@ -24,6 +24,7 @@ class Tokenizer:
 
     def __init__(self, variables: Any, config: VQGANConfig, processor: ImageProcessor | None = None):
         self.variables, self.config, self.processor = variables, config, processor
+        self.mesh = None
         net = VQGAN(config)
         self._encode = jax.jit(lambda v, x, *near: net.apply(v, self._pixels(x), *near, method="tokenize"))
         self._decode = jax.jit(lambda v, c: net.apply(v, c, method="detokenize"))
@@ -33,6 +34,11 @@ class Tokenizer:
         variables, config = checkpoint.load_export(folder)
         processor = config.get("image") and from_dict(ImageProcessor, config["image"], "image")
         return cls(variables, from_dict(VQGANConfig, config["model"], "tokenizer"), processor)
+
+    def on(self, mesh: jax.sharding.Mesh) -> Tokenizer:
+        """The same, working on a mesh of this host's devices: images over its data axes, parameters on each."""
+        self.mesh, self.variables = mesh, jax.device_put(self.variables, sharding.replicated(mesh))
+        return self
 
     def _pixels(self, images: jax.Array) -> jax.Array:
         """uint8 [B, H, W] or [B, H, W, 3] -> f32 [B, H, W, C] in [-1, 1]."""
@@ -59,15 +65,16 @@ class Tokenizer:
             return self.tokenize(images[None], 1, None if near is None else near[None], slack)[0]
         self._check(images)
         if near is None:
-            return _batched(lambda x: self._encode(self.variables, x)[0], images, batch_size=batch_size)
-        return _batched(
+            return self._batched(lambda x: self._encode(self.variables, x)[0], images, batch_size=batch_size)
+        return self._batched(
             lambda x, near: self._encode(self.variables, x, near, slack)[0], images, near, batch_size=batch_size
         )
 
     def error(self, images: np.ndarray, batch_size: int = 64) -> float:
         """Mean squared distance of latents from their codes, over images uint8 [N, H, W]."""
         self._check(images)
-        return float(_batched(lambda x: self._encode(self.variables, x)[1], images, batch_size=batch_size).mean())
+        errors = self._batched(lambda x: self._encode(self.variables, x)[1], images, batch_size=batch_size)
+        return float(errors.mean())
 
     def _check(self, images: np.ndarray) -> None:
         rgb = images.ndim == 4 and images.shape[-1] == self.config.in_channels == 3
@@ -95,21 +102,21 @@ class Tokenizer:
             raise UserError(
                 f"codes: values must lie in [0, {self.config.codebook_size}), got {codes.min()}..{codes.max()}"
             )
-        images = _batched(lambda c: self._decode(self.variables, c), codes, batch_size=batch_size)
+        images = self._batched(lambda c: self._decode(self.variables, c), codes, batch_size=batch_size)
         images = np.clip(np.rint((images + 1) * 127.5), 0, 255).astype(np.uint8)
         if rgb:
             return images
         return image_processor.luma(images) if images.shape[-1] == 3 else images[..., 0]
 
-
-def _batched(function: Any, *items: np.ndarray, batch_size: int) -> np.ndarray:
-    """Maps over slices of one size (the last padded), so that one program is compiled."""
-    count = len(items[0])
-    size = min(batch_size, count)
-    parts = []
-    for start in range(0, count, size):
-        chunk = [x[start : start + size] for x in items]
-        n = len(chunk[0])
-        padded = [np.concatenate([x, np.repeat(x[:1], size - n, axis=0)]) for x in chunk]
-        parts.append(np.asarray(function(*padded))[:n])
-    return np.concatenate(parts)
+    def _batched(self, function: Any, *items: np.ndarray, batch_size: int) -> np.ndarray:
+        """Maps over slices of one size (the last padded), so that one program is compiled; on a mesh each is split."""
+        count = len(items[0])
+        size = min(batch_size, count)
+        parts = []
+        for start in range(0, count, size):
+            chunk = [x[start : start + size] for x in items]
+            n = len(chunk[0])
+            padded = [np.concatenate([x, np.repeat(x[:1], size - n, axis=0)]) for x in chunk]
+            padded = sharding.place(padded, self.mesh) if self.mesh else padded
+            parts.append(np.asarray(function(*padded))[:n])
+        return np.concatenate(parts)

@@ -18,8 +18,12 @@ from progemu_jax.errors import UserError, disk_trouble
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory: everything the run makes goes there.")
 _STAGES = flags.DEFINE_list(
-    "stages", None, "Stages to run, comma-separated; default all; 'list' prints what each needs and has made."
+    "stages",
+    None,
+    "Stages to run, comma-separated; default all; 'list' prints what each needs and has made; 'plan' compiles training "
+    "and sampling for devices that are not here, and says what fits where.",
 )
+_MULTIHOST = flags.DEFINE_bool("multihost", False, "This process is one of several that make the run together.")
 
 
 def _without(values, keys: tuple[str, ...]):
@@ -37,7 +41,8 @@ def build_stages(config, config_dict: dict) -> list:
 
     def part(*names: str) -> dict:
         """The seed and the named sections, without what only says how often a loop reports and saves."""
-        return {"seed": config.seed, **{name: _without(config_dict[name], HOUSEKEEPING) for name in names}}
+        silent = (*HOUSEKEEPING, "init", "perceptual_weights")
+        return {"seed": config.seed, **{name: _without(config_dict[name], silent) for name in names}}
 
     places = ("root", "reports", "mimic_iv")  # what lies there counts, not where it is
     data = _without(config_dict["data"], (*places, "processes"))
@@ -46,11 +51,23 @@ def build_stages(config, config_dict: dict) -> list:
     states = ("data/references",) if "contradicting-prompts" in config.sample.systems else ()
     source = ("data/source",) if config.data.source == "phantom" else ()
     made = ("data/tree", "data/references", "data/shards/icg_cxr/pairs", "data/shards/icg_cxr/single")
+    # Weights to start from are inputs: their content counts, not where they lie.
+    starts = {
+        name: (part.init,) if part.init else ()
+        for name, part in (("tokenizer", config.tokenizer), ("progemu", config.progemu))
+    }
+    if config.tokenizer.loss.perceptual:
+        starts["tokenizer"] += (config.tokenizer.loss.perceptual_weights,)
     stages = [
         ("data", (*source, *made), external, {"seed": config.seed, "data": data}),
-        ("tokenizer", ("tokenizer",), ("data/shards/icg_cxr/single",), part("tokenizer")),
+        ("tokenizer", ("tokenizer",), ("data/shards/icg_cxr/single", *starts["tokenizer"]), part("tokenizer")),
         ("tokens", ("data/shards/icg_cxr/tokens",), ("data/shards/icg_cxr/pairs", "tokenizer"), part("tokens")),
-        ("train", ("train",), ("data/shards/icg_cxr/tokens",), part("progemu", "vocabulary")),
+        (
+            "train",
+            ("train",),
+            ("data/shards/icg_cxr/tokens", *starts["progemu"]),
+            part("progemu", "vocabulary"),
+        ),
         ("scorer", ("scorer",), (), {**part("scorer"), "phantom": data["phantom"], "image_size": data["image_size"]}),
         ("sample", ("predictions",), ("train", "tokenizer", *states), part("sample")),
         ("score", ("scores",), ("predictions", "scorer", "data/references"), part()),
@@ -69,28 +86,70 @@ def build_stages(config, config_dict: dict) -> list:
 
 def run(config_dict, workdir: str | os.PathLike, stages: list[str] | None) -> None:
     """Checks the config, then runs the stages that are not complete yet."""
-    from progemu_jax import workflow
+    from progemu_jax import hosts, workflow
     from progemu_jax.config import Config, from_dict, to_dict
     from progemu_jax.predictions import rejections
     from progemu_jax.records import write_json
-    from progemu_jax.stages import list_stages, run_stages
+    from progemu_jax.stages import list_stages
 
     config = from_dict(Config, config_dict)
+    plain, workdir = to_dict(config), Path(workdir)
+    if stages == ["plan"]:
+        from progemu_jax import plan
+
+        _make(workdir)
+        plan.run(config, plain, workdir)
+        return
     workflow.check(config)
-    plain = to_dict(config)
     todo = build_stages(config, plain)
-    workdir = Path(workdir)
     if stages == ["list"]:
         print(list_stages(todo, workdir))
         return
+    workflow.check_mesh(config)
+    hosts.once(lambda: _make(workdir), f"--workdir={workdir}")
+    _run_together(todo, workdir, stages)
+    hosts.once(lambda: write_json(workdir / "config.json", plain), "config.json")
+    if (stages is None or "sample" in stages) and (missing := rejections(workdir / "predictions")):
+        raise UserError(missing)
+
+
+def _run_together(todo: list, workdir: Path, selected: list[str] | None) -> None:
+    """`run_stages`; of several hosts the first decides what runs, and the others run it with it."""
+    import dataclasses
+
+    from progemu_jax import hosts
+    from progemu_jax.stages import run_stages
+
+    if not hosts.first():
+        while (number := hosts.told()) >= 0:
+            todo[number].run(workdir)
+        if number == _FAILED:
+            raise UserError("the run has failed in process 0, which says why")
+        return
+
+    def led(number: int, stage):
+        def both(workdir: Path) -> None:
+            hosts.told(number)
+            stage.run(workdir)
+
+        return dataclasses.replace(stage, run=both)
+
+    end = _FAILED
+    try:
+        run_stages([led(number, stage) for number, stage in enumerate(todo)], workdir, selected)
+        end = _DONE
+    finally:
+        hosts.told(end)
+
+
+_DONE, _FAILED = -1, -2  # instead of the number of a stage
+
+
+def _make(workdir: Path) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--workdir={workdir}: cannot be made ({error.strerror}); choose another") from None
-    run_stages(todo, workdir, stages)
-    write_json(workdir / "config.json", plain)
-    if (stages is None or "sample" in stages) and (missing := rejections(workdir / "predictions")):
-        raise UserError(missing)
 
 
 def main(argv: list[str]) -> None:
@@ -98,6 +157,10 @@ def main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)
     try:
+        if _MULTIHOST.value:
+            from progemu_jax import hosts
+
+            hosts.start()
         run(flags.FLAGS.config, _WORKDIR.value, _STAGES.value)
     except UserError as error:
         _stop(error)

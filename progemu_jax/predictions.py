@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -131,6 +132,34 @@ def rejections(root: str | os.PathLike) -> str | None:
         f"{root}: {len(rows)} cases could not be predicted, the others are complete; the first, "
         f"{rows[0]['pair_id']}: {rows[0]['reason']} (all: */{REJECTED})"
     )
+
+
+def merge_predictions(shards: Sequence[Path], folder: str | os.PathLike, cases: Sequence[Case]) -> Path:
+    """One predictions folder from the shards of several hosts: rows in the order of `cases`, images moved.
+
+    The rows are written last, at once; the shards go then. Raises UserError for a case that no shard holds.
+    """
+    folder, rows = Path(folder), {}
+    for shard in shards:
+        for line in (shard / "predictions.jsonl").read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            rows[row["pair_id"], row["sample"]] = line
+    lost = [case.pair_id for case in cases if (case.pair_id, case.sample) not in rows]
+    if lost:
+        raise UserError(
+            f"{folder}: no host has predicted {lost[0]} and {len(lost) - 1} more; run the same command again"
+        )
+    for shard in shards:
+        for image in (shard / "images").rglob("*.png"):
+            target = folder / image.relative_to(shard)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            image.replace(target)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "predictions.jsonl"
+    records.write_text(path, "".join(f"{rows[case.pair_id, case.sample]}\n" for case in cases))
+    for shard in shards:
+        shutil.rmtree(shard)
+    return path
 
 
 def _read_whole_batches(path: Path, cases: Sequence[Case], batch_size: int) -> list[str]:

@@ -8,16 +8,18 @@ from functools import cached_property
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
-from progemu_jax import checkpoint, provenance, requests, sequence, vocab
+from progemu_jax import checkpoint, provenance, requests, sequence, sharding, vocab
 from progemu_jax.config import from_dict
 from progemu_jax.errors import UserError
 from progemu_jax.image_tokenizer import Tokenizer
 from progemu_jax.models import transformer
 from progemu_jax.models.transformer import Transformer, TransformerConfig
 from progemu_jax.predictions import Case
-from progemu_jax.sampling.engine import Grammar, generate, pad_prompts, prepare
+from progemu_jax.sampling.engine import Grammar, Prompts, generate, pad_prompts, prepare
 from progemu_jax.sampling.policy import Sampling
 from progemu_jax.sequence import Layout
 
@@ -52,7 +54,18 @@ class Sampler:
         self.params, self.config, self.layout = params, config, layout
         self.vocabulary, self.tokenizer, self.policy, self.name = vocabulary, tokenizer, policy, name
         self.grammar = vocabulary and Grammar.of(vocabulary, stops)
-        self._logits = jax.jit(self._forward)
+        self._logits, self.mesh, self._programs = jax.jit(self._forward), None, {}
+
+    def on(self, mesh: jax.sharding.Mesh) -> Sampler:
+        """The same, working on a mesh of this host's devices: cases over its data axes, heads over tensor."""
+        self.mesh, self._programs = mesh, {}
+        self.__dict__.pop("_prepared", None)
+        if self.tokenizer:
+            self.tokenizer.on(mesh)
+        if self.params is not None:
+            axes = (self.params, transformer.LOGICAL_AXES, mesh, sharding.SAMPLING_RULES)
+            self.params = jax.device_put(self.params, sharding.param_shardings(*axes))
+        return self
 
     def tokenize(self, images: np.ndarray, **options: Any) -> np.ndarray:
         """Images to codes; see `Tokenizer.tokenize`."""
@@ -119,6 +132,43 @@ class Sampler:
                 raise UserError(f"prior: expected codes, int {list(grid)}")
         sequence.prompt_tokens(self.vocabulary, self.layout, case.prior, case.prompt)
 
+    def _generate(self, policy: Sampling, text: bool) -> Any:
+        """`generate` of this model as a function of parameters, prompts, keys, keep and codes."""
+        config = self._prepared[1]
+
+        def run(params: Any, prompts: Prompts, keys: jax.Array, keep: jax.Array, codes: jax.Array) -> Any:
+            return generate(
+                params, config, self.layout, self.grammar, policy, prompts, keys, keep=keep, codes=codes, text=text
+            )
+
+        return run
+
+    def _over_mesh(self, policy: Sampling, text: bool) -> Any:
+        """The same over the mesh: each data part its own cases; only a tensor axis exchanges anything."""
+        if (policy, text) not in self._programs:
+            names, sides = sharding.RULES["batch"], 2 if policy.guided else 1
+            generate_local = self._generate(policy, text)
+
+            def local(params: Any, prompts: Prompts, *rest: jax.Array) -> Any:
+                prompts = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), prompts)  # cases, then their twins
+                return generate_local(params, prompts, *rest)
+
+            spread = jax.shard_map(
+                local,
+                mesh=self.mesh,
+                in_specs=(PartitionSpec(), PartitionSpec(None, names), *(PartitionSpec(names),) * 3),
+                out_specs=PartitionSpec(names),
+                axis_names=set(names),
+                check_vma=False,
+            )
+
+            def run(params: Any, prompts: Prompts, *rest: jax.Array) -> Any:
+                prompts = jax.tree.map(lambda x: jnp.reshape(x, (sides, -1, *x.shape[1:])), prompts)
+                return spread(params, prompts, *rest)
+
+            self._programs[policy, text] = jax.jit(run)
+        return self._programs[policy, text]
+
     def sample(
         self,
         cases: Sequence[Case],
@@ -145,18 +195,12 @@ class Sampler:
             policy=policy,
         )
         keys = jax.vmap(jax.random.key)(np.asarray([c.fold(seed) for c in cases], np.uint32))
-        params, config = self._prepared
-        out = generate(
-            params,
-            config,
-            self.layout,
-            self.grammar,
-            policy,
-            prompts,
-            keys,
-            keep=keep,
-            codes=codes,
-            text=text,
+        grid = (len(cases), self.layout.height, self.layout.width)
+        keep = np.zeros(grid, bool) if keep is None else np.asarray(keep, bool)
+        codes = np.zeros(grid, np.int32) if codes is None else np.asarray(codes, np.int32)
+        spread = self.mesh and len(cases) % sharding.data_parts(self.mesh) == 0
+        out = (self._over_mesh if spread else self._generate)(policy, text)(
+            self._prepared[0], prompts, keys, keep, codes
         )
         rows = np.asarray(out.text) if text else ()
         texts = [self.vocabulary.decode([int(t) for t in row if t >= 0]).strip() for row in rows]

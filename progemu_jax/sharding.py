@@ -6,11 +6,13 @@ is here. Partitioning itself is `jax.jit` with `NamedSharding` over one mesh who
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from progemu_jax.errors import UserError
@@ -20,12 +22,17 @@ MESH_AXES = ("data", "fsdp", "tensor")
 # logical axis -> mesh axes; an axis that is absent or None is not split
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
+    "lookup": ("data",),  # the batch while tokens are looked up in a table whose model axis is over fsdp
     "embed": ("fsdp",),
     "vocab": ("tensor",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
 }
+
+# Sampling: cases over the data axes, heads and cache over tensor. Ranges of the vocabulary are cut out of the head, and
+# a weight gathered for every token would cost more than its memory is worth: both stay whole.
+SAMPLING_RULES = {**RULES, "embed": (), "vocab": ()}
 
 LAYERS = "layers"  # below a dict key of this name, leaves carry a stacked layer axis in front
 
@@ -59,11 +66,36 @@ def spec(axes: Axes, rules: Mapping[str, tuple[str, ...]] = RULES) -> PartitionS
     return PartitionSpec(*entries)
 
 
-def sharding(mesh: Mesh, axes: Axes, shape: Sequence[int], name: str = "array") -> NamedSharding:
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Holds an activation to the rules inside a program that is traced under `jax.set_mesh`; else gives it back.
+
+    Without this the partitioner is free to split activations as the weights are, and then does (8B on 64 devices:
+    600 GB a device). An axis takes as many of its mesh axes as divide its size; not those that a `shard_map` has taken.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    free = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto}
+    entries = []
+    for size, axis in zip(x.shape, axes, strict=True):
+        names = tuple(name for name in RULES.get(axis, ()) if name in free)
+        while size % math.prod(mesh.shape[name] for name in names):
+            names = names[:-1]
+        entries.append(names or None)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*entries))
+
+
+def sharding(
+    mesh: Mesh,
+    axes: Axes,
+    shape: Sequence[int],
+    name: str = "array",
+    rules: Mapping[str, tuple[str, ...]] = RULES,
+) -> NamedSharding:
     """The sharding of one array. Raises UserError when a size does not divide by its mesh axes."""
-    partition = spec(axes)
+    partition = spec(axes, rules)
     for size, axis in zip(shape, axes, strict=True):
-        entry = RULES.get(axis, ()) if axis else ()
+        entry = rules.get(axis, ()) if axis else ()
         parts = math.prod(mesh.shape[mesh_axis] for mesh_axis in entry)
         if size % parts:
             padded = -(-size // parts) * parts
@@ -90,11 +122,13 @@ def logical_axes(tree: Any, table: Mapping[str, Axes]) -> Any:
     return jax.tree_util.tree_map_with_path(axes_of, tree)
 
 
-def param_shardings(tree: Any, table: Mapping[str, Axes], mesh: Mesh) -> Any:
+def param_shardings(
+    tree: Any, table: Mapping[str, Axes], mesh: Mesh, rules: Mapping[str, tuple[str, ...]] = RULES
+) -> Any:
     """NamedSharding of every leaf of a tree of (abstract) arrays; `table` as in `logical_axes`."""
 
     def one(path, leaf, axes):
-        return sharding(mesh, axes, leaf.shape, jax.tree_util.keystr(path, simple=True, separator="/"))
+        return sharding(mesh, axes, leaf.shape, jax.tree_util.keystr(path, simple=True, separator="/"), rules)
 
     return jax.tree_util.tree_map_with_path(one, tree, logical_axes(tree, table))
 
@@ -104,19 +138,55 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, spec(("batch",)))
 
 
+def data_parts(mesh: Mesh) -> int:
+    """How many ways a batch is split."""
+    return math.prod(mesh.shape[name] for name in RULES["batch"])
+
+
+def check_batch(mesh: Mesh, rows: int, name: str) -> None:
+    """Raises UserError unless a batch of `rows` (global) divides over the mesh and over its processes."""
+    parts, processes = data_parts(mesh), len({d.process_index for d in mesh.devices.flat})
+    if rows % parts:
+        raise UserError(
+            f"{name}={rows} does not divide over the {parts} devices of mesh data x fsdp: "
+            f"give a multiple of {parts} or another mesh"
+        )
+    if parts % processes:
+        raise UserError(
+            f"mesh: tensor={mesh.shape['tensor']} reaches over processes, {processes} share {parts} parts of a batch: "
+            "keep tensor within one host"
+        )
+
+
 def shard_batch(batch: Any, mesh: Mesh) -> Any:
-    """Puts a tree of host arrays `[B, ...]` on the mesh. Raises UserError when B does not divide."""
+    """Puts a tree of host arrays `[B / processes, ...]`, this process's rows, on the mesh.
+
+    Raises UserError when B does not divide.
+    """
+    where = batch_sharding(mesh)
     for leaf in jax.tree.leaves(batch):
-        sharding(mesh, ("batch",), leaf.shape[:1], "batch")
-    return jax.device_put(batch, batch_sharding(mesh))
+        check_batch(mesh, len(leaf) * jax.process_count(), "batch")
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(where, np.asarray(x)), batch)
+
+
+def place(tree: Any, mesh: Mesh) -> Any:
+    """Puts arrays that every process holds whole on the mesh: first axis split where it divides, else copied."""
+
+    def put(x):
+        where = batch_sharding(mesh) if x.ndim and len(x) % data_parts(mesh) == 0 else replicated(mesh)
+        if isinstance(x, jax.Array):
+            return jax.device_put(x, where)
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, where, lambda index: x[index])
+
+    return jax.tree.map(put, tree)
+
+
+def on(mesh: Mesh | None) -> contextlib.AbstractContextManager:
+    """What is traced within holds its activations to the mesh (`constrain`)."""
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
     """Sharding of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
-
-
-def born_sharded(init: Callable[..., Any], key: jax.Array, mesh: Mesh, table: Mapping[str, Axes]) -> Any:
-    """init(key), with every leaf made in its place: no device ever holds a whole copy."""
-    shardings = param_shardings(jax.eval_shape(init, key), table, mesh)
-    return jax.jit(init, out_shardings=shardings)(key)

@@ -3,7 +3,8 @@
 A run's folder:
   checkpoints/<step>/   Orbax: state, data-iterator state, what the run depends on
   metrics.jsonl         one row a log or eval point; no clock in it: a resumed run writes the same file
-  tensorboard/          the same numbers and the speed
+  speed.jsonl           one row a log point: steps and tokens a second, MFU, memory, share of the time spent on data
+  tensorboard/          the same numbers, and pictures of fixed validation cases
 
 Killed at any moment and started again with the same config, a run ends in the same parameters; on CPU bit
 for bit, given the same cores, devices and versions.
@@ -14,6 +15,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -27,12 +29,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from progemu_jax import hosts, sharding, speed
 from progemu_jax.checkpoint import Checkpoints
 from progemu_jax.errors import UserError
+from progemu_jax.optim import make_schedule
 from progemu_jax.records import write_text
 
 _log = logging.getLogger(__name__)
-HOUSEKEEPING = ("log_every", "eval_every", "save_every", "keep")  # may change between start and resume
+HOUSEKEEPING = ("log_every", "eval_every", "save_every", "show_every", "keep")  # may change between start and resume
 
 
 @dataclass(frozen=True)
@@ -54,17 +58,20 @@ class TrainConfig:
     log_every: int = 50
     eval_every: int = 0  # 0: never
     save_every: int = 500
+    show_every: int = 0  # pictures of fixed validation cases; 0: never
     keep: int = 2  # newest checkpoints kept
     seed: int = 0
-    optimizer: str = "adamw"
-    moment_dtype: str = "float32"
+    optimizer: str = "adamw"  # or "adafactor"
+    moment_dtype: str = "float32"  # of Adam's moments; "bfloat16": half the memory
+    ema: float = 0.0  # decay of the moving average of the parameters that is evaluated and exported; 0: none
 
 
 class Task(Protocol):
     """One thing that trains. States are plain dict pytrees of arrays; "params" and "opt_state" are in them.
 
     A task may also have `state_shardings(mesh, abstract_state)`, a matching pytree of `NamedSharding`s;
-    without it a mesh holds the state replicated.
+    without it a mesh holds the state replicated. `eval_step` may return arrays too: they are summed over the split, and
+    `summarize(sums)` makes scalars of them. `tokens_per_step` and `flops_per_step` are for the speed that is logged.
     """
 
     name: str
@@ -90,45 +97,54 @@ def fit(
     init_state: Any = None,
     hooks: Sequence[Callable[[int, dict, dict], None]] = (),
     config: dict | None = None,
+    show: Callable[[dict], np.ndarray] | None = None,
 ) -> dict:
     """Trains `task` for `cfg.steps` steps in `workdir`, from its newest checkpoint when there is one.
 
     Args:
       batches: seed -> iterator of dicts of NumPy arrays [B, ...] (on several hosts: this host's rows). With
         `get_state()`/`set_state()` it is put back where the checkpoint left it; without, the batches already
-        used are drawn again and dropped.
-      eval_batches: () -> finite iterable of such dicts, the same ones at every call; None: no evaluation.
+        used are drawn again and dropped. Its state must be the same on every host.
+      eval_batches: () -> finite iterable of such dicts, the same ones at every call, whole on every host; None: no
+        evaluation.
       mesh: batches are split along its axes named "data" and "fsdp"; None: the default device.
       init_state: the state to start from instead of `task.init(key)`, or a function that makes it (called
         only when there is no checkpoint); copied, so the caller may keep it.
       hooks: called with (step, state, metrics) at every log point; must not keep or change the state.
       config: JSON-able; what beside `cfg` (model, data) must be unchanged for a run to be continued.
+      show: state -> uint8 [N, H, W], pictures for TensorBoard every `cfg.show_every` steps and at the end; None: none.
 
     Returns:
       The final state; at once, when the run was already complete.
 
     Raises:
       UserError: a value of `cfg` makes no sense; the checkpoint is of another config; the loss or a
-        parameter is not finite (nothing of that kind is ever saved); the data ended early.
-      SystemExit: on SIGTERM or SIGINT (128 + signal number), after saving.
+        parameter is not finite (nothing of that kind is ever saved); the data ended early; the batch does not
+        divide over the mesh; the disk holds no checkpoint more.
+      SystemExit: on SIGTERM or SIGINT of any host (128 + signal number), after saving.
     """
     check(cfg)
+    if mesh is not None:
+        sharding.check_batch(mesh, cfg.batch_size // cfg.accumulate, "train.batch_size / train.accumulate")
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     init_key, step_key = jax.random.split(jax.random.key(cfg.seed))
     abstract = jax.eval_shape(task.init, init_key)
-    template = _with_shardings(abstract, _state_shardings(task, mesh, abstract))
+    shardings = _state_shardings(task, mesh, abstract)
+    template = _with_shardings(abstract, shardings)
     kept = {name: value for name, value in asdict(cfg).items() if name not in HOUSEKEEPING}
     identity = {"task": task.name, "train": kept, "config": config or {}}
     with Checkpoints(workdir / "checkpoints", keep=cfg.keep, config=identity) as checkpoints:
         restored = checkpoints.restore(template)
         start, state, extra = restored or (0, None, {})
+        if start < cfg.steps:
+            _check_space(workdir, template, len(checkpoints.steps()), cfg.keep)
         if state is None:
             state = _first_state(task, init_key, init_state, template)
         if start >= cfg.steps:
             return state
-        run = _Run(task, cfg, mesh, step_key, workdir, checkpoints, hooks, eval_batches)
-        with _closing(batches(cfg.seed)) as source:
+        run = _Run(task, cfg, mesh, shardings, step_key, workdir, checkpoints, hooks, eval_batches, show)
+        with _closing(batches(cfg.seed)) as source, sharding.on(mesh):
             return run(state, start, extra, source)
 
 
@@ -143,9 +159,11 @@ def check(cfg: TrainConfig) -> None:
         ("final_learning_rate", cfg.final_learning_rate >= 0, "at least 0"),
         ("warmup_steps", cfg.warmup_steps >= 0, "at least 0"),
         ("clip", cfg.clip >= 0, "at least 0"),
+        ("ema", 0 <= cfg.ema < 1, "at least 0 and below 1"),
         ("log_every", cfg.log_every >= 1, "at least 1"),
         ("eval_every", cfg.eval_every >= 0, "at least 0"),
         ("save_every", cfg.save_every >= 1, "at least 1"),
+        ("show_every", cfg.show_every >= 0, "at least 0"),
         ("keep", cfg.keep >= 1, "at least 1"),
         ("dtype", cfg.dtype in ("float32", "bfloat16"), "'float32' or 'bfloat16'"),
     ]
@@ -157,14 +175,19 @@ def check(cfg: TrainConfig) -> None:
 class _Run:
     """One call of `fit` after its state is known."""
 
-    def __init__(self, task, cfg, mesh, step_key, workdir, checkpoints, hooks, eval_batches):
+    def __init__(self, task, cfg, mesh, shardings, step_key, workdir, checkpoints, hooks, eval_batches, show=None):
         self.task, self.cfg, self.workdir = task, cfg, workdir
         self.checkpoints, self.hooks, self.eval_batches = checkpoints, hooks, eval_batches
-        self.put = _putter(mesh)
+        self.show = show if jax.process_count() == 1 else None  # no host of several has all parameters
+        self.schedule, self.waited = make_schedule(cfg), 0.0
+        self.mesh = mesh
+        self.put = jax.device_put if mesh is None else lambda batch: sharding.shard_batch(batch, mesh)
+        self.place = jax.device_put if mesh is None else lambda tree: sharding.place(tree, mesh)  # whole on every host
         self.train_step = jax.jit(task.train_step)  # also traced alone, to learn the metrics' names
         self.step = jax.jit(self._step, donate_argnums=0)
         self.eval_step = jax.jit(task.eval_step)
         self.step_key = step_key
+        self.shardings = shardings
 
     def _step(self, carry, batch):
         """One update. Sums of metrics and the first bad step stay on the device until a log point."""
@@ -173,6 +196,8 @@ class _Run:
         good = jnp.array([jnp.all(jnp.isfinite(v)) for k, v in metrics.items() if _must_be_finite(k)]).all()
         first_bad = jnp.where((carry["first_bad"] < 0) & ~good, carry["step"] + 1, carry["first_bad"])
         sums = {k: carry["sums"][k] + v.astype(jnp.float32) for k, v in metrics.items()}
+        if self.mesh is not None:
+            state = jax.lax.with_sharding_constraint(state, self.shardings)
         return {"state": state, "step": carry["step"] + 1, "first_bad": first_bad, "sums": sums}
 
     def __call__(self, state, start, extra, source):
@@ -183,37 +208,41 @@ class _Run:
         if "loss" not in shapes:
             raise ValueError(f"{self.task.name}.train_step returns no 'loss' among {sorted(shapes)}")
         sums = extra.get("sums", {})
-        carry = {
-            "state": state,
-            "step": jnp.asarray(start, jnp.int32),
-            "first_bad": jnp.asarray(-1, jnp.int32),
-            "sums": {name: jnp.asarray(sums.get(name, 0.0), jnp.float32) for name in shapes},
+        counters = {
+            "step": np.int32(start),
+            "first_bad": np.int32(-1),
+            "sums": {name: np.float32(sums.get(name, 0.0)) for name in shapes},
         }
-        writing = jax.process_index() == 0
+        carry = {"state": state, **self.place(counters)}
+        writing = hosts.first()
         with (
             _Metrics(self.workdir, start, writing) as log,
             _Bar(self.task.name, cfg, start, writing) as bar,
             _signals() as caught,
         ):
+            signalled = _Agreed(caught, self.mesh)
             for done in range(start + 1, cfg.steps + 1):
                 batch = first if done == start + 1 else self.put(self._next(source, done - 1))
                 carry = self.step(carry, batch)
-                last, stop = done == cfg.steps, bool(caught)
+                last, stop = done == cfg.steps, signalled()
                 if last or done % cfg.log_every == 0:
                     carry = self._log(carry, done, log, bar)
                 if self.eval_batches and cfg.eval_every and (last or done % cfg.eval_every == 0):
                     log.write(done, self._evaluate(carry["state"], done))
+                if self.show and cfg.show_every and (last or done % cfg.show_every == 0):
+                    log.pictures(done, self.show(carry["state"]))
                 if last or stop or done % cfg.save_every == 0:
                     self._save(carry, done, source, log)
                 if stop:
                     break
             self.checkpoints.wait()
-            if caught:
+            if stop:
                 bar.write(f"{self.task.name}: stopped by a signal; saved at step {done}", sys.stderr)
-                raise SystemExit(128 + caught[0])
+                raise SystemExit(128 + stop)
         return carry["state"]
 
     def _next(self, source, used):
+        start = time.monotonic()
         try:
             return next(source)
         except StopIteration:
@@ -221,31 +250,51 @@ class _Run:
                 f"{self.task.name}: the data ended after {used} of {self.cfg.steps} steps: "
                 f"lower train.steps or let the batches repeat"
             ) from None
+        finally:
+            self.waited += time.monotonic() - start
 
     def _log(self, carry, done, log, bar):
         sums, first_bad = jax.device_get((carry["sums"], carry["first_bad"]))
         self._stop_if_bad(first_bad)
         count = done % self.cfg.log_every or self.cfg.log_every
         metrics = {name: float(value) / count for name, value in sums.items()}
-        speed = bar.advance(done, metrics["loss"])
-        log.write(done, metrics, speed)
+        metrics["learning_rate"] = float(self.schedule(done - 1))
+        log.write(done, metrics)
+        log.write_speed(done, self._speed(*bar.advance(done, metrics["loss"])))
         for hook in self.hooks:
             hook(done, carry["state"], metrics)
-        return {**carry, "sums": jax.tree.map(jnp.zeros_like, carry["sums"])}
+        return {**carry, "sums": self.place({name: np.float32(0) for name in sums})}
+
+    def _speed(self, steps, seconds):
+        rate = steps / max(seconds, 1e-9)
+        out = {"steps_per_second": rate, "data_wait": min(self.waited / max(seconds, 1e-9), 1.0)}
+        out["memory_gib"] = speed.memory_gib()
+        self.waited = 0.0
+        if tokens := getattr(self.task, "tokens_per_step", None):
+            out["tokens_per_second"] = rate * tokens
+        flops, peak = getattr(self.task, "flops_per_step", None), speed.peak_flops()
+        if flops and peak:
+            out["mfu"] = rate * flops / (peak * jax.device_count())
+        return out
 
     def _evaluate(self, state, done):
-        totals, weight = {}, 0.0
+        totals, weight, arrays = {}, 0.0, {}
         with _closing(self.eval_batches()) as source:
             for batch in source:
-                found = jax.device_get(self.eval_step(state, self.put(batch)))
-                metrics = {name: float(value) for name, value in found.items()}
+                found = jax.device_get(self.eval_step(state, self.place(batch)))
+                metrics = {name: float(value) for name, value in found.items() if not np.ndim(value)}
+                for name, value in found.items():
+                    if np.ndim(value):
+                        arrays[name] = arrays.get(name, 0) + np.asarray(value, np.float64)
                 share = metrics.pop("weight", 1.0)
                 weight += share
                 for name, value in metrics.items():
                     totals[name] = totals.get(name, 0.0) + share * value
         if not weight:
             raise UserError(f"{self.task.name}: no batch to evaluate at step {done}: check the eval split")
-        return {f"eval/{name}": value / weight for name, value in totals.items()}
+        means = {name: value / weight for name, value in totals.items()}
+        means |= self.task.summarize(arrays) if arrays else {}
+        return {f"eval/{name}": value for name, value in means.items()}
 
     def _save(self, carry, done, source, log):
         finite = _all_finite(carry["state"].get("params", carry["state"]))
@@ -300,8 +349,8 @@ def _rewind(source, start, extra):
 
 def _first_state(task, key, init_state, template):
     shardings = jax.tree.map(lambda leaf: leaf.sharding, template)
-    if init_state is None:
-        return jax.jit(task.init, out_shardings=shardings)(key)
+    if init_state is None:  # every leaf is made in its place: no device ever holds a whole copy
+        return jax.jit(lambda: task.init(key), out_shardings=shardings)()
     given = init_state() if callable(init_state) else init_state
     if jax.tree.structure(given) != jax.tree.structure(template):
         raise ValueError(f"{task.name}: init_state has another structure than the task's own state")
@@ -311,6 +360,8 @@ def _first_state(task, key, init_state, template):
         if have.shape != want.shape or have.dtype != want.dtype:
             name = jax.tree_util.keystr(path)
             raise ValueError(f"{task.name}: init_state{name} is {have.dtype}{have.shape}, not {want}")
+    if jax.process_count() > 1:  # arrays of one device: every host has made the same ones
+        given = jax.tree.map(lambda x: x if len(x.sharding.device_set) > 1 else np.asarray(x), given)
     # A jitted copy owns its buffers: the first step donates them, and the caller may hold the originals.
     return jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings)(given)
 
@@ -331,26 +382,39 @@ def _with_shardings(abstract, shardings):
     )
 
 
-def _putter(mesh):
-    """NumPy batch -> device arrays, rows split over the mesh's data axes.
+class _Agreed:
+    """Number of the signal that stops the run, or 0: the same on every host at the same step.
 
-    Rows that the devices do not divide (the last batch of an evaluation) go to every device whole.
+    On several hosts the answer is that of the step before: its all-reduce is done by now, so that asking does not
+    wait for the step that has just been sent off.
     """
-    if mesh is None:
-        return jax.device_put
-    axes = tuple(name for name in ("data", "fsdp") if name in mesh.axis_names)
-    devices = math.prod(mesh.shape[name] for name in axes)
-    split, whole = (jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec)) for spec in ((axes,), ()))
 
-    def put(x):
-        x = np.asarray(x)
-        if len(x) * jax.process_count() % devices == 0:
-            return jax.make_array_from_process_local_data(split, x)
-        if jax.process_count() > 1:  # each process holds rows of its own
-            raise UserError(f"a batch of {len(x)} rows a process over {devices} devices: give a multiple of them")
-        return jax.device_put(x, whole)
+    def __init__(self, caught, mesh):
+        self.caught, self.mesh, self.pending = caught, mesh, None
+        if jax.process_count() > 1:
+            self.where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(mesh.axis_names))
+            self.most = jax.jit(jnp.max, out_shardings=sharding.replicated(mesh))
 
-    return lambda batch: jax.tree.map(put, batch)
+    def __call__(self):
+        number = self.caught[0] if self.caught else 0
+        if jax.process_count() == 1:
+            return number
+        before = 0 if self.pending is None else int(self.pending)
+        mine = np.full(jax.local_device_count(), number, np.int32)
+        self.pending = self.most(jax.make_array_from_process_local_data(self.where, mine))
+        return before
+
+
+def _check_space(workdir, template, kept, keep):
+    """Raises UserError when the disk cannot hold the checkpoints: the one being written beside those that are kept."""
+    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(template))
+    count = 1 + max(keep - kept, 0)
+    free = shutil.disk_usage(workdir).free
+    if free < count * size:
+        raise UserError(
+            f"{workdir}: {count} checkpoints of {size / 1e9:.3g} GB are to come and {free / 1e9:.3g} GB are free: "
+            "free some, lower train.keep, or use another --workdir"
+        )
 
 
 class _Metrics:
@@ -358,6 +422,7 @@ class _Metrics:
 
     def __init__(self, workdir, start, writing):
         self.path, self.writing, self.file, self.board = workdir / "metrics.jsonl", writing, None, None
+        self.speed = None
         if not writing:
             return
         from tensorboardX import SummaryWriter
@@ -368,6 +433,7 @@ class _Metrics:
         write_text(self.path, "".join(f"{line}\n" for line in rows))
         self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1 if start else None)
         self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed in __exit__)
+        self.speed = open(workdir / "speed.jsonl", "a", encoding="utf-8")  # noqa: SIM115
 
     def __enter__(self):
         return self
@@ -375,9 +441,10 @@ class _Metrics:
     def __exit__(self, *error):
         if self.writing:
             self.file.close()
+            self.speed.close()
             self.board.close()
 
-    def write(self, step, metrics, speed=None):
+    def write(self, step, metrics):
         if not self.writing:
             return
         # JSON has no NaN: an undefined metric is null.
@@ -386,8 +453,20 @@ class _Metrics:
         self.file.flush()
         for name, value in metrics.items():
             self.board.add_scalar(name if "/" in name else f"train/{name}", value, step)
-        if speed is not None:
-            self.board.add_scalar("steps_per_second", speed, step)
+
+    def write_speed(self, step, values):
+        if not self.writing:
+            return
+        self.speed.write(json.dumps({"step": step, "time": round(time.time(), 1), **values}) + "\n")
+        self.speed.flush()
+        for name, value in values.items():
+            self.board.add_scalar(f"speed/{name}", value, step)
+
+    def pictures(self, step, images):
+        """uint8 [N, H, W], as one grid under each other."""
+        if self.writing:
+            self.board.add_image("validation", np.concatenate(list(images)), step, dataformats="HW")
+            self.board.flush()
 
     def flush(self):
         """On the disk before the checkpoint that counts on these rows."""
@@ -425,13 +504,13 @@ class _Bar(contextlib.AbstractContextManager):
         self.bar.close()
 
     def advance(self, done, loss):
-        """Moves to step `done`; returns the steps per second since the last call."""
+        """Moves to step `done`; returns the steps and the seconds since the last call."""
         now = time.monotonic()
-        speed = (done - self.done) / max(now - self.clock, 1e-9)
-        self.bar.set_postfix_str(f"loss {loss:.4f}, {speed:.2f} steps/s", refresh=False)
-        self.bar.update(done - self.done)
+        steps, seconds = done - self.done, now - self.clock
+        self.bar.set_postfix_str(f"loss {loss:.4f}, {steps / max(seconds, 1e-9):.2f} steps/s", refresh=False)
+        self.bar.update(steps)
         self.done, self.clock = done, now
-        return speed
+        return steps, seconds
 
 
 @contextlib.contextmanager
@@ -441,7 +520,8 @@ def _signals():
     if threading.current_thread() is not threading.main_thread():
         yield caught
         return
-    old = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    # None: a handler that is not Python's (on several hosts JAX's runtime has one for SIGTERM); ours takes its place.
+    old = {number: signal.getsignal(number) or signal.SIG_DFL for number in (signal.SIGTERM, signal.SIGINT)}
 
     def note(number, frame):
         caught.append(number)

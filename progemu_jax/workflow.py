@@ -6,34 +6,109 @@ data -> tokenizer -> tokens -> train -> scorer -> sample -> score -> evaluate
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
+import math
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from progemu_jax import checkpoint, records, vocab
+from progemu_jax import checkpoint, hosts, places, records, vocab
 from progemu_jax.config import Config, to_dict
 from progemu_jax.controls import DUMMY_PRIOR, contradicting_prompt
+from progemu_jax.convert.names import LANGUAGE_MODEL, TOKENIZER
 from progemu_jax.data import batches, build, icg_cxr
 from progemu_jax.data.progression import progression
 from progemu_jax.data.tree import read_lines
 from progemu_jax.errors import UserError
-from progemu_jax.predictions import Case, Prediction, write_predictions
+from progemu_jax.imported import open_folder
+from progemu_jax.predictions import Case, Prediction, merge_predictions, write_predictions
 from progemu_jax.radtext import NO_CHANGE
+from progemu_jax.train import TrainConfig, fit
 from progemu_jax.train import check as check_training
-from progemu_jax.train import fit
+
+SHOWN = 4  # validation cases whose pictures go to TensorBoard
 
 
 def _processes(config: Config) -> int:
     return config.data.processes or os.cpu_count() or 1
 
 
+def _trained(config: Config) -> dict[str, TrainConfig]:
+    """Everything that is trained, by its place in the config."""
+    return {
+        "tokenizer.train": config.tokenizer.train,
+        "progemu.stage1": config.progemu.stage1,
+        "progemu.stage2": config.progemu.stage2,
+        "scorer.train": config.scorer.train,
+    }
+
+
+def _microbatches(config: Config) -> dict[str, int]:
+    return {name: part.batch_size // part.accumulate for name, part in _trained(config).items() if part.steps}
+
+
 def _mesh(config: Config):
+    """The mesh of training: all devices of all hosts."""
+    import jax
+
     from progemu_jax.sharding import make_mesh
 
-    return make_mesh(**dataclasses.asdict(config.mesh))
+    devices = None
+    if jax.default_backend() == "cpu" and jax.process_count() == 1 and config.mesh.data == -1:
+        # These devices are cores, of our own making: as many of them as divide every batch.
+        others = config.mesh.fsdp * config.mesh.tensor
+        parts, rows = jax.device_count() // others, math.gcd(*_microbatches(config).values())
+        parts = next((n for n in range(parts, 0, -1) if rows % (n * config.mesh.fsdp) == 0), parts)
+        devices = jax.devices()[: parts * others] or None
+    return make_mesh(**dataclasses.asdict(config.mesh), devices=devices)
+
+
+def _local_mesh(config: Config):
+    """The mesh of what needs no other host (sampling, tokenising, scoring): this host's devices, cases over them."""
+    import jax
+
+    from progemu_jax.sharding import make_mesh
+
+    return make_mesh(tensor=config.mesh.tensor, devices=jax.local_devices())
+
+
+def check_mesh(config: Config) -> None:
+    """Raises UserError unless the mesh exists here, and batches and parameters divide over it."""
+    import jax
+
+    from progemu_jax import sharding
+    from progemu_jax.models import transformer
+
+    mesh = _mesh(config)
+    for name, rows in _microbatches(config).items():
+        sharding.check_batch(mesh, rows, f"config.{name}: batch_size / accumulate")
+    _local_mesh(config)
+    if mesh.size > 1:
+        model = model_parts(config)[2]
+        abstract = jax.eval_shape(lambda: transformer.init_params(model, jax.random.key(0)))
+        sharding.param_shardings(abstract, transformer.LOGICAL_AXES, mesh)
+
+
+def _share() -> dict[str, int]:
+    """This process's part of a stream of batches."""
+    import jax
+
+    return {"process_index": jax.process_index(), "process_count": jax.process_count()}
+
+
+def _by_one_host(stage: Callable[[Config, Path], None]) -> Callable[[Config, Path], None]:
+    """A stage that needs no accelerator: process 0 does it, the others wait."""
+
+    @functools.wraps(stage)
+    def once(config: Config, workdir: Path) -> None:
+        hosts.once(lambda: stage(config, workdir), f"stage {stage.__name__}")
+
+    return once
 
 
 def check(config: Config) -> None:
@@ -41,18 +116,12 @@ def check(config: Config) -> None:
     sources = ("phantom", "mimic_cxr", "open_cxr")
     if config.data.source not in sources:
         raise UserError(f"config.data.source={config.data.source!r}: choose among {', '.join(sources)}")
-    trained = {
-        "tokenizer": config.tokenizer.train,
-        "progemu.stage1": config.progemu.stage1,
-        "progemu.stage2": config.progemu.stage2,
-        "scorer": config.scorer.train,
-    }
-    for name, part in trained.items():
+    for name, part in _trained(config).items():
         try:
             check_training(part)
         except UserError as error:
             raise UserError(f"config.{name}: {error}") from None
-    size, factor = config.data.image_size, config.tokenizer.model.factor
+    size, factor = config.data.image_size, tokenizer_model(config).factor
     if size < 32 or size % factor:
         raise UserError(
             f"config.data.image_size={size}: give 32 or more, a multiple of {factor} (the tokenizer's factor)"
@@ -65,6 +134,13 @@ def check(config: Config) -> None:
         )
 
 
+def tokenizer_model(config: Config) -> Any:
+    """The VQGAN's config: the run's own, or that of `config.tokenizer.init`."""
+    c = config.tokenizer
+    return open_folder(c.init, TOKENIZER, c.model).model if c.init else c.model
+
+
+@_by_one_host
 def data(config: Config, workdir: Path) -> None:
     """Source layout -> ICG-CXR tree, references of the test split, shards."""
     source, root, truth = config.data.source, config.data.root, None
@@ -104,24 +180,34 @@ def data(config: Config, workdir: Path) -> None:
 
 def tokenizer(config: Config, workdir: Path) -> None:
     """Trains the VQGAN on the images of the training split; exports it."""
+    import jax
+
     from progemu_jax.tasks.tokenizer import TokenizerTask
 
     c, shards = config.tokenizer, workdir / "data/shards"
-    task = TokenizerTask(c.model, c.loss, c.train, config.data.image_size)
-    train = batches.examples(shards, "single", "train")
+    start = open_folder(c.init, TOKENIZER, c.model) if c.init else None
+    model = start.model if start else c.model
+    task = TokenizerTask(model, c.loss, c.train, config.data.image_size, c.freeze, fresh=start is None)
+    first = start and (lambda: task.from_variables(start.variables(), jax.random.key(c.train.seed)))
     held_out = batches.examples(shards, "pairs", "validation")
+    shown = np.stack([held_out[i]["followup"] for i in range(min(len(held_out), SHOWN))])
+    train = batches.examples(shards, "single", "train")
     state = fit(
         task,
         c.train,
-        lambda seed: batches.image_batches(shards, "single", "train", c.train.batch_size, seed, source=train),
+        lambda seed: batches.image_batches(
+            shards, "single", "train", c.train.batch_size, seed, source=train, **_share()
+        ),
         lambda: batches.image_batches(
             shards, "pairs", "validation", c.train.batch_size, 0, repeat=False, source=held_out
         ),
         workdir / "tokenizer",
         mesh=_mesh(config),
-        config=to_dict(c),
+        init_state=first,
+        config=to_dict(dataclasses.replace(c, init="", model=model)),  # where the start lies does not count
+        show=lambda state: task.pictures(state, {"image": shown}),
     )
-    checkpoint.export(task.inference_variables(state), {"model": to_dict(c.model)}, workdir / "tokenizer/export")
+    checkpoint.export(task.inference_variables(state), {"model": to_dict(model)}, workdir / "tokenizer/export")
 
 
 def _load_tokenizer(workdir: Path):
@@ -132,8 +218,9 @@ def _load_tokenizer(workdir: Path):
 
 def tokens(config: Config, workdir: Path) -> None:
     """Images -> codes: token shards of all pairs, and of the training split's single images for stage 1."""
-    coder = _load_tokenizer(workdir)
+    coder = _load_tokenizer(workdir).on(_local_mesh(config))
     shards, size = workdir / "data/shards", config.data.image_size
+    shared = _SharedCodes(workdir / ".cache/tokens")
     dummy = coder.tokenize(np.full((size, size), DUMMY_PRIOR, np.uint8))
 
     def chunks(source: Any, n: int = 256) -> Iterator[list[dict]]:
@@ -143,21 +230,31 @@ def tokens(config: Config, workdir: Path) -> None:
     def pairs(split: str, slack: float) -> Iterator[dict]:
         for crop in range(config.tokens.crops if split == "train" else 1):
             rng = np.random.default_rng((config.seed, crop))
-            for chunk in chunks(batches.examples(shards, "pairs", split)):
+            for number, chunk in enumerate(chunks(batches.examples(shards, "pairs", split))):
                 # A pair moves as one: its images stay registered.
                 views = [_crop(np.stack([e["prior"], e["followup"]]), rng, crop > 0) for e in chunk]
                 priors, followups = (np.stack(side) for side in zip(*views, strict=True))
-                prior = coder.tokenize(priors)
-                followup = coder.tokenize(followups, near=prior, slack=slack)
+
+                def codes(priors: np.ndarray = priors, followups: np.ndarray = followups) -> tuple:
+                    prior = coder.tokenize(priors)
+                    return prior, coder.tokenize(followups, near=prior, slack=slack)
+
+                found = shared(f"{split}-{crop}-{number}", codes)
+                if found is None:
+                    continue
+                prior, followup = found
                 for e, p, f in zip(chunk, prior, followup, strict=True):
                     row = {k: e[k] for k in ("patient_id", "prompt", "interpretation")}
                     name = f"{e['pair_id']}#{crop}" if crop else e["pair_id"]
                     yield {**row, "pair_id": name, "kind": "pair", "prior": p, "followup": f}
 
     def singles(split: str) -> Iterator[dict]:
-        for chunk in chunks(batches.examples(shards, "single", split)):
-            codes = coder.tokenize(np.stack([e["image"] for e in chunk]))
-            for e, f in zip(chunk, codes, strict=True):
+        for number, chunk in enumerate(chunks(batches.examples(shards, "single", split))):
+            images = np.stack([e["image"] for e in chunk])
+            found = shared(f"{split}-single-{number}", lambda images=images: (coder.tokenize(images),))
+            if found is None:
+                continue
+            for e, f in zip(chunk, found[0], strict=True):
                 # The report as a change from nothing: the same short language as a pair's.
                 text = progression({}, {"findings": e["text"]})
                 row = {"pair_id": e["image_id"], "patient_id": e["patient_id"], "kind": "single"}
@@ -177,7 +274,47 @@ def tokens(config: Config, workdir: Path) -> None:
     splits = {s: (lambda s=s: pairs(s, 0.0 if s == "test" else slack)) for s in ("train", "validation", "test")}
     splits["train_single"] = lambda: singles("train")
     height, width = dummy.shape
-    icg_cxr.write_tokens(shards, splits, height=height, width=width)
+    shared.fill(splits.values())
+    hosts.once(lambda: icg_cxr.write_tokens(shards, splits, height=height, width=width), "stage tokens")
+    shared.close()
+
+
+class _SharedCodes:
+    """Codes that several hosts compute: each its share of the chunks, into a folder that all of them see.
+
+    shared(name, compute) -> tuple of arrays; with one process it is compute(). While `fill` runs it is None.
+    """
+
+    def __init__(self, folder: Path):
+        import jax
+
+        self.folder, self.turns, self.filling = folder, itertools.count(), False
+        self.count, self.index = jax.process_count(), jax.process_index()
+
+    def __call__(self, name: str, compute: Callable[[], tuple]) -> tuple | None:
+        if self.count == 1:
+            return compute()
+        path = self.folder / f"{name}.npz"
+        if self.filling:
+            if next(self.turns) % self.count == self.index and not path.exists():
+                records.write_npz(path, {str(i): array for i, array in enumerate(compute())})
+            return None
+        with np.load(path) as file:
+            return tuple(file[key] for key in sorted(file))
+
+    def fill(self, generators: Any) -> None:
+        """Runs through all of them, so that every chunk has been computed by one of the hosts."""
+        if self.count > 1:
+            self.filling = True
+            for generator in generators:
+                for _ in generator():
+                    pass
+            self.filling = False
+            hosts.barrier()
+
+    def close(self) -> None:
+        """Removes the folder."""
+        hosts.once(lambda: shutil.rmtree(self.folder, ignore_errors=True), str(self.folder))
 
 
 def _crop(images: np.ndarray, rng: np.random.Generator, on: bool) -> np.ndarray:
@@ -192,49 +329,109 @@ def _crop(images: np.ndarray, rng: np.random.Generator, on: bool) -> np.ndarray:
 
 
 def model_parts(config: Config) -> tuple:
-    """(vocabulary, layout, transformer config) of a run."""
+    """(vocabulary, layout, transformer config) of a run; those of `config.progemu.init` where it is set."""
     from progemu_jax.sequence import Layout
 
-    vocabulary = vocab.load(config.vocabulary or None, config.tokenizer.model.codebook_size)
-    side = config.data.image_size // config.tokenizer.model.factor
-    task = config.progemu.task
+    coder, task, model = tokenizer_model(config), config.progemu.task, config.progemu.model
+    start = language_start(config)
+    side = config.data.image_size // coder.factor
     layout = Layout(side, side, task.length, task.prompt_budget)
-    model = config.progemu.model
-    if model.vocab_size not in (0, vocabulary.size):
+    if start is None:
+        vocabulary = vocab.load(config.vocabulary or None, coder.codebook_size)
+        if model.vocab_size not in (0, vocabulary.size):
+            raise UserError(
+                f"config.progemu.model.vocab_size={model.vocab_size}: the vocabulary has {vocabulary.size}; leave it 0"
+            )
+        model = dataclasses.replace(model, vocab_size=vocabulary.size, max_length=task.length)
+        return vocabulary, layout, _padded(model, config.mesh.tensor)
+    where, model = f"config.progemu.init={config.progemu.init}", start.model
+    vocabulary = vocab.load(config.vocabulary) if config.vocabulary else start.vocabulary
+    if vocabulary is None:
+        raise UserError(f"{where}: has no text tokenizer; put {vocab.TEXT_FILE} and {vocab.VISION_FILE} beside it")
+    if vocabulary.size > model.vocab_size:
+        raise UserError(f"{where}: the model has {model.vocab_size} ids, the vocabulary {vocabulary.size}; use its own")
+    if vocabulary.codebook_size != coder.codebook_size:
         raise UserError(
-            f"config.progemu.model.vocab_size={model.vocab_size}: the vocabulary has {vocabulary.size}; leave it 0"
+            f"{where}: its vocabulary has {vocabulary.codebook_size} visual tokens, the image tokenizer "
+            f"{coder.codebook_size} codes; set config.tokenizer.init to the tokenizer that belongs to it"
         )
-    return vocabulary, layout, dataclasses.replace(model, vocab_size=vocabulary.size, max_length=task.length)
+    if task.length > model.max_length:
+        raise UserError(
+            f"config.progemu.task.length={task.length}: the model of {where} was made for {model.max_length}; lower it"
+        )
+    if task.init_from_codebook:
+        raise UserError(f"{where}: its embeddings are trained; set config.progemu.task.init_from_codebook=False")
+    return vocabulary, layout, _padded(model, config.mesh.tensor)
+
+
+def _padded(model: Any, parts: int) -> Any:
+    """The model with vocabulary tables that divide over the tensor axis; the padding is in no export."""
+    if model.padded_vocab_size is None and model.vocab_size % parts:
+        return dataclasses.replace(model, padded_vocab_size=-(-model.vocab_size // parts) * parts)
+    return model
+
+
+def _resized(params: Any, rows: int) -> Any:
+    """Both vocabulary tables with so many rows: cut, or filled up with zeros."""
+
+    def fit_rows(table: Any) -> Any:
+        import jax.numpy as jnp
+
+        return jnp.pad(table[:rows], ((0, max(rows - len(table), 0)), (0, 0)))
+
+    return {k: fit_rows(v) if k in ("embed_tokens", "lm_head") else v for k, v in params.items()}
+
+
+def language_start(config: Config) -> Any:
+    """`imported.Imported` of `config.progemu.init`, or None."""
+    c = config.progemu
+    return open_folder(c.init, LANGUAGE_MODEL, c.model) if c.init else None
 
 
 def train(config: Config, workdir: Path) -> None:
-    """The two stages of the curriculum; exports the language model."""
+    """The two stages of the curriculum; exports the language model, and LoRA's parameters by themselves."""
     import jax
 
+    from progemu_jax import lora, sharding
     from progemu_jax.models import transformer
     from progemu_jax.tasks.progemu import ProgEmuTask, code_embeddings, packer
 
     vocabulary, layout, model = model_parts(config)
     shards, c = workdir / "data/shards", config.progemu
-    identity = {"model": to_dict(model), "task": to_dict(c.task), "layout": to_dict(layout)}
-    codebook = np.asarray(_load_tokenizer(workdir).variables["params"]["quantize"]["embedding"])
+    start, coder, mesh = language_start(config), _load_tokenizer(workdir), _mesh(config)
+    identity = {"model": to_dict(model), "task": to_dict(c.task), "layout": to_dict(layout), "tune": to_dict(c.tune)}
+    codebook = np.asarray(coder.variables["params"]["quantize"]["embedding"])
+    # Of the model that is exported: LoRA merged, layers apart.
+    plain = dataclasses.replace(model, lora_rank=0, scan_layers=False, padded_vocab_size=None)
 
     def first() -> Any:
+        if start is not None:
+            return _resized(start.variables(), model.padded_vocab_size or model.vocab_size)
         params = transformer.init_params(model, jax.random.key(c.stage1.seed))
-        if not c.task.init_from_codebook:
-            return params
         return code_embeddings(params, codebook, vocabulary.visual_start, c.stage1.seed)
 
-    def fit_stage(name: str, split: str, train_config: Any, init: Any) -> dict:
-        task = ProgEmuTask(model, c.task, train_config, vocabulary.visual_start, codebook)
+    def merged(params: Any) -> Any:
+        params = _resized(lora.merge(params, model)[0], model.vocab_size)
+        return transformer.unstack_layers(params) if model.scan_layers else params
+
+    def placed(task: Any, params: Any) -> Any:
+        """The first state, made where it will lie: no device holds a whole copy of a large model."""
+        params = jax.device_put(params, sharding.param_shardings(params, transformer.LOGICAL_AXES, mesh))
+        shardings = task.state_shardings(mesh, jax.eval_shape(task.from_params, params))
+        return jax.jit(task.from_params, out_shardings=shardings)(params)
+
+    def fit_stage(name: str, split: str, train_config: Any, before: Any) -> Any:
+        """The stage's final parameters."""
+        task = ProgEmuTask(model, c.task, train_config, vocabulary.visual_start, codebook, c.tune)
         source = batches.examples(shards, "tokens", split)
         held_out = batches.examples(shards, "tokens", "validation")
         transform = packer(vocabulary, layout, c.task, codebook, train=True)
-        return fit(
+        born = start is None and before is None and not c.task.init_from_codebook  # made where it will lie
+        state = fit(
             task,
             train_config,
             lambda seed: batches.example_batches(
-                shards, "tokens", split, train_config.batch_size, seed, transform=transform, source=source
+                shards, "tokens", split, train_config.batch_size, seed, transform=transform, source=source, **_share()
             ),
             lambda: batches.example_batches(
                 shards,
@@ -247,22 +444,39 @@ def train(config: Config, workdir: Path) -> None:
                 source=held_out,
             ),
             workdir / "train" / name,
-            mesh=_mesh(config),
-            init_state=lambda: task.from_params(init["params"] if init else first()),
+            mesh=mesh,
+            init_state=None if born else lambda: placed(task, before if before is not None else first()),
             config=identity,
+            show=lambda state: pictures(merged(task.params(state)), held_out),
         )
+        return task.params(state)
 
-    state = fit_stage("stage1", "train_single", c.stage1, None) if c.stage1.steps else None
-    state = fit_stage("stage2", "train", c.stage2, state)
+    def pictures(params: Any, held_out: Any) -> np.ndarray:
+        """uint8 [N, S, 3 S]: prior, counterfactual and real follow-up of the first validation cases."""
+        from progemu_jax.model import Model
+
+        cases = [held_out[i] for i in range(min(len(held_out), SHOWN))]
+        current = Model(params, plain, layout, vocabulary, coder, config.sample.policy, "training")
+        out = current.sample([Case(e["pair_id"], e["prior"], e["prompt"]) for e in cases])
+        sides = [coder.detokenize(np.stack([e[name] for e in cases])) for name in ("prior", "followup")]
+        return np.concatenate([sides[0], out.images, sides[1]], axis=2)
+
+    params = fit_stage("stage1", "train_single", c.stage1, None) if c.stage1.steps else None
+    params = fit_stage("stage2", "train", c.stage2, params)
     export_config = {
-        "model": to_dict(model),
+        "model": to_dict(plain),
         "layout": to_dict(layout),
         "policy": to_dict(config.sample.policy),
         "vocabulary": config.vocabulary,
         "vocabulary_hash": vocabulary.hash,
         "hash": records.digest({**identity, "stage1": to_dict(c.stage1), "stage2": to_dict(c.stage2)}),
     }
-    checkpoint.export(state["params"], export_config, workdir / "train/export")
+    folder = workdir / "train/export"
+    beside = {places.VOCABULARY: vocabulary.save} if start is not None else {}
+    checkpoint.export(merged(params), export_config, folder, beside)
+    if model.lora_rank:
+        adapter, whole = workdir / "train/adapter", checkpoint.whole(params)
+        hosts.once(lambda: lora.export_peft(whole, model, adapter, c.init or str(folder)), str(adapter))
 
 
 def scorer(config: Config, workdir: Path) -> None:
@@ -274,18 +488,14 @@ def scorer(config: Config, workdir: Path) -> None:
     from progemu_jax.tasks.scorer import ArrayBatches, ScorerTask, labelled_arrays
 
     c, folder = config.scorer, workdir / "scorer"
-    arrays = {
-        name: labelled_arrays(
-            folder / f"{name}.npz",
-            c.seed,
-            start,
-            n,
-            config.data.phantom.size,
-            config.data.image_size,
-            _processes(config),
-        )
-        for name, start, n in (("train", 0, c.images), ("valid", c.images, c.valid_images))
-    }
+
+    def labelled() -> dict[str, dict]:
+        sizes = (config.data.phantom.size, config.data.image_size, _processes(config))
+        parts = (("train", 0, c.images), ("valid", c.images, c.valid_images))
+        return {name: labelled_arrays(folder / f"{name}.npz", c.seed, start, n, *sizes) for name, start, n in parts}
+
+    hosts.once(labelled, "stage scorer")  # they lie in files then
+    arrays = labelled()
     task = ScorerTask(c.net, c.train, config.data.image_size)
 
     def valid() -> Iterator[dict]:
@@ -295,7 +505,7 @@ def scorer(config: Config, workdir: Path) -> None:
     state = fit(
         task,
         c.train,
-        lambda seed: ArrayBatches(arrays["train"], c.train.batch_size, seed),
+        lambda seed: ArrayBatches(arrays["train"], c.train.batch_size, seed, **_share()),
         valid,
         folder,
         mesh=_mesh(config),
@@ -308,7 +518,7 @@ def sample(config: Config, workdir: Path) -> None:
     """Counterfactuals of held-out pairs, for our system and those it is compared with."""
     from progemu_jax.model import load
 
-    c, model = config.sample, load(workdir)
+    c, model = config.sample, load(workdir).on(_local_mesh(config))
     source = batches.examples(workdir / "data/shards", "tokens", c.split)
     examples = [source[i] for i in range(len(source))]
     if c.max_cases:
@@ -355,7 +565,7 @@ def sample(config: Config, workdir: Path) -> None:
             for e, (prior, prompt) in zip(examples, chosen, strict=True)
             for s in range(samples)
         ]
-        write_predictions(
+        _write_predictions(
             workdir / "predictions" / name,
             cases,
             predict,
@@ -368,7 +578,7 @@ def sample(config: Config, workdir: Path) -> None:
             name=f"sample {name}",
         )
     rebuilt = {e["pair_id"]: e["followup"] for e in examples}
-    write_predictions(
+    _write_predictions(
         workdir / "predictions/reconstruction",
         [Case(e["pair_id"], None, e["prompt"]) for e in examples],
         lambda cases: [Prediction(x, None) for x in model.detokenize(np.stack([rebuilt[k.pair_id] for k in cases]))],
@@ -379,6 +589,24 @@ def sample(config: Config, workdir: Path) -> None:
         sampling={},
         name="reconstruct",
     )
+
+
+def _write_predictions(folder: Path, cases: list[Case], predict: Callable, *, batch_size: int, **options: Any) -> None:
+    """`write_predictions`; with several hosts each writes a shard of whole batches, and process 0 merges them."""
+    import jax
+
+    count = jax.process_count()
+    if count == 1:
+        write_predictions(folder, cases, predict, batch_size=batch_size, **options)
+        return
+    if hosts.told(int((folder / "predictions.jsonl").exists())):
+        return
+    parts = folder.parent / ".parts" / folder.name
+    own = hosts.mine([cases[i : i + batch_size] for i in range(0, len(cases), batch_size)])
+    own = list(itertools.chain(*own))
+    write_predictions(parts / f"{jax.process_index()}-of-{count}", own, predict, batch_size=batch_size, **options)
+    hosts.barrier()
+    hosts.once(lambda: merge_predictions(sorted(parts.glob(f"*-of-{count}")), folder, cases), "stage sample")
 
 
 def score(config: Config, workdir: Path) -> None:
@@ -392,11 +620,20 @@ def score(config: Config, workdir: Path) -> None:
     from progemu_jax.scorers.phantom import PhantomScorer
 
     judge = Cached(PhantomScorer.load(workdir / "scorer/export"), workdir / ".cache/scores")
-    for folder in sorted(p.parent for p in (workdir / "predictions").glob("*/predictions.jsonl")):
-        write_prediction_scores(judge, folder, out / f"{folder.name}.npz", source)
-    write_reference_scores(judge, workdir / "data/references", out, source)
+    folders = sorted(p.parent for p in (workdir / "predictions").glob("*/predictions.jsonl"))
+    for folder in hosts.mine(folders):  # each host fills the cache, process 0 writes the files from it
+        write_prediction_scores(judge, folder, out / f".{folder.name}.npz.tmp", source)
+    hosts.barrier()
+
+    def write() -> None:
+        for folder in folders:
+            write_prediction_scores(judge, folder, out / f"{folder.name}.npz", source)
+        write_reference_scores(judge, workdir / "data/references", out, source)
+
+    hosts.once(write, "stage score")
 
 
+@_by_one_host
 def evaluate(config: Config, workdir: Path) -> None:
     """metrics.json and report/index.html."""
     from progemu_jax import eval as evaluation

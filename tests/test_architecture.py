@@ -96,8 +96,9 @@ def test_models_know_only_sharding():
 
 
 def test_the_loop_knows_no_task():
-    for name in _in("train", "optim", "losses", "checkpoint", "sharding"):
-        assert _ours(name) <= {"train", "optim", "losses", "checkpoint", "sharding"} | PURE, name
+    loop = {"train", "optim", "losses", "checkpoint", "sharding", "hosts", "speed"}
+    for name in _in(*loop):
+        assert _ours(name) <= loop | PURE, name
 
 
 def test_tasks_and_sampling_do_not_reach_up():

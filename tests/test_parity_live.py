@@ -321,3 +321,67 @@ def test_the_text_tokenizer(tmp_path):
         assert ours.encode(text, allow_special=True) == theirs.convert_tokens_to_ids(theirs.tokenize(text)), text
     for row in BROKEN:
         assert ours.decode(row) == theirs._decode(list(row)), row
+
+
+def test_lpips_in_both_namings(tmp_path):
+    """VGG-16 and LPIPS written with torch's own layers, random weights, against ours read from their state dicts."""
+    from safetensors.torch import save_file
+
+    from progemu_jax.convert import lpips as reader
+    from progemu_jax.errors import UserError
+    from progemu_jax.models import lpips
+
+    nn, F = torch.nn, torch.nn.functional
+    torch.manual_seed(0)
+    layers, width, index, lin = [], 3, 0, []
+    stages = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
+    for stage, features in zip(stages, (64, 128, 256, 512, 512), strict=True):
+        for number in stage:
+            assert index == number
+            layers += [nn.Conv2d(width, features, 3, padding=1), nn.ReLU()]
+            nn.init.normal_(layers[-2].bias, std=0.1)
+            width, index = features, index + 2
+        layers.append(nn.MaxPool2d(2))
+        index += 1
+        lin.append(torch.rand(1, features, 1, 1))
+    net = nn.Sequential(*layers)
+
+    def theirs(x, y):
+        shift = torch.tensor([-0.030, -0.088, -0.188])[None, :, None, None]
+        scale = torch.tensor([0.458, 0.448, 0.450])[None, :, None, None]
+        a, b, total, stage = (x - shift) / scale, (y - shift) / scale, 0.0, 0
+        for number, layer in enumerate(net):
+            a, b = layer(a), layer(b)
+            if number in (3, 8, 15, 22, 29):
+                one, two = (f / (f.pow(2).sum(1, keepdim=True).sqrt() + 1e-10) for f in (a, b))
+                total = total + F.conv2d((one - two).pow(2), lin[stage]).mean((1, 2, 3))
+                stage += 1
+        return total
+
+    x, y = (torch.rand(2, 3, 32, 48, requires_grad=i == 0) * 2 - 1 for i in range(2))
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        wanted = theirs(x, y)
+        wanted.sum().backward()
+    torchvision = {f"features.{name}": t for name, t in net.state_dict().items()}
+    torchvision |= {f"lin{i}.model.1.weight": t for i, t in enumerate(lin)}
+    slices = {0: 1, 2: 1, 5: 2, 7: 2, 10: 3, 12: 3, 14: 3, 17: 4, 19: 4, 21: 4, 24: 5, 26: 5, 28: 5}
+    package = {f"net.slice{slices[int(n.split('.')[0])]}.{n}": t.clone() for n, t in net.state_dict().items()} | {
+        f"lins.{i}.model.1.weight": t.clone() for i, t in enumerate(lin)
+    }
+    for name, state in (("torchvision", torchvision), ("package", package)):
+        path = tmp_path / f"{name}.safetensors"
+        save_file(state, path)
+        params = reader.load(path)
+        ours = [jnp.asarray(z.detach().permute(0, 2, 3, 1).numpy()) for z in (x, y)]
+        found = lpips.distance(params, *ours)
+        np.testing.assert_allclose(found, wanted.detach(), rtol=1e-4)
+        grad = jax.grad(lambda a, p=params, b=ours[1]: lpips.distance(p, a, b).sum())(ours[0])
+        assert largest_error(np.asarray(grad).transpose(0, 3, 1, 2), x.grad) < 1e-3
+    gray = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (1, 32, 32, 1)), jnp.float32)
+    assert float(lpips.distance(params, gray, gray)[0]) == 0.0
+    assert np.isfinite(np.asarray(jax.grad(lambda a: lpips.distance(params, a, gray)[0])(gray))).all()
+    del package["lins.3.model.1.weight"]
+    save_file(package, path)
+    with pytest.raises(UserError, match=r"lin3\.model\.1\.weight"):
+        reader.load(path)

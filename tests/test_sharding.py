@@ -1,9 +1,4 @@
-"""Sharding: the rules table, its errors, and 8 fake devices against one."""
-
-import os
-import subprocess
-import sys
-import textwrap
+"""Sharding: the rules table and its errors. What trains on a mesh: test_scale.py."""
 
 import jax
 import pytest
@@ -60,50 +55,3 @@ def test_emu3_8b_shards_when_the_vocabulary_is_padded():
     split = [s for s in jax.tree.leaves(shardings) if any(s.spec)]
     assert len(split) == 9  # two vocabulary tables and the seven projections
     assert sum(jax.tree.leaves(share)) < 1.01 * sum(leaf.size for leaf in jax.tree.leaves(tree)) / 32
-
-
-PROGRAM = """
-    import jax, jax.numpy as jnp, numpy as np
-    from progemu_jax import sharding
-    from progemu_jax.errors import UserError
-    from progemu_jax.models import transformer as tf
-
-    assert jax.device_count() == 8
-    cfg = tf.TransformerConfig(vocab_size=64, hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2,
-                               head_dim=8, intermediate_size=48, scan_layers={scan})
-    tokens = jax.random.randint(jax.random.key(1), (8, 12), 0, 64)
-    init = lambda key: tf.init_params(cfg, key)
-
-    def loss(params, tokens):
-        hidden, _ = tf.Transformer(cfg).apply({{"params": params}}, tokens[:, :-1])
-        scores = jax.nn.log_softmax(tf.logits(params, hidden))
-        return -jnp.take_along_axis(scores, tokens[:, 1:, None], axis=-1).mean()
-
-    step = jax.jit(jax.value_and_grad(loss))
-    want = step(init(jax.random.key(0)), tokens)
-    mesh = sharding.make_mesh(fsdp=2, tensor=2)
-    assert dict(mesh.shape) == dict(data=2, fsdp=2, tensor=2)
-    params = sharding.born_sharded(init, jax.random.key(0), mesh, tf.LOGICAL_AXES)
-    table = params["lm_head"]
-    assert table.addressable_shards[0].data.shape == (32, 16), "born in its place"
-    got = step(params, sharding.shard_batch(np.asarray(tokens), mesh))
-    for a, b in zip(jax.tree.leaves(want), jax.tree.leaves(got), strict=True):
-        np.testing.assert_allclose(np.asarray(b), np.asarray(a), atol=1e-5, rtol=0)
-    try:
-        sharding.shard_batch(np.zeros((6, 2)), mesh)
-    except UserError as error:
-        print("refused:", error)
-"""
-
-
-@pytest.mark.parametrize("scan", [False, True])
-def test_eight_devices_equal_one(scan):
-    flags = "--xla_force_host_platform_device_count=8 --xla_cpu_multi_thread_eigen=false"
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(PROGRAM).format(scan=scan)],
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "refused: batch: batch axis of size 6 does not divide by mesh dataxfsdp=4" in done.stdout

@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
-from toy_training import CFG, Batches, Toy, eval_batches, run
+from toy_training import CFG, LONG, Batches, Toy, compiled_in, eval_batches, run
 
-from progemu_jax import checkpoint, train
+from progemu_jax import checkpoint, optim, train
 from progemu_jax.errors import UserError
+from progemu_jax.optim import make_schedule
 
 TOY = Path(__file__).with_name("toy_training.py")
 
@@ -45,18 +45,8 @@ def assert_same_bits(a, b):
 @pytest.fixture(scope="module", autouse=True)
 def compiled_once(tmp_path_factory):
     """Every run here compiles the same few programs; the cache lives as long as this file's tests."""
-    options = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    old = {name: getattr(jax.config, name) for name in options}
-    for name, value in options.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()  # else an earlier test's "no cache" stands
-    yield
-    for name, value in old.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
+    with compiled_in(tmp_path_factory.mktemp("compiled")):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +67,36 @@ def test_killed_run_ends_bit_for_bit_like_an_undisturbed_one(undisturbed, tmp_pa
     state = run(tmp_path)
     assert_same_bits(state, undisturbed[0])
     assert (tmp_path / "metrics.jsonl").read_bytes() == undisturbed[1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # twenty starts of Python
+def test_killed_twenty_times_it_ends_the_same_and_restores_nothing_half_written(tmp_path):
+    """kill -9 at 20 random moments of 200 steps, a checkpoint every second one: most moments lie in a write."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    state = run(whole, dataclasses.replace(LONG, keep=1000))
+    records = (whole / "checkpoints").glob("[0-9]*/meta/metadata")
+    sums = {int(path.parts[-3]): json.loads(path.read_text())["checksums"] for path in records}
+    assert len(sums) == 100
+    kills = cut = 0
+    while kills < 20:
+        delay = random.uniform(0.02, 0.25)
+        done = subprocess.run([sys.executable, TOY, killed, str(delay), "long"], capture_output=True)
+        assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
+        kills += 1
+        cut += any((killed / "checkpoints").glob("*tmp*"))
+        with checkpoint.Checkpoints(killed / "checkpoints", keep=2) as checkpoints:
+            steps = checkpoints.steps()
+        if steps:
+            assert steps[-1] < 200, f"over after {kills} kills: the delays are too long for this machine"
+        for step in steps:  # what has a final name is whole
+            record = json.loads((killed / f"checkpoints/{step}/meta/metadata").read_text())
+            assert record["checksums"] == sums[step]
+    ended = run(killed, LONG)
+    assert not list((killed / "checkpoints").glob("damaged-*"))
+    print(f"killed {kills} times, {cut} of them within a write; last checkpoint before the end: step {steps[-1]}")
+    assert_same_bits(ended, state)
+    assert (killed / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
 
 
 @pytest.mark.parametrize("step", [7, 63])
@@ -118,6 +138,77 @@ def test_metrics_are_window_means_and_cover_the_end(tmp_path):
     assert seen == [(4, 2.5), (8, 6.5), (10, 9.5)]
     assert [(row["step"], row["count"]) for row in rows(tmp_path)] == seen
     assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_speed_and_pictures_are_logged_beside_the_metrics(tmp_path):
+    from tensorboardX.proto.event_pb2 import Event
+
+    cfg = dataclasses.replace(CFG, steps=10, log_every=4, eval_every=0, show_every=5)
+    task, shown = Toy(cfg), []
+    task.tokens_per_step = 100
+
+    def show(state):
+        shown.append(int(state["count"]))
+        return np.zeros((2, 6, 4), np.uint8)
+
+    run(tmp_path, cfg, task, show=show)
+    assert shown == [5, 10]
+    speeds = [json.loads(line) for line in (tmp_path / "speed.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in speeds] == [4, 8, 10]
+    for row in speeds:
+        assert row["tokens_per_second"] == pytest.approx(100 * row["steps_per_second"])
+        assert 0 <= row["data_wait"] <= 1
+        assert row["memory_gib"] > 0
+        assert "mfu" not in row  # a CPU's peak is not known
+    rates = [row["learning_rate"] for row in rows(tmp_path)]
+    assert rates == pytest.approx([float(make_schedule(cfg)(step - 1)) for step in (4, 8, 10)])
+    tags = set()
+    for path in (tmp_path / "tensorboard").iterdir():
+        data = path.read_bytes()
+        while data:  # length u64, its checksum, the event, its checksum
+            length = int.from_bytes(data[:8], "little")
+            event = Event.FromString(data[12 : 12 + length])
+            tags |= {value.tag for value in event.summary.value}
+            data = data[16 + length :]
+    assert {"train/loss", "train/learning_rate", "speed/tokens_per_second", "speed/data_wait", "validation"} <= tags
+
+
+def test_arrays_of_an_evaluation_are_summed(tmp_path):
+    class Counting(Toy):
+        def eval_step(self, state, batch):
+            return {**super().eval_step(state, batch), "rows": jnp.ones(3) * batch["x"].shape[0]}
+
+        def summarize(self, sums):
+            return {"rows": float(sums["rows"].mean())}
+
+    cfg = dataclasses.replace(CFG, steps=5, eval_every=5)
+    run(tmp_path, cfg, Counting(cfg))
+    assert [row["eval/rows"] for row in rows(tmp_path) if "eval/rows" in row] == [11.0]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+def test_run_with_a_moving_average_resumes_exactly(tmp_path, optimizer):
+    cfg = dataclasses.replace(CFG, steps=40, eval_every=20, ema=0.9, optimizer=optimizer)
+    expected = run(tmp_path / "a", cfg, Averaging(cfg))
+    with pytest.raises(Stop):
+        run(tmp_path / "b", cfg, Averaging(cfg), hooks=[stop_at(28)])
+    assert_same_bits(run(tmp_path / "b", cfg, Averaging(cfg)), expected)
+    assert set(expected) == {"params", "opt_state", "count", "ema"}
+
+
+class Averaging(Toy):
+    """As the tasks do it: `optim.start` and `optim.advance`."""
+
+    def init(self, key):
+        return {**optim.start(self.tx, self.cfg, super().init(key)["params"]), "count": jnp.zeros((), jnp.int32)}
+
+    def train_step(self, state, batch, key):
+        (loss, _), grads = jax.value_and_grad(self.loss, has_aux=True)(state["params"], batch, key)
+        new = optim.advance(self.tx, self.cfg, state, grads)
+        return {**new, "count": state["count"] + 1}, {"loss": loss}
+
+    def eval_step(self, state, batch):
+        return super().eval_step({"params": optim.averaged(state)}, batch)
 
 
 def test_eval_means_count_by_weight(tmp_path):
@@ -239,7 +330,7 @@ def test_init_state_is_used_once_and_survives(tmp_path):
     ("key", "value"),
     [
         ("steps", -1), ("batch_size", 0), ("accumulate", 3), ("learning_rate", 0.0), ("save_every", 0),
-        ("keep", 0), ("dtype", "float16"),
+        ("keep", 0), ("dtype", "float16"), ("ema", 1.0), ("show_every", -1),
     ],
 )  # fmt: skip
 def test_senseless_values_are_named(key, value):

@@ -1,15 +1,18 @@
 """A small task for the training-loop tests. As a script it trains and kills itself at a random moment."""
 
+import contextlib
 import dataclasses
 import os
 import signal
 import sys
 import threading
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental.compilation_cache import compilation_cache
 
 from progemu_jax import optim, train
 
@@ -17,6 +20,20 @@ CFG = train.TrainConfig(
     steps=120, batch_size=8, accumulate=1, learning_rate=1e-2, final_learning_rate=1e-3, warmup_steps=10,
     log_every=7, eval_every=30, save_every=20, seed=3,
 )  # fmt: skip
+
+
+@contextlib.contextmanager
+def compiled_in(folder):
+    """A compilation cache in a folder of the tests' own."""
+    options = {"jax_compilation_cache_dir": str(folder), "jax_persistent_cache_min_compile_time_secs": 0.0}
+    old = {name: getattr(jax.config, name) for name in options}
+    for name, value in options.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()  # else an earlier test's "no cache" stands
+    yield
+    for name, value in old.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 class Toy:
@@ -85,12 +102,25 @@ def run(workdir, cfg=CFG, task=None, batches=Batches, **options):
     return train.fit(task or Toy(cfg), cfg, batches, eval_batches, workdir, **options)
 
 
+class Slow(Batches):
+    """Slow enough that a run of 200 steps is killed many times."""
+
+    def __next__(self):
+        time.sleep(0.01)
+        return super().__next__()
+
+
+SAVING = dataclasses.replace(CFG, save_every=2)  # many chances to die while saving
+LONG = dataclasses.replace(SAVING, steps=200)
+
 if __name__ == "__main__":
-    folder, delay = sys.argv[1], float(sys.argv[2])
+    folder, delay, cfg, source = sys.argv[1], float(sys.argv[2]), SAVING, Batches
+    if len(sys.argv) > 3:
+        cfg, source = LONG, Slow
 
     def start(seed):
         threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
-        return Batches(seed)
+        return source(seed)
 
-    run(folder, dataclasses.replace(CFG, save_every=2), batches=start)  # many chances to die while saving
+    run(folder, cfg, batches=start)
     os.kill(os.getpid(), signal.SIGKILL)  # it was too fast for the timer: still no clean exit

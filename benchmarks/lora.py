@@ -1,0 +1,161 @@
+"""LoRA against a full fine-tune on the phantom; prints JSON lines.
+
+    python benchmarks/lora.py --run=runs/phantom [--steps=200] [--rank=8]
+
+The trained model of a phantom run meets another kind of picture: its pairs mirrored, codes from right to left and the
+words "left" and "right" exchanged. It is fine-tuned on mirrored training pairs, fully and with LoRA, with the same
+batches, and the run's own loss is taken on all mirrored validation pairs. Learning rates: the full fine-tune has the
+best of --rates, and so has LoRA. The last row compares: validation loss, bytes of optimizer state, and the largest
+difference of the logits of the merged export and of the adapter.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import re
+import tempfile
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2 --xla_cpu_multi_thread_eigen=false")
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from progemu_jax import checkpoint, lora, sharding
+from progemu_jax.config import Config, from_dict
+from progemu_jax.data import batches
+from progemu_jax.imported import open_folder
+from progemu_jax.model import Tokenizer
+from progemu_jax.models import transformer
+from progemu_jax.models.transformer import Transformer
+from progemu_jax.tasks.progemu import ProgEmuTask, packer
+from progemu_jax.workflow import model_parts
+
+
+def mirror(example):
+    swap = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
+    out = {**example, **{k: np.ascontiguousarray(example[k][:, ::-1]) for k in ("prior", "followup")}}
+    for name in ("prompt", "interpretation"):
+        out[name] = re.sub(r"\b(left|right|Left|Right)\b", lambda m: swap[m[1]], example[name])
+    return out
+
+
+class Tuning:
+    """One fine-tune: task, data and final parameters."""
+
+    def __init__(self, args, config, rank, rate):
+        config = dataclasses.replace(
+            config, model=dataclasses.replace(config.model, lora_rank=rank, lora_alpha=2.0 * rank)
+        )
+        run = Path(args.run)
+        coder = Tokenizer.load(run / "tokenizer/export")
+        codebook = np.asarray(coder.variables["params"]["quantize"]["embedding"])
+        start = open_folder(str(run), "language_model", config.model)
+        words, layout, self.model = start.vocabulary, args.layout, start.model
+        train = dataclasses.replace(
+            config.stage2, steps=args.steps, learning_rate=rate, final_learning_rate=rate / 20, warmup_steps=10
+        )
+        self.task = ProgEmuTask(self.model, config.task, train, words.visual_start, codebook)
+        self.mesh, self.shards, self.train, self.rank, self.rate = (
+            sharding.make_mesh(),
+            run / "data/shards",
+            train,
+            rank,
+            rate,
+        )
+        packs = {on: packer(words, layout, config.task, codebook, train=on) for on in (True, False)}
+        self.pack = {on: (lambda e, rng, on=on: packs[on](mirror(e), rng)) for on in packs}
+        self.params = start.variables()
+
+    def batches(self, split, on, repeat):
+        return batches.example_batches(
+            self.shards, "tokens", split, self.train.batch_size, 0, transform=self.pack[on], repeat=repeat
+        )
+
+    def evaluate(self, state):
+        total, weight = 0.0, 0.0
+        for batch in self.batches("validation", False, False):
+            found = self.eval_step(state, batch)
+            total, weight = total + float(found["loss"]) * float(found["weight"]), weight + float(found["weight"])
+        return total / weight
+
+    def __call__(self):
+        abstract = jax.eval_shape(self.task.from_params, self.params)
+        shardings = self.task.state_shardings(self.mesh, abstract)
+        state = jax.jit(self.task.from_params, out_shardings=shardings)(self.params)
+        self.task.mesh = self.mesh.abstract_mesh
+        step = jax.jit(self.task.train_step, donate_argnums=0, out_shardings=(shardings, None))
+        self.task_eval = jax.jit(lambda s, b: self.task.eval_step(s, b))
+        self.eval_step = self.task_eval
+        before = self.evaluate(state)
+        source = self.batches("train", True, True)
+        for index in tqdm(range(self.train.steps), f"rank {self.rank}, rate {self.rate}", mininterval=20):
+            batch = jax.device_put(next(source), sharding.batch_sharding(self.mesh))
+            state, _ = step(state, batch, jax.random.key(index))
+        row = {
+            "fine_tune": f"LoRA, rank {self.rank}" if self.rank else "full",
+            "learning_rate": self.rate,
+            "steps": self.train.steps,
+            "validation_loss_before": round(before, 4),
+            "validation_loss": round(self.evaluate(state), 4),
+            "optimizer_bytes": sum(x.nbytes for x in jax.tree.leaves(state["opt_state"])),
+            "trained_parameters": sum(x.size for x in jax.tree.leaves(state["params"])),
+        }
+        print(json.dumps(row), flush=True)
+        self.params = jax.device_get(self.task.params(state))
+        return row
+
+    def merged_difference(self):
+        """Largest difference of logits, the adapter's against the merged export's."""
+        batch = next(iter(self.batches("validation", False, False)))
+        merged, plain = lora.merge(self.params, self.model)
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint.export(merged, {}, f"{folder}/export")
+            merged = checkpoint.load_export(f"{folder}/export")[0]
+
+        def logits(params, model):
+            hidden, _ = Transformer(model).apply(
+                {"params": params}, batch["tokens"], batch["positions"], aligned=batch["aligned"]
+            )
+            return np.asarray(transformer.logits(params, hidden))
+
+        one, two = logits(self.params, self.model), logits(merged, plain)
+        return float(np.abs(one - two).max()), float(np.abs(one).max())
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--run", required=True, metavar="DIR")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--rates", default="1e-3", help="of the full fine-tune")
+    parser.add_argument("--lora-rates", default="4e-3")
+    args = parser.parse_args()
+    config = from_dict(Config, json.loads((Path(args.run) / "config.json").read_text()))
+    args.layout = model_parts(config)[1]
+    best = {}
+    for rank, rates in ((0, args.rates), (args.rank, args.lora_rates)):
+        for rate in rates.split(","):
+            tuning = Tuning(args, config.progemu, rank, float(rate))
+            row = tuning()
+            if rank not in best or row["validation_loss"] < best[rank][0]["validation_loss"]:
+                best[rank] = row, tuning
+    full, ours = best[0][0], best[args.rank][0]
+    difference, largest = best[args.rank][1].merged_difference()
+    print(
+        json.dumps(
+            {
+                "validation_loss_ratio": round(ours["validation_loss"] / full["validation_loss"], 4),
+                "optimizer_memory_ratio": round(ours["optimizer_bytes"] / full["optimizer_bytes"], 4),
+                "merged_logit_difference": difference,
+                "largest_logit": largest,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""Which attention runs where, and that the kernels compute the same."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from progemu_jax import sharding
+from progemu_jax.models import attention, layers
+from progemu_jax.models.transformer import Transformer, TransformerConfig, init_params, logits
+
+BF16, F32, WORDS, PADDING = jnp.bfloat16, jnp.float32, jnp.zeros((1, 4), jnp.int32), jnp.ones((1, 4), bool)
+
+
+@pytest.mark.parametrize(
+    ("backend", "dtype", "head_dim", "segments", "dropout", "expected"),
+    [
+        ("cpu", BF16, 128, None, False, "xla"),
+        ("gpu", BF16, 128, PADDING, False, "cudnn"),
+        ("gpu", BF16, 64, None, False, "cudnn"),
+        ("gpu", F32, 128, None, False, "xla"),  # 16-bit floats only
+        ("gpu", BF16, 256, None, False, "xla"),
+        ("gpu", BF16, 128, WORDS, False, "xla"),  # packed
+        ("gpu", BF16, 128, None, True, "xla"),
+        ("tpu", F32, 128, WORDS, False, "splash"),
+        ("tpu", BF16, 64, None, False, "xla"),
+        ("tpu", BF16, 128, None, True, "xla"),
+    ],
+)
+def test_auto_takes_a_kernel_that_computes_what_is_asked(backend, dtype, head_dim, segments, dropout, expected):
+    dtype = jnp.dtype(dtype)
+    assert attention.choose("auto", backend, dtype, head_dim, segments, dropout) == expected
+    assert attention.choose("xla", backend, dtype, head_dim, segments, dropout) == "xla"
+
+
+def inputs(T, B=2, K=2, G=2, D=128):
+    keys = jax.random.split(jax.random.key(0), 3)
+    shapes = ((B, K, G, T, D), (B, K, T, D), (B, K, T, D))
+    return [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_splash_is_blockwise_attention_with_its_gradients(packed):
+    """In Pallas' interpreter; a length that the kernel's blocks do not divide."""
+    T = 150
+    segments = jnp.asarray(np.arange(T) > 70, jnp.int32)[None].repeat(2, 0) if packed else None
+
+    def total(run):
+        return lambda *x: (jnp.sin(out := run(*x)).sum(), out)
+
+    ours = total(lambda q, k, v: attention.splash(q, k, v, segments, interpret=True))
+    plain = total(lambda q, k, v: layers.causal_attend(q, k, v, segments, 64))
+    (ga, a), (gb, b) = (jax.jit(jax.grad(f, (0, 1, 2), has_aux=True))(*inputs(T)) for f in (ours, plain))
+    np.testing.assert_allclose(a, b, atol=2e-6)
+    for x, y in zip(ga, gb, strict=True):
+        np.testing.assert_allclose(x, y, atol=2e-5)
+
+
+def test_splash_on_a_mesh_runs_on_each_devices_rows_and_heads():
+    mesh = sharding.make_mesh(2, 1, 2, devices=jax.devices()[:4])
+    q, k, v = inputs(128, G=1)
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        spec = jax.sharding.NamedSharding(mesh, sharding.spec(("batch", "kv_heads")))
+        out = jax.jit(lambda *x: attention.splash(*x, interpret=True))(*(jax.device_put(x, spec) for x in (q, k, v)))
+    np.testing.assert_allclose(out, layers.causal_attend(q, k, v, None, 128), atol=2e-6)
+
+
+def test_cudnns_shapes_are_right():
+    """Its layout through the same public function's XLA path."""
+    real = jax.nn.dot_product_attention
+    q, k, v = inputs(20, D=8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax.nn, "dot_product_attention", lambda *x, implementation, **o: real(*x, **o))
+        out = attention.self_attend(q, k, v, jnp.ones((2, 20), bool), "cudnn", 8)
+    np.testing.assert_allclose(out, layers.causal_attend(q, k, v, None, 8), atol=2e-6)
+
+
+def test_a_kernel_asked_for_by_name_says_what_it_cannot_do():
+    q, k, v = inputs(4, D=8)
+    with pytest.raises(ValueError, match="no dropout"):
+        attention.self_attend(q, k, v, None, "cudnn", 4, 0.1, jax.random.key(0))
+    with pytest.raises(ValueError, match="packed segments"):
+        attention.self_attend(q, k, v, jnp.zeros((2, 4), jnp.int32), "cudnn", 4)
+    with pytest.raises(ValueError, match="attention='flash'"):
+        TransformerConfig(attention="flash")
+
+
+@pytest.mark.parametrize("policy", ["nothing", "attention", "dots"])
+@pytest.mark.parametrize("scan", [False, True])
+def test_what_is_computed_again_is_the_same(policy, scan):
+    sizes = dict(vocab_size=32, hidden_size=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8,
+                 intermediate_size=24, scan_layers=scan)  # fmt: skip
+    plain, again = TransformerConfig(**sizes), TransformerConfig(**sizes, remat=True, remat_policy=policy)
+    params, tokens = init_params(plain, jax.random.key(0)), jnp.arange(24).reshape(2, 12) % 32
+
+    def loss(params, config):
+        hidden, _ = Transformer(config).apply({"params": params}, tokens)
+        return jnp.square(logits(params, hidden)).mean()
+
+    a, b = (jax.grad(loss)(params, config) for config in (plain, again))
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7)
+
+
+def test_policies_save_what_they_say():
+    """Residuals of one layer: nothing < attention < dots."""
+    sizes = dict(vocab_size=32, hidden_size=64, num_layers=4, num_heads=4, num_kv_heads=4, head_dim=16,
+                 intermediate_size=128, scan_layers=True, remat=True)  # fmt: skip
+    held = []
+    for policy in ("nothing", "attention", "dots"):
+        config = TransformerConfig(**sizes, remat_policy=policy)
+        params = jax.eval_shape(lambda c=config: init_params(c, jax.random.key(0)))
+
+        def loss(params, config=config):
+            hidden, _ = Transformer(config).apply({"params": params}, jnp.zeros((4, 256), jnp.int32))
+            return jnp.square(hidden).mean()
+
+        held.append(jax.jit(jax.grad(loss)).lower(params).compile().memory_analysis().temp_size_in_bytes)
+    assert held[0] < held[1] < held[2]
