@@ -136,7 +136,14 @@ class Batches:
 
         self.what = what
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2 * what["batch_size"])
-        self._iterator = iter(dataset.to_iter_dataset(options))
+        dataset = dataset.to_iter_dataset(options)
+        if what["workers"]:
+            from absl import flags
+
+            if not flags.FLAGS.is_parsed():  # Grain's workers ask for absl's flags, which a script may not have
+                flags.FLAGS.mark_as_parsed()
+            dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=what["workers"]))
+        self._iterator = iter(dataset)
 
     def __iter__(self):
         return self
@@ -149,7 +156,7 @@ class Batches:
         return {"position": self._iterator.get_state(), "of": self.what}
 
     def set_state(self, state: dict) -> None:
-        """Goes to a state. Raises UserError when it is of other data, batch size, seed or process count."""
+        """Goes to a state. Raises UserError when it is of other data, batch size, seed, process or worker count."""
         for key, now in self.what.items():
             before = state["of"].get(key) if isinstance(state, dict) and "of" in state else None
             if before != now:
@@ -160,7 +167,7 @@ class Batches:
         self._iterator.set_state(state["position"])
 
     def close(self) -> None:
-        """Ends the reading threads."""
+        """Ends the reading threads and workers."""
         if hasattr(self._iterator, "close"):
             self._iterator.close()
 
@@ -175,19 +182,21 @@ def image_batches(
     repeat: bool = True,
     process_index: int = 0,
     process_count: int = 1,
+    workers: int = 0,
     cache: bool | None = None,
     source: Examples | None = None,
 ) -> Batches:
     """{"image": uint8 [B, S, S]} without end: priors and follow-ups of `pairs`, or the images of `single`.
 
     repeat=False: one pass in the shards' order, the last batch perhaps smaller. B is of this process;
-    processes see disjoint images. source: an `Examples` to read from, so that several iterators share its
+    processes (hosts) see disjoint images. workers: processes that read, decode and transform; 0: a thread here. The
+    batches are the same for any number. source: an `Examples` to read from, so that several iterators share its
     cache.
     """
     source = _Images(source if source is not None else Examples(data_dir, config, split, cache=cache))
     if not source.keys:
         raise UserError(f"{data_dir}: config {config} has no images")
-    return _batches(source, batch_size, seed, None, repeat, process_index, process_count)
+    return _batches(source, batch_size, seed, None, repeat, process_index, process_count, workers)
 
 
 def example_batches(
@@ -201,6 +210,7 @@ def example_batches(
     repeat: bool = True,
     process_index: int = 0,
     process_count: int = 1,
+    workers: int = 0,
     cache: bool | None = None,
     source: Examples | None = None,
 ) -> Batches:
@@ -209,14 +219,16 @@ def example_batches(
     The generator depends on `seed` and the example's place in the stream alone.
     """
     source = source if source is not None else Examples(data_dir, config, split, cache=cache)
-    return _batches(source, batch_size, seed, transform, repeat, process_index, process_count)
+    return _batches(source, batch_size, seed, transform, repeat, process_index, process_count, workers)
 
 
-def _batches(source, batch_size, seed, transform, repeat, process_index, process_count) -> Batches:
+def _batches(source, batch_size, seed, transform, repeat, process_index, process_count, workers) -> Batches:
     import grain
 
-    if batch_size < 1 or not 0 <= process_index < process_count:
-        raise UserError(f"batch_size={batch_size}, process {process_index} of {process_count}: impossible")
+    if batch_size < 1 or workers < 0 or not 0 <= process_index < process_count:
+        raise UserError(
+            f"batch_size={batch_size}, workers={workers}, process {process_index} of {process_count}: impossible"
+        )
     if len(source) < process_count:
         raise UserError(f"{source!r}: fewer examples than the {process_count} processes")
     dataset = grain.MapDataset.source(_Shuffled(source, seed) if repeat else source).seed(seed)
@@ -225,7 +237,7 @@ def _batches(source, batch_size, seed, transform, repeat, process_index, process
         dataset = dataset.random_map(transform)
     what = {
         "source": repr(source), "batch_size": batch_size, "seed": seed, "repeat": repeat,
-        "process_index": process_index, "process_count": process_count,
+        "process_index": process_index, "process_count": process_count, "workers": workers,
     }  # fmt: skip
     return Batches(dataset.batch(batch_size, batch_fn=_stack), what)
 

@@ -24,7 +24,7 @@ from progemu_jax.data.sources import Rejected, check_root, inside, safe_id
 from progemu_jax.errors import UserError
 
 MAX_JSON = 1 << 20  # bytes of one pair's JSON
-_EXTRAS = {"singles", "singles.jsonl", "rejected.jsonl", "funnel.json"}
+_EXTRAS = {"singles", "sheets", "singles.jsonl", "rejected.jsonl", "funnel.json"}
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from progemu_jax.config import Config, to_dict
 from progemu_jax.controls import NO_CHANGE, contradicting_prompt
 from progemu_jax.data import batches, build, icg_cxr
 from progemu_jax.data.progression import progression
+from progemu_jax.data.sources import PLACES, SOURCES
 from progemu_jax.data.tree import read_lines
 from progemu_jax.errors import UserError
 from progemu_jax.predictions import Case, Prediction, write_predictions
@@ -39,9 +40,8 @@ def _mesh(config: Config):
 
 def check(config: Config) -> None:
     """Raises UserError for values that make no sense or do not go together, before any work is done."""
-    sources = ("phantom", "mimic_cxr", "open_cxr")
-    if config.data.source not in sources:
-        raise UserError(f"config.data.source={config.data.source!r}: choose among {', '.join(sources)}")
+    if config.data.source not in SOURCES:
+        raise UserError(f"config.data.source={config.data.source!r}: choose among {', '.join(SOURCES)}")
     trained = {
         "tokenizer": config.tokenizer.train,
         "progemu.stage1": config.progemu.stage1,
@@ -91,9 +91,11 @@ def data(config: Config, workdir: Path) -> None:
         image_size=config.data.image_size,
         options=config.data.journeys,
         unchanged=config.data.no_change_share,
+        text_options=config.data.texts,
+        exclude=config.data.exclude or None,
         truth=truth,
         processes=_processes(config),
-        source_options={k: v for k in ("reports", "mimic_iv") if (v := getattr(config.data, k))} or None,
+        source_options={k: v for k in PLACES if (v := getattr(config.data, k))} or None,
     )
     for split in ("train", "validation"):
         if not result["funnel"][f"pairs kept, {split}"]:
