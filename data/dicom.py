@@ -63,6 +63,8 @@ def read_gray(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         raise BrokenImage(f"{frames} frames, one is expected")
     if bits not in (8, 16) or (samples, kind in _GRAY, kind in _COLOUR) not in ((1, True, False), (3, False, True)):
         raise BrokenImage("neither gray nor colour of 8 or 16 bits")
+    if syntax == "1.2.840.10008.1.2.4.51" and bits == 16:
+        raise BrokenImage("lossy JPEG of 12 bits: no decoder here is right about it; decompress the file first")
     _check_frame(found, syntax, (rows, columns, samples))
     pydicom = require()
     try:
@@ -95,18 +97,16 @@ def _read(path, stop_before_pixels=False):
     try:
         if Path(path).stat().st_size > MAX_FILE:
             raise BrokenImage(f"the file is larger than {MAX_FILE} bytes")
-        with warnings.catch_warnings(), open(path, "rb") as file:
-            warnings.simplefilter("ignore")
-            start = file.read(132)
-            if start[128:] != b"DICM":
+        with open(path, "rb") as file:
+            if file.read(132)[128:] != b"DICM":
                 raise BrokenImage("not a DICOM file")
-            file.seek(0)
-            meta = pydicom.filereader.read_file_meta_info(file)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            meta = pydicom.filereader.read_file_meta_info(path)
             if str(meta.get("TransferSyntaxUID")) not in {*RAW, RLE, *JPEG, *JPEG_LS, *JPEG_2000}:
                 # A deflated data set could also unpack to any size.
                 raise BrokenImage("the transfer syntax is none of still images")
-            file.seek(0)
-            return pydicom.dcmread(file, stop_before_pixels=stop_before_pixels)
+            return pydicom.dcmread(path, stop_before_pixels=stop_before_pixels)
     except BrokenImage:
         raise
     except FileNotFoundError:
