@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from progemu_jax import records
-from progemu_jax.data import duplicates, foreground, images, journeys, registration, sheets, texts, tree
+from progemu_jax.data import duplicates, foreground, images, journeys, leaks, registration, sheets, texts, tree
 from progemu_jax.data.pool import ordered_map
 from progemu_jax.data.sources import SOURCES, Given, Rejected, Study, open_source
 from progemu_jax.data.texts import TextOptions
@@ -139,7 +139,7 @@ class Plan:
 
 def _plan(source, size, unchanged, options, text_options, exclude, source_options) -> Plan:
     text_options = text_options or TextOptions()
-    left_out = read_list(exclude) if exclude else frozenset()
+    left_out = journeys.read_list(exclude) if exclude else frozenset()
     settings = {"source": source, "size": size, "unchanged": unchanged, "options": asdict(options)}
     places = {k: str(v) for k, v in (source_options or {}).items()}
     settings |= {
@@ -148,15 +148,6 @@ def _plan(source, size, unchanged, options, text_options, exclude, source_option
         "exclude": records.digest(sorted(left_out)),
     }
     return Plan(records.normal(settings), size, unchanged, text_options, left_out)
-
-
-def read_list(path: str | Path) -> frozenset[str]:
-    """Patient ids, one a line; blank lines and what follows a # do not count. UserError where it does not read."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: the list of patients does not read ({type(error).__name__})") from None
-    return frozenset(name for line in lines if (name := line.split("#")[0].strip()))
 
 
 def read_cohort(source, root, options: journeys.Options, exclude=frozenset(), source_options=None) -> journeys.Cohort:
@@ -195,6 +186,7 @@ def finish(out: Path, cohort: journeys.Cohort, results: dict[str, dict], setting
     ordered = [results[_key(j)] for j in cohort.journeys]
     tree.write_lines(out / "singles.jsonl", (row for r in ordered for row in r["singles"]))
     dropped = [row for r in ordered for row in r["rejected"]]
+    tree.write_lines(out / "images.jsonl", (row for r in ordered for row in r["images"]))
     tree.write_lines(out / "rejected.jsonl", [asdict(r) for r in cohort.rejected] + dropped)
     funnel = dict(cohort.funnel)
     for row in dropped:
@@ -204,6 +196,7 @@ def finish(out: Path, cohort: journeys.Cohort, results: dict[str, dict], setting
     funnel["pairs kept"] = sum(kept.values())
     funnel.update({f"pairs kept, {split}": kept[split] for split in journeys.SPLITS})
     funnel["single images kept"] = sum(len(r["singles"]) for r in ordered)
+    funnel["leaks between splits"] = sum(1 for _ in leaks.crossing(row for r in ordered for row in r["images"]))
     if not funnel["pairs kept"]:
         raise UserError(f"{out}: no pair is left; rejected.jsonl there says why")
     shutil.rmtree(out / ".tmp", ignore_errors=True)
@@ -233,11 +226,11 @@ def _run(todo, work: Work, journal: Path, settings: dict, processes, progress) -
 
 
 def process(journey: journeys.Journey, work: Work) -> dict:
-    """One patient into the tree. Returns {"patient", "pairs": [id], "singles": [row], "rejected": [row]}.
+    """One patient into the tree. Returns {"patient", "pairs": [id], "singles", "images", "rejected": [row]}.
 
     Raises UserError only for a tree that cannot be written.
     """
-    result = {"patient": _key(journey), "pairs": [], "singles": [], "rejected": []}
+    result = {"patient": _key(journey), "pairs": [], "singles": [], "images": [], "rejected": []}
     read = _Reader(
         work.size,
         {s.image_path for p in journey.pairs if p.given and p.given.registered for s in (p.prior, p.followup)},
@@ -256,6 +249,12 @@ def process(journey: journeys.Journey, work: Work) -> dict:
                 reject(pair.pair_id, "", reason)
             else:
                 result["pairs"].append(pair.pair_id)
+        for _, study in journey.images:
+            if found := read.cache.get(study.image_path):
+                row = {key: getattr(study, key) for key in ("source", "patient_id", "study_id", "image_id")}
+                pixels = hashlib.sha256(found[0].tobytes()).hexdigest()[:32]
+                row |= {"split": journey.split, "pixels": pixels, "hash": duplicates.perceptual_hash(found[0])}
+                result["images"].append(row)
     except OSError as error:
         raise UserError(f"{work.root}: cannot be written ({error.strerror or type(error).__name__})") from None
     return result

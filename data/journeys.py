@@ -9,6 +9,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import combinations, pairwise
+from pathlib import Path
 
 from progemu_jax.data.sources import Given, Rejected, Study
 from progemu_jax.errors import UserError
@@ -301,3 +302,12 @@ def _why_not(pair: Pair, options: Options) -> str | None:
 
 def _left_out(study: Study, reason: str) -> Rejected:
     return Rejected(study.study_id, study.image_path.name, reason)
+
+
+def read_list(path: str | Path) -> frozenset[str]:
+    """Patient ids, one a line; blank lines and what follows a # do not count. UserError where it does not read."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: the list of patients does not read ({type(error).__name__})") from None
+    return frozenset(name for line in lines if (name := line.split("#")[0].strip()))
