@@ -62,6 +62,9 @@ class Examples(Sequence):
             return dict(self._cache[index])
         return self._decode(index)
 
+    def __getstate__(self):  # a worker process fills a cache of its own
+        return self.__dict__ | {"_cache": [None] * len(self._cache)}
+
     def __repr__(self) -> str:  # Grain names its sources in logs
         return f"Examples({self.name}, {len(self)})"
 

@@ -73,10 +73,12 @@ class TokensConfig:
       crops: views of each training pair that become tokens, as it is and then randomly cropped (MedJourney).
       slack: a follow-up to learn from keeps the prior's code where that fits nearly as well: at most this many mean
         quantisation errors further away than the nearest code. Else most codes of an unchanged region differ.
+      flip: each training pair once more, mirrored, with left and right exchanged in its texts (`data.augment`).
     """
 
     crops: int = 1
     slack: float = 0.0
+    flip: bool = False
 
 
 @dataclass(frozen=True)

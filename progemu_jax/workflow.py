@@ -17,6 +17,7 @@ from progemu_jax import checkpoint, records, vocab
 from progemu_jax.config import Config, to_dict
 from progemu_jax.controls import NO_CHANGE, contradicting_prompt
 from progemu_jax.data import batches, build, icg_cxr
+from progemu_jax.data.augment import mirrored
 from progemu_jax.data.progression import progression
 from progemu_jax.data.sources import PLACES, SOURCES
 from progemu_jax.data.tree import read_lines
@@ -144,9 +145,11 @@ def tokens(config: Config, workdir: Path) -> None:
             yield [source[i] for i in range(start, min(start + n, len(source)))]
 
     def pairs(split: str, slack: float) -> Iterator[dict]:
-        for crop in range(config.tokens.crops if split == "train" else 1):
+        crops = config.tokens.crops if split == "train" else 1
+        for crop, flip in ((c, f) for f in range(1 + (config.tokens.flip and split == "train")) for c in range(crops)):
             rng = np.random.default_rng((config.seed, crop))
             for chunk in chunks(batches.examples(shards, "pairs", split)):
+                chunk = [mirrored(e) for e in chunk] if flip else chunk
                 # A pair moves as one: its images stay registered.
                 views = [_crop(np.stack([e["prior"], e["followup"]]), rng, crop > 0) for e in chunk]
                 priors, followups = (np.stack(side) for side in zip(*views, strict=True))
@@ -155,6 +158,7 @@ def tokens(config: Config, workdir: Path) -> None:
                 for e, p, f in zip(chunk, prior, followup, strict=True):
                     row = {k: e[k] for k in ("patient_id", "prompt", "interpretation")}
                     name = f"{e['pair_id']}#{crop}" if crop else e["pair_id"]
+                    name = f"{name}#mirrored" if flip else name
                     yield {**row, "pair_id": name, "kind": "pair", "prior": p, "followup": f}
 
     def singles(split: str) -> Iterator[dict]:

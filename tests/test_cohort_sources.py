@@ -54,7 +54,7 @@ def test_a_study_of_chexpert_plus_has_every_field(plus):
     assert {r.reason for r in rejected} == {"view LATERAL is not asked for"}
     study = studies[1]
     assert (study.source, study.patient_id, study.study_id, study.image_id) == (
-        "chexpertplus", "00001", "00002", "view1_frontal",
+        "chexpertplus", "00001", "00002", "p00001-view1_frontal",
     )  # fmt: skip
     assert study.dicom_id == "train/patient00001/study2/view1_frontal"
     assert study.image_path == plus / "PNG/train/patient00001/study2/view1_frontal.png"
@@ -127,6 +127,8 @@ def test_chexpert_plus_becomes_shards(plus, tmp_path, capsys):
     assert one.pair_id.startswith("chexpertplus-pa-p00001-i01s00001-i02s00002")
     assert one.meta["reference-dicom-id"] == "train/patient00001/study1/view1_frontal"
     assert Examples(tmp_path / "shards", "pairs", "train")[0]["prior"].shape == (64, 64)
+    singles = [e["image_id"] for e in Examples(tmp_path / "shards", "single", "train")]
+    assert len(set(singles)) == len(singles)  # token shards take them as keys
     output = capsys.readouterr()
     assert cohorts.SECRET not in output.out + output.err + (tmp_path / "tree/rejected.jsonl").read_text()
 

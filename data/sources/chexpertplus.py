@@ -77,7 +77,7 @@ class CheXpertPlus:
                 source=NAME,
                 patient_id=patient,
                 study_id=study,
-                image_id=parts[3],
+                image_id=f"p{patient}-{parts[3]}",  # study and image names repeat between patients
                 image_path=path,
                 view=view,
                 order_key=(order,),

@@ -141,7 +141,7 @@ class IcgCxr:
                     source=branch,
                     patient_id=patient,
                     study_id=study,
-                    image_id=name.rsplit("/", 1)[-1],
+                    image_id=name if branch == "mimic_cxr" else f"p{patient}-{name.rsplit('/', 1)[-1]}",
                     image_path=image,
                     view=meta.get("view") or "unknown",
                     order_key=(int(first if side == "reference" else second),),
