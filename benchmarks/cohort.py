@@ -3,7 +3,7 @@
     python benchmarks/cohort.py --layout=mimic_cxr --work=DIR [--studies=10000] [--kills=3] [--processes=N]
     python benchmarks/cohort.py --layout=chexpertplus --work=DIR ...
 
-Writes the layout once (a phantom-like chest of NumPy, 160 x 160, four studies a patient) and runs the data stage as a
+Writes the layout once (a phantom-like chest of NumPy, 96 x 96, two studies a patient) and runs the data stage as a
 process of its own; memory is the resident set of it and its workers, summed, every half second. With --kills it is run
 again into a second folder, killed that many times at even shares of the undisturbed time, taken up again each time,
 and every file of both shard folders is compared. Cut, the script goes on where it was: the seconds add up.
@@ -29,12 +29,12 @@ from PIL import Image
 
 from progemu_jax.radtext import CHEXPERT
 
-SIZE, PER_PATIENT = 160, 4
+SIZE, PER_PATIENT = 96, 2
 BUILD = """
 import sys
 from progemu_jax.data.build import build
 if __name__ == "__main__":
-    build(sys.argv[1], sys.argv[2], sys.argv[3], size=128, image_size=64, processes=int(sys.argv[4]),
+    build(sys.argv[1], sys.argv[2], sys.argv[3], size=64, image_size=64, processes=int(sys.argv[4]),
           options={"split": "auto", "finding": True})
 """
 

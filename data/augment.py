@@ -1,8 +1,8 @@
 """What may be done to a training example without making it untrue.
 
-ProgEmu drops the condition (null prompt), shuffles sentences and drops a negative one; MedJourney crops and flips. A flip
-makes a left effusion a right one, so it is off by default, and on it exchanges left and right in the texts too. It
-mirrors the heart all the same: there is no such patient.
+ProgEmu drops the condition (null prompt), shuffles sentences and drops a negative one; MedJourney crops and flips. A
+flip makes a left effusion a right one, so it is off by default, and on it exchanges left and right in the texts too.
+It mirrors the heart all the same: there is no such patient.
 """
 
 from dataclasses import dataclass

@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -102,8 +102,12 @@ def build_tree(
     processes: int | None = None,
     progress: bool = True,
     source_options: dict | None = None,
+    mapper: Callable | None = None,
 ) -> dict[str, int]:
-    """Source cohort -> ICG-CXR tree at `out`; see `build`. Returns the funnel, which is printed too."""
+    """Source cohort -> ICG-CXR tree at `out`; see `build`. Returns the funnel, which is printed too.
+
+    mapper: (function, patients) -> results in any order, instead of `processes` workers of this machine.
+    """
     if isinstance(options, dict):
         options = journeys.Options(**options)
     options = options or journeys.Options()
@@ -120,7 +124,8 @@ def build_tree(
         return finished["funnel"]
     cohort = read_cohort(source, root, options, plan.exclude, source_options)
     work = prepare(source, cohort, out, plan, progress)
-    results = _run(cohort.journeys, work, out / "journal.jsonl", plan.settings, processes, progress)
+    mapper = mapper or partial(ordered_map, processes=processes)
+    results = _run(cohort.journeys, work, out / "journal.jsonl", plan.settings, mapper, progress)
     funnel = finish(out, cohort, results, plan.settings)
     _say(_table(funnel), progress)
     return funnel
@@ -207,7 +212,7 @@ def finish(out: Path, cohort: journeys.Cohort, results: dict[str, dict], setting
     return funnel
 
 
-def _run(todo, work: Work, journal: Path, settings: dict, processes, progress) -> dict[str, dict]:
+def _run(todo, work: Work, journal: Path, settings: dict, mapper, progress) -> dict[str, dict]:
     """Patient key -> result, for every journey; those in the journal are not done again."""
     from tqdm import tqdm
 
@@ -217,7 +222,7 @@ def _run(todo, work: Work, journal: Path, settings: dict, processes, progress) -
         open(journal, "a", encoding="utf-8") as file,
         tqdm(total=len(todo), initial=len(done), unit="patient", desc="pairs", disable=not progress) as bar,
     ):
-        for result in ordered_map(partial(process, work=work), left, processes):
+        for result in mapper(partial(process, work=work), left):
             file.write(json.dumps(result) + "\n")
             file.flush()
             done[result["patient"]] = result
