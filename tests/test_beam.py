@@ -7,6 +7,8 @@ from progemu_jax.data import beam
 from progemu_jax.data.build import build
 from progemu_jax.errors import UserError
 
+# The local runner without Prism, a binary that DirectRunner would download first.
+RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 OPTIONS = {"pairs": "all"}
 
 
@@ -33,7 +35,7 @@ def test_the_same_bytes_with_and_without_beam(cohort, tmp_path):
     build("mimic_cxr", cohort, tmp_path / "a", size=64, image_size=32, options=OPTIONS, processes=1, progress=False)
     status = beam.main([
         "--source=mimic_cxr", f"--root={cohort}", f"--workdir={tmp_path / 'b'}", "--size=64", "--image_size=32",
-        '--options={"pairs": "all"}', "--runner=DirectRunner", "--direct_num_workers=1",
+        '--options={"pairs": "all"}', f"--runner={RUNNER}",
     ])  # fmt: skip
     assert status == 0
     a, b = cohorts.files(tmp_path / "a"), cohorts.files(tmp_path / "b")
@@ -49,7 +51,7 @@ def test_a_broken_image_of_the_tree_is_listed(cohort, tmp_path):
     build("mimic_cxr", cohort, tmp_path, size=64, image_size=32, options=OPTIONS, processes=1, progress=False)
     victim = next((tmp_path / "tree/mimic_cxr").rglob("*-flu-reg.png"))
     victim.write_bytes(b"")
-    icg_cxr.build_shards(tmp_path / "tree", tmp_path / "again", 32, progress=False, beam=["--runner=DirectRunner"])
+    icg_cxr.build_shards(tmp_path / "tree", tmp_path / "again", 32, progress=False, beam=[f"--runner={RUNNER}"])
     rejected = [row for _, row in tree.read_lines(tmp_path / "again/rejected.jsonl")]
     assert [row["reason"] for row in rejected] == ["broken image: neither PNG nor JPEG"]
     assert not list((tmp_path / "again").glob(".rejected*"))
