@@ -205,6 +205,8 @@ def finish(out: Path, cohort: journeys.Cohort, results: dict[str, dict], setting
     if not funnel["pairs kept"]:
         raise UserError(f"{out}: no pair is left; rejected.jsonl there says why")
     shutil.rmtree(out / ".tmp", ignore_errors=True)
+    for folder in out.glob(".beam-*"):
+        shutil.rmtree(folder)
     records.remove_leftovers(out)
     sheets.finish(out)
     records.write_text(out / "funnel.json", json.dumps({"settings": settings, "funnel": funnel}, indent=1) + "\n")
