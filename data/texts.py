@@ -164,7 +164,7 @@ def ask(pairs: Sequence[Pair], options: TextOptions, cache: Path, *, source: str
             ThreadPoolExecutor(options.parallel) as pool,
             tqdm(total=len(todo), desc="texts", unit="pair", disable=not progress) as bar,
         ):
-            items, running, lost = iter(todo.items()), set(), 0
+            items, running = iter(todo.items()), set()
             while True:
                 while len(running) < 2 * options.parallel and in_a_row < GIVE_UP and (item := next(items, None)):
                     running.add(pool.submit(_one, client, options, instruction, *item, cache, log, lock))
@@ -173,7 +173,7 @@ def ask(pairs: Sequence[Pair], options: TextOptions, cache: Path, *, source: str
                 ended, running = wait(running, return_when=FIRST_COMPLETED)
                 for future in ended:
                     why = future.result()
-                    in_a_row, lost, last = (in_a_row + 1, lost + 1, why) if why else (0, lost, last)
+                    in_a_row, last = (in_a_row + 1, why) if why else (0, last)
                     bar.update()
         left = sum(_cached(cache, key) is None for key in todo)
         if left:
@@ -224,43 +224,48 @@ def check_answer(content: str) -> dict | str:
 
 def _one(client, options, instruction, key, pair, cache, log, lock) -> str:
     """Asks for one pair and keeps the answer or its failure; returns why it did not get through, or ''."""
-    import openai
-
     reports = {"prior report": pair.prior.report, "follow-up report": pair.followup.report}
     messages = [
         {"role": "system", "content": instruction},
         {"role": "user", "content": json.dumps(reports, ensure_ascii=False)},
     ]
-    why = ""
+    refused = ""
     for _ in range(TRIES):
-        start, row = time.monotonic(), {"key": key}
-        try:
-            made = client.chat.completions.create(model=options.model, messages=messages, temperature=0)
-            used, content = made.usage, made.choices[0].message.content or ""
-        except openai.APIStatusError as error:
-            row["failure"] = f"status {error.status_code}"
-        except openai.APIError as error:
-            row["failure"] = type(error).__name__
-        except (AttributeError, IndexError, TypeError, ValueError) as error:  # not the API's form
-            row["failure"] = f"the answer has another form ({type(error).__name__})"
-        row["seconds"] = round(time.monotonic() - start, 3)
-        if "failure" not in row:
-            if used:
-                row |= {"tokens_in": used.prompt_tokens, "tokens_out": used.completion_tokens}
-                row["cost"] = (used.prompt_tokens * options.price_in + used.completion_tokens * options.price_out) / 1e6
-            answer = check_answer(content)
-            if isinstance(answer, str):
-                row["failure"] = why = answer
+        row, content = _call(client, options, messages)
+        answer = check_answer(content) if "failure" not in row else None
+        if isinstance(answer, str):
+            row["failure"] = refused = answer
         with lock, open(log, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        if "failure" not in row:
+            file.write(json.dumps({"key": key} | row) + "\n")
+        if answer is None:
+            return row["failure"]  # it did not get through
+        if isinstance(answer, dict):
             records.write_json(_path(cache, key), {"answer": answer})
             return ""
-        if not why:
-            return row["failure"]
-        messages = [*messages[:2], {"role": "user", "content": f"Your last answer was refused: {why}. Answer again."}]
-    records.write_json(_path(cache, key), {"failure": f"the answer is refused: {why}"})
+        again = f"Your last answer was refused: {refused}. Answer again."
+        messages = [*messages[:2], {"role": "user", "content": again}]
+    records.write_json(_path(cache, key), {"failure": f"the answer is refused: {refused}"})
     return ""
+
+
+def _call(client, options, messages) -> tuple[dict, str]:
+    """One call: ({"seconds", "tokens_in", "tokens_out", "cost"; "failure" where it did not get through}, content)."""
+    import openai
+
+    start, row, content = time.monotonic(), {}, ""
+    try:
+        made = client.chat.completions.create(model=options.model, messages=messages, temperature=0)
+        content = made.choices[0].message.content or ""
+        if used := made.usage:
+            row = {"tokens_in": used.prompt_tokens, "tokens_out": used.completion_tokens}
+            row["cost"] = (used.prompt_tokens * options.price_in + used.completion_tokens * options.price_out) / 1e6
+    except openai.APIStatusError as error:  # its text may quote the reports
+        row["failure"] = f"status {error.status_code}"
+    except openai.APIError as error:
+        row["failure"] = type(error).__name__
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
+        row["failure"] = f"the answer has another form ({type(error).__name__})"
+    return row | {"seconds": round(time.monotonic() - start, 3)}, content
 
 
 def _client(options: TextOptions, local: bool):

@@ -123,6 +123,18 @@ def test_broken_studies_are_rejected_and_the_run_goes_on(tmp_path):
     assert len(rejected) == len(rows(tmp_path / "t/rejected.jsonl")) == 8
 
 
+def test_contact_sheets_show_kept_and_refused_pairs(tmp_path):
+    root = cohorts.write(tmp_path / "in", patients=11)
+    (turned,) = (root / "files/p10/p10000000/s50000001").iterdir()
+    Image.fromarray(cohorts.chest(1).T[::-1]).save(turned, quality=95)
+    funnel = build_tree("mimic_cxr", root, tmp_path / "t", **QUIET)
+    assert funnel["dropped: registration found no match"] == 2
+    sheets = {p.name: Image.open(p).size for p in (tmp_path / "t/sheets").iterdir()}
+    height = {"good.png": 20 - 12, "doubtful.png": 12, "rejected.png": 2}
+    assert sheets == {name: (4 * 192, n * (192 + 14)) for name, n in height.items()}
+    assert not (tmp_path / "t/.sheets").exists()
+
+
 def test_pairs_without_change_are_kept_by_share(tmp_path, cohort, monkeypatch):
     text = texts.progression({"findings": "", "impression": ""}, {"findings": "", "impression": ""})
     monkeypatch.setattr(texts, "progression", lambda a, b: replace(text, prompt=texts.NO_CHANGE))

@@ -166,6 +166,13 @@ def test_an_answer_that_does_not_keep_the_schema_is_asked_for_anew_then_dropped(
     assert len(server.calls) == texts.TRIES + 2 * 7  # failures are kept too
 
 
+def test_an_endpoint_that_dies_after_a_bad_answer_leaves_no_verdict(many, tmp_path, serve):
+    server = serve(lambda n, body: (200, "no") if n == 0 else (500, ""))
+    with pytest.raises(UserError, match="8 of 8 pairs got no answer"):
+        ask(many, tmp_path / "c", options(server, parallel=1, retries=0))
+    assert len(ask(many, tmp_path / "c", options(serve()))) == 8
+
+
 def test_what_was_answered_before_the_endpoint_died_is_kept(many, tmp_path, serve):
     server = serve(lambda n, body: (200, GOOD) if n < 3 else (500, ""))
     chosen = options(server, parallel=1, retries=0)
