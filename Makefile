@@ -11,11 +11,11 @@ STAMP := $(VENV)/.progemu-installed
 TEST_ENV := JAX_PLATFORMS=cpu OMP_NUM_THREADS=1 XLA_FLAGS="--xla_cpu_multi_thread_eigen=false --xla_force_host_platform_device_count=8"
 
 PARITY_VENV ?= .venv-parity
+BEAM_VENV ?= .venv-beam
 PARITY_PY := $(PARITY_VENV)/bin/python
 
-.PHONY: help setup demo demo-quick phantom test soak parity parity-eval coverage known-systems bench-vq bench-convert \
-  \ bench-train lint format clean
-  bench-decode lint format clean
+.PHONY: setup demo demo-quick phantom test soak fuzz test-beam bench-cohort parity-eval coverage known-systems \
+  parity bench-vq bench-decode bench-train bench-convert lint format clean
 
 help:
 	@echo "make setup       virtual environment in $(VENV) from the hashed lock (Python 3.11 or newer)"
@@ -24,6 +24,9 @@ help:
 	@echo "make phantom     the same cohort at full size: runs/phantom (hours on CPU, minutes on a GPU)"
 	@echo "make test        set-up, then the tests (JOBS=$(JOBS) processes)"
 	@echo "make soak        the slow tests: kill -9 in every stage, 20 times in one training; speculation over 1e5 draws"
+	@echo "make fuzz        2,000 mutated images, DICOM files, JSON, CSV and gzip through the readers"
+	@echo "make test-beam   the data stage on Apache Beam, in $(BEAM_VENV)"
+	@echo "make bench-cohort 10,000 synthetic studies of two layouts to shards, with kill -9 on the way"
 	@echo "make parity-eval every metric against independent libraries, in $(PARITY_EVAL) (Python 3.11)"
 	@echo "make coverage    2,000 simulated cohorts: do 95 % intervals hold the truth? (slow)"
 	@echo "make known-systems  systems of known faults through the evaluation, on runs/phantom"
@@ -57,10 +60,28 @@ phantom: setup
 	$(PY) -m progemu_jax.main --config=configs/phantom.py --workdir=runs/phantom
 
 test: setup
-	$(TEST_ENV) $(PY) -m pytest -n $(JOBS) --dist loadfile -m "not parity and not slow"
+	$(TEST_ENV) $(PY) -m pytest -n $(JOBS) --dist loadfile -m "not parity and not slow and not beam"
 
 soak: setup
 	$(TEST_ENV) $(PY) -m pytest -m slow
+
+fuzz: setup
+	$(TEST_ENV) $(PY) -m pytest -m slow -s tests/test_fuzz.py
+
+# Apache Beam lowers protobuf and pyarrow: a venv of its own, over the same lock.
+test-beam: $(BEAM_VENV)/.progemu-installed
+	$(TEST_ENV) $(BEAM_VENV)/bin/python -m pytest tests/test_beam.py
+
+$(BEAM_VENV)/.progemu-installed: requirements.lock pyproject.toml
+	test -x $(BEAM_VENV)/bin/python || $(PYTHON) -m venv $(BEAM_VENV)
+	$(BEAM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BEAM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check "apache-beam>=2.70"
+	$(BEAM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+bench-cohort: setup
+	$(PY) benchmarks/cohort.py --layout=mimic_cxr --work=runs/bench-cohort --kills=3
+	$(PY) benchmarks/cohort.py --layout=chexpertplus --work=runs/bench-cohort
 
 # The libraries that the metrics are compared with pull in PyTorch: a venv of their own, over the same lock.
 parity-eval: $(PARITY_EVAL)/.progemu-installed

@@ -62,6 +62,9 @@ class Examples(Sequence):
             return dict(self._cache[index])
         return self._decode(index)
 
+    def __getstate__(self):  # a worker process fills a cache of its own
+        return self.__dict__ | {"_cache": [None] * len(self._cache)}
+
     def __repr__(self) -> str:  # Grain names its sources in logs
         return f"Examples({self.name}, {len(self)})"
 
@@ -156,7 +159,14 @@ class Batches:
 
         self.what = what
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2 * what["batch_size"])
-        self._iterator = iter(dataset.to_iter_dataset(options))
+        dataset = dataset.to_iter_dataset(options)
+        if what["workers"]:
+            from absl import flags
+
+            if not flags.FLAGS.is_parsed():  # Grain's workers ask for absl's flags, which a script may not have
+                flags.FLAGS.mark_as_parsed()
+            dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=what["workers"]))
+        self._iterator = iter(dataset)
 
     def __iter__(self):
         return self
@@ -171,7 +181,7 @@ class Batches:
     def set_state(self, state: dict) -> None:
         """Goes to a state, also to one of another number of processes: all are at the same batch.
 
-        Raises UserError when it is of other data, another batch size or seed.
+        Raises UserError when it is of other data, another batch size, seed or number of workers.
         """
         for key, now in self.what.items():
             before = state["of"].get(key) if isinstance(state, dict) and "of" in state else None
@@ -183,7 +193,7 @@ class Batches:
         self._iterator.set_state(state["position"])
 
     def close(self) -> None:
-        """Ends the reading threads."""
+        """Ends the reading threads and workers."""
         if hasattr(self._iterator, "close"):
             self._iterator.close()
 
@@ -198,19 +208,21 @@ def image_batches(
     repeat: bool = True,
     process_index: int = 0,
     process_count: int = 1,
+    workers: int = 0,
     cache: bool | None = None,
     source: Examples | None = None,
 ) -> Batches:
     """{"image": uint8 [B, S, S]} without end: priors and follow-ups of `pairs`, or the images of `single`.
 
     repeat=False: one pass in the shards' order, the last batch perhaps smaller, whole on every process. Else
-    B = batch_size / process_count: each process has its own rows of every batch. source: an `Examples` to read
-    from, so that several iterators share its cache.
+    B = batch_size / process_count: each process has its own rows of every batch. workers: processes that read, decode
+    and transform; 0: a thread here. The batches are the same for any number. source: an `Examples` to read from, so
+    that several iterators share its cache.
     """
     source = _Images(source if source is not None else Examples(data_dir, config, split, cache=cache))
     if not source.keys:
         raise UserError(f"{data_dir}: config {config} has no images")
-    return _batches(source, batch_size, seed, None, repeat, process_index, process_count)
+    return _batches(source, batch_size, seed, None, repeat, process_index, process_count, workers)
 
 
 def example_batches(
@@ -224,6 +236,7 @@ def example_batches(
     repeat: bool = True,
     process_index: int = 0,
     process_count: int = 1,
+    workers: int = 0,
     cache: bool | None = None,
     source: Examples | None = None,
 ) -> Batches:
@@ -232,14 +245,16 @@ def example_batches(
     The generator depends on `seed` and the example's place in the stream alone.
     """
     source = source if source is not None else Examples(data_dir, config, split, cache=cache)
-    return _batches(source, batch_size, seed, transform, repeat, process_index, process_count)
+    return _batches(source, batch_size, seed, transform, repeat, process_index, process_count, workers)
 
 
-def _batches(source, batch_size, seed, transform, repeat, process_index, process_count) -> Batches:
+def _batches(source, batch_size, seed, transform, repeat, process_index, process_count, workers) -> Batches:
     import grain
 
-    if batch_size < 1 or not 0 <= process_index < process_count:
-        raise UserError(f"batch_size={batch_size}, process {process_index} of {process_count}: impossible")
+    if batch_size < 1 or workers < 0 or not 0 <= process_index < process_count:
+        raise UserError(
+            f"batch_size={batch_size}, workers={workers}, process {process_index} of {process_count}: impossible"
+        )
     if repeat and batch_size % process_count:
         raise UserError(f"batch_size={batch_size} does not divide over {process_count} processes: give a multiple")
     # The slice takes everything; without it the seeds of `random_map` would be others than those of earlier runs.
@@ -250,7 +265,7 @@ def _batches(source, batch_size, seed, transform, repeat, process_index, process
     if repeat and process_count > 1:
         dataset = grain.MapDataset.source(_Share(dataset, batch_size, process_index, process_count))
         rows = batch_size // process_count
-    what = {"source": repr(source), "batch_size": batch_size, "seed": seed, "repeat": repeat}
+    what = {"source": repr(source), "batch_size": batch_size, "seed": seed, "repeat": repeat, "workers": workers}
     return Batches(dataset.batch(rows, batch_fn=_stack), what)
 
 

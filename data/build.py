@@ -10,28 +10,35 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from progemu_jax import records
-from progemu_jax.data import duplicates, foreground, images, journeys, registration, tree
+from progemu_jax.data import duplicates, foreground, images, journeys, leaks, registration, sheets, texts, tree
 from progemu_jax.data.pool import ordered_map
-from progemu_jax.data.progression import progression
-from progemu_jax.data.sources import Rejected, Study, open_source
+from progemu_jax.data.sources import SOURCES, Given, Rejected, Study, open_source
+from progemu_jax.data.texts import TextOptions
 from progemu_jax.errors import UserError
-from progemu_jax.radtext import NO_CHANGE
 
 
 @dataclass(frozen=True)
 class Work:
-    """A worker's settings. size: side of the tree's images. unchanged: share of pairs without change kept."""
+    """A worker's settings.
+
+    size: side of the tree's images. unchanged: share of pairs without change kept. cache: of the texts that a
+    language model wrote. sheets: share of pairs that leave a strip for the contact sheets.
+    """
 
     root: Path
     size: int
     unchanged: float = 1.0
+    texts: TextOptions = field(default_factory=TextOptions)
+    cache: Path = Path("texts")
+    sheets: float = 0.0
 
 
 def build(
@@ -43,6 +50,8 @@ def build(
     image_size: int | None = None,
     options: journeys.Options | dict | None = None,
     unchanged: float = 1.0,
+    text_options: TextOptions | None = None,
+    exclude: str | Path | None = None,
     truth: str | Path | None = None,
     processes: int | None = None,
     progress: bool = True,
@@ -51,20 +60,23 @@ def build(
     """Source cohort -> `workdir`/tree, /references (test split) and /shards (configs pairs, single).
 
     size: working resolution, of registration and the tree; image_size: of references and shards (default:
-    size). unchanged: share of the pairs without change to keep, chosen by a hash. truth: the phantom's truth/
-    folder. processes: workers over patients, default all cores. What is complete is left; unfinished work is
-    taken up. Returns {"funnel": {step: count}, "tree", "references", "shards": paths}. Raises UserError for
-    bad options, a source that cannot be read, a cohort that leaves no pair, and a tree built with other
-    options.
+    size). unchanged: share of the pairs without change to keep, chosen by a hash. text_options: where prompts come
+    from, default our rules; a language model's answers are kept in `workdir`/texts. exclude: a file with a patient
+    id a line, to be left out. truth: the phantom's truth/ folder. processes: workers over patients, default all
+    cores. What is complete is left; unfinished work is taken up. Returns {"funnel": {step: count}, "tree",
+    "references", "shards": paths}. Raises UserError for bad options, a source that cannot be read, a cohort that
+    leaves no pair, and a tree built with other options.
     """
     from progemu_jax.data import icg_cxr
     from progemu_jax.data.references import build_references
 
     workdir = Path(workdir)
     funnel = build_tree(
-        source, root, workdir / "tree", size=size, options=options, unchanged=unchanged, processes=processes,
-        progress=progress, source_options=source_options,
+        source, root, workdir / "tree", size=size, options=options, unchanged=unchanged, text_options=text_options,
+        exclude=exclude, processes=processes, progress=progress, source_options=source_options,
     )  # fmt: skip
+    if not funnel["single images kept"]:
+        raise UserError(f"{root}: no image has a text of its own; the tokenizer and stage 1 learn from such images")
     image_size = image_size or size
     common = {"processes": processes, "progress": progress}
     build_references(workdir / "tree", workdir / "references", truth=truth, size=image_size, **common)
@@ -85,11 +97,17 @@ def build_tree(
     size: int = 512,
     options: journeys.Options | dict | None = None,
     unchanged: float = 1.0,
+    text_options: TextOptions | None = None,
+    exclude: str | Path | None = None,
     processes: int | None = None,
     progress: bool = True,
     source_options: dict | None = None,
+    mapper: Callable | None = None,
 ) -> dict[str, int]:
-    """Source cohort -> ICG-CXR tree at `out`; see `build`. Returns the funnel, which is printed too."""
+    """Source cohort -> ICG-CXR tree at `out`; see `build`. Returns the funnel, which is printed too.
+
+    mapper: (function, patients) -> results in any order, instead of `processes` workers of this machine.
+    """
     if isinstance(options, dict):
         options = journeys.Options(**options)
     options = options or journeys.Options()
@@ -98,35 +116,82 @@ def build_tree(
     if not 0 <= unchanged <= 1:
         raise UserError(f"unchanged={unchanged}: a share between 0 and 1 is needed")
     out = Path(out)
-    settings = {"source": source, "size": size, "unchanged": unchanged, "options": asdict(options)}
-    settings = records.normal(settings | {"source_options": source_options or {}})
+    plan = _plan(source, size, unchanged, options, text_options, exclude, source_options)
     finished = records.read_json(out / "funnel.json")
     if finished:
-        _same(finished.get("settings"), settings, out)
+        _same(finished.get("settings"), plan.settings, out)
         _say(f"{out}: complete, {finished['funnel'].get('pairs kept', 0)} pairs", progress)
         return finished["funnel"]
-    reader = open_source(source, root, **{"views": tuple(options.view_of()), **(source_options or {})})
-    studies, same = reader.studies(), None
-    if options.duplicates and journeys.split_method(source, options) == "hash":
-        studies = list(studies)
-        views = options.view_of()
-        same = duplicates.same_patients(s for s in studies if isinstance(s, Study) and s.view in views)
-    cohort = journeys.journeys(studies, options, same)
-    if not any(j.pairs for j in cohort.journeys):
-        raise UserError(f"{root}: no pair of studies is left; {_table(cohort.funnel, one_line=True)}")
-    out.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(out / ".tmp", ignore_errors=True)
-    results = _run(cohort.journeys, Work(out, size, unchanged), out / "journal.jsonl", settings, processes, progress)
-    funnel = _finish(out, cohort, results, settings)
+    cohort = read_cohort(source, root, options, plan.exclude, source_options)
+    work = prepare(source, cohort, out, plan, progress)
+    mapper = mapper or partial(ordered_map, processes=processes)
+    results = _run(cohort.journeys, work, out / "journal.jsonl", plan.settings, mapper, progress)
+    funnel = finish(out, cohort, results, plan.settings)
     _say(_table(funnel), progress)
     return funnel
 
 
-def _finish(out: Path, cohort: journeys.Cohort, results: dict[str, dict], settings: dict) -> dict[str, int]:
+@dataclass(frozen=True)
+class Plan:
+    """The settings that a tree depends on, as JSON, and what they stand for."""
+
+    settings: dict
+    size: int
+    unchanged: float
+    texts: TextOptions
+    exclude: frozenset[str]
+
+
+def _plan(source, size, unchanged, options, text_options, exclude, source_options) -> Plan:
+    text_options = text_options or TextOptions()
+    left_out = journeys.read_list(exclude) if exclude else frozenset()
+    settings = {"source": source, "size": size, "unchanged": unchanged, "options": asdict(options)}
+    places = {k: str(v) for k, v in (source_options or {}).items()}
+    settings |= {
+        "source_options": places,
+        "texts": text_options.identity(),
+        "exclude": records.digest(sorted(left_out)),
+    }
+    return Plan(records.normal(settings), size, unchanged, text_options, left_out)
+
+
+def read_cohort(source, root, options: journeys.Options, exclude=frozenset(), source_options=None) -> journeys.Cohort:
+    """The journeys of a source; UserError where no pair is left."""
+    reader = open_source(source, root, **{"views": tuple(options.view_of()), **(source_options or {})})
+    given = hasattr(reader, "pairs")
+    items, same = reader.pairs() if given else reader.studies(), None
+    if options.duplicates and journeys.split_method(source, options) == "hash":
+        items, views = list(items), options.view_of()
+        found = [s for i in items for s in ((i.prior, i.followup) if isinstance(i, Given) else (i,))]
+        same = duplicates.same_patients(s for s in found if isinstance(s, Study) and (given or s.view in views))
+    group = journeys.given_journeys if given else journeys.journeys
+    cohort = group(items, options, same, exclude)
+    if not any(j.pairs for j in cohort.journeys):
+        raise UserError(f"{root}: no pair of studies is left; {_table(cohort.funnel, one_line=True)}")
+    return cohort
+
+
+def prepare(source: str, cohort: journeys.Cohort, out: Path, plan: Plan, progress: bool) -> Work:
+    """Makes the folder, has the texts written where a language model writes them, and says what workers do."""
+    pairs = [pair for journey in cohort.journeys for pair in journey.pairs]
+    cache = out.parent / "texts"
+    if plan.texts.mode == "llm":
+        texts.ask(
+            pairs, plan.texts, cache, source=SOURCES[source].what, credentialed=SOURCES[source].credentialed,
+            progress=progress,
+        )  # fmt: skip
+        _say(f"{cache}: {texts.cost(cache)}", progress)
+    out.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(out / ".tmp", ignore_errors=True)
+    return Work(out, plan.size, plan.unchanged, plan.texts, cache, min(1.0, sheets.SAMPLE / max(1, len(pairs))))
+
+
+def finish(out: Path, cohort: journeys.Cohort, results: dict[str, dict], settings: dict) -> dict[str, int]:
     """Writes what is gathered over patients, the funnel last: it marks the tree complete."""
     ordered = [results[_key(j)] for j in cohort.journeys]
     tree.write_lines(out / "singles.jsonl", (row for r in ordered for row in r["singles"]))
     dropped = [row for r in ordered for row in r["rejected"]]
+    tree.write_lines(out / "images.jsonl", (row for r in ordered for row in r["images"]))
     tree.write_lines(out / "rejected.jsonl", [asdict(r) for r in cohort.rejected] + dropped)
     funnel = dict(cohort.funnel)
     for row in dropped:
@@ -136,16 +201,20 @@ def _finish(out: Path, cohort: journeys.Cohort, results: dict[str, dict], settin
     funnel["pairs kept"] = sum(kept.values())
     funnel.update({f"pairs kept, {split}": kept[split] for split in journeys.SPLITS})
     funnel["single images kept"] = sum(len(r["singles"]) for r in ordered)
+    funnel["leaks between splits"] = sum(1 for _ in leaks.crossing(row for r in ordered for row in r["images"]))
     if not funnel["pairs kept"]:
         raise UserError(f"{out}: no pair is left; rejected.jsonl there says why")
     shutil.rmtree(out / ".tmp", ignore_errors=True)
+    for folder in out.glob(".beam-*"):
+        shutil.rmtree(folder)
     records.remove_leftovers(out)
+    sheets.finish(out)
     records.write_text(out / "funnel.json", json.dumps({"settings": settings, "funnel": funnel}, indent=1) + "\n")
     (out / "journal.jsonl").unlink()
     return funnel
 
 
-def _run(todo, work: Work, journal: Path, settings: dict, processes, progress) -> dict[str, dict]:
+def _run(todo, work: Work, journal: Path, settings: dict, mapper, progress) -> dict[str, dict]:
     """Patient key -> result, for every journey; those in the journal are not done again."""
     from tqdm import tqdm
 
@@ -155,7 +224,7 @@ def _run(todo, work: Work, journal: Path, settings: dict, processes, progress) -
         open(journal, "a", encoding="utf-8") as file,
         tqdm(total=len(todo), initial=len(done), unit="patient", desc="pairs", disable=not progress) as bar,
     ):
-        for result in ordered_map(partial(process, work=work), left, processes):
+        for result in mapper(partial(process, work=work), left):
             file.write(json.dumps(result) + "\n")
             file.flush()
             done[result["patient"]] = result
@@ -164,12 +233,15 @@ def _run(todo, work: Work, journal: Path, settings: dict, processes, progress) -
 
 
 def process(journey: journeys.Journey, work: Work) -> dict:
-    """One patient into the tree. Returns {"patient", "pairs": [id], "singles": [row], "rejected": [row]}.
+    """One patient into the tree. Returns {"patient", "pairs": [id], "singles", "images", "rejected": [row]}.
 
     Raises UserError only for a tree that cannot be written.
     """
-    result = {"patient": _key(journey), "pairs": [], "singles": [], "rejected": []}
-    read = _Reader(work.size)
+    result = {"patient": _key(journey), "pairs": [], "singles": [], "images": [], "rejected": []}
+    read = _Reader(
+        work.size,
+        {s.image_path for p in journey.pairs if p.given and p.given.registered for s in (p.prior, p.followup)},
+    )
 
     def reject(name, path, reason):
         result["rejected"].append(asdict(Rejected(name, path, reason)))
@@ -184,23 +256,29 @@ def process(journey: journeys.Journey, work: Work) -> dict:
                 reject(pair.pair_id, "", reason)
             else:
                 result["pairs"].append(pair.pair_id)
+        for _, study in journey.images:
+            if found := read.cache.get(study.image_path):
+                row = {key: getattr(study, key) for key in ("source", "patient_id", "study_id", "image_id")}
+                pixels = hashlib.sha256(found[0].tobytes()).hexdigest()[:32]
+                row |= {"split": journey.split, "pixels": pixels, "hash": duplicates.perceptual_hash(found[0])}
+                result["images"].append(row)
     except OSError as error:
         raise UserError(f"{work.root}: cannot be written ({error.strerror or type(error).__name__})") from None
     return result
 
 
 class _Reader:
-    """Images of one patient, cropped and resized, each read once. `broken`: path -> reason."""
+    """Images of one patient, cropped (not those in `as_is`), resized, read once. `broken`: path -> reason."""
 
-    def __init__(self, size: int):
-        self.size, self.cache, self.broken = size, {}, {}
+    def __init__(self, size: int, as_is: Collection[Path] = ()):
+        self.size, self.as_is, self.cache, self.broken = size, as_is, {}, {}
 
     def __call__(self, path: Path) -> tuple[np.ndarray, np.ndarray | None, tuple] | None:
         """(image uint8 [size, size], crop corners or None, shape as stored), or None when broken."""
         if path not in self.cache and path not in self.broken:
             try:
                 raw = images.read_gray(path)
-                corners = foreground.rectangle(raw)
+                corners = None if path in self.as_is else foreground.rectangle(raw)
                 cropped = raw if corners is None else foreground.warp(raw, corners)
                 self.cache[path] = images.resize(cropped, self.size), corners, raw.shape
             except images.BrokenImage as error:
@@ -231,20 +309,28 @@ def _pair(pair: journeys.Pair, work: Work, read: _Reader) -> str | None:
     if tree.pair_folder(work.root, pair).is_dir():
         return None
     a, b = pair.prior, pair.followup
-    try:
-        text = progression(a.report, b.report)
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        return f"no progression text ({type(error).__name__})"
-    if text.prompt == NO_CHANGE and _place(pair.pair_id) >= work.unchanged:
+    text = texts.text_of(pair, work.texts, work.cache)
+    if isinstance(text, str):
+        return text
+    if not text.changed and _place(pair.pair_id) >= work.unchanged:
         return "no change, over the share kept"
+    ready = pair.given is not None and pair.given.registered
     prior, followup = read(a.image_path), read(b.image_path)
     if prior is None or followup is None:
         path = (b if prior else a).image_path
         return f"an image of the pair is broken: {path.name}: {read.broken[path]}"
+    if ready:
+        still = registration.frame_to_frame(prior[0].shape, followup[0].shape)
+        moved = registration.Registration(followup[0], still, 1.0, 2)
+        tree.write_pair(work.root, pair, prior[0], followup[0], _meta(pair, text, moved, (1.0, 0.0), prior, followup))
+        return None
     try:
         moved = registration.register(prior[0], followup[0])
     except (UserError, RuntimeError, ValueError) as error:
         return f"registration failed ({type(error).__name__})"
+    if _place(f"sheets/{pair.pair_id}") < work.sheets:
+        strip = sheets.strip(prior[0], followup[0], moved.image)
+        sheets.keep(work.root, "kept" if moved.flag >= 0 else "rejected", pair.pair_id, moved.score, strip)
     if moved.flag < 0:
         return f"registration found no match (score {moved.score:.2f})"
     image = registration.fill_uncovered(moved.image, prior[0], moved.transform, followup[0].shape)
@@ -255,10 +341,10 @@ def _pair(pair: journeys.Pair, work: Work, read: _Reader) -> str | None:
 
 def _meta(pair: journeys.Pair, text, moved, exposure, prior, followup) -> dict:
     a, b = pair.prior, pair.followup
-    return {
+    ours = {
         "progression-description": text.prompt,
         "changes-of-findings": text.interpretation,
-        "comment": {"confidence": text.confidence, "reason": "rules"},
+        "comment": {"confidence": text.confidence, "reason": text.reason},
         "reference-report": a.report,
         "followup-report": b.report,
         "time-interval": None if pair.days is None else round(pair.days, 4),
@@ -266,8 +352,8 @@ def _meta(pair: journeys.Pair, text, moved, exposure, prior, followup) -> dict:
         "subject-id": a.patient_id,
         "reference-study-id": a.study_id,
         "followup-study-id": b.study_id,
-        "reference-dicom-id": a.image_id,
-        "followup-dicom-id": b.image_id,
+        "reference-dicom-id": a.dicom_id or a.image_id,
+        "followup-dicom-id": b.dicom_id or b.image_id,
         "reference-study-order": pair.prior_ordinal,
         "followup-study-order": pair.followup_ordinal,
         "progemu": {
@@ -290,6 +376,7 @@ def _meta(pair: journeys.Pair, text, moved, exposure, prior, followup) -> dict:
             },
         },
     }
+    return ours | pair.given.meta if pair.given else ours  # a pair that came with its JSON keeps it
 
 
 def _key(journey: journeys.Journey) -> str:

@@ -5,15 +5,18 @@ finding, p10-p18 for training and validation and p19 for the test.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import combinations, pairwise
+from pathlib import Path
 
-from progemu_jax.data.sources import Rejected, Study
+from progemu_jax.data.sources import Given, Rejected, Study
 from progemu_jax.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 NOT_FINDINGS = ("No Finding", "Support Devices")
+_COUNTED = ("images in journeys", "patients with two studies", "candidate pairs")
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ class Pair:
     followup_ordinal: int
     view: str
     split: str
+    given: Given | None = None  # where the source named the pair and its texts
 
     @property
     def days(self) -> float | None:
@@ -138,10 +142,16 @@ def split_of(source: str, patient_id: str, own: str | None = None, options: Opti
     return "validation" if place < options.test + options.validation else "train"
 
 
-def journeys(studies: Iterable[Study | Rejected], options: Options, same: Mapping[str, str] | None = None) -> Cohort:
+def journeys(
+    studies: Iterable[Study | Rejected],
+    options: Options,
+    same: Mapping[str, str] | None = None,
+    exclude: Collection[str] = (),
+) -> Cohort:
     """Groups a source's studies into journeys. Nothing is read from disk but what `studies` reads.
 
     same: patient -> the patient whose split it shares (`duplicates.same_patients`); others have their own.
+    exclude: patients to leave out, those that a benchmark will be scored on.
     """
     same = same or {}
     cohort = Cohort()
@@ -159,31 +169,96 @@ def journeys(studies: Iterable[Study | Rejected], options: Options, same: Mappin
             funnel["of another view"] += 1
             cohort.rejected.append(_left_out(study, f"view {study.view} is not asked for"))
         else:
-            if (name := (study.source, study.study_id, study.image_id)) in seen:
+            if (name := (study.source, study.patient_id, study.study_id, study.image_id)) in seen:
                 funnel["rejected while reading"] += 1
                 cohort.rejected.append(_left_out(study, "the image is listed twice"))
                 continue
             seen.add(name)
             patients.setdefault((study.source, study.patient_id), []).append(study)
     funnel["patients of these views"] = len(patients)
+    patients = _subtract(patients, exclude, cohort)
     if same:
         funnel["patients who share a film with another"] = sum(patient in same for _, patient in patients)
-    counted = ("images in journeys", "patients with two studies", "candidate pairs")
-    funnel.update(dict.fromkeys(counted, 0))
+    funnel.update(dict.fromkeys(_COUNTED, 0))
     for (source, patient), images in sorted(patients.items()):
-        splits = {split_of(source, same.get(patient, patient), s.split, options) for s in images}
-        if len(splits) > 1 or None in splits:
-            why = "the patient is in several splits" if len(splits) > 1 else "the source names no split"
-            cohort.rejected += [_left_out(s, why) for s in images]
+        split = _one_split(
+            {split_of(source, same.get(patient, patient), s.split, options) for s in images}, images, cohort
+        )
+        if split is None:
             continue
         images.sort(key=lambda s: (s.order_key, s.study_id, s.image_id))
-        split = splits.pop()
         pairs = _pairs(images, split, view_of, options, cohort)
         cohort.journeys.append(
             Journey(source, patient, split, tuple((view_of[s.view], s) for s in images), tuple(pairs))
         )
         funnel["images in journeys"] += len(images)
     return cohort
+
+
+def given_journeys(
+    pairs: Iterable[Given | Rejected],
+    options: Options,
+    same: Mapping[str, str] | None = None,
+    exclude: Collection[str] = (),
+) -> Cohort:
+    """Journeys of a source that names its pairs: all are kept, whatever their interval and findings.
+
+    A split that the source names counts; other patients are split as by `split_of`. same, exclude: as in `journeys`.
+    """
+    same = same or {}
+    cohort = Cohort()
+    funnel = cohort.funnel
+    patients: dict[tuple[str, str], list[Given]] = {}
+    funnel["pairs in the source"] = funnel["rejected while reading"] = funnel["of another view"] = 0
+    for pair in pairs:
+        funnel["pairs in the source"] += 1
+        if isinstance(pair, Rejected):
+            funnel["of another view" if pair.reason.startswith("view ") else "rejected while reading"] += 1
+            cohort.rejected.append(pair)
+        else:
+            patients.setdefault((pair.prior.source, pair.prior.patient_id), []).append(pair)
+    funnel["patients of these views"] = len(patients)
+    patients = _subtract(patients, exclude, cohort)
+    funnel.update(dict.fromkeys(_COUNTED, 0))
+    view_of = options.view_of()
+    for (source, patient), given in sorted(patients.items()):
+        given.sort(key=lambda g: g.ordinals)
+        images = {s.image_path: s for g in given for s in (g.prior, g.followup)}.values()
+        method = options if options.split != "csv" else replace(options, split="auto")
+        splits = {s.split or split_of(source, same.get(patient, patient), None, method) for s in images}
+        split = _one_split(splits, [g.prior for g in given], cohort)
+        if split is None:
+            continue
+        made = tuple(Pair(g.prior, g.followup, *g.ordinals, view_of.get(g.prior.view, "any"), split, g) for g in given)
+        cohort.journeys.append(
+            Journey(source, patient, split, tuple((view_of.get(s.view, "any"), s) for s in images), made)
+        )
+        funnel["images in journeys"] += len(images)
+        funnel["patients with two studies"] += 1
+        funnel["candidate pairs"] += len(given)
+    return cohort
+
+
+def _subtract(patients: dict, exclude: Collection[str], cohort: Cohort) -> dict:
+    """The patients that are not on the list; names on it may have their source's "p" or "patient" in front."""
+    if not exclude:
+        return patients
+    names = {re.sub(r"^(patient|p)(?=\d)", "", name) for name in exclude} | set(exclude)
+    kept = {key: items for key, items in patients.items() if key[1] not in names}
+    cohort.funnel["patients excluded by the list"] = len(patients) - len(kept)
+    for key in patients.keys() - kept.keys():
+        studies = [item.prior if isinstance(item, Given) else item for item in patients[key]]
+        cohort.rejected += [_left_out(s, "the patient is on the list of those to exclude") for s in studies]
+    return kept
+
+
+def _one_split(splits: set, images: list[Study], cohort: Cohort) -> str | None:
+    """The one split of a patient, or None; then its images are rejected."""
+    if len(splits) == 1 and None not in splits:
+        return next(iter(splits))
+    why = "the patient is in several splits" if len(splits) > 1 else "the source names no split"
+    cohort.rejected += [_left_out(s, why) for s in images]
+    return None
 
 
 def _pairs(images: list[Study], split: str, view_of: dict, options: Options, cohort: Cohort) -> list[Pair]:
@@ -227,3 +302,12 @@ def _why_not(pair: Pair, options: Options) -> str | None:
 
 def _left_out(study: Study, reason: str) -> Rejected:
     return Rejected(study.study_id, study.image_path.name, reason)
+
+
+def read_list(path: str | Path) -> frozenset[str]:
+    """Patient ids, one a line; blank lines and what follows a # do not count. UserError where it does not read."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: the list of patients does not read ({type(error).__name__})") from None
+    return frozenset(name for line in lines if (name := line.split("#")[0].strip()))

@@ -4,8 +4,8 @@
 
 Keys are ICG-CXR's own; unknown ones are kept. What it has no key for stands under "progemu": pair_id, split,
 labels_before, labels_after, group, age, sex, prior_shape, followup_shape, and registration {flag, score,
-transform, exposure, crop_prior, crop_followup}. Beside the pairs: singles.jsonl (stage 1), rejected.jsonl, funnel.json
-(written last).
+transform, exposure, crop_prior, crop_followup}. Beside the pairs: singles.jsonl (stage 1), images.jsonl (hashes of
+what was read), rejected.jsonl, sheets/, funnel.json (written last).
 """
 
 import json
@@ -24,7 +24,7 @@ from progemu_jax.data.sources import Rejected, check_root, inside, safe_id
 from progemu_jax.errors import UserError
 
 MAX_JSON = 1 << 20  # bytes of one pair's JSON
-_EXTRAS = {"singles", "singles.jsonl", "rejected.jsonl", "funnel.json"}
+_EXTRAS = {"singles", "sheets", "singles.jsonl", "images.jsonl", "rejected.jsonl", "funnel.json"}
 
 
 @dataclass(frozen=True)

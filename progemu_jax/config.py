@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from progemu_jax.data.journeys import Options
+from progemu_jax.data.texts import TextOptions
 from progemu_jax.errors import UserError
 from progemu_jax.lora import TuneConfig
 from progemu_jax.models.transformer import TransformerConfig
@@ -40,11 +41,15 @@ class PhantomConfig:
 class DataConfig:
     """Which cohort, and how it becomes shards (`progemu_jax.data.build`)."""
 
-    source: str = "phantom"  # phantom | mimic_cxr | open_cxr
+    source: str = "phantom"  # one of progemu_jax.data.sources.SOURCES
     root: str = ""  # folder of the download; the phantom writes its own
     reports: str = ""  # MIMIC: folder of the report texts, where not under the root
     mimic_iv: str = ""  # MIMIC: folder of patients.csv.gz and admissions.csv.gz, where not under the root
+    mimic_cxr: str = ""  # ICG-CXR: root of MIMIC-CXR-JPG or MIMIC-CXR, for its images
+    chexpertplus: str = ""  # ICG-CXR: root of CheXpert Plus, for its images and reports
+    exclude: str = ""  # a file with a patient id a line, to be left out: those a benchmark is scored on
     journeys: Options = field(default_factory=Options)  # views, pairs, filters, splits
+    texts: TextOptions = field(default_factory=TextOptions)  # who writes prompts and interpretations
     tree_size: int = 512  # pixels of registered images
     image_size: int = 512  # pixels of images in the shards
     no_change_share: float = 1.0  # share kept of pairs whose reports show no change
@@ -77,10 +82,12 @@ class TokensConfig:
       crops: views of each training pair that become tokens, as it is and then randomly cropped (MedJourney).
       slack: a follow-up to learn from keeps the prior's code where that fits nearly as well: at most this many mean
         quantisation errors further away than the nearest code. Else most codes of an unchanged region differ.
+      flip: each training pair once more, mirrored, with left and right exchanged in its texts (`data.augment`).
     """
 
     crops: int = 1
     slack: float = 0.0
+    flip: bool = False
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ def _without(values, keys: tuple[str, ...]):
 def build_stages(config, config_dict: dict) -> list:
     """The stages of a run: what each reads and writes, and the part of the config it depends on."""
     from progemu_jax import workflow
+    from progemu_jax.data.sources import PLACES
     from progemu_jax.stages import Stage
     from progemu_jax.train import HOUSEKEEPING
 
@@ -44,8 +45,10 @@ def build_stages(config, config_dict: dict) -> list:
         silent = (*HOUSEKEEPING, "init", "perceptual_weights")
         return {"seed": config.seed, **{name: _without(config_dict[name], silent) for name in names}}
 
-    places = ("root", "reports", "mimic_iv")  # what lies there counts, not where it is
+    places = ("root", *PLACES, "exclude")  # what lies there counts, not where it is
+    asking = ("endpoint", "key_variable", "parallel", "timeout", "retries", "price_in", "price_out", "acknowledge")
     data = _without(config_dict["data"], (*places, "processes"))
+    data["texts"] = _without(data["texts"], asking)
     external = () if config.data.source == "phantom" else tuple(filter(None, (getattr(config.data, p) for p in places)))
     # A prompt that contradicts the real course needs the states before and after.
     states = ("data/references",) if "contradicting-prompts" in config.sample.systems else ()
@@ -88,6 +91,7 @@ def run(config_dict, workdir: str | os.PathLike, stages: list[str] | None) -> No
     """Checks the config, then runs the stages that are not complete yet."""
     from progemu_jax import hosts, workflow
     from progemu_jax.config import Config, from_dict, to_dict
+    from progemu_jax.data.sources import needed_files
     from progemu_jax.predictions import rejections
     from progemu_jax.records import write_json
     from progemu_jax.stages import list_stages
@@ -104,6 +108,7 @@ def run(config_dict, workdir: str | os.PathLike, stages: list[str] | None) -> No
     todo = build_stages(config, plain)
     if stages == ["list"]:
         print(list_stages(todo, workdir))
+        print("\n".join([f"files of {config.data.source}:", *needed_files(config.data.source, plain["data"])]))
         return
     workflow.check_mesh(config)
     hosts.once(lambda: _make(workdir), f"--workdir={workdir}")

@@ -22,7 +22,9 @@ from progemu_jax.config import Config, to_dict
 from progemu_jax.controls import DUMMY_PRIOR, contradicting_prompt
 from progemu_jax.convert.names import LANGUAGE_MODEL, TOKENIZER
 from progemu_jax.data import batches, build, icg_cxr
+from progemu_jax.data.augment import mirrored
 from progemu_jax.data.progression import progression
+from progemu_jax.data.sources import PLACES, SOURCES
 from progemu_jax.data.tree import read_lines
 from progemu_jax.errors import UserError
 from progemu_jax.imported import open_folder
@@ -113,9 +115,8 @@ def _by_one_host(stage: Callable[[Config, Path], None]) -> Callable[[Config, Pat
 
 def check(config: Config) -> None:
     """Raises UserError for values that make no sense or do not go together, before any work is done."""
-    sources = ("phantom", "mimic_cxr", "open_cxr")
-    if config.data.source not in sources:
-        raise UserError(f"config.data.source={config.data.source!r}: choose among {', '.join(sources)}")
+    if config.data.source not in SOURCES:
+        raise UserError(f"config.data.source={config.data.source!r}: choose among {', '.join(SOURCES)}")
     for name, part in _trained(config).items():
         try:
             check_training(part)
@@ -166,9 +167,11 @@ def data(config: Config, workdir: Path) -> None:
         image_size=config.data.image_size,
         options=config.data.journeys,
         unchanged=config.data.no_change_share,
+        text_options=config.data.texts,
+        exclude=config.data.exclude or None,
         truth=truth,
         processes=_processes(config),
-        source_options={k: v for k in ("reports", "mimic_iv") if (v := getattr(config.data, k))} or None,
+        source_options={k: v for k in PLACES if (v := getattr(config.data, k))} or None,
     )
     for split in ("train", "validation"):
         if not result["funnel"][f"pairs kept, {split}"]:
@@ -228,9 +231,11 @@ def tokens(config: Config, workdir: Path) -> None:
             yield [source[i] for i in range(start, min(start + n, len(source)))]
 
     def pairs(split: str, slack: float) -> Iterator[dict]:
-        for crop in range(config.tokens.crops if split == "train" else 1):
+        crops = config.tokens.crops if split == "train" else 1
+        for crop, flip in ((c, f) for f in range(1 + (config.tokens.flip and split == "train")) for c in range(crops)):
             rng = np.random.default_rng((config.seed, crop))
             for number, chunk in enumerate(chunks(batches.examples(shards, "pairs", split))):
+                chunk = [mirrored(e) for e in chunk] if flip else chunk
                 # A pair moves as one: its images stay registered.
                 views = [_crop(np.stack([e["prior"], e["followup"]]), rng, crop > 0) for e in chunk]
                 priors, followups = (np.stack(side) for side in zip(*views, strict=True))
@@ -239,13 +244,14 @@ def tokens(config: Config, workdir: Path) -> None:
                     prior = coder.tokenize(priors)
                     return prior, coder.tokenize(followups, near=prior, slack=slack)
 
-                found = shared(f"{split}-{crop}-{number}", codes)
+                found = shared(f"{split}-{crop}-{flip:d}-{number}", codes)
                 if found is None:
                     continue
                 prior, followup = found
                 for e, p, f in zip(chunk, prior, followup, strict=True):
                     row = {k: e[k] for k in ("patient_id", "prompt", "interpretation")}
                     name = f"{e['pair_id']}#{crop}" if crop else e["pair_id"]
+                    name = f"{name}#mirrored" if flip else name
                     yield {**row, "pair_id": name, "kind": "pair", "prior": p, "followup": f}
 
     def singles(split: str) -> Iterator[dict]:

@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import json
 from pathlib import Path
 
 import numpy as np
@@ -86,3 +87,86 @@ def edit(root: Path, name: str, change) -> None:
 def files(root: Path) -> dict[str, bytes]:
     """Relative path -> content of everything under a folder."""
     return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+
+
+def chexpertplus(root: Path, patients: int = 12, studies: int = 3, size: int = 64) -> Path:
+    """CheXpert Plus' layout: as many patients and studies, a lateral beside each first film, labels as JSON lines."""
+    columns = (
+        "path_to_image", "path_to_dcm", "frontal_lateral", "ap_pa", "deid_patient_id", "patient_report_date_order",
+        "report", "section_findings", "section_impression", "age", "sex", "race", "split",
+    )  # fmt: skip
+    rows, labels = [], []
+    for p in range(patients):
+        for s in range(studies):
+            sick = s % 2 == 1
+            finding = "Small left pleural effusion." if sick else "No pleural effusion."
+            for view, ap_pa in (("view1_frontal", "PA"), ("view2_lateral", ""))[: 2 if s == 0 else 1]:
+                path = f"train/patient{p + 1:05d}/study{s + 1}/{view}"
+                (root / "PNG" / path).parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(chest(100 * p + s, size)).save(root / "PNG" / f"{path}.png", compress_level=1)
+                frontal = "Frontal" if ap_pa else "Lateral"
+                person = (
+                    60.0 + p,
+                    ("Female", "Male")[p % 2],
+                    ("White, non-Hispanic", "Black or African American")[p % 2],
+                )
+                text = f"\n{finding}\n{SECRET}. "
+                rows.append((f"{path}.jpg", f"{path}.dcm", frontal, ap_pa, f"patient{p + 1:05d}", 2 * s + 1, text, text,
+                             finding, *person, "train"))  # fmt: skip
+                label = {"Pleural Effusion": 1.0 if sick else 0.0}
+                labels.append({"path_to_image": f"{path}.jpg"} | {name: label.get(name) for name in CHEXPERT})
+    with open(root / "df_chexpert_plus_240401.csv", "w", newline="") as file:
+        csv.writer(file).writerows([columns, *rows])
+    (root / "chexbert_labels").mkdir(exist_ok=True)
+    (root / "chexbert_labels/impression_fixed.json").write_text("".join(json.dumps(row) + "\n" for row in labels))
+    return root
+
+
+REDACTED = "Due to the license, we are unable to redistribute the CXR data."
+
+
+def icg_cxr(root: Path, plus: Path, mimic: Path) -> Path:
+    """ICG-CXR as distributed: a pair of each patient of both cohorts, as written by `chexpertplus` and `write`."""
+    for p in range(len(list((plus / "PNG/train").iterdir()))):
+        _icg_pair(root / "chexpertplus/pa/1/train" / f"p{p + 1:05d}", "i01s0001-i03s0002", {
+            "reference-dicom-id": f"train/patient{p + 1:05d}/study1/view1_frontal",
+            "followup-dicom-id": f"train/patient{p + 1:05d}/study2/view1_frontal",
+            "age": 61.0, "sex": "Female", "race": "Other", "split": "train", "reg_metric": 2165.8,
+            "reference-diseases": {name: -100 for name in CHEXPERT} | {"No Finding": 1.0},
+            "followup-diseases": {name: -100 for name in CHEXPERT} | {"Pleural Effusion": 1.0},
+        })  # fmt: skip
+    for folder in sorted((mimic / "files").glob("p*/p*")):
+        first, second = sorted(f for f in folder.iterdir() if f.is_dir())[:2]
+        names = {f"{side}-dicom-id": next(f.iterdir()).stem for side, f in (("reference", first), ("followup", second))}
+        pair = f"i01{first.name}-i02{second.name}"
+        _icg_pair(root / "mimic_cxr/pa/1" / folder.parent.name / folder.name, pair, names)
+    return root
+
+
+def _icg_pair(folder: Path, pair: str, keys: dict) -> None:
+    report = {"findings": REDACTED, "impression": REDACTED}
+    meta = {
+        "changes-of-findings": "There is blunting of the left costophrenic angle.",
+        "progression-description": "Mild pleural effusion has developed on the left.",
+        "comment": {"confidence": 4, "reason": "Consistent observations."},
+        "reference-report": report, "followup-report": report, "time-interval": None, "view": "PA",
+        "subject-id": folder.name.removeprefix("p"),
+    }  # fmt: skip
+    (folder / pair).mkdir(parents=True)
+    (folder / pair / f"{pair}.json").write_text(json.dumps(meta | keys, indent=4))
+
+
+def plain_folder(root: Path, pairs: int = 12, size: int = 64) -> Path:
+    """prior/, follow/ and prompts.csv."""
+    rows = []
+    for side in ("prior", "follow"):
+        (root / side).mkdir(parents=True)
+    for p in range(pairs):
+        for s, side in enumerate(("prior", "follow")):
+            Image.fromarray(chest(100 * p + s, size)).save(root / side / f"case{p}.png")
+        rows.append(
+            (f"case{p}.png", f"New effusion. {SECRET}", f"q{p // 2}", ("train", "validation", "test")[p // 2 % 3])
+        )
+    with open(root / "prompts.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("name", "prompt", "patient_id", "split"), *rows])
+    return root

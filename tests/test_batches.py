@@ -9,6 +9,7 @@ import pytest
 from test_shards import make_tree
 
 from progemu_jax.data import icg_cxr, images
+from progemu_jax.data.augment import Augment, mirrored
 from progemu_jax.data.batches import Examples, example_batches, examples, image_batches
 from progemu_jax.errors import UserError
 
@@ -97,6 +98,53 @@ def test_a_state_goes_on_with_another_number_of_processes(shards):
     second = example_batches(shards, "pairs", "train", 6, 0, transform=transform, process_index=1, process_count=2)
     second.set_state(one.get_state())
     np.testing.assert_equal(next(second), {key: value[3:] for key, value in whole[2].items()})
+
+
+def test_worker_processes_give_the_same_batches_and_resume(shards):
+    whole = stream(shards, 7)
+    first = example_batches(shards, "pairs", "train", 4, 0, transform=transform, workers=2)
+    for expected in whole[:3]:
+        np.testing.assert_equal(next(first), expected)
+    state = json.loads(json.dumps(first.get_state()))
+    first.close()
+    second = example_batches(shards, "pairs", "train", 4, 0, transform=transform, workers=2)
+    second.set_state(state)
+    for expected in whole[3:]:
+        np.testing.assert_equal(next(second), expected)
+    second.close()
+    with pytest.raises(UserError, match="workers=2, this one has workers=0"):
+        example_batches(shards, "pairs", "train", 4, 0, transform=transform).set_state(state)
+
+
+def test_two_hosts_see_disjoint_halves_of_every_epoch(shards):
+    hosts = [ids(stream(shards, 6, batch_size=10, process_index=i, process_count=2)) for i in range(2)]
+    for epoch in range(6):
+        halves = [set(h[5 * epoch : 5 * epoch + 5]) for h in hosts]
+        assert not halves[0] & halves[1]
+        assert len(halves[0] | halves[1]) == 10
+
+
+def test_augmentations_change_what_they_may(shards):
+    example = examples(shards, "pairs", "train")[0] | {
+        "prompt": "New left effusion.", "interpretation": "No edema. Unchanged RLL opacity. New left effusion.",
+    }  # fmt: skip
+    none = Augment(0, 0, 0)
+    np.testing.assert_equal(none(example, np.random.default_rng(0)), example)
+    turned = Augment(0, 0, 0, flip=1)(example, np.random.default_rng(0))
+    np.testing.assert_array_equal(turned["prior"], example["prior"][:, ::-1])
+    np.testing.assert_array_equal(turned["followup"], example["followup"][:, ::-1])
+    assert turned["prompt"] == "New right effusion."
+    assert turned["interpretation"] == "No edema. Unchanged LLL opacity. New right effusion."
+    assert mirrored(turned)["interpretation"] == example["interpretation"]
+    null = Augment(1, 0, 0)(example, np.random.default_rng(0))
+    assert (null["prompt"], set(null["prior"].ravel())) == ("", {128})
+    np.testing.assert_array_equal(null["followup"], example["followup"])
+    dropped = Augment(0, 0, 1)(example, np.random.default_rng(0))
+    assert dropped["prompt"] == example["prompt"]
+    assert dropped["interpretation"] in ("Unchanged RLL opacity. New left effusion.", "No edema. New left effusion.")
+    rng = np.random.default_rng(1)
+    assert sum(Augment()(example, rng)["prompt"] == "" for _ in range(3000)) in range(10, 60)  # 0.01
+    assert Augment().flip == 0
 
 
 def test_one_pass_in_order_with_a_smaller_last_batch(shards):

@@ -17,7 +17,7 @@ from PIL import Image
 from test_sources import OPEN
 
 from progemu_jax.data import build as building
-from progemu_jax.data import images, tree
+from progemu_jax.data import images, texts, tree
 from progemu_jax.data.batches import Examples
 from progemu_jax.data.build import build, build_tree
 from progemu_jax.data.references import build_references
@@ -123,12 +123,21 @@ def test_broken_studies_are_rejected_and_the_run_goes_on(tmp_path):
     assert len(rejected) == len(rows(tmp_path / "t/rejected.jsonl")) == 8
 
 
-def test_pairs_without_change_are_kept_by_share(tmp_path, cohort, monkeypatch):
-    def same(prior, followup):
-        return building.progression({"findings": "", "impression": ""}, {"findings": "", "impression": ""})
+def test_contact_sheets_show_kept_and_refused_pairs(tmp_path):
+    root = cohorts.write(tmp_path / "in", patients=11)
+    (turned,) = (root / "files/p10/p10000000/s50000001").iterdir()
+    Image.fromarray(cohorts.chest(1).T[::-1]).save(turned, quality=95)
+    funnel = build_tree("mimic_cxr", root, tmp_path / "t", **QUIET)
+    assert funnel["dropped: registration found no match"] == 2
+    sheets = {p.name: Image.open(p).size for p in (tmp_path / "t/sheets").iterdir()}
+    height = {"good.png": 20 - 12, "doubtful.png": 12, "rejected.png": 2}
+    assert sheets == {name: (4 * 192, n * (192 + 14)) for name, n in height.items()}
+    assert not (tmp_path / "t/.sheets").exists()
 
-    text = same(None, None)
-    monkeypatch.setattr(building, "progression", lambda a, b: replace(text, prompt=building.NO_CHANGE))
+
+def test_pairs_without_change_are_kept_by_share(tmp_path, cohort, monkeypatch):
+    text = texts.progression({"findings": "", "impression": ""}, {"findings": "", "impression": ""})
+    monkeypatch.setattr(texts, "progression", lambda a, b: replace(text, prompt=texts.NO_CHANGE))
     counts = [
         build_tree("mimic_cxr", cohort, tmp_path / str(share), unchanged=share, **QUIET)["pairs kept"]
         for share in (1.0, 0.5)
@@ -191,7 +200,7 @@ def test_a_half_written_journal_line_is_done_again(cohort, built, tmp_path):
     def stop(*_):
         raise KeyboardInterrupt
 
-    interrupted.setattr(building, "_finish", stop)
+    interrupted.setattr(building, "finish", stop)
     options = {"pairs": "all"}
     with pytest.raises(KeyboardInterrupt):
         build_tree("mimic_cxr", cohort, full, options=options, **QUIET)

@@ -34,10 +34,12 @@ def build_shards(
     *,
     processes: int | None = None,
     progress: bool = True,
+    beam: list[str] | None = None,
 ) -> Path:
     """Tree -> configs `pairs` and `single` under `data_dir`, images [S, S, 1]; returns `data_dir`.
 
-    image_size: S. A complete config of the same tree and size is left. Broken pairs and rows are listed in
+    image_size: S. beam: arguments of Apache Beam, which then does the work instead of `processes`; the shards are the
+    same to the byte. A complete config of the same tree and size is left. Broken pairs and rows are listed in
     `data_dir`/rejected.jsonl. Raises UserError for a tree without a pair, and where another tree's or
     size's shards lie.
     """
@@ -68,10 +70,33 @@ def build_shards(
             names = {split: [key for key, _ in keyed] for split, keyed in by_split.items()}
             identity = {"items": records.digest(names), "image_size": image_size}
             splits = {s: (partial(generator, keyed), len(keyed)) for s, keyed in by_split.items()}
-            _write(data_dir, config, splits, identity, progress, image_size=image_size)
+            if beam is not None:
+                lists = {s: Path(data_dir) / f".rejected-{config}-{s}" for s in by_split}
+                splits = {s: _on_beam(keyed, image_size, lists[s]) for s, keyed in by_split.items()}
+            _write(data_dir, config, splits, identity, progress, beam=beam, image_size=image_size)
+            if beam is not None:
+                for path in (p for prefix in lists.values() for p in prefix.parent.glob(f"{prefix.name}-*")):
+                    rejected += [Rejected(*row) for _, row in tree.read_lines(path)]
+                    path.unlink()
     if rejected or not (Path(data_dir) / "rejected.jsonl").exists():
         tree.write_lines(Path(data_dir) / "rejected.jsonl", map(vars, rejected))
     return Path(data_dir)
+
+
+def _on_beam(keyed: list, size: int, rejected: Path):
+    """The examples as a Beam transform; the rejected ones go to files."""
+    import json
+
+    import apache_beam as beam
+
+    class Examples(beam.PTransform):
+        def expand(self, pipeline):
+            made = pipeline | beam.Create(keyed) | beam.Reshuffle() | beam.Map(partial(_example, size=size))
+            bad = made | beam.Filter(lambda result: isinstance(result, Rejected))
+            bad | beam.Map(lambda r: json.dumps([r.study_id, r.path, r.reason])) | beam.io.WriteToText(str(rejected))
+            return made | beam.Filter(lambda result: not isinstance(result, Rejected))
+
+    return Examples()
 
 
 def _example(keyed: tuple, size: int) -> tuple[str, dict] | Rejected:
@@ -107,7 +132,7 @@ def write_tokens(
     return _write(data_dir, "tokens", sized, what, progress, height=height, width=width)
 
 
-def _write(data_dir, config: str, splits: dict, identity: dict, progress: bool, **shape) -> Path:
+def _write(data_dir, config: str, splits: dict, identity: dict, progress: bool, beam=None, **shape) -> Path:
     folder = config_folder(data_dir, config)
     identity = records.normal(identity)
     if folder.exists():
@@ -131,10 +156,17 @@ def _write(data_dir, config: str, splits: dict, identity: dict, progress: bool, 
     builder = icg_cxr_dataset_builder.Builder(
         data_dir=str(data_dir), config=config, file_format="array_record", identity=identity, **shape
     )
-    builder.examples = {name: _Bar(f"{config} {name}", *rest, progress) for name, rest in splits.items()}
+    how = {}
+    if beam is None:
+        builder.examples = {name: _Bar(f"{config} {name}", *rest, progress) for name, rest in splits.items()}
+    else:
+        from apache_beam.options.pipeline_options import PipelineOptions
+
+        builder.examples = splits
+        how["download_config"] = tfds.download.DownloadConfig(beam_options=PipelineOptions(beam))
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            builder.download_and_prepare()
+            builder.download_and_prepare(**how)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror or type(error).__name__})") from None
     return folder

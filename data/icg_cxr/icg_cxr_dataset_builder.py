@@ -63,7 +63,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager):
-        return {name: iter(examples) for name, examples in self.examples.items()}
+        # Iterables, or transforms of Apache Beam.
+        return {name: iter(e) if hasattr(e, "__iter__") else e for name, e in self.examples.items()}
 
     def _generate_examples(self):
         raise NotImplementedError("the examples come from icg_cxr.build_shards or icg_cxr.write_tokens")

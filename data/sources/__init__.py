@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import importlib
 import io
 import os
 import re
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from progemu_jax import radtext
 from progemu_jax.errors import UserError
 
 MAX_LINE = 1 << 20  # characters of one CSV line
@@ -24,7 +26,8 @@ class Study:
     order_key sorts a patient's studies in time. report: {"findings", "impression"}, "" when absent. labels:
     CheXpert name -> 1 present, 0 absent, -1 uncertain, None not mentioned; {} when the source has none. age
     in years. group: self-reported race or the phantom's group. split: the one the source assigns. days: time
-    of the study in days from any origin that holds for the patient.
+    of the study in days from any origin that holds for the patient. dicom_id: how the source names the image,
+    where that is no plain name.
     """
 
     source: str
@@ -41,6 +44,7 @@ class Study:
     group: str | None = None
     split: str | None = None
     days: float | None = None
+    dicom_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -52,21 +56,136 @@ class Rejected:
     reason: str
 
 
-def open_source(name: str, root: str | Path, **options):
-    """The reader of cohort `name` (phantom, mimic_cxr, open_cxr) at folder `root`; its `studies()` iterates.
+@dataclass(frozen=True)
+class Given:
+    """A pair that its source names itself, with its texts; `journeys` then looks for no pairs of its own.
 
-    The phantom is written in MIMIC-CXR-JPG's layout and read by the same reader. Options go to the reader.
-    Raises UserError for an unknown name and for a root that is missing, empty or not of that layout.
+    ordinals: of the two studies among the patient's. meta: further keys for the tree's JSON. registered: the
+    images lie on each other already, and are taken as they are.
     """
-    if name in ("phantom", "mimic_cxr"):
-        from progemu_jax.data.sources.mimic_cxr import MimicCxr
 
-        return MimicCxr(root, name=name, **options)
-    if name == "open_cxr":
-        from progemu_jax.data.sources.open_cxr import OpenCxr
+    prior: Study
+    followup: Study
+    prompt: str = field(repr=False)
+    interpretation: str = field(repr=False)
+    confidence: int = 0  # 1..5, 0 unknown
+    reason: str = field(default="source", repr=False)
+    ordinals: tuple[int, int] = (1, 2)
+    meta: dict = field(default_factory=dict, repr=False)
+    registered: bool = False
 
-        return OpenCxr(root, **options)
-    raise UserError(f"unknown source {name!r}: choose phantom, mimic_cxr or open_cxr")
+
+@dataclass(frozen=True)
+class Layout:
+    """What is known of a source before it is opened.
+
+    reader: "module:class" under `progemu_jax.data.sources`; options: config keys of further folders that it
+    takes; files: (config key of the folder, path in it, what for), "?" in front of what may be absent.
+    credentialed: under a data use agreement, so that no text of it goes to another machine unasked.
+    """
+
+    reader: str
+    what: str
+    files: tuple[tuple[str, str, str], ...]
+    options: tuple[str, ...] = ()
+    credentialed: bool = False
+
+
+_MIMIC_TABLES = (
+    ("root", "mimic-cxr-2.0.0-metadata.csv.gz", "views, dates"),
+    ("root", "mimic-cxr-2.0.0-chexpert.csv.gz", "labels"),
+    ("root", "mimic-cxr-2.0.0-split.csv.gz", "the source's splits"),
+)
+_MIMIC_IV = (
+    ("mimic_iv", "?patients.csv.gz", "sex, age"),
+    ("mimic_iv", "?admissions.csv.gz", "race"),
+)
+_MIMIC_OPTIONS = ("reports", "mimic_iv")
+SOURCES = {
+    "phantom": Layout("mimic_cxr:MimicCxr", "the built-in phantom", ()),
+    "mimic_cxr": Layout(
+        "mimic_cxr:MimicCxr",
+        "MIMIC-CXR-JPG",
+        (*_MIMIC_TABLES, ("root", "files", "images: pXX/pXXXXXXXX/sXXXXXXXX/<dicom_id>.jpg"),
+         ("reports", "files", "reports: pXX/pXXXXXXXX/sXXXXXXXX.txt"), *_MIMIC_IV),
+        _MIMIC_OPTIONS,
+        credentialed=True,
+    ),
+    "mimic_cxr_dicom": Layout(
+        "mimic_cxr:MimicCxrDicom",
+        "MIMIC-CXR (DICOM)",
+        (("root", "?cxr-record-list.csv.gz", "the images, where the next table is absent"),
+         *((place, f"?{path}", f"{what}, of MIMIC-CXR-JPG") for place, path, what in _MIMIC_TABLES),
+         ("root", "files", "images: pXX/pXXXXXXXX/sXXXXXXXX/<dicom_id>.dcm"),
+         ("reports", "files", "reports: pXX/pXXXXXXXX/sXXXXXXXX.txt"), *_MIMIC_IV),
+        _MIMIC_OPTIONS,
+        credentialed=True,
+    ),
+    "chexpertplus": Layout(
+        "chexpertplus:CheXpertPlus",
+        "CheXpert Plus",
+        (("root", "df_chexpert_plus_240401.csv", "reports, demographics"),
+         ("root", "?chexbert_labels/impression_fixed.json", "labels; else by our rules"),
+         ("root", "PNG", "images: train/patientXXXXX/studyN/viewN_frontal.png")),
+        credentialed=True,
+    ),
+    "icg_cxr": Layout(
+        "icg_cxr:IcgCxr",
+        "ICG-CXR",
+        (("root", "?chexpertplus/pa/1/train", "pairs: pXXXXX/<pair>/<pair>.json"),
+         ("root", "?mimic_cxr/pa/1", "pairs: pXX/pXXXXXXXX/<pair>/<pair>.json"),
+         ("chexpertplus", "?df_chexpert_plus_240401.csv", "redacted reports"),
+         ("chexpertplus", "?PNG", "images of the first branch"),
+         ("mimic_cxr", "?files", "images (and reports) of the second branch"),
+         ("reports", "?files", "reports of the second branch")),
+        ("mimic_cxr", "chexpertplus", "reports"),
+        credentialed=True,
+    ),
+    "open_cxr": Layout(
+        "open_cxr:OpenCxr",
+        "the COVID-19 Image Data Collection",
+        (("root", "metadata.csv", "all but the images"), ("root", "images", "images")),
+    ),
+    "folder": Layout(
+        "folder:Folder",
+        "a plain folder of pairs",
+        (("root", "prompts.csv", "name, prompt; and see docs/formats.md"), ("root", "prior", "images"),
+         ("root", "follow", "images")),
+        credentialed=True,  # nothing is known of them
+    ),
+}  # fmt: skip
+PLACES = ("reports", "mimic_iv", "mimic_cxr", "chexpertplus")  # config keys of folders beside the root
+
+
+def open_source(name: str, root: str | Path, **options):
+    """The reader of cohort `name` (one of SOURCES) at folder `root`.
+
+    Its `studies()` iterates over `Study` and `Rejected`; or, where the source names its pairs, `pairs()` over
+    `Given` and `Rejected`. The phantom is written in MIMIC-CXR-JPG's layout and read by the same reader. Options
+    go to the reader. Raises UserError for an unknown name, an option that the source does not take, and a root
+    that is missing, empty or not of that layout.
+    """
+    if name not in SOURCES:
+        raise UserError(f"unknown source {name!r}: choose among {', '.join(SOURCES)}")
+    layout = SOURCES[name]
+    for option in options:
+        if option in PLACES and option not in layout.options and name != "phantom":
+            raise UserError(f"config.data.{option}: the source {name} has no use for it; leave it empty")
+    module, reader = layout.reader.split(":")
+    factory = getattr(importlib.import_module(f"{__name__}.{module}"), reader)
+    return factory(root, name=name, **options) if name == "phantom" else factory(root, **options)
+
+
+def needed_files(name: str, places: dict[str, str]) -> list[str]:
+    """A line for each file or folder that a source reads. places: config key -> folder ("" means the root's)."""
+    lines, root = [], places.get("root", "")
+    for place, path, what in SOURCES[name].files:
+        optional, path = path.startswith("?"), path.removeprefix("?")
+        folder = places.get(place) or root
+        there = bool(folder) and any((Path(folder) / p).exists() for p in (path, path.removesuffix(".gz")))
+        note = "" if there else " [absent, optional]" if optional else " [missing]"
+        lines.append(f"  {Path(folder or f'<config.data.{place}>') / path} ({what}){note}")
+    return lines or ["  none: it is made"]
 
 
 def check_root(root: str | Path, what: str) -> Path:
@@ -138,3 +257,42 @@ def number(text: str | None) -> float | None:
     except (TypeError, ValueError):
         return None
     return value if abs(value) < 1e12 else None
+
+
+_NO_RACE = ("", "UNKNOWN", "UNABLE TO OBTAIN", "PATIENT DECLINED TO ANSWER", "PATIENT REFUSED")
+
+
+def race_of(text: str) -> str | None:
+    """One name a race: "WHITE - RUSSIAN" -> "WHITE", "Black or African American" -> "BLACK"; None: not told."""
+    text = text.strip().upper()
+    if text in _NO_RACE:
+        return None
+    first = re.split(r"[ /,]", text)[0]
+    return first if first in ("WHITE", "BLACK", "ASIAN", "HISPANIC") else text
+
+
+def sex_of(text: str) -> str | None:
+    """F, M or None, of "F", "Female", ..."""
+    return {"F": "F", "FEMALE": "F", "M": "M", "MALE": "M"}.get(text.strip().upper())
+
+
+def label_of(value) -> int | None:
+    """A CheXpert label: 1, 0, -1 uncertain, or None for anything else (null, NaN, -100)."""
+    return int(value) if isinstance(value, int | float) and value in (1, 0, -1) else None
+
+
+def read_report(path: Path | None) -> dict | str:
+    """The two sections of a report file ("" where it is missing), or why it cannot be read."""
+    if path is None:
+        return "the report's path leaves the root"
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MAX_REPORT + 1)
+    except FileNotFoundError:
+        return {"findings": "", "impression": ""}
+    except OSError as error:
+        return f"the report cannot be read ({type(error).__name__})"
+    if len(content) > MAX_REPORT or b"\0" in content:
+        return "the report is not a text file"
+    found = radtext.sections(content.decode("utf-8", "replace"))
+    return {"findings": found["findings"], "impression": found["impression"]}

@@ -1,8 +1,9 @@
-"""MIMIC-CXR-JPG (Johnson et al. 2019), MIMIC-CXR's reports, MIMIC-IV's patients; also the phantom's layout.
+"""MIMIC-CXR-JPG and MIMIC-CXR (Johnson et al. 2019), MIMIC-IV's patients; also the phantom's layout.
 
-files/p10/p10000032/s50414267/<dicom_id>.jpg      images
+files/p10/p10000032/s50414267/<dicom_id>.jpg      images; .dcm in MIMIC-CXR
 files/p10/p10000032/s50414267.txt                 reports (`reports` names another root for them)
-mimic-cxr-2.0.0-{metadata,chexpert,split}.csv.gz
+mimic-cxr-2.0.0-{metadata,chexpert,split}.csv.gz  of MIMIC-CXR-JPG; MIMIC-CXR alone has none of them
+cxr-record-list.csv.gz                            MIMIC-CXR: subject_id, study_id, dicom_id, path
 patients.csv.gz, admissions.csv.gz                MIMIC-IV: sex, age, race; optional (`mimic_iv` names their
 folder)
 """
@@ -14,19 +15,20 @@ from pathlib import Path
 
 from progemu_jax import radtext
 from progemu_jax.data.sources import (
-    MAX_REPORT,
     Rejected,
     Study,
     check_root,
     inside,
     number,
+    race_of,
+    read_report,
     read_table,
     safe_id,
 )
 from progemu_jax.errors import UserError
 
 _TABLE = "mimic-cxr-2.0.0-{}.csv"
-_NO_RACE = ("", "UNKNOWN", "UNABLE TO OBTAIN", "PATIENT DECLINED TO ANSWER")
+_METADATA = ("dicom_id", "subject_id", "study_id", "ViewPosition", "StudyDate", "StudyTime")
 
 
 class MimicCxr:
@@ -36,22 +38,33 @@ class MimicCxr:
     Raises UserError when the root or one of the three tables is missing or does not parse.
     """
 
+    suffix, what = ".jpg", "MIMIC-CXR-JPG (it holds files/ and mimic-cxr-2.0.0-metadata.csv.gz)"
+
     def __init__(self, root, *, name="mimic_cxr", views=None, reports=None, mimic_iv=None):
         self.name = name
-        self.root = check_root(root, "MIMIC-CXR-JPG (it holds files/ and mimic-cxr-2.0.0-metadata.csv.gz)")
+        self.root = check_root(root, self.what)
         self.reports = check_root(reports, "MIMIC-CXR's reports") if reports else self.root
         self.views = None if views is None else frozenset(views)
         self.mimic_iv = check_root(mimic_iv, "MIMIC-IV's hosp folder") if mimic_iv else None
+        self._find_tables()
+
+    def _find_tables(self):
         self.metadata = self._table("metadata")
+
+    def _rows(self) -> Iterator[tuple[str, dict | str | None]]:
+        """(table and line, row of _METADATA's columns), a reason where the image does not tell them."""
+        for line, row in read_table(self.metadata, _METADATA):
+            yield f"{self.metadata.name}:{line}", row
 
     def studies(self) -> Iterator[Study | Rejected]:
         """One item a row of the metadata table, in its order."""
         labels, splits = self._labels(), self._splits()
         people, races = self._people(), self._races()
-        required = ("dicom_id", "subject_id", "study_id", "ViewPosition", "StudyDate", "StudyTime")
         report_of: tuple[str, dict | str] = ("", "")
-        for line, row in read_table(self.metadata, required):
-            where = f"{self.metadata.name}:{line}"
+        for where, row in self._rows():
+            if isinstance(row, str):
+                yield Rejected("", where, row)
+                continue
             if row is None:
                 yield Rejected("", where, "the row does not have the header's number of cells")
                 continue
@@ -68,16 +81,16 @@ class MimicCxr:
                 yield Rejected(study, where, "study date or time does not parse")
                 continue
             folder = ("files", f"p{subject[:2]}", f"p{subject}")
-            path = inside(self.root, *folder, f"s{study}", f"{image}.jpg")
+            path = inside(self.root, *folder, f"s{study}", f"{image}{self.suffix}")
             if path is None:
                 yield Rejected(study, where, "the image's path leaves the root")
                 continue
             if report_of[0] != study:
-                report_of = study, self._report(*folder, f"s{study}.txt")
+                report_of = study, read_report(inside(self.reports, *folder, f"s{study}.txt"))
             if isinstance(report_of[1], str):
                 yield Rejected(study, f"s{study}.txt", report_of[1])
                 continue
-            found = labels.get(study, {})
+            found = radtext.labels(" ".join(report_of[1].values())) if labels is None else labels.get(study, {})
             if found is None:
                 yield Rejected(study, self._table("chexpert").name, "the study's labels do not parse")
                 continue
@@ -110,7 +123,8 @@ class MimicCxr:
         folders = [self.mimic_iv] if self.mimic_iv else [self.root, self.root / "hosp"]
         return next((p for f in folders for p in (f / f"{name}.csv.gz", f / f"{name}.csv") if p.exists()), None)
 
-    def _labels(self) -> dict[str, dict | None]:
+    def _labels(self) -> dict[str, dict | None] | None:
+        """study -> labels, None where they do not parse; None altogether: none are given, our rules make them."""
         values = {"": None, "1.0": 1, "0.0": 0, "-1.0": -1, "1": 1, "0": 0, "-1": -1}
         labels, shared = {}, {}
         for _, row in read_table(self._table("chexpert"), ("study_id", *radtext.CHEXPERT)):
@@ -142,35 +156,56 @@ class MimicCxr:
         """subject -> the race stated most often over the admissions, the first of equals."""
         path, counts = self._optional("admissions"), {}
         for _, row in read_table(path, ("subject_id", "race")) if path else ():
-            if row is not None and (race := _race(row["race"])):
+            if row is not None and (race := race_of(row["race"])):
                 counts.setdefault(row["subject_id"], Counter())[race] += 1
         return {subject: count.most_common(1)[0][0] for subject, count in counts.items()}
 
-    def _report(self, *parts: str) -> dict | str:
-        """The report's two sections, or why it cannot be read."""
-        path = inside(self.reports, *parts)
-        if path is None:
-            return "the report's path leaves the root"
-        try:
-            with open(path, "rb") as file:
-                content = file.read(MAX_REPORT + 1)
-        except FileNotFoundError:
-            return {"findings": "", "impression": ""}
-        except OSError as error:
-            return f"the report cannot be read ({type(error).__name__})"
-        if len(content) > MAX_REPORT or b"\0" in content:
-            return "the report is not a text file"
-        found = radtext.sections(content.decode("utf-8", "replace"))
-        return {"findings": found.get("findings", ""), "impression": found.get("impression", "")}
 
+class MimicCxrDicom(MimicCxr):
+    """Reader of a MIMIC-CXR root, the images in DICOM; needs the extra [dicom].
 
-def _race(text: str) -> str | None:
-    """MIMIC-IV's 33 values to one name a race: "WHITE - RUSSIAN" -> "WHITE", "BLACK/AFRICAN" -> "BLACK"."""
-    text = text.strip().upper()
-    if text in _NO_RACE:
-        return None
-    first = text.replace("/", " ").split(" ")[0]
-    return first if first in ("WHITE", "BLACK", "ASIAN", "HISPANIC") else text
+    With MIMIC-CXR-JPG's tables in the root it reads views, dates, labels and splits there. Without them, views
+    and dates come from the headers of the images that cxr-record-list.csv.gz names, and labels from the reports
+    by our rules.
+    """
+
+    suffix, what = ".dcm", "MIMIC-CXR (it holds files/ and cxr-record-list.csv.gz)"
+
+    def _find_tables(self):
+        from progemu_jax.data import dicom
+
+        dicom.require()
+        self.tables = (self.root / f"{_TABLE.format('metadata')}.gz").exists()
+        self.tables |= (self.root / _TABLE.format("metadata")).exists()
+        names = ("cxr-record-list.csv.gz", "cxr-record-list.csv")
+        found = [self.root / name for name in names if (self.root / name).exists()]
+        if not self.tables and not found:
+            raise UserError(f"{self.root / names[0]}: the file is missing; give the root of {self.what}")
+        self.metadata = self._table("metadata") if self.tables else found[0]
+
+    def _rows(self):
+        if self.tables:
+            yield from super()._rows()
+            return
+        from progemu_jax.data import dicom, images
+
+        for line, row in read_table(self.metadata, ("subject_id", "study_id", "dicom_id")):
+            where = f"{self.metadata.name}:{line}"
+            if row is None or not all(safe_id(row[key]) for key in ("subject_id", "study_id", "dicom_id")):
+                yield where, row
+                continue
+            parts = (f"p{row['subject_id'][:2]}", f"p{row['subject_id']}", f"s{row['study_id']}")
+            path = inside(self.root, "files", *parts, f"{row['dicom_id']}.dcm")
+            try:
+                yield where, "the image's path leaves the root" if path is None else row | dicom.header(path)
+            except images.BrokenImage as error:
+                yield where, f"broken image: {error}"
+
+    def _labels(self):
+        return super()._labels() if self.tables else None
+
+    def _splits(self):
+        return super()._splits() if self.tables else {}
 
 
 def _moment(date: str, time: str) -> tuple[int, float] | None:

@@ -1,0 +1,109 @@
+"""Are generated images copies of training images? Each is compared with every image that was trained on.
+
+    python -m progemu_jax.data.memorisation --shards=runs/x/data/shards --predictions=runs/x/predictions/progemu
+        --references=runs/x/data/references
+
+Compared are 32 x 32 thumbnails, by correlation (`duplicates.thumbnail`): one film saved twice has .9999, two of one
+patient reach .93. The real follow-ups of the same cases, whose patients were not trained on, say what is usual.
+Writes `memorisation.json` into the predictions folder and prints it: for generated and real images the median and the
+greatest correlation with the nearest training image, how many reach SAME, and which.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from progemu_jax import records
+from progemu_jax.data import images, tree
+from progemu_jax.data.duplicates import SAME, thumbnail
+from progemu_jax.data.sources import inside
+from progemu_jax.errors import UserError, exit_status
+
+
+def nearest(queries: np.ndarray, trained: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """(index, correlation) of the nearest of the `trained` thumbnails for each query.
+
+    queries: float32 [N, D]; trained: blocks [n, D], of mean 0 and length 1.
+    """
+    index, best, start = np.full(len(queries), -1), np.full(len(queries), -np.inf, np.float32), 0
+    for block in trained:
+        found = queries @ block.T
+        place = found.argmax(1)
+        value = found[np.arange(len(queries)), place]
+        index, best = np.where(value > best, start + place, index), np.maximum(best, value)
+        start += len(block)
+    return index, best
+
+
+def audit(shards: Path, predictions: Path, references: Path) -> dict:
+    """See the module. Raises UserError where a folder or an image does not read."""
+    names, trained = [], []
+    for name, image in _trained(shards):
+        names.append(name)
+        trained.append(thumbnail(image))
+    cases = {row["pair_id"]: row for row in _rows(references / "references.jsonl")}
+    rows = [row for row in _rows(predictions / "predictions.jsonl") if row.get("image") and row["pair_id"] in cases]
+    if not rows or not trained:
+        raise UserError(f"{predictions}: no image of a case in {references}, or no training image in {shards}")
+    asked = {
+        "generated": [(f"{r['pair_id']}#{r.get('sample', 0)}", predictions, r["image"]) for r in rows],
+        "real": [(name, references, cases[name]["followup"]) for name in sorted({r["pair_id"] for r in rows})],
+    }
+    table, out = np.stack(trained), {"training_images": len(trained), "same": SAME}
+    for kind, items in asked.items():
+        queries = np.stack([thumbnail(_read(root, image)) for _, root, image in items])
+        index, value = nearest(queries, (table[i : i + 4096] for i in range(0, len(table), 4096)))
+        copies = [{"image": items[i][0], "of": names[index[i]], "correlation": round(float(value[i]), 4)}
+                  for i in np.flatnonzero(value >= SAME)]  # fmt: skip
+        out[kind] = {"images": len(items), "median": round(float(np.median(value)), 4),
+                     "greatest": round(float(value.max()), 4), "copies": copies}  # fmt: skip
+    return out
+
+
+def _trained(shards: Path) -> Iterator[tuple[str, np.ndarray]]:
+    from progemu_jax.data.batches import Examples
+
+    for config, key, keys in (("pairs", "pair_id", ("prior", "followup")), ("single", "image_id", ("image",))):
+        for example in Examples(shards, config, "train", cache=False):
+            for name in keys:
+                yield f"{example[key]}/{name}", example[name]
+
+
+def _rows(path: Path) -> list[dict]:
+    rows = [row for _, row in tree.read_lines(path)]
+    if not rows or not all(isinstance(row, dict) and isinstance(row.get("pair_id"), str) for row in rows):
+        raise UserError(f"{path}: missing, empty or broken; give the folder that a complete stage wrote")
+    return rows
+
+
+def _read(root: Path, name: str) -> np.ndarray:
+    path = inside(root, str(name))
+    try:
+        if path is None:
+            raise images.BrokenImage("the path leaves the folder")
+        return images.read_gray(path)
+    except images.BrokenImage as error:
+        raise UserError(f"{root / str(name)}: {error}") from None
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    for name in ("shards", "predictions", "references"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    args = parser.parse_args(argv)
+
+    def work():
+        found = audit(args.shards, args.predictions, args.references)
+        records.write_json(args.predictions / "memorisation.json", found)
+        return json.dumps(found, indent=1)
+
+    return exit_status(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
