@@ -13,7 +13,7 @@ TEST_ENV := JAX_PLATFORMS=cpu OMP_NUM_THREADS=1 XLA_FLAGS="--xla_cpu_multi_threa
 PARITY_VENV ?= .venv-parity
 PARITY_PY := $(PARITY_VENV)/bin/python
 
-.PHONY: help setup demo demo-quick phantom test soak parity parity-eval coverage bench-vq bench-convert lint format clean
+.PHONY: help setup demo demo-quick phantom test soak parity parity-eval coverage bench-vq bench-convert bench-decode lint format clean
 
 help:
 	@echo "make setup       virtual environment in $(VENV) from the hashed lock (Python 3.11 or newer)"
@@ -26,6 +26,7 @@ help:
 	@echo "make coverage    2,000 simulated cohorts: do 95 % intervals hold the truth? (slow)"
 	@echo "make parity      compares with live PyTorch, in $(PARITY_VENV) (Python 3.11); EMU3=DIR adds the public Emu3 code"
 	@echo "make bench-vq    image tokenizer beside transformers' on the same weights; bench-convert: 4.3 GB in and out"
+	@echo "make bench-decode sampling beside transformers' Emu3 with the reference's grammar callback, same weights"
 	@echo "make lint        ruff, nothing is changed; make format changes"
 	@echo "make clean       removes build products and caches; keeps $(VENV) and runs/"
 
@@ -84,6 +85,9 @@ parity: $(PARITY_VENV)/.progemu-installed
 
 bench-vq: $(PARITY_VENV)/.progemu-installed
 	$(PARITY_PY) benchmarks/vq.py
+
+bench-decode: $(PARITY_VENV)/.progemu-installed
+	$(PARITY_PY) benchmarks/decode.py
 
 bench-convert: setup
 	$(PY) benchmarks/convert.py

@@ -9,6 +9,7 @@ the same cores, each in float32 and bfloat16; ours also at batch 8. Compilation 
 the prefill is. The peer's callback gets its lists of allowed ids as ready tensors and ends its EOL rule with the image.
 
 --worker: another Python (with another JAX) that ours runs in, as a child process that waits while the peer runs.
+--plan: prints what one image and its text move at Emu3-8B's sizes, and the seconds on an H200, and ends.
 --only: only setups whose name contains WORD (f32, bf16, int8; g1, g3; b1, b8).
 """
 
@@ -42,10 +43,17 @@ TOKENS = SIDE * (SIDE + 1) + 2 + TEXT
 # (name, dtype, quantize, guidance, batch)
 OURS = [
     (f"{short} g{guidance} b{batch}", dtype, quantize, float(guidance), batch)
-    for short, dtype, quantize in (("f32", "float32", ""), ("bf16", "bfloat16", ""), ("int8", "bfloat16", "int8"))
-    for guidance, batch in ((1, 1), (3, 1), (1, 8))
+    for short, dtype, quantize, guidance, batch in (
+        ("f32", "float32", "", 1, 1),
+        ("bf16", "bfloat16", "", 1, 1),
+        ("bf16", "bfloat16", "", 3, 1),
+        ("bf16", "bfloat16", "", 1, 8),
+        ("f32", "float32", "", 3, 1),
+        ("f32", "float32", "", 1, 8),
+        ("int8", "bfloat16", "int8", 1, 1),
+    )
 ]
-PEER = [(f"{s} g{g} b1", d, float(g)) for s, d in (("f32", "float32"), ("bf16", "bfloat16")) for g in (1, 3)]
+PEER = [(f"{s} g{g} b1", d, float(g)) for s, d in (("bf16", "bfloat16"), ("f32", "float32")) for g in (1, 3)]
 
 
 def parts():
@@ -95,7 +103,7 @@ class Ours:
             params = jax.tree.map(lambda x: x.astype(dtype), self.params)
             if quantize:
                 params = linear.quantize(params)
-            self.ready = {(dtype, quantize): engine.prepare(params, config, grammar)}  # one at a time in memory
+            self.ready[dtype, quantize] = engine.prepare(params, config, grammar)
         params, config = self.ready[dtype, quantize]
         heat = 0.0 if greedy else 1.0
         policy = Sampling(
@@ -147,7 +155,6 @@ class Peer:
 
         self.models = {"float32": model}
         words, layout, prior, prompt = parts()
-        self.start = len(words.encode(prompt)), sequence
         ids = [sequence.prompt_tokens(words, layout, p, prompt)["tokens"] for p in (prior, None)]
         self.prompt, self.null = (torch.from_numpy(x.astype("int64"))[None] for x in ids)
         self.visual = torch.arange(words.visual_start, words.visual_start + CODES)
@@ -198,20 +205,54 @@ def copy_of(model, dtype):
     return copy.deepcopy(model).to(getattr(torch, dtype))
 
 
+def least_bytes(sizes, side, codes, vocabulary, prompts, text, weight, cache, batch=1):
+    """(image passes, bytes of each on average, text passes, bytes of each) that decoding a batch must at least move.
+
+    Weights once a pass: all layers, and the visual or text rows of the head; the filled cache of every row once.
+    prompts: tokens before the image of each row of a case; weight, cache: bytes of a number.
+    """
+    head = sizes["hidden_size"] // sizes["num_attention_heads"]
+    kv = sizes["num_key_value_heads"] * head
+    layer = sizes["hidden_size"] * (2 * sizes["hidden_size"] + 2 * kv + 3 * sizes["intermediate_size"])
+    body = sizes["num_hidden_layers"] * layer
+    token = 2 * kv * sizes["num_hidden_layers"] * cache
+    image = side * (side + 1) + 2
+    filled = batch * token * sum(n + image // 2 for n in prompts)
+    later = batch * token * sum(n + image + text // 2 for n in prompts)
+    per_code = weight * (body + codes * sizes["hidden_size"]) + filled
+    per_word = weight * (body + vocabulary * sizes["hidden_size"]) + later
+    return side * side, per_code, text, per_word
+
+
 def bytes_per_token(name, guidance, batch):
-    """Bytes that the decode of one case's tokens must read, at least: weights once a pass, filled cache once a row."""
-    s = SIZES
-    head = s["hidden_size"] // s["num_attention_heads"]
-    kv = s["num_key_value_heads"] * head
-    layer = s["hidden_size"] * (2 * s["hidden_size"] + 2 * kv + 3 * s["intermediate_size"])
-    body = s["num_hidden_layers"] * layer
-    width = {"f32": 4, "bf16": 2, "int8": 1}[name.split()[0]]
-    weights = width * (SIDE * SIDE * (body + CODES * s["hidden_size"]) + TEXT * (body + 151_851 * s["hidden_size"]))
-    prompt = 1 + SIDE * (SIDE + 1) + 9 + TEXT + 8
-    rows = [prompt, 9] if guidance != 1 else [prompt]
-    filled = sum((SIDE * SIDE + TEXT) * (n + TOKENS // 2) for n in rows) * batch
-    cache = filled * 2 * kv * s["num_hidden_layers"] * (4 if width == 4 else 2)
-    return (weights + cache) / (TOKENS * batch)
+    """Least bytes moved for a token of the standing case, forced ones counted as tokens (they need no pass)."""
+    kind, prompt = name.split()[0], 1 + 2 * 7 + SIDE * (SIDE + 1) + 2 + TEXT
+    weight = {"f32": 4, "bf16": 2, "int8": 1}[kind]
+    rows = [prompt, 8] if guidance != 1 else [prompt]
+    passes = least_bytes(SIZES, SIDE, CODES, 151_851, rows, TEXT, weight, 4 if kind == "f32" else 2, batch)
+    return (passes[0] * passes[1] + passes[2] * passes[3]) / (TOKENS * batch)
+
+
+def plan():
+    """One image of 64 x 64 codes and 100 tokens of text at Emu3-8B's sizes, on an H200 (4.8 TB/s): on paper."""
+    sizes = {
+        "hidden_size": 4096,
+        "intermediate_size": 14_336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+    }
+    prompt = 1 + 2 * 7 + 64 * 65 + 2 + 40
+    for name, weight, rows, batch in (
+        ("bfloat16", 2, [prompt], 1),
+        ("bfloat16, guidance", 2, [prompt, 8], 1),
+        ("bfloat16, batch 8", 2, [prompt], 8),
+        ("int8 weights", 1, [prompt], 1),
+    ):
+        codes, per_code, words, per_word = least_bytes(sizes, 64, CODES, 151_851, rows, 100, weight, 2, batch)
+        emit(plan=name, prompt_tokens=prompt, image_passes=codes, text_passes=words, gigabytes_a_code=per_code / 1e9,
+             gigabytes_a_word=per_word / 1e9, terabytes=(codes * per_code + words * per_word) / 1e12,
+             seconds_at_4800_gigabytes=(codes * per_code + words * per_word) / 4.8e12)  # fmt: skip
 
 
 def bandwidth():
@@ -236,8 +277,11 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", default="")
     parser.add_argument("--worker", default="")
+    parser.add_argument("--plan", action="store_true")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.plan:
+        return plan()
     if args.serve:
         return Worker.serve(args.serve)
 
@@ -256,9 +300,6 @@ def main():
         chosen = [row for row in OURS if args.only in row[0]]
         emit(case=SIZES | {"side": SIDE, "text": TEXT, "top_k": TOP_K, "tokens": TOKENS}, jax=ours.version,
              torch=torch.__version__, threads=args.threads, memory_bytes_per_second=speed)  # fmt: skip
-        _, wanted = peer("float32", 1.0, True, 0)
-        _, got, _ = ours("float32", "", 1.0, 1, True, 0)
-        emit(greedy_tokens_equal=sum(a == b for a, b in zip(got, wanted, strict=True)), of=TOKENS)
         rows = {}
         for dtype in ("float32", "bfloat16"):  # peer's warm-up
             for guidance in (1.0, 3.0):
@@ -269,7 +310,8 @@ def main():
             ]
             for name, dtype, quantize, guidance, batch in chosen:
                 arguments = (dtype, quantize, guidance, batch, False)
-                ours(*arguments, 7)  # compiles, or reads the memory of this dtype's weights again
+                if not index:
+                    ours(*arguments, 7)  # compiles
                 seconds, _, passes = ours(*arguments, 100 * index)
                 rows.setdefault(("ours", name), []).append(seconds / batch)
                 emit(side="ours", setup=name, round=index, seconds=seconds, tokens_per_second=TOKENS * batch / seconds,
@@ -293,6 +335,15 @@ def main():
             more = {n: theirs[other] / v for n, v in mine.items() if n.startswith("int8")}
             emit(ratio=label, value=theirs[other] / exact[best], ours=best, peer=other,
                  peer_tokens_per_second=TOKENS / theirs[other], with_int8=next(iter(more.values()), None))  # fmt: skip
+    with torch.inference_mode():
+        check_greedy(ours, peer)
+
+
+def check_greedy(ours, peer):
+    """Prints how many greedy tokens of the standing case are the peer's, float32 on both sides."""
+    _, wanted = peer("float32", 1.0, True, 0)
+    _, got, _ = ours("float32", "", 1.0, 1, True, 0)
+    emit(greedy_tokens_equal=sum(a == b for a, b in zip(got, wanted, strict=True)), of=TOKENS)
 
 
 def run_peer(peer, rows, index, name, dtype, guidance):
