@@ -30,6 +30,8 @@ def bytes_per_case(model: TransformerConfig, layout: Layout, grammar: Grammar, p
     wide = 4 * model.hidden_size + 3 * model.intermediate_size + 3 * model.num_heads * model.head_dim
     prefill = slots * width * wide + 2 * 4 * model.num_heads * min(model.attention_block, slots) * slots
     draw = 4 * 4 * max(stop - start for start, stop in (grammar.visual_rows, grammar.text_rows))
+    if policy.draft != "none":
+        draw *= policy.window
     return rows * (cache + max(prefill, draw))
 
 
