@@ -294,13 +294,12 @@ def test_a_bad_case_in_a_queue_does_not_lose_the_others(parts):
 
 def test_too_many_samples_for_the_memory_are_refused_before_anything_runs(parts):
     words, config, _ = parts
-    arguments = (config, LAYOUT, Grammar.of(words), GREEDY)
-    each = memory.bytes_per_case(*arguments, 64)
-    memory.check(*arguments, 4, 64, free=4 * each)
+    run = Engine(config, LAYOUT, Grammar.of(words), GREEDY)
+    each = memory.bytes_per_case(run, 64)
+    memory.check(run, 4, 64, free=4 * each)
     with pytest.raises(UserError, match=r"5 samples at a time need .* ask for at most 4 at a time"):
-        memory.check(*arguments, 5, 64, free=5 * each - 1)
+        memory.check(run, 5, 64, free=5 * each - 1)
     # The estimate counts at least the cache that is really made.
-    run = Engine(*arguments)
     cache = jax.eval_shape(lambda: transformer.init_cache(config, 1, run.cache_slots(64)))
     assert each > sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((cache["k"], cache["v"])))
 
