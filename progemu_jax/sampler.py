@@ -17,7 +17,7 @@ from progemu_jax.image_tokenizer import Tokenizer
 from progemu_jax.models import transformer
 from progemu_jax.models.transformer import Transformer, TransformerConfig
 from progemu_jax.predictions import Case
-from progemu_jax.sampling.engine import Grammar, generate, pad_prompts, prepare
+from progemu_jax.sampling.engine import Grammar, generate, pad_prompts
 from progemu_jax.sampling.policy import Sampling
 from progemu_jax.sequence import Layout
 
@@ -101,11 +101,6 @@ class Sampler:
             arrays |= {f"tokenizer.{k}": v for k, v in checkpoint.flatten(self.tokenizer.variables).items()}
         return provenance.weights_hash(arrays)
 
-    @cached_property
-    def _prepared(self) -> tuple[Any, TransformerConfig]:
-        """Parameters as decoding reads them, and the config that goes with them."""
-        return prepare(self.params, self.config, self.grammar)
-
     def policy_with(self, **sampling: Any) -> Sampling:
         """The model's default policy with some fields changed; UserError names an unknown or bad one."""
         return from_dict(Sampling, {**dataclasses.asdict(self.policy), **sampling}, "sampling")
@@ -145,10 +140,9 @@ class Sampler:
             policy=policy,
         )
         keys = jax.vmap(jax.random.key)(np.asarray([c.fold(seed) for c in cases], np.uint32))
-        params, config = self._prepared
         out = generate(
-            params,
-            config,
+            self.params,
+            self.config,
             self.layout,
             self.grammar,
             policy,

@@ -28,6 +28,7 @@ from jax import lax
 from progemu_jax import sequence
 from progemu_jax.models import linear, transformer
 from progemu_jax.models.transformer import Transformer, TransformerConfig
+from progemu_jax.sampling import memory
 from progemu_jax.sampling.policy import Sampling, draw, guide
 from progemu_jax.sequence import Layout
 from progemu_jax.vocab import Vocabulary
@@ -389,8 +390,31 @@ def prepare(params: Params, model: TransformerConfig, grammar: Grammar) -> tuple
     return {**params, **heads}, model
 
 
-def is_prepared(params: Params, grammar: Grammar) -> bool:
-    return _head_name(grammar.visual_rows) in params
+class _Same:
+    """A model's parameters as a key: equal only to themselves."""
+
+    def __init__(self, params: Params):
+        self.params = params
+
+    def __hash__(self) -> int:
+        return id(self.params)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.params is self.params
+
+
+@functools.lru_cache(maxsize=1)
+def _last_prepared(params: _Same, model: TransformerConfig, grammar: Grammar) -> tuple[Params, TransformerConfig]:
+    return prepare(params.params, model, grammar)
+
+
+def prepared(params: Params, model: TransformerConfig, grammar: Grammar) -> tuple[Params, TransformerConfig]:
+    """`prepare`, kept for the last model that asked; parameters that are prepared come back as they are."""
+    if _head_name(grammar.visual_rows) in params:
+        return params, model
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(params)):
+        return prepare(params, model, grammar)  # part of a larger program, which must not be kept
+    return _last_prepared(_Same(params), model, grammar)
 
 
 ImageDecoder = Callable[[Engine, Params, State], State]
@@ -425,7 +449,7 @@ def generate(
     """Samples one counterfactual per case.
 
     Args:
-      params, model: of the transformer, as they are or as `prepare` gives them (which saves doing it here).
+      params, model: of the transformer, as they are (then `prepare` is called, once for a model) or prepared.
       prompts: from `pad_prompts`, with null twins exactly when `policy.guided`.
       keys: PRNG keys [B]. At one batch shape a case's result depends on its key alone, not on its companions.
       keep, codes: bool and int32 [B, h, w]: where `keep`, the image has the given codes, and nothing is drawn. All
@@ -435,10 +459,14 @@ def generate(
 
     Returns:
       `Generated`.
+
+    Raises:
+      UserError: so many cases at a time do not fit in memory.
     """
     grid = (keys.shape[0], layout.height, layout.width)
     keep = jnp.zeros(grid, bool) if keep is None else jnp.asarray(keep, bool)
     codes = jnp.zeros(grid, jnp.int32) if codes is None else jnp.asarray(codes, jnp.int32)
-    if not is_prepared(params, grammar):
-        params, model = prepare(params, model, grammar)
-    return _compiled(Engine(model, layout, grammar, policy), image, text)(params, prompts, keys, keep, codes)
+    params, model = prepared(params, model, grammar)
+    engine = Engine(model, layout, grammar, policy)
+    memory.check(engine, keys.shape[0], prompts.tokens.shape[1])
+    return _compiled(engine, image, text)(params, prompts, keys, keep, codes)

@@ -22,7 +22,7 @@ from progemu_jax.errors import UserError
 from progemu_jax.models import transformer
 from progemu_jax.models.transformer import TransformerConfig
 from progemu_jax.sampling import memory
-from progemu_jax.sampling.engine import Engine, Grammar, Params, Prompts, State, is_prepared, pad_prompts, prepare
+from progemu_jax.sampling.engine import Engine, Grammar, Params, Prompts, State, pad_prompts, prepared
 from progemu_jax.sampling.policy import Sampling
 from progemu_jax.sequence import Layout
 from progemu_jax.vocab import Vocabulary
@@ -137,10 +137,9 @@ def sample_queue(
       UserError: so many slots do not fit in memory.
     """
     prompt_slots = prompt_slots or layout.length - layout.image_tokens - 1
-    memory.check(model, layout, grammar, policy, slots, prompt_slots)
-    if not is_prepared(params, grammar):
-        params, model = prepare(params, model, grammar)
+    params, model = prepared(params, model, grammar)
     engine = Engine(model, layout, grammar, policy)
+    memory.check(engine, slots, prompt_slots)
     admit, insert, advance, empty = _compiled(engine, text)
     grid = (1, layout.height, layout.width)
     waiting, state = iter(requests), None
