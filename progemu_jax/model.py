@@ -26,11 +26,13 @@ from progemu_jax.counterfactual import Counterfactual
 from progemu_jax.errors import UserError
 from progemu_jax.image_processor import ImageProcessor
 from progemu_jax.image_tokenizer import Tokenizer
+from progemu_jax.models import linear
 from progemu_jax.models.transformer import TransformerConfig
 from progemu_jax.predictions import Case
 from progemu_jax.radtext import NO_CHANGE
 from progemu_jax.sampler import Sampler
 from progemu_jax.sampling import memory
+from progemu_jax.sampling.engine import Engine
 from progemu_jax.sampling.policy import Sampling
 from progemu_jax.sequence import Layout
 
@@ -215,7 +217,8 @@ class Model(Sampler):
             self.policy_with(**(sampling or {})),
         )
         with requests.about("num_samples"):
-            memory.check(self.config, self.layout, self.grammar, policy, count * together)
+            engine = Engine(self.config, self.layout, self.grammar, policy)
+            memory.check(engine, count * together, self.layout.length - self.layout.image_tokens)
         return _Ask(count, seed, policy, mask, text)
 
     def _codes(self, image: Any, name: str = "prior") -> tuple[np.ndarray, np.ndarray | None]:
@@ -277,13 +280,14 @@ class Model(Sampler):
         return out
 
 
-def load(path: str | os.PathLike, tokenizer: str | os.PathLike | None = None) -> Model:
+def load(path: str | os.PathLike, tokenizer: str | os.PathLike | None = None, quantize: str | None = None) -> Model:
     """Loads a model.
 
     Args:
       path: a run directory of `progemu_jax.main` (complete up to its train stage), an export, or a Hugging Face
         folder of Emu3 or ProgEmu, in either dialect.
       tokenizer: the folder of the image tokenizer, of the same kinds, where `path` holds the language model alone.
+      quantize: "int8": the language model's linear maps in 8 bits (`models.linear.quantize`); None leaves them.
 
     The default sampling policy is the one in a run's config.json, so that a later change of `config.sample.policy`
     counts; an export alone has the policy that it was trained with.
@@ -291,7 +295,11 @@ def load(path: str | os.PathLike, tokenizer: str | os.PathLike | None = None) ->
     Raises:
       UserError: nothing there that can be loaded, naming what is missing.
     """
+    if quantize not in (None, "int8"):
+        raise UserError(f"quantize={quantize!r}: expected 'int8' or None")
     parts = _load_parts(Path(path))
+    if quantize and "params" in parts:
+        parts["params"] = linear.quantize(parts["params"])
     if tokenizer is not None:
         other = _load_parts(Path(tokenizer), huggingface.TOKENIZER)
         if "tokenizer" not in other:

@@ -19,7 +19,7 @@ from progemu_jax.image_tokenizer import Tokenizer
 from progemu_jax.models import transformer
 from progemu_jax.models.transformer import Transformer, TransformerConfig
 from progemu_jax.predictions import Case
-from progemu_jax.sampling.engine import Grammar, Prompts, generate, pad_prompts, prepare
+from progemu_jax.sampling.engine import Grammar, Prompts, generate, pad_prompts, prepared
 from progemu_jax.sampling.policy import Sampling
 from progemu_jax.sequence import Layout
 
@@ -59,7 +59,6 @@ class Sampler:
     def on(self, mesh: jax.sharding.Mesh) -> Sampler:
         """The same, working on a mesh of this host's devices: cases over its data axes, heads over tensor."""
         self.mesh, self._programs = mesh, {}
-        self.__dict__.pop("_prepared", None)
         if self.tokenizer:
             self.tokenizer.on(mesh)
         if self.params is not None:
@@ -114,11 +113,6 @@ class Sampler:
             arrays |= {f"tokenizer.{k}": v for k, v in checkpoint.flatten(self.tokenizer.variables).items()}
         return provenance.weights_hash(arrays)
 
-    @cached_property
-    def _prepared(self) -> tuple[Any, TransformerConfig]:
-        """Parameters as decoding reads them, and the config that goes with them."""
-        return prepare(self.params, self.config, self.grammar)
-
     def policy_with(self, **sampling: Any) -> Sampling:
         """The model's default policy with some fields changed; UserError names an unknown or bad one."""
         return from_dict(Sampling, {**dataclasses.asdict(self.policy), **sampling}, "sampling")
@@ -132,9 +126,13 @@ class Sampler:
                 raise UserError(f"prior: expected codes, int {list(grid)}")
         sequence.prompt_tokens(self.vocabulary, self.layout, case.prior, case.prompt)
 
+    def _prepared(self) -> tuple[Any, TransformerConfig]:
+        """Parameters as decoding reads them, and the config that goes with them."""
+        return prepared(self.params, self.config, self.grammar)
+
     def _generate(self, policy: Sampling, text: bool) -> Any:
         """`generate` of this model as a function of parameters, prompts, keys, keep and codes."""
-        config = self._prepared[1]
+        _, config = self._prepared()
 
         def run(params: Any, prompts: Prompts, keys: jax.Array, keep: jax.Array, codes: jax.Array) -> Any:
             return generate(
@@ -200,7 +198,7 @@ class Sampler:
         codes = np.zeros(grid, np.int32) if codes is None else np.asarray(codes, np.int32)
         spread = self.mesh and len(cases) % sharding.data_parts(self.mesh) == 0
         out = (self._over_mesh if spread else self._generate)(policy, text)(
-            self._prepared[0], prompts, keys, keep, codes
+            self._prepared()[0], prompts, keys, keep, codes
         )
         rows = np.asarray(out.text) if text else ()
         texts = [self.vocabulary.decode([int(t) for t in row if t >= 0]).strip() for row in rows]

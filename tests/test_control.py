@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import shutil
 import struct
 import zlib
 
@@ -24,8 +25,13 @@ SIDE = SIZE // GRID[0]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return progemu_jax.load(tiny_run.write(tmp_path_factory.mktemp("tiny")))
+def run(tmp_path_factory):
+    return tiny_run.write(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def model(run):
+    return progemu_jax.load(run)
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +118,7 @@ class TestMask:
         assert found.min() >= 0
         assert found.max() <= 1
         out = model.counterfactual(prior, PROMPT, num_samples=3, mask="auto")
+        assert 0 < out.mask.sum() < out.mask.size
         np.testing.assert_array_equal(out.mask, found >= control.CHANGE_THRESHOLD)
         assert (out.codes[:, ~out.mask] == out.prior_codes[~out.mask]).all()
         assert (model.change_mask(prior, PROMPT, threshold=1.1) == np.zeros(GRID, bool)).all()
@@ -296,8 +303,8 @@ class TestProvenance:
 
 
 class TestPolicy:
-    def test_a_runs_config_goes_before_the_export(self, model, tmp_path):
-        folder = tiny_run.write(tmp_path / "run")
+    def test_a_runs_config_goes_before_the_export(self, run, model, tmp_path):
+        folder = shutil.copytree(run, tmp_path / "run")
         assert progemu_jax.load(folder).policy.guidance == 2.0
         (folder / "config.json").write_text(json.dumps({"sample": {"policy": {"guidance": 1.5, "top_k": 7}}}))
         assert (progemu_jax.load(folder).policy.guidance, progemu_jax.load(folder).policy.top_k) == (1.5, 7)

@@ -4,6 +4,7 @@ import types
 from pathlib import Path
 
 import jax
+import numpy as np
 from emu3_reference import write_run
 
 from progemu_jax import vocab
@@ -21,9 +22,20 @@ def write(folder: Path) -> Path:
         intermediate_size=48, prior_alignment=True, initializer_range=0.5, max_length=112,
     )  # fmt: skip
     vq = vqgan.VQGANConfig(ch=16, patch=4, ch_mult=(1, 2), attn_levels=(), codebook_size=CODES)
-    tokenizer = types.SimpleNamespace(config=vq, variables=vqgan.init_variables(vq, jax.random.key(1)))
-    params = transformer.init_params(model, jax.random.key(0))
+    tokenizer = types.SimpleNamespace(config=vq, variables=_random(lambda key: vqgan.init_variables(vq, key)))
+    params = _random(lambda key: transformer.init_params(model, key))
     whole = types.SimpleNamespace(config=model, params=params, tokenizer=tokenizer)
     layout = {"height": GRID[0], "width": GRID[1], "length": 112, "prompt_budget": 24}
     write_run(folder, whole, words, layout, POLICY)
     return folder
+
+
+def _random(init):
+    """Parameters of the shapes that `init` gives, drawn by NumPy: compiling an initialiser takes longer than a test."""
+    rng = np.random.default_rng(0)
+
+    def draw(x):
+        fan_in = max(int(np.prod(x.shape[:-1])), 1) if len(x.shape) > 1 else 1
+        return (rng.standard_normal(x.shape) / np.sqrt(fan_in) + (len(x.shape) == 1)).astype(x.dtype)
+
+    return jax.tree.map(draw, jax.eval_shape(init, jax.random.key(0)))
