@@ -42,6 +42,13 @@ def _mesh(config: Config):
 
 def check(config: Config) -> None:
     """Raises UserError for values that make no sense or do not go together, before any work is done."""
+    import jax
+
+    from progemu_jax import lora
+    from progemu_jax.models import transformer
+    from progemu_jax.optim import make_optimizer
+    from progemu_jax.tasks.tokenizer import TokenizerTask
+
     sources = ("phantom", "mimic_cxr", "open_cxr")
     if config.data.source not in sources:
         raise UserError(f"config.data.source={config.data.source!r}: choose among {', '.join(sources)}")
@@ -54,6 +61,7 @@ def check(config: Config) -> None:
     for name, part in trained.items():
         try:
             check_training(part)
+            make_optimizer(part)
         except UserError as error:
             raise UserError(f"config.{name}: {error}") from None
     size, factor = config.data.image_size, tokenizer_model(config).factor
@@ -61,7 +69,15 @@ def check(config: Config) -> None:
         raise UserError(
             f"config.data.image_size={size}: give 32 or more, a multiple of {factor} (the tokenizer's factor)"
         )
-    _, layout, _ = model_parts(config)
+    c = config.tokenizer
+    TokenizerTask(tokenizer_model(config), c.loss, c.train, size, c.freeze)
+    _, layout, model = model_parts(config)
+    try:
+        jax.eval_shape(
+            lambda: lora.split(transformer.init_params(model, jax.random.key(0)), model, config.progemu.tune)
+        )
+    except UserError as error:
+        raise UserError(f"config.progemu.{error}") from None
     least = 2 * layout.image_tokens + layout.prompt_budget
     if layout.length <= least:
         raise UserError(
