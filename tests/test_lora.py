@@ -24,7 +24,7 @@ from progemu_jax.tasks.tokenizer import TokenizerLossConfig, TokenizerTask
 from progemu_jax.train import TrainConfig
 
 MODEL = TransformerConfig(
-    vocab_size=64, hidden_size=32, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8, intermediate_size=48,
+    vocab_size=64, hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, intermediate_size=48,
 )  # fmt: skip
 LORA = dataclasses.replace(MODEL, lora_rank=4, lora_alpha=8.0)
 TRAIN = TrainConfig(steps=10, batch_size=2, learning_rate=1e-2, warmup_steps=0)
@@ -73,7 +73,7 @@ def test_lora_starts_as_the_base_and_trains_its_own_parameters_only(lora_run):
     np.testing.assert_array_equal(logits(before, LORA), logits(plain, MODEL))  # B is zero
     moved = changed(before, after)
     assert moved == {name for name in checkpoint.flatten(after) if "_lora_" in name}
-    assert len(moved) == 2 * 7 * 3
+    assert len(moved) == 2 * 7 * 2
     moments = sum(leaf.size for leaf in jax.tree.leaves(last["opt_state"]) if leaf.ndim)
     assert moments == 2 * sum(leaf.size for leaf in jax.tree.leaves(last["params"]))
 
@@ -106,7 +106,7 @@ def test_peft_files_rebuild_the_merged_weights(lora_run, tmp_path):
     flat_base, flat_merged = checkpoint.flatten(params), checkpoint.flatten(merged)
     entries = huggingface.language_entries(MODEL, ("model.", ""))
     targets = [entry for entry in entries if entry.layout == "linear"]
-    assert len(arrays) == 2 * len(targets) == 42
+    assert len(arrays) == 2 * len(targets) == 28
     for entry in targets:
         stem = f"base_model.model.{entry.name.removesuffix('.weight')}"
         a, b = arrays[f"{stem}.lora_A.weight"], arrays[f"{stem}.lora_B.weight"]
@@ -133,15 +133,15 @@ def test_last_layers_and_frozen_parameters_stay(scan):
     if scan:
         before, after = transformer.unstack_layers(before), transformer.unstack_layers(after)
     parts = {name.split(".")[0] for name in changed(before, after)}
-    assert parts == {"layers_2", "norm"}
+    assert parts == {"layers_1", "norm"}
     assert sum(x.size for x in jax.tree.leaves(last["opt_state"])) < sum(x.size for x in jax.tree.leaves(after))
 
 
 def test_senseless_choices_are_named():
     for tune, words in (
-        (TuneConfig(last_layers=4), "has 3 layers"),
+        (TuneConfig(last_layers=3), "has 2 layers"),
         (TuneConfig(freeze=("head",)), "'head'; choose among embed_tokens"),
-        (TuneConfig(freeze=("embed_tokens", "lm_head", "norm", "layers_0", "layers_1", "layers_2")), "nothing is left"),
+        (TuneConfig(freeze=("embed_tokens", "lm_head", "norm", "layers_0", "layers_1")), "nothing is left"),
     ):
         with pytest.raises(UserError, match=words):
             trained(MODEL, tune, steps=0)
