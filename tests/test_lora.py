@@ -153,9 +153,8 @@ def test_average_of_a_lora_run_is_what_is_evaluated():
     averaged = task.params(state)
     raw = lora.join(state["params"], state["frozen"])
     assert changed(averaged, raw)
-    assert float(task.eval_step(state, batch())["loss"]) == pytest.approx(
-        float(task.loss(averaged, batch(), None, every=True)[0]), rel=1e-6
-    )
+    loss = jax.jit(lambda params: task.loss(params, batch(), None, every=True)[0])
+    assert float(jax.jit(task.eval_step)(state, batch())["loss"]) == pytest.approx(float(loss(averaged)), rel=1e-6)
 
 
 def language_export(folder, model=MODEL):
@@ -203,7 +202,7 @@ def test_emu3_tokenizer_is_fine_tuned_with_its_statistics_and_codes_kept(tmp_pat
         in_channels=3, out_channels=3, ch=8, ch_mult=(1, 2), num_res_blocks=1, attn_levels=(1,), z_channels=4,
         embed_dim=4, codebook_size=32, temporal=True, group_channels=1,
     )  # fmt: skip
-    variables = jax.tree.map(np.asarray, vqgan.init_variables(config, jax.random.key(0)))
+    variables = jax.tree.map(np.asarray, jax.jit(lambda key: vqgan.init_variables(config, key))(jax.random.key(0)))
     rng = np.random.default_rng(0)
     variables["batch_stats"] = jax.tree.map(
         lambda x: rng.uniform(0.5, 1.5, x.shape).astype(x.dtype), variables["batch_stats"]
@@ -215,11 +214,11 @@ def test_emu3_tokenizer_is_fine_tuned_with_its_statistics_and_codes_kept(tmp_pat
     task = TokenizerTask(start.model, TokenizerLossConfig(), train, 16, freeze, fresh=False)
     state = task.from_variables(start.variables(), jax.random.key(1))
     images = (rng.random((4, 4, 4)).repeat(4, 1).repeat(4, 2) * 255).astype(np.uint8)
-    before = task.eval_step(state, {"image": images})
-    step = jax.jit(task.train_step)
+    step, evaluate = jax.jit(task.train_step), jax.jit(task.eval_step)
+    before = evaluate(state, {"image": images})
     for i in range(20):
         state, metrics = step(state, {"image": images}, jax.random.key(i))
-    after = task.eval_step(state, {"image": images})
+    after = evaluate(state, {"image": images})
     assert float(after["l1"]) < 0.8 * float(before["l1"])
     np.testing.assert_array_equal(after["codes"], before["codes"])
     out = task.inference_variables(state)
@@ -231,7 +230,7 @@ def test_emu3_tokenizer_is_fine_tuned_with_its_statistics_and_codes_kept(tmp_pat
     # With the code-book in training: trained codes are not thrown onto a batch at the first step.
     task = TokenizerTask(start.model, TokenizerLossConfig(revive_until=0.0), train, 16, fresh=False)
     state = task.from_variables(start.variables(), jax.random.key(1))
-    new, _ = task.train_step(state, {"image": images}, jax.random.key(0))
+    new, _ = jax.jit(task.train_step)(state, {"image": images}, jax.random.key(0))
     unused = np.asarray(before["codes"]) == 0
     moved = np.abs(np.asarray(new["params"]["quantize"]["embedding"]) - variables["params"]["quantize"]["embedding"])
     assert unused.any()
