@@ -35,7 +35,7 @@ def _without(values, keys: tuple[str, ...]):
 
 def build_stages(config, config_dict: dict) -> list:
     """The stages of a run: what each reads and writes, and the part of the config it depends on."""
-    from progemu_jax import workflow
+    from progemu_jax import places, workflow
     from progemu_jax.data.sources import PLACES
     from progemu_jax.stages import Stage
     from progemu_jax.train import HOUSEKEEPING
@@ -45,19 +45,19 @@ def build_stages(config, config_dict: dict) -> list:
         silent = (*HOUSEKEEPING, "init", "perceptual_weights")
         return {"seed": config.seed, **{name: _without(config_dict[name], silent) for name in names}}
 
-    places = ("root", *PLACES, "exclude")  # what lies there counts, not where it is
+    roots = ("root", *PLACES, "exclude")  # what lies there counts, not where it is
     asking = ("endpoint", "key_variable", "parallel", "timeout", "retries", "price_in", "price_out", "acknowledge")
-    data = _without(config_dict["data"], (*places, "processes"))
+    data = _without(config_dict["data"], (*roots, "processes"))
     data["texts"] = _without(data["texts"], asking)
-    external = () if config.data.source == "phantom" else tuple(filter(None, (getattr(config.data, p) for p in places)))
+    external = () if config.data.source == "phantom" else tuple(filter(None, (getattr(config.data, p) for p in roots)))
     # A prompt that contradicts the real course needs the states before and after.
     states = ("data/references",) if "contradicting-prompts" in config.sample.systems else ()
     source = ("data/source",) if config.data.source == "phantom" else ()
     made = ("data/tree", "data/references", "data/shards/icg_cxr/pairs", "data/shards/icg_cxr/single")
     # Weights to start from are inputs: their content counts, not where they lie.
     starts = {
-        name: (part.init,) if part.init else ()
-        for name, part in (("tokenizer", config.tokenizer), ("progemu", config.progemu))
+        kind: (str(places.weights(Path(part.init), kind)),) if part.init else ()
+        for kind, part in ((places.TOKENIZER, config.tokenizer), (places.LANGUAGE_MODEL, config.progemu))
     }
     if config.tokenizer.loss.perceptual:
         starts["tokenizer"] += (config.tokenizer.loss.perceptual_weights,)
@@ -68,7 +68,7 @@ def build_stages(config, config_dict: dict) -> list:
         (
             "train",
             ("train",),
-            ("data/shards/icg_cxr/tokens", *starts["progemu"]),
+            ("data/shards/icg_cxr/tokens", *starts["language_model"]),
             part("progemu", "vocabulary"),
         ),
         ("scorer", ("scorer",), (), {**part("scorer"), "phantom": data["phantom"], "image_size": data["image_size"]}),

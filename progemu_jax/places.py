@@ -61,6 +61,12 @@ def run_policy(path: Path) -> tuple[dict[str, Any], str] | None:
     return policy, f"{file}: sample.policy"
 
 
+def weights(path: Path, kind: str) -> Path:
+    """The folder in which a part's weights lie: of a run directory its export, else the folder itself."""
+    inside = path / IN_RUN[kind]
+    return inside if (inside / "export.json").exists() else path
+
+
 def vocabulary(export: Path, config: dict[str, Any], codebook_size: int | None = None) -> vocab.Vocabulary | None:
     """The vocabulary of a language model's export, or None when its source had none.
 

@@ -115,11 +115,19 @@ def _by_one_host(stage: Callable[[Config, Path], None]) -> Callable[[Config, Pat
 
 def check(config: Config) -> None:
     """Raises UserError for values that make no sense or do not go together, before any work is done."""
+    import jax
+
+    from progemu_jax import lora
+    from progemu_jax.models import transformer
+    from progemu_jax.optim import make_optimizer
+    from progemu_jax.tasks.tokenizer import TokenizerTask
+
     if config.data.source not in SOURCES:
         raise UserError(f"config.data.source={config.data.source!r}: choose among {', '.join(SOURCES)}")
     for name, part in _trained(config).items():
         try:
             check_training(part)
+            make_optimizer(part)
         except UserError as error:
             raise UserError(f"config.{name}: {error}") from None
     size, factor = config.data.image_size, tokenizer_model(config).factor
@@ -127,7 +135,15 @@ def check(config: Config) -> None:
         raise UserError(
             f"config.data.image_size={size}: give 32 or more, a multiple of {factor} (the tokenizer's factor)"
         )
-    _, layout, _ = model_parts(config)
+    c = config.tokenizer
+    TokenizerTask(tokenizer_model(config), c.loss, c.train, size, c.freeze)
+    _, layout, model = model_parts(config)
+    try:
+        jax.eval_shape(
+            lambda: lora.split(transformer.init_params(model, jax.random.key(0)), model, config.progemu.tune)
+        )
+    except UserError as error:
+        raise UserError(f"config.progemu.{error}") from None
     least = 2 * layout.image_tokens + layout.prompt_budget
     if layout.length <= least:
         raise UserError(

@@ -24,7 +24,7 @@ from progemu_jax.tasks.tokenizer import TokenizerLossConfig, TokenizerTask
 from progemu_jax.train import TrainConfig
 
 MODEL = TransformerConfig(
-    vocab_size=64, hidden_size=32, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8, intermediate_size=48,
+    vocab_size=64, hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, intermediate_size=48,
 )  # fmt: skip
 LORA = dataclasses.replace(MODEL, lora_rank=4, lora_alpha=8.0)
 TRAIN = TrainConfig(steps=10, batch_size=2, learning_rate=1e-2, warmup_steps=0)
@@ -73,7 +73,7 @@ def test_lora_starts_as_the_base_and_trains_its_own_parameters_only(lora_run):
     np.testing.assert_array_equal(logits(before, LORA), logits(plain, MODEL))  # B is zero
     moved = changed(before, after)
     assert moved == {name for name in checkpoint.flatten(after) if "_lora_" in name}
-    assert len(moved) == 2 * 7 * 3
+    assert len(moved) == 2 * 7 * 2
     moments = sum(leaf.size for leaf in jax.tree.leaves(last["opt_state"]) if leaf.ndim)
     assert moments == 2 * sum(leaf.size for leaf in jax.tree.leaves(last["params"]))
 
@@ -106,7 +106,7 @@ def test_peft_files_rebuild_the_merged_weights(lora_run, tmp_path):
     flat_base, flat_merged = checkpoint.flatten(params), checkpoint.flatten(merged)
     entries = huggingface.language_entries(MODEL, ("model.", ""))
     targets = [entry for entry in entries if entry.layout == "linear"]
-    assert len(arrays) == 2 * len(targets) == 42
+    assert len(arrays) == 2 * len(targets) == 28
     for entry in targets:
         stem = f"base_model.model.{entry.name.removesuffix('.weight')}"
         a, b = arrays[f"{stem}.lora_A.weight"], arrays[f"{stem}.lora_B.weight"]
@@ -133,15 +133,15 @@ def test_last_layers_and_frozen_parameters_stay(scan):
     if scan:
         before, after = transformer.unstack_layers(before), transformer.unstack_layers(after)
     parts = {name.split(".")[0] for name in changed(before, after)}
-    assert parts == {"layers_2", "norm"}
+    assert parts == {"layers_1", "norm"}
     assert sum(x.size for x in jax.tree.leaves(last["opt_state"])) < sum(x.size for x in jax.tree.leaves(after))
 
 
 def test_senseless_choices_are_named():
     for tune, words in (
-        (TuneConfig(last_layers=4), "has 3 layers"),
+        (TuneConfig(last_layers=3), "has 2 layers"),
         (TuneConfig(freeze=("head",)), "'head'; choose among embed_tokens"),
-        (TuneConfig(freeze=("embed_tokens", "lm_head", "norm", "layers_0", "layers_1", "layers_2")), "nothing is left"),
+        (TuneConfig(freeze=("embed_tokens", "lm_head", "norm", "layers_0", "layers_1")), "nothing is left"),
     ):
         with pytest.raises(UserError, match=words):
             trained(MODEL, tune, steps=0)
@@ -153,9 +153,8 @@ def test_average_of_a_lora_run_is_what_is_evaluated():
     averaged = task.params(state)
     raw = lora.join(state["params"], state["frozen"])
     assert changed(averaged, raw)
-    assert float(task.eval_step(state, batch())["loss"]) == pytest.approx(
-        float(task.loss(averaged, batch(), None, every=True)[0]), rel=1e-6
-    )
+    loss = jax.jit(lambda params: task.loss(params, batch(), None, every=True)[0])
+    assert float(jax.jit(task.eval_step)(state, batch())["loss"]) == pytest.approx(float(loss(averaged)), rel=1e-6)
 
 
 def language_export(folder, model=MODEL):
@@ -178,7 +177,7 @@ def test_a_start_is_the_imported_function_whatever_is_added(tmp_path, scan):
     read = start.variables()
     aligned = np.full((2, 12), 5, np.int32)
     hidden, _ = Transformer(start.model).apply({"params": read}, batch()["tokens"], aligned=aligned)
-    np.testing.assert_allclose(transformer.logits(read, hidden), logits(params, model), atol=2e-6)
+    np.testing.assert_allclose(transformer.logits(read, hidden), logits(params, model), atol=1e-5)
     assert (
         float(
             np.abs(
@@ -203,7 +202,7 @@ def test_emu3_tokenizer_is_fine_tuned_with_its_statistics_and_codes_kept(tmp_pat
         in_channels=3, out_channels=3, ch=8, ch_mult=(1, 2), num_res_blocks=1, attn_levels=(1,), z_channels=4,
         embed_dim=4, codebook_size=32, temporal=True, group_channels=1,
     )  # fmt: skip
-    variables = jax.tree.map(np.asarray, vqgan.init_variables(config, jax.random.key(0)))
+    variables = jax.tree.map(np.asarray, jax.jit(lambda key: vqgan.init_variables(config, key))(jax.random.key(0)))
     rng = np.random.default_rng(0)
     variables["batch_stats"] = jax.tree.map(
         lambda x: rng.uniform(0.5, 1.5, x.shape).astype(x.dtype), variables["batch_stats"]
@@ -215,11 +214,11 @@ def test_emu3_tokenizer_is_fine_tuned_with_its_statistics_and_codes_kept(tmp_pat
     task = TokenizerTask(start.model, TokenizerLossConfig(), train, 16, freeze, fresh=False)
     state = task.from_variables(start.variables(), jax.random.key(1))
     images = (rng.random((4, 4, 4)).repeat(4, 1).repeat(4, 2) * 255).astype(np.uint8)
-    before = task.eval_step(state, {"image": images})
-    step = jax.jit(task.train_step)
+    step, evaluate = jax.jit(task.train_step), jax.jit(task.eval_step)
+    before = evaluate(state, {"image": images})
     for i in range(20):
         state, metrics = step(state, {"image": images}, jax.random.key(i))
-    after = task.eval_step(state, {"image": images})
+    after = evaluate(state, {"image": images})
     assert float(after["l1"]) < 0.8 * float(before["l1"])
     np.testing.assert_array_equal(after["codes"], before["codes"])
     out = task.inference_variables(state)
@@ -231,7 +230,7 @@ def test_emu3_tokenizer_is_fine_tuned_with_its_statistics_and_codes_kept(tmp_pat
     # With the code-book in training: trained codes are not thrown onto a batch at the first step.
     task = TokenizerTask(start.model, TokenizerLossConfig(revive_until=0.0), train, 16, fresh=False)
     state = task.from_variables(start.variables(), jax.random.key(1))
-    new, _ = task.train_step(state, {"image": images}, jax.random.key(0))
+    new, _ = jax.jit(task.train_step)(state, {"image": images}, jax.random.key(0))
     unused = np.asarray(before["codes"]) == 0
     moved = np.abs(np.asarray(new["params"]["quantize"]["embedding"]) - variables["params"]["quantize"]["embedding"])
     assert unused.any()

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -78,6 +79,31 @@ def test_a_complete_run_is_left_alone(toy):
     assert out.returncode == 0
     assert out.stdout.count("complete") == 8
     assert (toy / "run/metrics.json").stat().st_mtime_ns == before
+
+
+def test_a_run_starts_from_another_ones_weights_with_lora(toy, tmp_path):
+    """The tokenizer as it is, the language model with LoRA: the export is the merged model, the adapter is PEFT's."""
+    shutil.copytree(toy / "run/data", tmp_path / "run/data")
+    shutil.rmtree(tmp_path / "run/data/shards/icg_cxr/tokens")
+    start = toy / "run"
+    keys = {
+        "tokenizer.init": start, "tokenizer.train.steps": 0, "progemu.init": start, "progemu.model.lora_rank": 2,
+        "progemu.model.lora_targets": "('q_proj', 'up_proj')", "progemu.task.init_from_codebook": False,
+        "progemu.stage1.steps": 0, "progemu.stage2.steps": 2, "progemu.stage2.show_every": 2,
+    }  # fmt: skip
+    flags = [f"--config.{key}={value}" for key, value in keys.items()]
+    out = run(toy, tmp_path / "run", "--stages=tokenizer,tokens,train", *flags)
+    assert out.returncode == 0, out.stdout + out.stderr
+    for part, expected in (("tokenizer", set()), ("train", {"layers_0.self_attn.q_proj", "layers_0.mlp.up_proj"})):
+        old, new = (checkpoint.load_export(folder / part / "export")[0] for folder in (start, tmp_path / "run"))
+        old, new = checkpoint.flatten(old), checkpoint.flatten(new)
+        assert old.keys() == new.keys()
+        assert {name for name in old if np.any(np.asarray(old[name]) != np.asarray(new[name]))} == expected
+    assert {p.name for p in (tmp_path / "run/train/adapter").iterdir()} == {
+        "adapter_config.json", "adapter_model.safetensors",
+    }  # fmt: skip
+    again = run(toy, tmp_path / "run", "--stages=train", *flags[:-1], "--config.progemu.init=nowhere")
+    one_line(again, "config.progemu.init", "nowhere", "no such folder")
 
 
 def kill_at(folder, workdir, signs, *more):

@@ -82,11 +82,13 @@ class TokenizerTask:
         self.perceptual = None
         if loss.perceptual:
             if not loss.perceptual_weights:
-                raise UserError("loss.perceptual needs loss.perceptual_weights, LPIPS' weights as a safetensors file")
+                raise UserError(
+                    "config.tokenizer.loss.perceptual needs .perceptual_weights: LPIPS' weights, safetensors"
+                )
             self.perceptual = convert_lpips.load(loss.perceptual_weights)
         unknown = [name for name in self.freeze if name not in PARTS]
         if unknown or set(PARTS) <= set(self.freeze):
-            raise UserError(f"tokenizer.freeze={list(self.freeze)}: give some of {', '.join(PARTS)}, not all")
+            raise UserError(f"config.tokenizer.freeze={list(self.freeze)}: give some of {', '.join(PARTS)}, not all")
 
     def init(self, key: jax.Array) -> dict[str, Any]:
         keys = jax.random.split(key, 2)
