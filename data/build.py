@@ -256,8 +256,11 @@ def process(journey: journeys.Journey, work: Work) -> dict:
                 reject(pair.pair_id, "", reason)
             else:
                 result["pairs"].append(pair.pair_id)
+        kept = {s.image_path for p in journey.pairs if p.pair_id in result["pairs"] for s in (p.prior, p.followup)}
         for _, study in journey.images:
-            if found := read.cache.get(study.image_path):
+            # What the tree holds of a patient, whether made now or before a kill.
+            single = journey.split != "test" and any(study.report.values())
+            if (single or study.image_path in kept) and (found := read(study.image_path)):
                 row = {key: getattr(study, key) for key in ("source", "patient_id", "study_id", "image_id")}
                 pixels = hashlib.sha256(found[0].tobytes()).hexdigest()[:32]
                 row |= {"split": journey.split, "pixels": pixels, "hash": duplicates.perceptual_hash(found[0])}
