@@ -11,8 +11,8 @@ __version__ = "0.1.0"
 __all__ = ["load"]
 
 
-def load(path, tokenizer=None):
+def load(path, tokenizer=None, quantize=None):
     """The model of a run directory, an export or a Hugging Face folder; see `progemu_jax.model.load`."""
     from progemu_jax.model import load as load_model
 
-    return load_model(path, tokenizer)
+    return load_model(path, tokenizer, quantize)

@@ -17,7 +17,7 @@ from progemu_jax.config import from_dict
 from progemu_jax.convert import huggingface, run
 from progemu_jax.errors import UserError
 from progemu_jax.image_processor import ImageProcessor
-from progemu_jax.models import transformer
+from progemu_jax.models import linear, transformer
 from progemu_jax.models.transformer import Transformer, TransformerConfig
 from progemu_jax.models.vqgan import VQGAN, VQGANConfig
 from progemu_jax.predictions import Case
@@ -255,18 +255,23 @@ class Model:
         return Counterfactual(self.detokenize(codes), texts, codes)
 
 
-def load(path: str | os.PathLike, tokenizer: str | os.PathLike | None = None) -> Model:
+def load(path: str | os.PathLike, tokenizer: str | os.PathLike | None = None, quantize: str | None = None) -> Model:
     """Loads a model.
 
     Args:
       path: a run directory of `progemu_jax.main` (complete up to its train stage), an export, or a Hugging Face
         folder of Emu3 or ProgEmu, in either dialect.
       tokenizer: the folder of the image tokenizer, of the same kinds, where `path` holds the language model alone.
+      quantize: "int8": the language model's linear maps in 8 bits (`models.linear.quantize`); None leaves them.
 
     Raises:
       UserError: nothing there that can be loaded, naming what is missing.
     """
+    if quantize not in (None, "int8"):
+        raise UserError(f"quantize={quantize!r}: expected 'int8' or None")
     parts = _load_parts(Path(path))
+    if quantize and "params" in parts:
+        parts["params"] = linear.quantize(parts["params"])
     if tokenizer is not None:
         other = _load_parts(Path(tokenizer), huggingface.TOKENIZER)
         if "tokenizer" not in other:

@@ -165,9 +165,8 @@ def test_a_policy_that_makes_no_sense_is_refused(bad):
         Sampling(**bad)
 
 
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_kept_codes_stay_and_cost_no_pass_of_their_own(parts, guidance):
-    policy = dataclasses.replace(GREEDY, guidance=guidance)
+def test_kept_codes_stay_and_cost_no_pass_of_their_own(parts):
+    policy = dataclasses.replace(GREEDY, guidance=3.0)
     priors, prompts = cases(3)
     free = sample(parts, priors, prompts, policy, range(3))
     keep = np.zeros((3, 2, 3), bool)
@@ -197,7 +196,6 @@ def test_image_alone_has_the_codes_of_image_and_text(parts):
     ("batch", "slots", "guidance", "keep_prior", "chunks"),
     [
         (1, 40, 1.0, False, (1,)),
-        (3, 64, 1.0, False, (2, 1)),
         (2, 48, 3.0, False, (4, 1)),
         (5, 64, 3.0, True, (3, 2, 4)),
     ],
@@ -240,9 +238,8 @@ def queue_of(parts, requests, policy, stops=None, **options):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("guidance", [1.0, 2.0])
-def test_a_queued_case_depends_on_its_seed_not_on_slot_companions_or_order(parts, guidance):
-    policy = Sampling(top_k=8, text_top_k=40, guidance=guidance, max_text=9)
+def test_a_queued_case_depends_on_its_seed_not_on_slot_companions_or_order(parts):
+    policy = Sampling(top_k=8, text_top_k=40, guidance=2.0, max_text=9)
     priors, prompts = cases(7)
     keep = np.zeros((2, 3), bool)
     keep[0, 1:] = True
@@ -297,13 +294,12 @@ def test_a_bad_case_in_a_queue_does_not_lose_the_others(parts):
 
 def test_too_many_samples_for_the_memory_are_refused_before_anything_runs(parts):
     words, config, _ = parts
-    arguments = (config, LAYOUT, Grammar.of(words), GREEDY)
-    each = memory.bytes_per_case(*arguments, 64)
-    memory.check(*arguments, 4, 64, free=4 * each)
+    run = Engine(config, LAYOUT, Grammar.of(words), GREEDY)
+    each = memory.bytes_per_case(run, 64)
+    memory.check(run, 4, 64, free=4 * each)
     with pytest.raises(UserError, match=r"5 samples at a time need .* ask for at most 4 at a time"):
-        memory.check(*arguments, 5, 64, free=5 * each - 1)
+        memory.check(run, 5, 64, free=5 * each - 1)
     # The estimate counts at least the cache that is really made.
-    run = Engine(*arguments)
     cache = jax.eval_shape(lambda: transformer.init_cache(config, 1, run.cache_slots(64)))
     assert each > sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((cache["k"], cache["v"])))
 
@@ -325,5 +321,5 @@ def test_int8_weights_are_within_half_a_step_and_change_logits_little(parts):
         lambda x: x.values * x.scale if isinstance(x, linear.Int8) else x, small,
         is_leaf=lambda x: isinstance(x, linear.Int8),
     )  # fmt: skip
-    exact = transformer.logits(dense, Transformer(config).apply({"params": dense}, tokens)[0])
+    exact = plain(config, dense, tokens, None, None, None)
     np.testing.assert_allclose(light, exact, atol=1e-4)

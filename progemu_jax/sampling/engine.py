@@ -28,7 +28,7 @@ from jax import lax
 from progemu_jax import sequence
 from progemu_jax.models import linear, transformer
 from progemu_jax.models.transformer import Transformer, TransformerConfig
-from progemu_jax.sampling import speculation
+from progemu_jax.sampling import memory, speculation
 from progemu_jax.sampling.policy import Sampling, draw, guide
 from progemu_jax.sequence import Layout
 from progemu_jax.vocab import Vocabulary
@@ -420,6 +420,8 @@ def prepared(params: Params, model: TransformerConfig, grammar: Grammar) -> tupl
     """`prepare`, kept for the last model that asked; parameters that are prepared come back as they are."""
     if _head_name(grammar.visual_rows) in params:
         return params, model
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(params)):
+        return prepare(params, model, grammar)  # part of a larger program, which must not be kept
     return _last_prepared(_Same(params), model, grammar)
 
 
@@ -465,9 +467,14 @@ def generate(
 
     Returns:
       `Generated`.
+
+    Raises:
+      UserError: so many cases at a time do not fit in memory.
     """
     grid = (keys.shape[0], layout.height, layout.width)
     keep = jnp.zeros(grid, bool) if keep is None else jnp.asarray(keep, bool)
     codes = jnp.zeros(grid, jnp.int32) if codes is None else jnp.asarray(codes, jnp.int32)
     params, model = prepared(params, model, grammar)
-    return _compiled(Engine(model, layout, grammar, policy), image, text)(params, prompts, keys, keep, codes)
+    engine = Engine(model, layout, grammar, policy)
+    memory.check(engine, keys.shape[0], prompts.tokens.shape[1])
+    return _compiled(engine, image, text)(params, prompts, keys, keep, codes)

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 
 from progemu_jax.errors import UserError
 from progemu_jax.models import transformer
-from progemu_jax.models.transformer import TransformerConfig
-from progemu_jax.sampling.engine import Engine, Grammar
-from progemu_jax.sampling.policy import Sampling
-from progemu_jax.sequence import Layout
+
+if TYPE_CHECKING:
+    from progemu_jax.sampling.engine import Engine
 
 GIB = 2**30
 
 
-def bytes_per_case(model: TransformerConfig, layout: Layout, grammar: Grammar, policy: Sampling, slots: int) -> int:
+def bytes_per_case(engine: Engine, slots: int) -> int:
     """Bytes of one case beside the parameters, at the largest moment of prefill and decode; an estimate.
 
-    Cache: 2 L K S D a row, S = slots + image + text + spare. Prefill: the residual stream, the widest layer, and one
-    block of attention scores. Draw: scores of the widest range of the vocabulary, four times (guided, sorted, noise).
+    Cache: keys and values of each row's prompt `slots`, image, text and spare slots. Prefill: the residual stream, the
+    widest layer, and one block of attention scores. Draw: scores of the widest range of the vocabulary, four times
+    (guided, restricted, noise).
     """
-    engine = Engine(model, layout, grammar, policy)
+    model, grammar, policy = engine.model, engine.grammar, engine.policy
     rows, width = 1 + policy.guided, jnp.dtype(model.dtype).itemsize
     kept = jax.eval_shape(lambda: transformer.init_cache(model, 1, engine.cache_slots(slots)))
     cache = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(kept))
@@ -48,21 +49,12 @@ def available() -> int | None:
     return int(fields["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in fields else None
 
 
-def check(
-    model: TransformerConfig,
-    layout: Layout,
-    grammar: Grammar,
-    policy: Sampling,
-    cases: int,
-    slots: int | None = None,
-    free: int | None = None,
-) -> None:
-    """Raises UserError when so many cases at a time do not fit.
+def check(engine: Engine, cases: int, slots: int, free: int | None = None) -> None:
+    """Raises UserError when so many cases at a time, of `slots` prompt slots each, do not fit.
 
-    slots: prompt slots of a case, None takes the most that the layout holds. free: bytes, None asks the device.
+    free: bytes that there are; None asks the device.
     """
-    slots = slots or layout.length - layout.image_tokens
-    each, free = bytes_per_case(model, layout, grammar, policy, slots), available() if free is None else free
+    each, free = bytes_per_case(engine, slots), available() if free is None else free
     if free is not None and cases * each > free:
         fit = free // each
         remedy = f"ask for at most {fit} at a time" if fit else "use a shorter max_text, or a device with more memory"

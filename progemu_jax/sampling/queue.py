@@ -137,9 +137,9 @@ def sample_queue(
       UserError: so many slots do not fit in memory.
     """
     prompt_slots = prompt_slots or layout.length - layout.image_tokens - 1
-    memory.check(model, layout, grammar, policy, slots, prompt_slots)
     params, model = prepared(params, model, grammar)
     engine = Engine(model, layout, grammar, policy)
+    memory.check(engine, slots, prompt_slots)
     admit, insert, advance, empty = _compiled(engine, text)
     grid = (1, layout.height, layout.width)
     waiting, state = iter(requests), None
