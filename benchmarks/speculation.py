@@ -45,7 +45,7 @@ def main():
     import progemu_jax
     from progemu_jax.config import from_dict
     from progemu_jax.data import batches
-    from progemu_jax.sampling.engine import generate, pad_prompts, prepare
+    from progemu_jax.sampling.engine import generate, pad_prompts
     from progemu_jax.sampling.policy import Sampling
 
     model = progemu_jax.load(args.run)
@@ -61,7 +61,6 @@ def main():
         return pad_prompts(model.vocabulary, model.layout, priors, texts, policy=policy, slots=slots)
 
     own = from_dict(Sampling, settings["policy"], "policy")
-    params, config = prepare(model.params, model.config, model.grammar)
     slots = pack(own, cases).tokens.shape[1]
 
     def batch(policy, index, group):
@@ -71,7 +70,9 @@ def main():
     def run(policy, inputs):
         start = time.perf_counter()
         outs = [
-            jax.block_until_ready(generate(params, config, model.layout, model.grammar, policy, *x, text=False))
+            jax.block_until_ready(
+                generate(model.params, model.config, model.layout, model.grammar, policy, *x, text=False)
+            )
             for x in inputs
         ]
         seconds = (time.perf_counter() - start) / len(inputs)

@@ -11,7 +11,7 @@ import pytest
 from progemu_jax import sequence, vocab
 from progemu_jax.models import transformer
 from progemu_jax.models.transformer import Transformer, TransformerConfig
-from progemu_jax.sampling.engine import Grammar, generate, pad_prompts, prepare
+from progemu_jax.sampling.engine import Grammar, generate, pad_prompts
 from progemu_jax.sampling.policy import Sampling, guide, restrict
 from progemu_jax.sampling.speculation import couple
 from progemu_jax.sequence import Layout
@@ -149,7 +149,6 @@ def distance(parts, policy, draws, batch=5000):
     target /= target.sum()
     counts = np.zeros(256)
     words, layout, config, params = parts
-    params, config = prepare(params, config, Grammar.of(words))
     prompts = pad_prompts(words, layout, [PRIOR] * batch, [PROMPT] * batch, policy=policy, slots=24)
     for start in range(0, draws, batch):
         keys = jax.vmap(jax.random.key)(np.arange(start, start + batch, dtype=np.uint32))
@@ -160,7 +159,7 @@ def distance(parts, policy, draws, batch=5000):
     return np.abs(counts / draws - target).sum() / 2, np.quantile(np.abs(alone - target).sum(1) / 2, 0.999)
 
 
-LAW = Sampling(temperature=0.8, top_k=3, guidance=1.5)
+LAW = Sampling(temperature=0.8, top_k=3, guidance=1.5, max_text=2)
 
 
 REFUSING = [("prior", "maximal"), ("jacobi", "maximal"), ("jacobi", "independent")]
