@@ -164,11 +164,11 @@ class TestComposite:
 
 class TestDialAndRollout:
     def test_the_dial_is_three_requests_with_one_seed(self, model, prior):
-        dial = model.dial(prior, "New left pleural effusion.", num_samples=2, seed=1)
+        dial = model.dial(prior, "New left pleural effusion.", seed=1)
         assert list(dial) == list(radtext.GRADES)
         for word, out in zip(("small", "moderate", "large"), dial.values(), strict=True):
             assert out.prompt == f"New {word} left pleural effusion."
-        batch = [Case("request", dial["mild"].prior_codes, out.prompt, s) for out in dial.values() for s in range(2)]
+        batch = [Case("request", dial["mild"].prior_codes, out.prompt) for out in dial.values()]
         again = model.sample(batch, seed=1)
         np.testing.assert_array_equal(np.concatenate([out.codes for out in dial.values()]), again.codes)
 
