@@ -160,7 +160,7 @@ def test_average_of_a_lora_run_is_what_is_evaluated():
 def language_export(folder, model=MODEL):
     words = vocab.load(None, 16)
     model = dataclasses.replace(model, vocab_size=words.size)
-    params = transformer.init_params(model, jax.random.key(3))
+    params = jax.jit(lambda key: transformer.init_params(model, key))(jax.random.key(3))
     config = {"model": to_dict(model), "layout": {"height": 2, "width": 2, "length": 64}, "vocabulary": "",
               "policy": to_dict(Sampling()), "vocabulary_hash": words.hash, "hash": "0" * 12}  # fmt: skip
     checkpoint.export(params, config, folder)
