@@ -196,6 +196,7 @@ def test_a_start_that_is_none_is_one_line(tmp_path):
         open_folder(str(tmp_path / "lm"), "tokenizer", VQGANConfig())
 
 
+@pytest.mark.slow
 def test_emu3_tokenizer_is_fine_tuned_with_its_statistics_and_codes_kept(tmp_path):
     """Batch norms of the temporal path keep what they came with; a frozen code-book and encoder keep every code."""
     config = VQGANConfig(
