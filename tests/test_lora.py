@@ -160,7 +160,7 @@ def test_average_of_a_lora_run_is_what_is_evaluated():
 def language_export(folder, model=MODEL):
     words = vocab.load(None, 16)
     model = dataclasses.replace(model, vocab_size=words.size)
-    params = transformer.init_params(model, jax.random.key(3))
+    params = jax.jit(lambda key: transformer.init_params(model, key))(jax.random.key(3))
     config = {"model": to_dict(model), "layout": {"height": 2, "width": 2, "length": 64}, "vocabulary": "",
               "policy": to_dict(Sampling()), "vocabulary_hash": words.hash, "hash": "0" * 12}  # fmt: skip
     checkpoint.export(params, config, folder)
@@ -196,6 +196,7 @@ def test_a_start_that_is_none_is_one_line(tmp_path):
         open_folder(str(tmp_path / "lm"), "tokenizer", VQGANConfig())
 
 
+@pytest.mark.slow
 def test_emu3_tokenizer_is_fine_tuned_with_its_statistics_and_codes_kept(tmp_path):
     """Batch norms of the temporal path keep what they came with; a frozen code-book and encoder keep every code."""
     config = VQGANConfig(
@@ -209,17 +210,17 @@ def test_emu3_tokenizer_is_fine_tuned_with_its_statistics_and_codes_kept(tmp_pat
     )
     checkpoint.export(variables, {"model": to_dict(config)}, tmp_path / "vq")
     start = open_folder(str(tmp_path / "vq"), "tokenizer", VQGANConfig())
-    train = TrainConfig(steps=20, batch_size=4, learning_rate=3e-3, warmup_steps=0, weight_decay=0.0)
+    train = TrainConfig(steps=10, batch_size=2, learning_rate=3e-3, warmup_steps=0, weight_decay=0.0)
     freeze = ("encoder", "quant_conv", "quantize")
-    task = TokenizerTask(start.model, TokenizerLossConfig(), train, 16, freeze, fresh=False)
+    task = TokenizerTask(start.model, TokenizerLossConfig(), train, 8, freeze, fresh=False)
     state = task.from_variables(start.variables(), jax.random.key(1))
-    images = (rng.random((4, 4, 4)).repeat(4, 1).repeat(4, 2) * 255).astype(np.uint8)
+    images = (rng.random((2, 4, 4)).repeat(2, 1).repeat(2, 2) * 255).astype(np.uint8)
     step, evaluate = jax.jit(task.train_step), jax.jit(task.eval_step)
     before = evaluate(state, {"image": images})
-    for i in range(20):
+    for i in range(10):
         state, metrics = step(state, {"image": images}, jax.random.key(i))
     after = evaluate(state, {"image": images})
-    assert float(after["l1"]) < 0.8 * float(before["l1"])
+    assert float(after["l1"]) < 0.95 * float(before["l1"])
     np.testing.assert_array_equal(after["codes"], before["codes"])
     out = task.inference_variables(state)
     for a, b in zip(jax.tree.leaves(out["batch_stats"]), jax.tree.leaves(variables["batch_stats"]), strict=True):
@@ -228,7 +229,7 @@ def test_emu3_tokenizer_is_fine_tuned_with_its_statistics_and_codes_kept(tmp_pat
     assert not changed(out["params"]["encoder"], variables["params"]["encoder"])
     assert "revived" not in metrics
     # With the code-book in training: trained codes are not thrown onto a batch at the first step.
-    task = TokenizerTask(start.model, TokenizerLossConfig(revive_until=0.0), train, 16, fresh=False)
+    task = TokenizerTask(start.model, TokenizerLossConfig(revive_until=0.0), train, 8, fresh=False)
     state = task.from_variables(start.variables(), jax.random.key(1))
     new, _ = jax.jit(task.train_step)(state, {"image": images}, jax.random.key(0))
     unused = np.asarray(before["codes"]) == 0
@@ -236,7 +237,7 @@ def test_emu3_tokenizer_is_fine_tuned_with_its_statistics_and_codes_kept(tmp_pat
     assert unused.any()
     assert moved[unused].max() < 1e-5
     with pytest.raises(UserError, match="freeze"):
-        TokenizerTask(start.model, TokenizerLossConfig(), train, 16, ("codes",))
+        TokenizerTask(start.model, TokenizerLossConfig(), train, 8, ("codes",))
 
 
 def test_code_use_is_of_the_whole_split():
