@@ -258,7 +258,6 @@ class ExportWriter:
     """
 
     def __init__(self, directory: str | os.PathLike):
-        import orbax.checkpoint as ocp
 
         self.directory = Path(directory).absolute()
         if self.directory.exists() and not (self.directory / "export.json").exists():
@@ -266,7 +265,7 @@ class ExportWriter:
         self.folder = self.directory.with_name(f"{self.directory.name}.tmp")  # other files may be put there, too
         shutil.rmtree(self.folder, ignore_errors=True)
         (self.folder / "params").mkdir(parents=True)
-        self._orbax = ocp.StandardCheckpointer()
+        self._orbax = _checkpointer()
         self._pending: dict = {}
         self._parts: list[dict] = []
         self._tree: dict = {}
@@ -328,6 +327,19 @@ class ExportWriter:
         if self.directory.exists():
             shutil.rmtree(self.directory)
         self.folder.rename(self.directory)
+
+
+def _checkpointer():
+    """Of exports: of several hosts each works by itself and waits for no other."""
+    import orbax.checkpoint as ocp
+
+    if jax.process_count() == 1:
+        return ocp.StandardCheckpointer()
+    me = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"export{me}"
+    )
+    return ocp.StandardCheckpointer(multiprocessing_options=options)
 
 
 def _part(folder: Path, index: int) -> Path:
@@ -419,12 +431,11 @@ def _read_parts(directory, record, wanted):
 
     wanted: {name: ShapeDtypeStruct with a sharding}, or None: NumPy throughout.
     """
-    import orbax.checkpoint as ocp
 
     tree = record["tree"]
     parts = record.get("parts")
     whole = [{name: None for name, (shape, _) in tree.items() if 0 not in shape}]  # the first format: one part
-    with ocp.StandardCheckpointer() as reader:
+    with _checkpointer() as reader:
         for index, names in enumerate(whole if parts is None else parts):
             template = {}
             for name, rows in names.items():
