@@ -116,6 +116,6 @@ if __name__ == "__main__":
     mu = state["opt_state"][1].mu["layers"]["mlp"]["gate_proj"]
     print(json.dumps({
         "devices": jax.device_count(), "processes": jax.process_count(), "seen": sources[0].seen if sources else [],
-        "split": str(kernel.sharding.spec), "moment": str(mu.sharding.spec),
+        "split": [*map(str, kernel.sharding.spec)], "moment": [*map(str, mu.sharding.spec)],
         "local": list(kernel.addressable_shards[0].data.shape),
     }))  # fmt: skip
