@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import jax
 import jax.numpy as jnp
@@ -82,22 +83,72 @@ def guide(logits: jax.Array, scale: float) -> jax.Array:
 
 
 def top_k_threshold(logits: jax.Array, k: int) -> jax.Array:
-    """The k-th largest value of each row, exactly: f32 [..., V] -> f32 [..., 1].
+    """The k-th largest value of each row, exactly: f32 [..., V] -> f32 [..., 1]; 1 <= k <= V.
 
-    Bisects the 32 bits of an order-preserving integer image of the floats, which costs 32 counting passes and
-    no sort: `lax.top_k` of 2,048 in 32,768 costs as much as the forward pass of a small model.
+    Counts how many reach a probe, and moves the probe until k do: six to ten passes, and no sort (`lax.top_k` of
+    2,048 in 32,768 costs as much as the forward pass of a small model). The first probe takes the row for normal
+    values, the next ones interpolate the counts; every third halves the interval in an order-preserving integer
+    image of the floats, so that 96 passes are the most.
     """
-    bits = lax.bitcast_convert_type(logits.astype(jnp.float32), jnp.uint32)
-    order = jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
+    logits = logits.astype(jnp.float32)
+    size = logits.shape[-1]
+    order = _order(logits)
 
-    def bisect(i, low):
-        probe = low | (jnp.uint32(1) << (jnp.uint32(31) - i.astype(jnp.uint32)))
-        enough = jnp.sum(order >= probe, axis=-1, keepdims=True) >= k
-        return jnp.where(enough, probe, low)
+    def reach(probe: jax.Array) -> jax.Array:
+        return jnp.sum(order >= probe, axis=-1, keepdims=True, dtype=jnp.int32)
 
-    low = lax.fori_loop(0, 32, bisect, jnp.zeros_like(order[..., :1]))
-    bits = jnp.where(low >> 31 == 1, low & jnp.uint32(0x7FFFFFFF), ~low)
+    finite = jnp.isfinite(logits)
+    number = jnp.maximum(jnp.sum(finite, axis=-1, keepdims=True), 1)
+    mean = jnp.sum(jnp.where(finite, logits, 0), axis=-1, keepdims=True) / number
+    spread = jnp.sqrt(jnp.sum(jnp.where(finite, (logits - mean) ** 2, 0), axis=-1, keepdims=True) / number)
+    normal = mean + spread * NormalDist().inv_cdf(min(max(1 - k / size, 1e-6), 1 - 1e-6))
+
+    def more(state: tuple) -> jax.Array:
+        _, low, high, count, _ = state
+        return ((count != k) & (high - low > 1)).any()
+
+    def body(state: tuple) -> tuple:
+        i, low, high, count, above = state
+        # `low` is reached by `count` >= k, `high` by `above` < k.
+        left, right = _value(low), _value(high - 1)
+        inner = left + (right - left) * ((count - k + 0.5) / jnp.maximum(count - above, 1))
+        probe = _order(jnp.where(i == 0, normal, inner))
+        middle = low + (high - low) // 2
+        probe = jnp.where(i % 3 == 2, middle, jnp.clip(probe, low + 1, high - 1))
+        found = reach(probe)
+        moving = (count != k) & (high - low > 1)
+        up, down = moving & (found >= k), moving & (found < k)
+        return (
+            i + 1,
+            jnp.where(up, probe, low),
+            jnp.where(down, probe, high),
+            jnp.where(up, found, count),
+            jnp.where(down, found, above),
+        )
+
+    low, high = jnp.min(order, axis=-1, keepdims=True), jnp.max(order, axis=-1, keepdims=True) + 1
+    state = (jnp.int32(0), low, high, jnp.full(low.shape, size, jnp.int32), jnp.zeros(low.shape, jnp.int32))
+    low = lax.while_loop(more, body, state)[1]
+    return _value(jnp.min(jnp.where(order >= low, order, jnp.uint32(2**32 - 1)), axis=-1, keepdims=True))
+
+
+def _order(x: jax.Array) -> jax.Array:
+    """f32 -> uint32 of the same order."""
+    bits = lax.bitcast_convert_type(x, jnp.uint32)
+    return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
+
+
+def _value(order: jax.Array) -> jax.Array:
+    """The inverse of `_order`."""
+    bits = jnp.where(order >> 31 == 1, order & jnp.uint32(0x7FFFFFFF), ~order)
     return lax.bitcast_convert_type(bits, jnp.float32)
+
+
+def largest(x: jax.Array) -> jax.Array:
+    """jnp.argmax over the last axis, as two plain reductions, which XLA vectorises on CPU: f32 [..., V] -> int32."""
+    places = jnp.arange(x.shape[-1], dtype=jnp.int32)
+    first = jnp.where(x == jnp.max(x, axis=-1, keepdims=True), places, x.shape[-1] - 1)
+    return jnp.min(first, axis=-1)
 
 
 def restrict(logits: jax.Array, temperature: float, top_k: int) -> jax.Array:
@@ -106,7 +157,7 @@ def restrict(logits: jax.Array, temperature: float, top_k: int) -> jax.Array:
     temperature: 0 leaves the largest only. top_k: 0 keeps all.
     """
     if temperature == 0:
-        return jnp.where(jnp.arange(logits.shape[-1]) == jnp.argmax(logits, axis=-1, keepdims=True), 0.0, -jnp.inf)
+        return jnp.where(jnp.arange(logits.shape[-1]) == largest(logits)[..., None], 0.0, -jnp.inf)
     if 0 < top_k < logits.shape[-1]:
         logits = jnp.where(logits >= top_k_threshold(logits, top_k), logits, -jnp.inf)
     return logits / temperature
@@ -126,4 +177,4 @@ def draw(logits: jax.Array, keys: jax.Array, temperature: float, top_k: int) -> 
     logits = restrict(logits, temperature, top_k)
     if temperature:
         logits += jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:], jnp.float32))(keys)
-    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return largest(logits)

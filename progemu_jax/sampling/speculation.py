@@ -36,7 +36,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from progemu_jax.sampling.policy import restrict
+from progemu_jax.sampling.policy import largest, restrict
 
 if TYPE_CHECKING:
     from progemu_jax.sampling.engine import Engine, State
@@ -74,7 +74,7 @@ def couple(scores: jax.Array, guess: jax.Array, density: jax.Array, keys: jax.Ar
     uniform = jax.vmap(jax.vmap(jax.random.uniform))(accept)
     # The remainder is 0 at a guess that can be refused, so a refused guess never comes back.
     remainder = jnp.log(jnp.maximum(target - density, 0.0))
-    other = jnp.argmax(remainder + gumbel(refuse, scores.shape[-1]), axis=-1)
+    other = largest(remainder + gumbel(refuse, scores.shape[-1]))
     return jnp.where(uniform * q < p, guess, other).astype(jnp.int32)
 
 
@@ -117,7 +117,7 @@ def _draw(
     keys = _fold(jnp.broadcast_to(state.keys[:, None], places.shape), engine.code_index(places))
     if policy.coupling == "gumbel":
         noise = gumbel(keys, codes) if policy.temperature else 0.0
-        token = fresh = jnp.argmax(scores + noise, axis=-1)
+        token = fresh = largest(scores + noise)
     else:
         keys = _fold(keys, state.passes[:, None])  # noise of its own for every pass
         guess = jnp.clip(guess - grammar.visual_start, 0, codes - 1)
@@ -126,7 +126,7 @@ def _draw(
             scores, guess, given if density is None else jnp.where(density < 0, given, density), keys
         )
         if policy.coupling == "independent":
-            fresh = jnp.argmax(scores + gumbel(_fold(keys, jnp.int32(2)), codes), axis=-1)
+            fresh = largest(scores + gumbel(_fold(keys, jnp.int32(2)), codes))
     must = jnp.take_along_axis(_known(engine, state)[0], places, axis=1)
     token, fresh = (jnp.where(must >= 0, must, x.astype(jnp.int32) + grammar.visual_start) for x in (token, fresh))
     return token, fresh, scores
