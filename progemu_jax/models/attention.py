@@ -75,7 +75,7 @@ def attention(q: Array, k: Array, v: Array, heads: int, mask: Array | None = Non
         return (out / total).astype(v.dtype)
 
     block = max(1, SCORES // S)
-    if T <= block or T % block or (mask is not None and mask.shape[-2] != 1):
+    if block >= T or T % block or (mask is not None and mask.shape[-2] != 1):
         out = rows(q)
     else:
         blocks = q.reshape(B, heads, T // block, block, D).transpose(2, 0, 1, 3, 4)

@@ -117,7 +117,7 @@ class TimestepEmbedding(nn.Module):
 
 
 class ResnetBlock(nn.Module):
-    """Twice norm, SiLU, 3 x 3 conv, the time added between; plus the input: `[B, h, w, C]`, `[B, E]` -> `[B, h, w, M]`."""
+    """Twice norm, SiLU, 3 x 3 conv, the time added between; plus the input: `[B, h, w, C]` -> `[B, h, w, features]`."""
 
     cfg: UNetConfig
     features: int
