@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from progemu_jax.models.attention import LayerNorm, Linear, attention, normal
+from progemu_jax.models.blocks import LayerNorm, Linear, attention, normal
 
 Array = jax.Array
 

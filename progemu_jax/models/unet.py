@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from progemu_jax.models import vqgan_layers as vl
-from progemu_jax.models.attention import LayerNorm, Linear, attention
+from progemu_jax.models.blocks import LayerNorm, Linear, attention
 
 Array = jax.Array
 
