@@ -46,22 +46,28 @@ def decayed(params: Any) -> Any:
 
 
 def make_optimizer(cfg) -> optax.GradientTransformation:
-    """Clip by global norm, Adam, decoupled weight decay, schedule. `cfg` is a `train.TrainConfig`.
+    """Clip by global norm, Adam or Adafactor, decoupled weight decay, schedule. `cfg` is a `train.TrainConfig`.
 
-    `cfg.clip` 0 switches the clip off. `cfg.moment_dtype` "bfloat16" stores both moments in half the
-    memory; the arithmetic stays in float32.
+    `cfg.clip` 0 switches the clip off. `cfg.moment_dtype` "bfloat16" stores Adam's moments in half the memory; the
+    arithmetic stays in float32. "adafactor" (Shazeer & Stern 2018) holds a row and a column of second moments a
+    matrix, and no first moment; its learning rate is absolute, as Adam's, and `b1`, `b2`, `eps` are not used.
     """
-    if cfg.optimizer != "adamw":
-        raise UserError(f"train.optimizer={cfg.optimizer!r} is not known: use 'adamw'")
+    if cfg.optimizer not in ("adamw", "adafactor"):
+        raise UserError(f"train.optimizer={cfg.optimizer!r} is not known: use 'adamw' or 'adafactor'")
     if cfg.moment_dtype not in ("float32", "bfloat16"):
         raise UserError(f"train.moment_dtype={cfg.moment_dtype!r} is not known: use 'float32' or 'bfloat16'")
-    if cfg.moment_dtype == "float32":
-        adam = optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps)
+    if cfg.optimizer == "adafactor":
+        if cfg.moment_dtype != "float32":
+            raise UserError("train.moment_dtype='bfloat16' is for 'adamw': Adafactor's factors are small already")
+        # Decay 1 - t^-0.8 and updates clipped to a root mean square of 1 (sections 7.2 and 6).
+        scaled = optax.chain(optax.scale_by_factored_rms(decay_rate=0.8), optax.clip_by_block_rms(1.0))
+    elif cfg.moment_dtype == "float32":
+        scaled = optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps)
     else:
-        adam = scale_by_adam_bfloat16(cfg.b1, cfg.b2, cfg.eps)
+        scaled = scale_by_adam_bfloat16(cfg.b1, cfg.b2, cfg.eps)
     return optax.chain(
         optax.clip_by_global_norm(cfg.clip) if cfg.clip else optax.identity(),
-        adam,
+        scaled,
         optax.add_decayed_weights(cfg.weight_decay, mask=decayed) if cfg.weight_decay else optax.identity(),
         optax.scale_by_learning_rate(make_schedule(cfg)),
     )
@@ -85,27 +91,97 @@ def scale_by_adam_bfloat16(b1: float, b2: float, eps: float) -> optax.GradientTr
         mu = jax.tree.map(lambda m, g: b1 * m.astype(jnp.float32) + (1 - b1) * g, state.mu, grads)
         nu = jax.tree.map(lambda v, g: b2 * v.astype(jnp.float32) + (1 - b2) * g * g, state.nu, grads)
         updates = jax.tree.map(lambda m, v: (m / (1 - b1**count)) / (jnp.sqrt(v / (1 - b2**count)) + eps), mu, nu)
-        key = jax.random.fold_in(jax.random.key(0), count)
-        mu, nu = (_round_tree(jax.random.fold_in(key, i), tree) for i, tree in enumerate((mu, nu)))
+        mu, nu = (_round_tree(tree, 2 * count + i) for i, tree in enumerate((mu, nu)))
         return updates, optax.ScaleByAdamState(count=count, mu=mu, nu=nu)
 
     return optax.GradientTransformation(init, update)
 
 
-def _round_tree(key, tree):
+def _round_tree(tree, seed):
     leaves, structure = jax.tree.flatten(tree)
-    rounded = [stochastic_round(jax.random.fold_in(key, i), leaf) for i, leaf in enumerate(leaves)]
+    rounded = [stochastic_round(leaf, hashed_bits(leaf.shape, (seed, i))) for i, leaf in enumerate(leaves)]
     return jax.tree.unflatten(structure, rounded)
 
 
-def stochastic_round(key: jax.Array, x: jax.Array) -> jax.Array:
-    """float32 -> bfloat16, up or down with probabilities that make the mean exact. Non-finite stays so."""
+def hashed_bits(shape: tuple[int, ...], seeds: tuple) -> jax.Array:
+    """uint32 random bits of each element, by hashing its index and integer seeds (MurmurHash3's finaliser).
+
+    A tenth of the cost of a counter-based generator, and independent of how the array is sharded; good enough to
+    round with.
+    """
+    index, stride = jnp.zeros(shape, jnp.uint32), 1
+    for axis in reversed(range(len(shape))):
+        index += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride % 2**32)
+        stride *= shape[axis]
+    seed = jnp.uint32(0)
+    for value in seeds:
+        seed = _mix((seed + jnp.asarray(value).astype(jnp.uint32)) * jnp.uint32(0x9E3779B1) + jnp.uint32(1))
+    return _mix(_mix(index) ^ seed)
+
+
+def _mix(x):
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
+
+
+def stochastic_round(x: jax.Array, bits: jax.Array) -> jax.Array:
+    """float32 -> bfloat16, up or down with probabilities that make the mean exact. Non-finite stays so.
+
+    bits: uint32 random bits, one each; the upper half is used.
+    """
     x = x.astype(jnp.float32)
-    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
-    noise = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
-    kept = (bits + noise) & jnp.uint32(0xFFFF0000)
+    kept = (jax.lax.bitcast_convert_type(x, jnp.uint32) + (bits >> 16)) & jnp.uint32(0xFFFF0000)
     rounded = jax.lax.bitcast_convert_type(kept, jnp.float32)
     return jnp.where(jnp.isfinite(x), rounded, x).astype(jnp.bfloat16)
+
+
+def start(optimizer: optax.GradientTransformation, cfg, params: Any) -> dict[str, Any]:
+    """The part of a task's state that `advance` changes: {"params", "opt_state"}, and "ema" where cfg.ema is set."""
+    state = {"params": params, "opt_state": optimizer.init(params)}
+    if cfg.ema:
+        average = jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), params)
+        state["ema"] = {"params": average, "updates": jnp.zeros((), jnp.int32)}
+    return state
+
+
+def advance(optimizer: optax.GradientTransformation, cfg, state: dict[str, Any], grads: Any) -> dict[str, Any]:
+    """`state` after one update by `grads`; keys that are not of `start` stay.
+
+    Parameters in bfloat16 are rounded stochastically: most updates are smaller than half of their last bit. The
+    moving average (`cfg.ema`) forgets faster at first, min(ema, (1 + n) / (10 + n)) at update n.
+    """
+    updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
+    counts = [leaf for path, leaf in jax.tree_util.tree_flatten_with_path(opt_state)[0] if _is_count(path)]
+    seed = -1 - counts[0]  # another one than the moments'
+
+    def apply(index, param, update):
+        moved = param.astype(jnp.float32) + update
+        if param.dtype == jnp.bfloat16:
+            return stochastic_round(moved, hashed_bits(param.shape, (seed, index)))
+        return moved.astype(param.dtype)
+
+    leaves, structure = jax.tree.flatten(state["params"])
+    moved = [apply(i, p, u) for i, (p, u) in enumerate(zip(leaves, jax.tree.leaves(updates), strict=True))]
+    params = jax.tree.unflatten(structure, moved)
+    new = {**state, "params": params, "opt_state": opt_state}
+    if cfg.ema:
+        n = state["ema"]["updates"].astype(jnp.float32)
+        decay = jnp.minimum(cfg.ema, (1 + n) / (10 + n))
+        average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, state["ema"]["params"], params)
+        new["ema"] = {"params": average, "updates": state["ema"]["updates"] + 1}
+    return new
+
+
+def _is_count(path):
+    return getattr(path[-1], "name", None) == "count"
+
+
+def averaged(state: dict[str, Any]) -> Any:
+    """The parameters to evaluate and export: their moving average where there is one."""
+    if "ema" not in state:
+        return state["params"]
+    return jax.tree.map(lambda a, p: a.astype(p.dtype), state["ema"]["params"], state["params"])
 
 
 def value_and_grad_accumulated(

@@ -56,8 +56,9 @@ class TrainConfig:
     save_every: int = 500
     keep: int = 2  # newest checkpoints kept
     seed: int = 0
-    optimizer: str = "adamw"
-    moment_dtype: str = "float32"
+    optimizer: str = "adamw"  # or "adafactor"
+    moment_dtype: str = "float32"  # of Adam's moments; "bfloat16": half the memory
+    ema: float = 0.0  # decay of the moving average of the parameters that is evaluated and exported; 0: none
 
 
 class Task(Protocol):
@@ -143,6 +144,7 @@ def check(cfg: TrainConfig) -> None:
         ("final_learning_rate", cfg.final_learning_rate >= 0, "at least 0"),
         ("warmup_steps", cfg.warmup_steps >= 0, "at least 0"),
         ("clip", cfg.clip >= 0, "at least 0"),
+        ("ema", 0 <= cfg.ema < 1, "at least 0 and below 1"),
         ("log_every", cfg.log_every >= 1, "at least 1"),
         ("eval_every", cfg.eval_every >= 0, "at least 0"),
         ("save_every", cfg.save_every >= 1, "at least 1"),

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from progemu_jax import losses
+from progemu_jax import losses, sharding
 
 
 def _reference(logits, labels, weights):
@@ -64,39 +64,109 @@ def test_bfloat16_logits_are_summed_in_float32():
     assert float(loss) == pytest.approx(np.log(4096), rel=1e-5)
 
 
-@pytest.mark.parametrize("chunk", [1, 4, 21, 64])
-def test_chunked_equals_whole_with_gradients(tokens, chunk):
+@pytest.mark.parametrize("chunk", [1, 3, 7, 64])
+@pytest.mark.parametrize("padded", [False, True])
+def test_head_equals_the_whole_with_gradients(tokens, chunk, padded):
+    """Also with rows of the table that stand for no id."""
+    hidden, head, labels, weights = map(jnp.asarray, tokens)
+    table = jnp.concatenate([head.T, 100 * jnp.ones((3, 5))]) if padded else head.T
+
+    def whole(h, t):
+        return losses.cross_entropy(h @ t[:11].T, labels, weights)[0]
+
+    def chunked(h, t):
+        return losses.head_cross_entropy(h, t, labels, weights, chunk=chunk, vocab_size=11)
+
+    a, ga = jax.value_and_grad(whole, argnums=(0, 1))(hidden, table)
+    (b, nll), gb = jax.jit(jax.value_and_grad(chunked, argnums=(0, 1), has_aux=True))(hidden, table)
+    np.testing.assert_allclose(b, a, rtol=1e-5)
+    for x, y in zip(gb, ga, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+    exact = -np.take_along_axis(np.asarray(jax.nn.log_softmax(hidden @ head)), np.asarray(labels)[..., None], -1)[
+        ..., 0
+    ]
+    np.testing.assert_allclose(nll, np.where(weights > 0, exact, 0.0), rtol=1e-5)
+
+
+def test_head_weighs_the_gradient_of_what_follows(tokens):
     hidden, head, labels, weights = map(jnp.asarray, tokens)
 
-    def whole(h, w):
-        return losses.cross_entropy(h @ w, labels, weights)
+    def scaled(h, scale):
+        return scale * losses.head_cross_entropy(h, head.T, labels, weights, chunk=4)[0]
 
-    def chunked(h, w):
-        return losses.chunked_cross_entropy(h, lambda x: x @ w, labels, weights, chunk=chunk)
+    one, three = (jax.grad(scaled)(hidden, scale) for scale in (1.0, 3.0))
+    np.testing.assert_allclose(three, 3 * one, rtol=1e-6)
 
-    (a, ma), ga = jax.value_and_grad(whole, argnums=(0, 1), has_aux=True)(hidden, head)
-    (b, mb), gb = jax.value_and_grad(chunked, argnums=(0, 1), has_aux=True)(hidden, head)
+
+def test_tokens_that_do_not_count_are_not_computed(tokens):
+    """Whatever their hidden states hold; and none at all is a loss of 0."""
+    hidden, head, labels, weights = map(jnp.asarray, tokens)
+    marked = jnp.where(weights[..., None] > 0, hidden, jnp.nan)
+
+    def loss(h, w):
+        return losses.head_cross_entropy(h, head.T, labels, w, chunk=2)[0]
+
+    value, grad = jax.value_and_grad(loss)(hidden, weights)
+    again, grad_again = jax.value_and_grad(loss)(marked, weights)
+    assert float(value) == float(again)
+    np.testing.assert_array_equal(grad, grad_again)
+    nothing, zero = jax.value_and_grad(loss)(hidden, jnp.zeros_like(weights))
+    assert float(nothing) == 0.0
+    assert not np.any(zero)
+
+
+def test_soft_targets_are_cross_entropy_against_their_rows(tokens):
+    hidden, head, _, weights = map(jnp.asarray, tokens)
+    rng = np.random.default_rng(5)
+    codebook, start = jnp.asarray(rng.normal(size=(6, 2)), jnp.float32), 4
+    on = jnp.asarray(rng.random((3, 7)) < 0.5)
+    labels = jnp.where(on, jnp.asarray(rng.integers(start, start + 6, (3, 7))), 2)
+    soft = losses.SoftCodes(on, codebook, 0.7, start)
+
+    def whole(h):
+        rows = jnp.pad(soft.rows(jnp.maximum(labels - start, 0)), ((0, 0), (0, 0), (start, 1)))
+        wanted = jnp.where(on[..., None], rows, jax.nn.one_hot(labels, 11))
+        return -(weights[..., None] * wanted * jax.nn.log_softmax(h @ head)).sum() / weights.sum()
+
+    def chunked(h):
+        return losses.head_cross_entropy(h, head.T, labels, weights, chunk=3, soft=soft)[0]
+
+    (a, ga), (b, gb) = (jax.value_and_grad(f)(hidden) for f in (whole, chunked))
     np.testing.assert_allclose(b, a, rtol=1e-5)
-    for name in ma:
-        np.testing.assert_allclose(mb[name], ma[name], rtol=1e-5)
-    for x, y in zip(ga, gb, strict=True):
-        np.testing.assert_allclose(y, x, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(gb, ga, rtol=1e-5, atol=1e-6)
 
 
-def test_chunked_never_holds_all_logits():
+def test_head_on_a_mesh_gives_the_same(tokens):
+    """Rows over data, vocabulary over tensor; the gradient keeps the table's split."""
+    hidden, head, labels, weights = map(jnp.asarray, tokens)
+    hidden, labels, weights = (jnp.concatenate([x, x[:1]]) for x in (hidden, labels, weights))
+    table = jnp.pad(head.T, ((0, 1), (0, 0)))
+    mesh = sharding.make_mesh(2, 1, 2, devices=jax.devices()[:4])
+
+    def loss(h, t):
+        return losses.head_cross_entropy(h, t, labels, weights, chunk=4, vocab_size=11)[0]
+
+    expected = jax.value_and_grad(loss, argnums=(0, 1))(hidden, table)
+    placed = [jax.device_put(x, jax.sharding.NamedSharding(mesh, sharding.spec(axes))) for x, axes in (
+        (hidden, ("batch", None, None)), (table, ("vocab", None)))]  # fmt: skip
+    found = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(*placed)
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+
+
+def test_logits_never_exist():
     tokens, width, vocab = 1024, 8, 4096
-    hidden, head = jnp.ones((tokens, width)), jnp.ones((width, vocab))
-    labels = jnp.zeros(tokens, jnp.int32)
+    hidden, head = jnp.ones((1, tokens, width)), jnp.ones((vocab, width))
+    labels = jnp.zeros((1, tokens), jnp.int32)
 
     def memory(loss):
         compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(hidden, head).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
-    whole = memory(lambda h, w: losses.cross_entropy(h @ w, labels)[0])
-    small = memory(lambda h, w: losses.chunked_cross_entropy(h, lambda x: x @ w, labels, chunk=64)[0])
-    logits = tokens * vocab * 4
-    assert whole >= logits
-    assert small < logits / 4
+    whole = memory(lambda h, t: losses.cross_entropy(h @ t.T, labels)[0])
+    small = memory(lambda h, t: losses.head_cross_entropy(h, t, labels, jnp.ones_like(labels), chunk=32)[0])
+    assert whole >= tokens * vocab * 4
+    assert small < whole / 10
 
 
 def test_hinge_losses_by_hand():

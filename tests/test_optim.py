@@ -96,11 +96,85 @@ def test_bfloat16_second_moment_does_not_freeze():
 
 def test_stochastic_rounding_is_right_on_average_and_between_neighbours():
     x = jnp.full(20000, 1.0 + 0.3 * 2**-7)  # bfloat16 has steps of 2**-7 above 1
-    rounded = optim.stochastic_round(jax.random.key(1), x).astype(jnp.float32)
+    rounded = optim.stochastic_round(x, optim.hashed_bits(x.shape, (1,))).astype(jnp.float32)
     assert set(np.unique(rounded)) == {1.0, 1.0 + 2**-7}
     assert float((rounded > 1).mean()) == pytest.approx(0.3, abs=0.02)
     special = jnp.array([jnp.inf, -jnp.inf, jnp.nan, 0.0, -2.0])
-    np.testing.assert_array_equal(optim.stochastic_round(jax.random.key(2), special).astype(jnp.float32), special)
+    bits = jnp.full(special.shape, 2**32 - 1, jnp.uint32)
+    np.testing.assert_array_equal(optim.stochastic_round(special, bits).astype(jnp.float32), special)
+
+
+def test_hashed_bits_are_uniform_and_differ_by_index_and_seed():
+    bits = np.asarray(optim.hashed_bits((50, 400), (3, 4)))
+    other = np.asarray(optim.hashed_bits((50, 400), (3, 5)))
+    assert len(np.unique(bits)) > 19_990
+    for bit in range(32):
+        assert abs((bits >> bit & 1).mean() - 0.5) < 0.015
+        assert abs(((bits ^ other) >> bit & 1).mean() - 0.5) < 0.015
+    shifted = np.corrcoef(bits[:, 1:].ravel(), bits[:, :-1].ravel())[0, 1]
+    assert abs(shifted) < 0.03
+
+
+def test_adafactor_is_the_papers():
+    """Two steps by hand (Shazeer & Stern 2018, algorithm 4 without relative step and momentum)."""
+    cfg = dataclasses.replace(
+        CFG, optimizer="adafactor", warmup_steps=0, learning_rate=1e-2, final_learning_rate=1e-2, clip=0, weight_decay=0
+    )
+    rng = np.random.default_rng(0)
+    params = {"kernel": jnp.zeros((128, 160))}
+    tx = optim.make_optimizer(cfg)
+    state = tx.init(params)
+    rows, columns = np.zeros(128), np.zeros(160)
+    for t in (1, 2):
+        grad = rng.normal(size=(128, 160)).astype(np.float32)
+        updates, state = tx.update({"kernel": jnp.asarray(grad)}, state, params)
+        decay, square = 1 - t**-0.8, grad.astype(np.float64) ** 2 + 1e-30
+        rows, columns = decay * rows + (1 - decay) * square.mean(1), decay * columns + (1 - decay) * square.mean(0)
+        u = grad / np.sqrt(np.outer(rows, columns) / rows.mean())
+        u /= max(1.0, np.sqrt((u**2).mean()))
+        np.testing.assert_allclose(updates["kernel"], -1e-2 * u, rtol=1e-4, atol=1e-7)
+    held = sum(leaf.size for leaf in jax.tree.leaves(state))
+    assert held < 128 + 160 + 16
+
+
+def test_adamw_is_optax_adamw():
+    cfg = dataclasses.replace(CFG, learning_rate=1e-2, clip=0, weight_decay=0.1)
+    ours, theirs = (
+        optim.make_optimizer(cfg),
+        optax.adamw(optim.make_schedule(cfg), 0.9, 0.95, cfg.eps, weight_decay=0.1),
+    )
+    params = mine = {"kernel": jax.random.normal(jax.random.key(0), (4, 5))}
+    state, other = optim.start(ours, cfg, mine), theirs.init(params)
+    for i in range(5):
+        grads = {"kernel": jax.random.normal(jax.random.key(i), (4, 5))}
+        state = optim.advance(ours, cfg, state, grads)
+        updates, other = theirs.update(grads, other, params)
+        params = optax.apply_updates(params, updates)
+        np.testing.assert_allclose(state["params"]["kernel"], params["kernel"], rtol=1e-6)
+
+
+def test_moving_average_by_hand():
+    cfg = dataclasses.replace(CFG, ema=0.5, warmup_steps=0)
+    tx = optim.make_optimizer(cfg)
+    state = optim.start(tx, cfg, {"kernel": jnp.ones((2, 2))})
+    average = np.ones((2, 2))
+    for n in range(8):
+        state = optim.advance(tx, cfg, state, {"kernel": jnp.ones((2, 2))})
+        decay = min(0.5, (1 + n) / (10 + n))
+        average = decay * average + (1 - decay) * np.asarray(state["params"]["kernel"])
+        np.testing.assert_allclose(optim.averaged(state)["kernel"], average, rtol=1e-5)
+    assert optim.averaged({"params": 3}) == 3
+
+
+def test_bfloat16_parameters_take_steps_smaller_than_their_last_bit():
+    cfg = dataclasses.replace(CFG, learning_rate=1e-4, final_learning_rate=1e-4, warmup_steps=0, weight_decay=0)
+    tx = optim.make_optimizer(cfg)
+    state = optim.start(tx, cfg, {"kernel": jnp.ones((64, 64), jnp.bfloat16)})
+    step = jax.jit(lambda s: optim.advance(tx, cfg, s, {"kernel": jnp.ones((64, 64))}))
+    for _ in range(20):
+        state = step(state)
+    assert state["params"]["kernel"].dtype == jnp.bfloat16
+    assert float(state["params"]["kernel"].astype(jnp.float32).mean()) == pytest.approx(1 - 20e-4, abs=3e-4)
 
 
 @pytest.mark.parametrize("n", [2, 4])

@@ -12,7 +12,7 @@ from progemu_jax.models.discriminator import DiscriminatorConfig
 from progemu_jax.models.transformer import TransformerConfig
 from progemu_jax.models.vqgan import VQGANConfig
 from progemu_jax.sequence import Kind, Layout
-from progemu_jax.tasks.progemu import ProgEmuConfig, ProgEmuTask, code_embeddings, packer, soft_targets
+from progemu_jax.tasks.progemu import ProgEmuConfig, ProgEmuTask, code_embeddings, packer, soft_codes
 from progemu_jax.tasks.scorer import ArrayBatches, augment
 from progemu_jax.tasks.tokenizer import TokenizerLossConfig, TokenizerTask
 from progemu_jax.train import TrainConfig
@@ -118,8 +118,13 @@ def test_code_embeddings_put_like_codes_together(words, task):
 def test_soft_targets_by_hand():
     codebook = np.asarray([[0.0], [1.0], [4.0]])  # nearest neighbours at squared distances 1, 1, 9: mean 11 / 3
     weights = np.exp(-np.asarray([[0, 1, 16], [1, 0, 9], [16, 9, 0]]) / (0.5 * 11 / 3))
-    np.testing.assert_allclose(soft_targets(codebook, 0.5), weights / weights.sum(1, keepdims=True), rtol=1e-5)
-    np.testing.assert_allclose(soft_targets(codebook, 1e-6), np.eye(3), atol=1e-6)
+    rows = soft_rows(codebook, 0.5)
+    np.testing.assert_allclose(rows, weights / weights.sum(1, keepdims=True), rtol=1e-5)
+    np.testing.assert_allclose(soft_rows(codebook, 1e-6), np.eye(3), atol=1e-6)
+
+
+def soft_rows(codebook, soften):
+    return np.asarray(soft_codes(codebook, soften, 0).rows(jnp.arange(len(codebook))))
 
 
 def test_only_codes_that_differ_from_the_prior_are_learnt_softly(words, task):
@@ -140,7 +145,7 @@ def test_only_codes_that_differ_from_the_prior_are_learnt_softly(words, task):
         return {**rows, "tokens": tokens}
 
     losses = [float(task.loss(params, exact(c), None)[0]) for c in range(CODES)]
-    expected = soft_targets(CODEBOOK, 1.0)[code] @ losses
+    expected = soft_rows(CODEBOOK, 1.0)[code] @ losses
     np.testing.assert_allclose(float(soft.loss(params, exact(code), None)[0]), expected, rtol=1e-5)
 
 

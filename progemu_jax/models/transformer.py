@@ -22,7 +22,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
+from progemu_jax.models import attention
 from progemu_jax.models import layers as nnl
 
 Array = jax.Array
@@ -41,7 +43,22 @@ LOGICAL_AXES = {
     "up_proj": ("embed", "mlp"),
     "down_proj": ("mlp", "embed"),
     "scale": (None,),
+    "q_proj_lora_a": ("embed", None),
+    "q_proj_lora_b": (None, "heads", "head"),
+    "k_proj_lora_a": ("embed", None),
+    "k_proj_lora_b": (None, "kv_heads", "head"),
+    "v_proj_lora_a": ("embed", None),
+    "v_proj_lora_b": (None, "kv_heads", "head"),
+    "o_proj_lora_a": ("heads", "head", None),
+    "o_proj_lora_b": (None, "embed"),
+    "gate_proj_lora_a": ("embed", None),
+    "gate_proj_lora_b": (None, "mlp"),
+    "up_proj_lora_a": ("embed", None),
+    "up_proj_lora_b": (None, "mlp"),
+    "down_proj_lora_a": ("mlp", None),
+    "down_proj_lora_b": (None, "embed"),
 }
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 STACKED = "layers"  # a subtree of this name has the layer axis in front of the axes above
 CACHE_AXES = {
     "k": ("batch", "kv_heads", None, "head"),
@@ -58,7 +75,13 @@ class TransformerConfig:
     dropout: on embeddings, attention probabilities and both residual branches.
     prior_alignment: adds a learned linear map of the embedding of the prior's code at the place that the next
       token is for (not in Emu3: no parameters when off).
-    attention_block: queries that attend at a time when there is no cache to read.
+    attention: of tokens over themselves: "xla" (blocks of queries), "cudnn" (flash attention on NVIDIA GPUs), "splash"
+      (on TPUs), or "auto": the flash kernel where the backend has one that takes these sizes (`models.attention`).
+    attention_block: queries that attend at a time with "xla".
+    remat: layers are computed again in the backward pass, but for what remat_policy saves: "nothing" beside each
+      layer's input, "attention" its output too, which is the costly part of long sequences, or "dots", every product
+      with a weight.
+    lora_rank: adds x A B lora_alpha / lora_rank to the projections lora_targets (LoRA, Hu et al. 2021); 0: none.
     padded_vocab_size: rows of both vocabulary tables when they must divide by a mesh axis (None: vocab_size).
     """
 
@@ -76,18 +99,40 @@ class TransformerConfig:
     dtype: str = "float32"
     param_dtype: str = "float32"
     remat: bool = False
+    remat_policy: str = "nothing"
     scan_layers: bool = False
     tie_embeddings: bool = False
     prior_alignment: bool = False
     initializer_range: float = 0.02
+    attention: str = "auto"
     attention_block: int = 128
     padded_vocab_size: int | None = None
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
+    lora_targets: tuple[str, ...] = LORA_TARGETS
 
     def __post_init__(self):
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} is odd; rotary embedding needs an even head_dim")
+        choices = {"attention": attention.IMPLEMENTATIONS, "remat_policy": tuple(_SAVED)}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose among {', '.join(known)}")
+        unknown = [target for target in self.lora_targets if target not in LORA_TARGETS]
+        if unknown:
+            raise ValueError(f"lora_targets: {unknown[0]!r} is unknown; choose among {', '.join(LORA_TARGETS)}")
+        if self.lora_rank < 0 or (self.lora_rank and not self.lora_targets):
+            raise ValueError(f"lora_rank={self.lora_rank} with lora_targets={self.lora_targets}: give both, or rank 0")
+
+
+# What `remat_policy` keeps from the forward pass.
+_SAVED = {
+    "nothing": jax.checkpoint_policies.nothing_saveable,
+    "attention": jax.checkpoint_policies.save_only_these_names("attention"),
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
 
 
 def emu3_8b(**overrides) -> TransformerConfig:
@@ -115,6 +160,19 @@ def emu3_8b(**overrides) -> TransformerConfig:
     )
 
 
+def low_rank(module: nn.Module, name: str, rows: Array, outputs: tuple[int, ...]) -> Array | float:
+    """What LoRA adds to projection `name` of a module with `cfg`: `[R, ...]` -> `[R, *outputs]`; 0.0 without it."""
+    cfg = module.cfg
+    if not cfg.lora_rank or name not in cfg.lora_targets:
+        return 0.0
+    inputs, rank = rows.shape[1:], cfg.lora_rank
+    init = nnl.fan_in(*range(len(inputs)))
+    a = module.param(f"{name}_lora_a", init, (*inputs, rank), jnp.float32).reshape(-1, rank)
+    b = module.param(f"{name}_lora_b", nn.initializers.zeros, (rank, *outputs), jnp.float32).reshape(rank, -1)
+    low = rows.reshape(rows.shape[0], -1) @ a.astype(rows.dtype)
+    return ((low @ b.astype(rows.dtype)) * (cfg.lora_alpha / rank)).reshape(-1, *outputs)
+
+
 class Attention(nn.Module):
     """Causal grouped-query self-attention; returns the branch's output and the updated layer cache."""
 
@@ -132,9 +190,12 @@ class Attention(nn.Module):
             return self.param(name, init, shape, param_dtype).astype(dtype)
 
         x = x.reshape(B * T, M)
-        q = jnp.einsum("RM,MND->RND", x, weight("q_proj", nnl.fan_in(0), (M, N, D))).reshape(B, T, N, D)
-        k = jnp.einsum("RM,MKD->RKD", x, weight("k_proj", nnl.fan_in(0), (M, K, D))).reshape(B, T, K, D)
-        v = jnp.einsum("RM,MKD->RKD", x, weight("v_proj", nnl.fan_in(0), (M, K, D))).reshape(B, T, K, D)
+        q = jnp.einsum("RM,MND->RND", x, weight("q_proj", nnl.fan_in(0), (M, N, D)))
+        k = jnp.einsum("RM,MKD->RKD", x, weight("k_proj", nnl.fan_in(0), (M, K, D)))
+        v = jnp.einsum("RM,MKD->RKD", x, weight("v_proj", nnl.fan_in(0), (M, K, D)))
+        q = (q + low_rank(self, "q_proj", x, (N, D))).reshape(B, T, N, D)
+        k = (k + low_rank(self, "k_proj", x, (K, D))).reshape(B, T, K, D)
+        v = (v + low_rank(self, "v_proj", x, (K, D))).reshape(B, T, K, D)
         out_init = nn.initializers.normal((2 * cfg.num_layers * N * D) ** -0.5)
         o = weight("o_proj", out_init, (N, D, M))
 
@@ -146,14 +207,16 @@ class Attention(nn.Module):
         if cache is not None:
             cache = {"k": _write(cache["k"], k, offset, prefill), "v": _write(cache["v"], v, offset, prefill)}
         if cache is None or prefill:
-            out = nnl.causal_attend(q, k, v, segments, cfg.attention_block, rate, key)
+            out = attention.self_attend(q, k, v, segments, cfg.attention, cfg.attention_block, rate, key)
+            out = checkpoint_name(out, "attention")
         else:
             S = cache["k"].shape[2]
             last = offset[:, None] + jnp.arange(T)  # [B, T]: the slot of each query
             mask = jnp.arange(S)[None, None, :] <= last[:, :, None]
             out = nnl.attend(q, cache["k"].astype(dtype), cache["v"].astype(dtype), mask[:, None, None], rate, key)
         out = out.transpose(0, 3, 1, 2, 4).reshape(B * T, N, D)
-        return jnp.einsum("RND,NDM->RM", out, o).reshape(B, T, M), cache
+        out = jnp.einsum("RND,NDM->RM", out, o) + low_rank(self, "o_proj", out, (M,))
+        return out.reshape(B, T, M), cache
 
 
 def _write(slots: Array, new: Array, offset: Array, prefill: bool) -> Array:
@@ -181,8 +244,10 @@ class SwiGLU(nn.Module):
         rows = x.reshape(-1, M)
         gate = jnp.einsum("RM,MF->RF", rows, weight("gate_proj", nnl.fan_in(0), (M, F)))
         up = jnp.einsum("RM,MF->RF", rows, weight("up_proj", nnl.fan_in(0), (M, F)))
+        gate, up = gate + low_rank(self, "gate_proj", rows, (F,)), up + low_rank(self, "up_proj", rows, (F,))
         down = weight("down_proj", nn.initializers.normal((2 * cfg.num_layers * F) ** -0.5), (F, M))
-        return jnp.einsum("RF,FM->RM", jax.nn.silu(gate) * up, down).reshape(x.shape)
+        inner = jax.nn.silu(gate) * up
+        return (jnp.einsum("RF,FM->RM", inner, down) + low_rank(self, "down_proj", inner, (M,))).reshape(x.shape)
 
 
 class Layer(nn.Module):
@@ -204,8 +269,7 @@ class Layer(nn.Module):
                 return y
             return nnl.dropout(y, cfg.dropout, self.make_rng("dropout"))
 
-        attention = Attention(cfg, name="self_attn")
-        y, cache = attention(
+        y, cache = Attention(cfg, name="self_attn")(
             norm("input_layernorm")(x), cos, sin, segments, offset, cache, self.prefill, self.deterministic
         )
         x = x + drop(y)
@@ -266,7 +330,9 @@ class Transformer(nn.Module):
             x = nnl.dropout(x, cfg.dropout, self.make_rng("dropout"))
 
         cos, sin = nnl.rope_angles(positions, cfg.head_dim, cfg.rope_theta)
-        layer_type = nn.remat(Layer, prevent_cse=not cfg.scan_layers) if cfg.remat else Layer
+        layer_type = Layer
+        if cfg.remat:
+            layer_type = nn.remat(Layer, prevent_cse=not cfg.scan_layers, policy=_SAVED[cfg.remat_policy])
         keys_values = None if cache is None else {"k": cache["k"], "v": cache["v"]}
         arguments = (cos, sin, segments, offset)
         if cfg.scan_layers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from progemu_jax import radtext, sequence, sharding
+from progemu_jax import lora, losses, optim, radtext, sequence, sharding
+from progemu_jax.lora import TuneConfig
+from progemu_jax.losses import SoftCodes
 from progemu_jax.models import transformer
 from progemu_jax.models.transformer import Transformer, TransformerConfig
-from progemu_jax.optim import make_optimizer, value_and_grad_accumulated
 from progemu_jax.sequence import Kind, Layout
 from progemu_jax.train import TrainConfig
 from progemu_jax.vocab import Vocabulary
@@ -30,7 +32,8 @@ class ProgEmuConfig:
       null_prompt, shuffle_sentences, drop_negative: probabilities of the training augmentations (ProgEmu).
       empty_prompt: probability of dropping the prompt alone, which unlocks guidance that keeps the prior
         (`Sampling.keep_prior`).
-      weight_*: of the loss on each kind of token; EOS counts as text, padding never counts.
+      weight_*: of the loss on each kind of token; EOS counts as text, padding never counts. Tokens of weight 0 do not
+        go through the head.
       changed_weight: extra weight of a visual token whose code is as far from the prior's at the same place as two
         random codes are from each other; it grows with the squared distance, up to four times that. Exact codes
         change almost everywhere between two films; what disease changes is what changes much.
@@ -39,6 +42,7 @@ class ProgEmuConfig:
         neighbour. Any of them would have done. 0: the exact code, as in ProgEmu.
       init_from_codebook: embeddings of visual tokens start as a projection of the tokenizer's code vectors and of
         their squared norms, so that codes that look alike start alike.
+      loss_chunk: tokens of each row that go through the head at a time (`losses.head_cross_entropy`).
     """
 
     length: int = 9216
@@ -55,6 +59,7 @@ class ProgEmuConfig:
     changed_weight: float = 0.0
     soften: float = 0.0
     init_from_codebook: bool = False
+    loss_chunk: int = 256
 
 
 def packer(
@@ -116,22 +121,27 @@ def code_embeddings(params: Any, codebook: np.ndarray, visual_start: int, seed: 
     return out
 
 
-def soft_targets(codebook: np.ndarray, soften: float) -> np.ndarray:
-    """f32 [Q, Q]: row c is the distribution that stands for code c (see `ProgEmuConfig.soften`); rows sum to 1."""
+def soft_codes(codebook: np.ndarray, soften: float, start: int) -> SoftCodes:
+    """What `ProgEmuConfig.soften` spreads over, without the tokens (`on` None).
+
+    codebook: f32 [Q, E]. start: id of code 0.
+    """
     codebook = np.asarray(codebook, np.float32)
     norms = np.square(codebook).sum(1)
-    distance = np.maximum(norms[:, None] + norms - 2 * codebook @ codebook.T, 0)
-    np.fill_diagonal(distance, np.inf)
-    width = max(soften * float(distance.min(1).mean()), 1e-12)
-    np.fill_diagonal(distance, 0)
-    rows = np.exp(-distance / width)
-    return rows / rows.sum(1, keepdims=True)
+    least = []  # squared distance of each code from its nearest neighbour, a block at a time: Q x Q would be 4 GB
+    for first in range(0, len(codebook), 1024):
+        rows = codebook[first : first + 1024]
+        distance = np.maximum(np.square(rows).sum(1)[:, None] + norms - 2 * rows @ codebook.T, 0)
+        distance[np.arange(len(rows)), first + np.arange(len(rows))] = np.inf
+        least.append(distance.min(1))
+    return SoftCodes(None, codebook, max(soften * float(np.concatenate(least).mean()), 1e-12), start)
 
 
 class ProgEmuTask:
     """See `progemu_jax.train.fit` for the protocol; batches come from `packer`.
 
     visual_start, codebook (f32 [Q, E]) are those of the tokenizer; needed when `task.soften` is positive.
+    tune: which parameters are trained. The state holds those as "params" and the others as "frozen".
     """
 
     name = "progemu"
@@ -143,12 +153,12 @@ class ProgEmuTask:
         train: TrainConfig,
         visual_start: int = 0,
         codebook: np.ndarray | None = None,
+        tune: TuneConfig | None = None,
     ):
-        self.model_config, self.config, self.train = model, task, train
-        self.visual_start = visual_start
-        self.soft = soft_targets(codebook, task.soften) if task.soften else None
-        self.model = Transformer(model)
-        self.optimizer = make_optimizer(train)
+        self.model_config, self.config, self.train, self.tune = model, task, train, tune or TuneConfig()
+        self.soft = soft_codes(codebook, task.soften, visual_start) if task.soften else None
+        self.model, self.mesh = Transformer(model), None
+        self.optimizer = optim.make_optimizer(train)
         weights = {
             Kind.PAD: 0.0,
             Kind.BOS: 0.0,
@@ -167,63 +177,81 @@ class ProgEmuTask:
 
     def from_params(self, params: Any) -> dict[str, Any]:
         """The state that starts from given parameters, with a fresh optimizer."""
-        return {"params": params, "opt_state": self.optimizer.init(params)}
+        trained, frozen = lora.split(params, self.model_config, self.tune)
+        state = optim.start(self.optimizer, self.train, trained)
+        return {**state, "frozen": frozen} if frozen else state
+
+    def params(self, state: dict[str, Any]) -> Any:
+        """All parameters of a state, averaged where the training averages (`train.ema`)."""
+        return lora.join(optim.averaged(state), state.get("frozen", {}))
 
     def state_shardings(self, mesh: Any, abstract: Any) -> Any:
         """Parameters and optimizer state by the rules table of `progemu_jax.sharding`."""
+        self.mesh = mesh.abstract_mesh
         return sharding.param_shardings(abstract, transformer.LOGICAL_AXES, mesh)
 
     def loss(
-        self, params: Any, batch: dict[str, jax.Array], key: jax.Array | None
+        self, params: Any, batch: dict[str, jax.Array], key: jax.Array | None, every: bool = False
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Weighted mean cross-entropy of the next token, and its parts; key None switches dropout off."""
+        """Weighted mean cross-entropy of the next token, and its means by kind of token.
+
+        key: None switches dropout off. every: also the means of kinds that have no weight in the loss, which cost as
+        much as the others.
+        """
         tokens, kinds, aligned = batch["tokens"], batch["kinds"][:, 1:], batch["aligned"][:, :-1]
-        hidden, _ = self.model.apply(
-            {"params": params},
-            tokens[:, :-1],
-            batch["positions"][:, :-1],
-            aligned=aligned,
-            segments=batch["kinds"][:, :-1] != Kind.PAD,
-            deterministic=key is None or self.model_config.dropout == 0,
-            rngs=None if key is None else {"dropout": key},
-        )
+        with jax.sharding.use_abstract_mesh(self.mesh) if self.mesh else contextlib.nullcontext():
+            hidden, _ = self.model.apply(
+                {"params": params},
+                tokens[:, :-1],
+                batch["positions"][:, :-1],
+                aligned=aligned,
+                segments=batch["kinds"][:, :-1] != Kind.PAD,
+                deterministic=key is None or self.model_config.dropout == 0,
+                rngs=None if key is None else {"dropout": key},
+            )
         targets = tokens[:, 1:]
         changed = (aligned >= 0) & (aligned != targets)
         weights = jnp.asarray(self.kind_weights)[kinds] * batch["weights"][:, 1:]
-        logits = transformer.logits(params, hidden, (0, self.model_config.vocab_size))
-        nll = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+        visual, text = kinds == Kind.VISUAL, (kinds == Kind.TEXT) | (kinds == Kind.EOS)
+        loss, nll = losses.head_cross_entropy(
+            hidden,
+            transformer.head(params),
+            targets,
+            weights,
+            chunk=self.config.loss_chunk,
+            counted=(kinds != Kind.PAD) & (kinds != Kind.BOS) if every else None,
+            vocab_size=self.model_config.vocab_size,
+            soft=self.soft and self.soft._replace(on=visual & (aligned != targets)),
+        )
 
-        def mean(w: jax.Array, nll: jax.Array = nll) -> jax.Array:
+        def mean(w: jax.Array) -> jax.Array:
             return (nll * w).sum() / jnp.maximum(w.sum(), 1e-6)
 
-        visual, text = kinds == Kind.VISUAL, (kinds == Kind.TEXT) | (kinds == Kind.EOS)
-        trained = nll
-        if self.soft is not None:
-            codes = jnp.clip(targets - self.visual_start, 0, len(self.soft) - 1)
-            ours = logits[..., self.visual_start : self.visual_start + len(self.soft)]
-            soft = jax.nn.logsumexp(logits, axis=-1) - jnp.einsum("btq,btq->bt", ours, jnp.asarray(self.soft)[codes])
-            trained = jnp.where(visual & (aligned != targets), soft, nll)
-        metrics = {
-            "weight": weights.sum(),
-            "loss_visual": mean(visual),
-            "loss_changed": mean(visual & changed),
-            "loss_text": mean(text),
-            "loss_far": mean(jnp.where(visual, batch["weights"][:, 1:] - 1, 0.0)),
+        c = self.config
+        parts = {
+            "loss_prior": (c.weight_prior, kinds == Kind.PRIOR),
+            "loss_prompt": (c.weight_prompt, kinds == Kind.PROMPT),
+            "loss_structure": (c.weight_structure, kinds == Kind.STRUCTURE),
+            "loss_visual": (c.weight_visual, visual),
+            "loss_changed": (c.weight_visual, visual & changed),
+            "loss_far": (c.weight_visual, jnp.where(visual, batch["weights"][:, 1:] - 1, 0.0)),
+            "loss_text": (c.weight_text, text),
         }
-        return mean(weights, trained), metrics
+        means = {name: mean(which) for name, (weight, which) in parts.items() if weight or every}
+        return loss, {"weight": weights.sum(), **means}
 
     def train_step(self, state: dict[str, Any], batch: dict[str, jax.Array], key: jax.Array) -> tuple[dict, dict]:
-        (loss, metrics), grads = value_and_grad_accumulated(
-            self.loss, state["params"], batch, key, self.train.accumulate
+        frozen = state.get("frozen", {})
+        (loss, metrics), grads = optim.value_and_grad_accumulated(
+            lambda trained, *rest: self.loss(lora.join(trained, frozen), *rest),
+            state["params"],
+            batch,
+            key,
+            self.train.accumulate,
         )
-        updates, opt_state = self.optimizer.update(grads, state["opt_state"], state["params"])
-        params = optax.apply_updates(state["params"], updates)
-        return {"params": params, "opt_state": opt_state}, {
-            "loss": loss,
-            "grad_norm": optax.global_norm(grads),
-            **metrics,
-        }
+        new = optim.advance(self.optimizer, self.train, state, grads)
+        return new, {"loss": loss, "grad_norm": optax.global_norm(grads), **metrics}
 
     def eval_step(self, state: dict[str, Any], batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        loss, metrics = self.loss(state["params"], batch, None)
+        loss, metrics = self.loss(self.params(state), batch, None, every=True)
         return {"loss": loss, **metrics}

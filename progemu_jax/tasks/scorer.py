@@ -17,8 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from progemu_jax import records
-from progemu_jax.optim import make_optimizer
+from progemu_jax import optim, records
 from progemu_jax.radtext import PRESENT
 from progemu_jax.scorers.network import ScorerNet, ScorerNetConfig
 from progemu_jax.train import TrainConfig
@@ -52,12 +51,12 @@ class ScorerTask:
     name = "scorer"
 
     def __init__(self, net: ScorerNetConfig, train: TrainConfig, image_size: int):
-        self.net, self.image_size = ScorerNet(net), image_size
-        self.optimizer = make_optimizer(train)
+        self.net, self.train, self.image_size = ScorerNet(net), train, image_size
+        self.optimizer = optim.make_optimizer(train)
 
     def init(self, key: jax.Array) -> dict[str, Any]:
         params = self.net.init(key, jnp.zeros((1, self.image_size, self.image_size)))["params"]
-        return {"params": params, "opt_state": self.optimizer.init(params)}
+        return optim.start(self.optimizer, self.train, params)
 
     def loss(
         self, params: Any, images: jax.Array, batch: dict[str, jax.Array]
@@ -77,14 +76,10 @@ class ScorerTask:
     def train_step(self, state: dict[str, Any], batch: dict[str, jax.Array], key: jax.Array) -> tuple[dict, dict]:
         images, batch = augment(key, batch)
         (loss, metrics), grads = jax.value_and_grad(self.loss, has_aux=True)(state["params"], images, batch)
-        updates, opt_state = self.optimizer.update(grads, state["opt_state"], state["params"])
-        return {"params": optax.apply_updates(state["params"], updates), "opt_state": opt_state}, {
-            "loss": loss,
-            **metrics,
-        }
+        return optim.advance(self.optimizer, self.train, state, grads), {"loss": loss, **metrics}
 
     def eval_step(self, state: dict[str, Any], batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        loss, metrics = self.loss(state["params"], batch["image"].astype(jnp.float32) / 255, batch)
+        loss, metrics = self.loss(optim.averaged(state), batch["image"].astype(jnp.float32) / 255, batch)
         return {"loss": loss, **metrics}
 
 

@@ -1,0 +1,233 @@
+"""One training step of an Emu3-shaped language model against PyTorch with `transformers`' Emu3; prints JSON lines.
+
+    make bench-train      # or: .venv-parity/bin/python benchmarks/train.py [--blocks=3] [--steps=2] [--batch=2]
+    python benchmarks/train.py --config=1b     # ours alone, on an accelerator: tokens a second and MFU at 9,216 tokens
+
+Hidden 512, 8 layers, 8/4 heads, FFN 1,408, vocabulary 184,622, 2 x 640 tokens, loss on all of them, AdamW, dropout 0,
+no clipping, random weights; in float32, and with bfloat16 products (parameters float32 on both sides; autocast there).
+Each side is a process of its own; they take blocks of steps in turn, and one rests while another works. Peak memory is
+the process's largest resident set. PyTorch has its fused AdamW. A row a block; the last row of each dtype has medians
+and ratios. Compilation and the first step are not counted in the time, but are in the memory.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+SIZES = {
+    "small": {"hidden_size": 512, "num_layers": 8, "num_heads": 8, "num_kv_heads": 4, "intermediate_size": 1408},
+    "1b": {"hidden_size": 2048, "num_layers": 16, "num_heads": 16, "num_kv_heads": 8, "intermediate_size": 5632},
+}
+VOCABULARY = 184_622
+RATE, DECAY = 1e-4, 0.1
+
+
+def tokens_of(batch, length):
+    import numpy as np
+
+    return np.random.default_rng(0).integers(0, VOCABULARY, (batch, length)).astype(np.int32)
+
+
+def ours(args, dtype, moments, size):
+    """A function that takes one step and returns the loss; and what to say of it."""
+    cores = len(os.sched_getaffinity(0))
+    if args.config == "small":  # one single-threaded device a core, the vocabulary split over them
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+        os.environ["XLA_FLAGS"] = (
+            f"--xla_force_host_platform_device_count={cores} --xla_cpu_multi_thread_eigen=false "
+            + os.environ.get("XLA_FLAGS", "")
+        )
+    import jax
+    import numpy as np
+
+    from progemu_jax import sharding
+    from progemu_jax.models.transformer import TransformerConfig
+    from progemu_jax.sequence import Kind
+    from progemu_jax.tasks.progemu import ProgEmuConfig, ProgEmuTask
+    from progemu_jax.train import TrainConfig
+
+    model = TransformerConfig(
+        vocab_size=VOCABULARY, head_dim=size["hidden_size"] // size["num_heads"], max_length=args.length, dtype=dtype,
+        remat=args.config == "1b", remat_policy="attention", scan_layers=args.config == "1b",
+        param_dtype="float32", **size,
+    )  # fmt: skip
+    train = TrainConfig(
+        steps=10**6, batch_size=args.batch, learning_rate=RATE, final_learning_rate=RATE, warmup_steps=0,
+        weight_decay=DECAY, b2=0.95, clip=0.0, moment_dtype=moments,
+    )  # fmt: skip
+    task = ProgEmuTask(model, ProgEmuConfig(length=args.length, loss_chunk=args.chunk), train)
+    mesh = sharding.make_mesh(1, 1, jax.device_count()) if args.config == "small" else sharding.make_mesh()
+    tokens = tokens_of(args.batch, args.length)
+    kinds = np.full(tokens.shape, Kind.VISUAL, np.int8)
+    kinds[:, 0] = Kind.BOS
+    batch = {
+        "tokens": tokens,
+        "kinds": kinds,
+        "positions": np.broadcast_to(np.arange(args.length, dtype=np.int32), tokens.shape),
+        "aligned": np.full(tokens.shape, -1, np.int32),
+        "weights": np.ones(tokens.shape, np.float32),
+    }
+    batch = jax.device_put(batch, sharding.batch_sharding(mesh))
+    shardings = task.state_shardings(mesh, jax.eval_shape(task.init, jax.random.key(0)))
+    state = jax.jit(task.init, out_shardings=shardings)(jax.random.key(0))
+    step = jax.jit(task.train_step, donate_argnums=0, out_shardings=(shardings, None))
+    compiled = step.lower(state, batch, jax.random.key(1)).compile()
+    memory = compiled.memory_analysis()
+    said = {"parameters": sum(x.size for x in jax.tree.leaves(state["params"])), "jax": jax.__version__}
+    said["temporaries_mb"] = memory.temp_size_in_bytes * jax.device_count() >> 20
+    said["device"] = jax.devices()[0].device_kind
+    held = [state]
+    del state
+
+    def one():
+        held[0], metrics = compiled(held[0], batch, jax.random.key(1))
+        return float(metrics["loss"])
+
+    return one, said, model
+
+
+def theirs(args, dtype, size):
+    """The same of PyTorch."""
+    import torch
+    from transformers import Emu3ForCausalLM, Emu3TextConfig
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.manual_seed(0)
+    names = {"num_layers": "num_hidden_layers", "num_heads": "num_attention_heads"}
+    names["num_kv_heads"] = "num_key_value_heads"
+    config = Emu3TextConfig(
+        vocab_size=VOCABULARY, max_position_embeddings=args.length, attention_dropout=0.0, use_cache=False,
+        pad_token_id=151_643, **{names.get(k, k): v for k, v in size.items()},
+    )  # fmt: skip
+    model = Emu3ForCausalLM(config).train()
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=RATE, betas=(0.9, 0.95), eps=1e-6, weight_decay=DECAY, fused=True
+    )
+    tokens = torch.from_numpy(tokens_of(args.batch, args.length)).long()
+
+    def one():
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+            loss = model(input_ids=tokens, labels=tokens).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return float(loss.detach())
+
+    said = {"parameters": sum(p.numel() for p in model.parameters()), "torch": torch.__version__}
+    return one, said, None
+
+
+def serve(args, side, dtype, moments):
+    """A side's process: a line in, so many steps, a line out."""
+    one, said, _ = (
+        theirs(args, dtype, SIZES["small"]) if side == "theirs" else ours(args, dtype, moments, SIZES[args.config])
+    )
+    first = one()
+    print(json.dumps({**said, "first_loss": first}), flush=True)
+    for line in sys.stdin:
+        start = time.perf_counter()
+        for _ in range(int(line)):
+            loss = one()
+        seconds = time.perf_counter() - start
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        print(json.dumps({"seconds": seconds, "loss": loss, "peak_gib": peak}), flush=True)
+
+
+class Side:
+    """A side's process, seen from here."""
+
+    def __init__(self, args, side, dtype, moments):
+        self.name = side if side == "theirs" else f"ours, {moments} moments"
+        command = [sys.executable, __file__, f"--serve={side},{dtype},{moments}"]
+        command += [f"--{k}={getattr(args, k)}" for k in ("batch", "length", "chunk", "config")]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.said, self.rates, self.last = self._read(), [], {}
+
+    def _read(self):
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self.name}: its process ended with {self.process.wait()}")
+        return json.loads(line)
+
+    def block(self, args):
+        self.process.stdin.write(f"{args.steps}\n")
+        self.process.stdin.flush()
+        self.last = self._read()
+        self.rates.append(args.steps * args.batch * args.length / self.last["seconds"])
+        return {"side": self.name, "tokens_per_second": round(self.rates[-1], 1), "loss": round(self.last["loss"], 4)}
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def compare(args, dtype):
+    wanted = [("theirs", "float32"), ("ours", "float32"), ("ours", "bfloat16")]
+    sides = [Side(args, side, dtype, moments) for side, moments in wanted]
+    for index in range(args.blocks):
+        for side in sides:
+            print(json.dumps({"products": dtype, "block": index, **side.block(args)}), flush=True)
+    peer = sides[0]
+    row = {"products": dtype, "batch": args.batch, "length": args.length, "dropout": 0, "loss_chunk": args.chunk}
+    for side in sides:
+        row[side.name] = {
+            "tokens_per_second": round(statistics.median(side.rates), 1),
+            "peak_gib": round(side.last["peak_gib"], 2),
+            **{k: v for k, v in side.said.items() if k != "first_loss"},
+        }
+        if side is not peer:
+            ratios = [a / b for a, b in zip(side.rates, peer.rates, strict=True)]
+            row[side.name]["speed_ratio"] = round(statistics.median(ratios), 2)
+            row[side.name]["memory_ratio"] = round(side.last["peak_gib"] / peer.last["peak_gib"], 2)
+    print(json.dumps(row), flush=True)
+    for side in sides:
+        side.close()
+
+
+def accelerator(args):
+    """Ours alone: tokens a second, MFU, peak device memory."""
+    import jax
+
+    from progemu_jax import speed
+
+    one, said, model = ours(args, "bfloat16", "bfloat16", SIZES[args.config])
+    one()
+    start = time.perf_counter()
+    for _ in range(args.steps * args.blocks):
+        one()
+    rate = args.steps * args.blocks * args.batch * args.length / (time.perf_counter() - start)
+    flops = speed.transformer_flops(model, args.length)
+    peak = speed.peak_flops()
+    row = {"config": args.config, "batch": args.batch, "length": args.length, **said, "tokens_per_second": round(rate)}
+    row["mfu"] = round(rate * flops / (peak * jax.device_count()), 3) if peak else None
+    row["device_memory_gib"] = speed.memory_gib()
+    print(json.dumps(row))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    for name, value in (("blocks", 3), ("steps", 2), ("batch", 0), ("length", 0), ("chunk", 0)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--config", choices=sorted(SIZES), default="small")
+    parser.add_argument("--products", default="float32,bfloat16")
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    small = args.config == "small"
+    args.batch, args.length = args.batch or (2 if small else 1), args.length or (640 if small else 9216)
+    args.chunk = args.chunk or (160 if small else 1024)
+    if args.serve:
+        serve(args, *args.serve.split(","))
+    elif small:
+        for dtype in args.products.split(","):
+            compare(args, dtype)
+    else:
+        accelerator(args)
+
+
+if __name__ == "__main__":
+    main()
