@@ -2,9 +2,9 @@
 
     .venv-parity/bin/python tests/diffusion_reference.py      # writes tests/diffusion_outputs.npz
 
-The libraries `diffusers` and `transformers` are the reference. Nothing of theirs is stored but numbers and names. Weights
-are drawn by tensor name, as in `emu3_reference`, so that both sides make the same ones without a file; none is at its
-initial value.
+The libraries `diffusers` and `transformers` are the reference. Nothing of theirs is stored but numbers and names.
+Weights are drawn by tensor name, as in `emu3_reference`, so that both sides make the same ones without a file; none is
+at its initial value.
 """
 
 import json
@@ -38,7 +38,6 @@ VAE = {
     "down_block_types": ["DownEncoderBlock2D"] * 3,
     "up_block_types": ["UpDecoderBlock2D"] * 3,
     "layers_per_block": 1,
-    "norm_num_groups": 16,
 }
 BERT = {
     "hidden_size": 40, "intermediate_size": 56, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 90,

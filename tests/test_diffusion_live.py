@@ -1,4 +1,4 @@
-"""`make parity`: the same comparisons as test_diffusion_parity, with PyTorch run beside; and its libraries read ours."""
+"""`make parity`: the comparisons of test_diffusion_parity with PyTorch beside; and its libraries read what we write."""
 
 import json
 

@@ -106,7 +106,7 @@ class DiffusionTask:
         null_text: tuple[np.ndarray, np.ndarray],
     ):
         if model.out_channels != codec.latent_channels:
-            raise UserError(f"unet.out_channels={model.out_channels}: the latents have {codec.latent_channels} channels")
+            raise UserError(f"unet.out_channels={model.out_channels}: latents have {codec.latent_channels} channels")
         if (model.text_dim or model.cross_attention_dim) != text.hidden_size:
             raise UserError(
                 f"unet.text_dim={model.text_dim}, cross_attention_dim={model.cross_attention_dim}: the text encoder's "
