@@ -13,7 +13,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from emu3_reference import uniform
+from emu3_reference import TEXTS, uniform
 
 OUTPUTS = Path(__file__).parent / "diffusion_outputs.npz"
 LATENT = (8, 8)
@@ -45,6 +45,19 @@ BERT = {
 }  # fmt: skip
 CLIP = BERT | {"bos_token_id": 88, "eos_token_id": 89, "pad_token_id": 89}
 KINDS = ("unet", "pairs_unet", "vae", "bert", "clip")
+WORDS = (
+    "new small left right pleural effusion pneumothorax no un ##changed ##s ##ing card ##io ##megaly edema it ' s the "
+    "patient they ll return 64 * 2 . 5 cm 1 , 234 hu at 07 : 45 naive ##ive nodule 胸 部 ≥ ##増 [MASK] visual token"
+)
+MERGES = (
+    "l e,e f,le f,lef t</w>,t h,th e</w>,e f,ef f,u s,i o,io n</w>,eff us,effus ion</w>,n e,ne w</w>,' s</w>,' l,'l l</w>,"
+    "Ã ©,s m,a l,sm al,smal l</w>,1 2,\" '"
+)
+LINES = [text for text in TEXTS if "\ud83d" not in text] + [
+    "Unchanged cardiomegaly; no new effusions.", "(left)-sided  PNEUMOTHORAX?!", "İstanbul Σίσυφος ΣΑΣ ǅ ﬀ",
+    "a\u2028b\u00a0c\u3000d\x1ce\x85f", "[CLS] left [SEP] [mask] [MASK]!", "x" * 101 + " left", "\"'s 'S ''ll don't",
+    "<|startoftext|> new LEFT<|endoftext|>effusion", "½ ² Ⅷ 一二 ٣", "é e\u0301 Å",
+]  # fmt: skip
 
 
 def weight(name: str, shape) -> np.ndarray:
@@ -102,7 +115,43 @@ def tokens() -> tuple[np.ndarray, np.ndarray]:
     return np.where(mask, ids, 89), mask
 
 
+def wordpieces() -> list[str]:
+    """A WordPiece vocabulary."""
+    letters = [c for i in range(33, 127) if not (c := chr(i)).isupper() and c not in "qz"]
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS.split(), *letters, *(f"##{c}" for c in letters)]
+    return list(dict.fromkeys(tokens))
+
+
+def clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """CLIP's kind of vocabulary and merges."""
+    from progemu_jax.text_tokens import byte_characters
+
+    merges = [tuple(line.split()) for line in MERGES.split(",")]
+    characters = list(byte_characters().values())
+    tokens = [*characters, *(f"{c}</w>" for c in characters), *("".join(pair) for pair in merges)]
+    tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
+    return {token: i for i, token in enumerate(tokens)}, merges
+
+
 # --- PyTorch ---
+
+
+def token_ids(folder: Path) -> dict[str, list[list[int]]]:
+    """What the tokenizers of `transformers` make of LINES, padded to 24."""
+    from transformers import BertTokenizer, CLIPTokenizer
+
+    from progemu_jax.text_tokens import ClipBPE, WordPiece
+
+    out = {}
+    for name, ours, cls in (
+        ("bert", WordPiece(wordpieces()), BertTokenizer),
+        ("clip", ClipBPE(*clip_vocabulary()), CLIPTokenizer),
+    ):
+        (folder / name).mkdir()
+        ours.save(folder / name)
+        theirs = cls.from_pretrained(folder / name)
+        out[name] = theirs(LINES, padding="max_length", truncation=True, max_length=24)["input_ids"]
+    return out
 
 
 def models():
@@ -206,6 +255,8 @@ def main():
             record["config"][name] = json.loads((Path(folder) / "config.json").read_text())
             record.setdefault("file", {})[name] = file.name
     record["counts"] = full_counts()
+    with tempfile.TemporaryDirectory() as folder:
+        record["ids"] = token_ids(Path(folder))
     out = {k: v.astype(np.float32) for k, v in out.items()}
     packed = np.frombuffer(zlib.compress(json.dumps(record).encode(), 9), np.uint8)
     np.savez_compressed(OUTPUTS, record=packed, **out)
