@@ -20,19 +20,10 @@ from progemu_jax.image_processor import ImageProcessor
 from progemu_jax.models import transformer
 from progemu_jax.models.transformer import Transformer, TransformerConfig
 from progemu_jax.models.vqgan import VQGAN, VQGANConfig
-from progemu_jax.predictions import Case
+from progemu_jax.predictions import Case, Counterfactual
 from progemu_jax.sampling.engine import Grammar, generate, pad_prompts
 from progemu_jax.sampling.policy import Sampling
 from progemu_jax.sequence import Layout
-
-
-@dataclasses.dataclass(frozen=True)
-class Counterfactual:
-    """images uint8 [S, H, W], texts list of S, codes int32 [S, h, w]. Synthetic: for research only."""
-
-    images: np.ndarray
-    texts: list[str]
-    codes: np.ndarray
 
 
 class Tokenizer:
@@ -256,16 +247,22 @@ class Model:
 
 
 def load(path: str | os.PathLike, tokenizer: str | os.PathLike | None = None) -> Model:
-    """Loads a model.
+    """Loads a model; a `diffusion.DiffusionModel` where the folder holds one.
 
     Args:
       path: a run directory of `progemu_jax.main` (complete up to its train stage), an export, or a Hugging Face
-        folder of Emu3 or ProgEmu, in either dialect.
+        folder of Emu3 or ProgEmu, in either dialect, or of Diffusers.
       tokenizer: the folder of the image tokenizer, of the same kinds, where `path` holds the language model alone.
 
     Raises:
       UserError: nothing there that can be loaded, naming what is missing.
     """
+    if places.is_diffusion(Path(path)):
+        if tokenizer is not None:
+            raise UserError(f"tokenizer={tokenizer}: {path} is a diffusion model with an autoencoder of its own")
+        from progemu_jax import diffusion
+
+        return diffusion.load(Path(path))
     parts = _load_parts(Path(path))
     if tokenizer is not None:
         other = _load_parts(Path(tokenizer), huggingface.TOKENIZER)

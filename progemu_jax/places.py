@@ -73,3 +73,8 @@ def vocabulary(export: Path, config: dict[str, Any], codebook_size: int | None =
     if found.hash != config["vocabulary_hash"]:
         raise UserError(f"{export}: trained with another vocabulary (hash {config['vocabulary_hash'][:12]})")
     return found
+
+
+def is_diffusion(path: Path) -> bool:
+    """Whether the folder holds a diffusion model, ours or Diffusers'."""
+    return bool(diffusion_exports(path)) or (path.is_dir() and not exports(path) and diffusers.is_folder(path))

@@ -15,8 +15,23 @@ import numpy as np
 
 
 @dataclass(frozen=True)
+class Counterfactual:
+    """images uint8 [S, H, W], texts list of S, codes int32 [S, h, w]. Synthetic: for research only.
+
+    A diffusion model writes no text and has no codes: its texts are None, and its codes.
+    """
+
+    images: np.ndarray
+    texts: list[str | None]
+    codes: np.ndarray | None
+
+
+@dataclass(frozen=True)
 class Case:
-    """One thing to predict: codes int32 [h, w] of the prior (None: no prior), the prompt, and its seed's parts."""
+    """One thing to predict: the prior (None: no prior), the prompt, and its seed's parts.
+
+    The prior is its codes int32 [h, w]; for a diffusion model, the image uint8 [S, S].
+    """
 
     pair_id: str
     prior: np.ndarray | None

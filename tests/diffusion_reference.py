@@ -50,7 +50,8 @@ WORDS = (
     "patient they ll return 64 * 2 . 5 cm 1 , 234 hu at 07 : 45 naive ##ive nodule 胸 部 ≥ ##増 [MASK] visual token"
 )
 MERGES = (
-    "l e,e f,le f,lef t</w>,t h,th e</w>,e f,ef f,u s,i o,io n</w>,eff us,effus ion</w>,n e,ne w</w>,' s</w>,' l,'l l</w>,"
+    "l e,e f,le f,lef t</w>,t h,th e</w>,e f,ef f,u s,i o,io n</w>,eff us,effus ion</w>,n e,ne w</w>,' s</w>,' l,"
+    "'l l</w>,"
     "Ã ©,s m,a l,sm al,smal l</w>,1 2,\" '"
 )
 LINES = [text for text in TEXTS if "\ud83d" not in text] + [

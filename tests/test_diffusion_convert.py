@@ -104,7 +104,8 @@ def test_what_a_pipeline_says_of_its_schedule_and_texts(tmp_path):
     opened = diffusers.open_folder(pipeline(tmp_path / "source"))
     assert opened.schedule == Schedule()
     assert opened.text_tokens().tokens == ref.wordpieces()
-    assert opened.parts["unet"].model.conditioned and opened.parts["unet"].model.dtype == "bfloat16"
+    assert opened.parts["unet"].model.conditioned
+    assert opened.parts["unet"].model.dtype == "bfloat16"
     assert opened.parts["autoencoder"].model.scale == 0.18215
     assert "unused" not in opened.parts["text_encoder"].params()
 
@@ -133,13 +134,14 @@ def test_text_encoders_in_and_out_again(tmp_path, kind):
 
 
 def test_configs_of_our_own_models_come_back():
+    small = AutoencoderConfig(patch=1, channels=(64, 128), group_channels=1)
     cases = [
         (unet.sd15(), configs.write_unet, configs.unet),
         (unet.medjourney(heads=4), configs.write_unet, configs.unet),
-        (AutoencoderConfig(patch=1, channels=(64, 128), group_channels=1), configs.write_autoencoder, configs.autoencoder),
+        (small, configs.write_autoencoder, configs.autoencoder),
         (text_encoder.pubmedbert(), configs.write_text_model, configs.text_model),
         (text_encoder.clip_l(), configs.write_text_model, configs.text_model),
-    ]  # fmt: skip
+    ]
     for model, write, read in cases:
         assert read(Path("config.json"), write(model, "x"), "float32") == model
     schedule = Schedule(steps=100, offset=0, last_alpha_one=True)

@@ -328,8 +328,7 @@ def to_run(pipeline: Pipeline, target: Path) -> str:
             config["source"] = _source(part, digest.hexdigest())
             if kind == UNET:
                 config |= {"schedule": to_dict(pipeline.schedule), "policy": to_dict(DiffusionSampling())}
-                # InstructPix2Pix and Stable Diffusion were trained at 512 x 512.
-                config["image_size"] = 512 if pipeline.parts.get(AUTOENCODER) is None else _size(pipeline)
+                config["image_size"] = image_size(pipeline)
                 for name in (INDEX, SCHEDULER):
                     _keep(pipeline.path / name, writer.folder / "source" / name)
             if kind == TEXT_ENCODER and pipeline.tokenizer:
@@ -343,9 +342,10 @@ def to_run(pipeline: Pipeline, target: Path) -> str:
     return f"{'; '.join(said)}; from Diffusers' layout"
 
 
-def _size(pipeline: Pipeline) -> int:
+def image_size(pipeline: Pipeline) -> int:
+    """Side of the images that a pipeline was trained on, in pixels; Stable Diffusion's 512 where it does not say."""
     side = pipeline.parts[UNET].config.get("sample_size")
-    factor = pipeline.parts[AUTOENCODER].model.factor
+    factor = pipeline.parts[AUTOENCODER].model.factor if AUTOENCODER in pipeline.parts else 8
     return side * factor if isinstance(side, int) and 1 <= side <= 1024 else 64 * factor
 
 
