@@ -43,6 +43,13 @@ def check(config: Config) -> None:
     sources = ("phantom", "mimic_cxr", "open_cxr")
     if config.data.source not in sources:
         raise UserError(f"config.data.source={config.data.source!r}: choose among {', '.join(sources)}")
+    if config.system not in ("progemu", "diffusion"):
+        raise UserError(f"config.system={config.system!r}: choose 'progemu' or 'diffusion'")
+    if config.system == "diffusion":
+        from progemu_jax import diffusion_stages
+
+        diffusion_stages.check(config)
+        return
     trained = {
         "tokenizer": config.tokenizer.train,
         "progemu.stage1": config.progemu.stage1,
