@@ -75,6 +75,29 @@ def phantom(name: str, *, patients: int = 500, steps: int = 2000, codec_steps: i
     return _system(config, name)
 
 
+def for_tables(system: str, *, registered: bool, steps: int, small: bool) -> ConfigDict:
+    """A run of `progemu_jax.tables`: a system of `SYSTEMS`, or "progemu" (`make demo`'s), and nothing but its row."""
+    if system == "progemu":
+        config = progemu_phantom(
+            name="ProgEmu on the phantom",
+            patients=100 if small else 500,
+            tokenizer_steps=20 if small else 400,
+            crops=2 if small else 3,
+            stage1_steps=5 if small else 50,
+            stage2_steps=10 if small else 1000,
+            scorer_images=256 if small else 3000,
+            scorer_steps=10 if small else 250,
+            batch_size=16,
+            weight_text=4.0,
+        )
+        config.sample.systems = ("progemu",)
+    else:
+        config = phantom(system, steps=steps, small=small)
+        config.sample.systems = (system,)
+    config.data.journeys.register = registered
+    return config
+
+
 def full(name: str) -> ConfigDict:
     """A system at the paper's size, 256 x 256, for one GPU or more; the cohort and the weights are named by flags:
 

@@ -6,6 +6,7 @@ behind it. Singles, rejections and the funnel are written from the journal, in t
 end.
 """
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -32,6 +33,7 @@ class Work:
     root: Path
     size: int
     unchanged: float = 1.0
+    register: bool = True
 
 
 def build(
@@ -116,7 +118,14 @@ def build_tree(
         raise UserError(f"{root}: no pair of studies is left; {_table(cohort.funnel, one_line=True)}")
     out.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(out / ".tmp", ignore_errors=True)
-    results = _run(cohort.journeys, Work(out, size, unchanged), out / "journal.jsonl", settings, processes, progress)
+    results = _run(
+        cohort.journeys,
+        Work(out, size, unchanged, options.register),
+        out / "journal.jsonl",
+        settings,
+        processes,
+        progress,
+    )
     funnel = _finish(out, cohort, results, settings)
     _say(_table(funnel), progress)
     return funnel
@@ -247,6 +256,10 @@ def _pair(pair: journeys.Pair, work: Work, read: _Reader) -> str | None:
         return f"registration failed ({type(error).__name__})"
     if moved.flag < 0:
         return f"registration found no match (score {moved.score:.2f})"
+    if not work.register:
+        moved, image, exposure = dataclasses.replace(moved, transform=np.eye(2, 3)), followup[0], (1.0, 0.0)
+        tree.write_pair(work.root, pair, prior[0], image, _meta(pair, text, moved, exposure, prior, followup))
+        return None
     image = registration.fill_uncovered(moved.image, prior[0], moved.transform, followup[0].shape)
     image, exposure = registration.match_exposure(image, prior[0])
     tree.write_pair(work.root, pair, prior[0], image, _meta(pair, text, moved, exposure, prior, followup))

@@ -76,6 +76,11 @@ def pipeline(folder):
     return folder
 
 
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    return pipeline(tmp_path_factory.mktemp("sound") / "source")
+
+
 def data_of(folder):
     return {
         (str(path.relative_to(folder)), name): (t.dtype, t.shape, t.read().tobytes())
@@ -84,9 +89,9 @@ def data_of(folder):
     }
 
 
-def test_a_pipeline_in_and_out_again_is_bit_identical(tmp_path, monkeypatch):
+def test_a_pipeline_in_and_out_again_is_bit_identical(sound, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "PART_BYTES", 100_000)
-    source = pipeline(tmp_path / "source")
+    source = sound
     assert "from Diffusers" in convert(source, tmp_path / "run")
     said = convert(tmp_path / "run", tmp_path / "back")
     assert "bit for bit" in said
@@ -97,11 +102,11 @@ def test_a_pipeline_in_and_out_again_is_bit_identical(tmp_path, monkeypatch):
     index = json.loads((tmp_path / "back/model_index.json").read_text())
     assert index["safety_checker"] == [None, None]  # not carried
     assert index["unet"] == ["diffusers", "UNet2DConditionModel"]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["back", "run", "source"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["back", "run"]
 
 
-def test_what_a_pipeline_says_of_its_schedule_and_texts(tmp_path):
-    opened = diffusers.open_folder(pipeline(tmp_path / "source"))
+def test_what_a_pipeline_says_of_its_schedule_and_texts(sound):
+    opened = diffusers.open_folder(sound)
     assert opened.schedule == Schedule()
     assert opened.text_tokens().tokens == ref.wordpieces()
     assert opened.parts["unet"].model.conditioned
@@ -150,12 +155,6 @@ def test_configs_of_our_own_models_come_back():
         configs.write_autoencoder(AutoencoderConfig(), "run")
 
 
-def broken(folder, change):
-    pipeline(folder)
-    change(folder)
-    return folder
-
-
 def edit(name, **values):
     def change(folder):
         path = folder / name
@@ -195,14 +194,15 @@ def pickle(folder):
         (pickle, "a pickle file"),
     ],
 )
-def test_what_is_refused_is_named_in_one_line(tmp_path, change, message):
-    source = broken(tmp_path / "source", change)
+def test_what_is_refused_is_named_in_one_line(sound, tmp_path, change, message):
+    source = shutil.copytree(sound, tmp_path / "source")
+    change(source)
     with pytest.raises(UserError, match=message) as error:
         convert(source, tmp_path / "run")
     assert "\n" not in str(error.value)
     assert [p.name for p in tmp_path.iterdir()] == ["source"]
 
 
-def test_a_dialect_is_refused(tmp_path):
+def test_a_dialect_is_refused(sound, tmp_path):
     with pytest.raises(UserError, match="--dialect=original"):
-        convert(pipeline(tmp_path / "source"), tmp_path / "run", "original")
+        convert(sound, tmp_path / "run", "original")

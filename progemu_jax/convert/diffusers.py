@@ -8,6 +8,7 @@ name and shape; the data are read later, tensor by tensor. Nothing in a folder i
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import re
 import shutil
@@ -239,7 +240,8 @@ _LISTS = re.compile(
 )
 
 
-def entries_of(model: UNetConfig | AutoencoderConfig | TextEncoderConfig, dialect: Dialect) -> list[Entry]:
+@functools.lru_cache(maxsize=16)  # tracing a model takes a second
+def entries_of(model: UNetConfig | AutoencoderConfig | TextEncoderConfig, dialect: Dialect) -> tuple[Entry, ...]:
     """Every parameter of a model of ours and its tensor."""
     kinds = {UNetConfig: unet, AutoencoderConfig: autoencoder, TextEncoderConfig: text_encoder}
     tree = jax.eval_shape(lambda: kinds[type(model)].init_params(model, jax.random.key(0)))
@@ -256,7 +258,7 @@ def entries_of(model: UNetConfig | AutoencoderConfig | TextEncoderConfig, dialec
         if dialect.old and parts[-1] == "LayerNorm":
             name = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
         entries.append(Entry(leaf, array.shape, name, layout))
-    return entries
+    return tuple(entries)
 
 
 _VAE_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
