@@ -4,8 +4,8 @@
 
 Table 1: ProgEmu, MedJourney, InstructPix2Pix, text-only diffusion, copy-the-prior, the real follow-up. Table 2:
 MedJourney with impression or description as the prompt, with and without registration of the pairs, in one stage or
-two. Every diffusion model has the same budget of steps. InstructPix2Pix is the recipe without MedJourney's parts, so it is
-a row of table 2: pairs as they lie, the description, one stage.
+two. Every diffusion model has the same budget of steps. InstructPix2Pix is the recipe without MedJourney's parts, so it
+is a row of table 2: pairs as they lie, the description, one stage.
 
 Each system is a run directory of its own below --workdir (`progemu_jax.main`, one process each); cohort, autoencoder,
 text encoder and scorer are made once a cohort and linked. All are judged by the registered references.
@@ -119,10 +119,8 @@ def verdict(metrics: dict) -> str:
         found = metrics["systems"].get(system, {}).get("metrics", {}).get(metric) or {}
         value, high = found.get("value"), found.get("high")
         shown = "undefined" if value is None else f"{value:.2f}, up to {high if high is None else round(high, 2)}"
-        holds = (
-            "yes" if value is not None and high is not None and high < most else "NO: look before you believe the page"
-        )
-        lines.append(f"{what} ({metric} {shown}): {holds}")
+        holds = value is not None and high is not None and high < most
+        lines.append(f"{what} ({metric} {shown}): {'yes' if holds else 'NO: look before you believe the page'}")
     return "\n".join(lines)
 
 
