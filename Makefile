@@ -13,7 +13,7 @@ TEST_ENV := JAX_PLATFORMS=cpu OMP_NUM_THREADS=1 XLA_FLAGS="--xla_cpu_multi_threa
 PARITY_VENV ?= .venv-parity
 PARITY_PY := $(PARITY_VENV)/bin/python
 
-.PHONY: help setup demo demo-quick phantom test soak parity parity-eval coverage bench-vq bench-convert lint format clean
+.PHONY: help setup demo demo-quick phantom tables test soak parity parity-eval coverage bench-vq bench-diffusion bench-convert lint format clean
 
 help:
 	@echo "make setup       virtual environment in $(VENV) from the hashed lock (Python 3.11 or newer)"
@@ -25,6 +25,8 @@ help:
 	@echo "make parity-eval every metric against independent libraries, in $(PARITY_EVAL) (Python 3.11)"
 	@echo "make coverage    2,000 simulated cohorts: do 95 % intervals hold the truth? (slow)"
 	@echo "make parity      compares with live PyTorch, in $(PARITY_VENV) (Python 3.11); EMU3=DIR adds the public Emu3 code"
+	@echo "make tables      MedJourney's tables 1 and 2 on the phantom, resumable: runs/tables/report/index.html"
+	@echo "make bench-diffusion  denoising steps beside Diffusers' on the same weights"
 	@echo "make bench-vq    image tokenizer beside transformers' on the same weights; bench-convert: 4.3 GB in and out"
 	@echo "make lint        ruff, nothing is changed; make format changes"
 	@echo "make clean       removes build products and caches; keeps $(VENV) and runs/"
@@ -50,6 +52,9 @@ demo-quick: setup
 
 phantom: setup
 	$(PY) -m progemu_jax.main --config=configs/phantom.py --workdir=runs/phantom
+
+tables: setup
+	$(PY) -m progemu_jax.tables --workdir=runs/tables
 
 test: setup
 	$(TEST_ENV) $(PY) -m pytest -n $(JOBS) --dist loadfile -m "not parity and not slow"
@@ -80,10 +85,14 @@ $(PARITY_VENV)/.progemu-installed: requirements.lock requirements-parity.txt pyp
 	touch $@
 
 parity: $(PARITY_VENV)/.progemu-installed
-	$(TEST_ENV) $(if $(EMU3),EMU3=$(EMU3)) $(PARITY_PY) -m pytest -m parity -s tests/test_parity_live.py
+	$(TEST_ENV) $(if $(EMU3),EMU3=$(EMU3)) $(PARITY_PY) -m pytest -m parity -s tests/test_parity_live.py \
+	  tests/test_diffusion_live.py
 
 bench-vq: $(PARITY_VENV)/.progemu-installed
 	$(PARITY_PY) benchmarks/vq.py
+
+bench-diffusion: $(PARITY_VENV)/.progemu-installed
+	$(PARITY_PY) benchmarks/diffusion.py
 
 bench-convert: setup
 	$(PY) benchmarks/convert.py

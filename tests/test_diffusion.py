@@ -23,11 +23,9 @@ from progemu_jax.tasks.diffusion import DiffusionConfig, DiffusionTask, packer
 from progemu_jax.train import TrainConfig, fit
 
 SIZE, LENGTH = 32, 12
-CODEC = AutoencoderConfig(channels=(8, 16), patch=2, scale=0.8)
+CODEC = AutoencoderConfig(channels=(8,), patch=4, scale=0.8)
 TEXT = TextEncoderConfig(hidden_size=16, num_layers=1, num_heads=2, intermediate_size=16, text_length=LENGTH)
-MODEL = UNetConfig(
-    in_channels=8, channels=(16, 32), attention=(False, True), heads=2, cross_attention_dim=16, text_dim=16
-)
+MODEL = UNetConfig(in_channels=8, channels=(16,), attention=(True,), heads=2, cross_attention_dim=16, text_dim=16)
 WORDS = text_tokens.WordPiece.of_texts(["New small left pleural effusion.", "Resolved edema."])
 POLICY = DiffusionSampling(steps=3, guidance=2.0, image_guidance=1.5)
 
@@ -240,7 +238,7 @@ def test_a_run_without_all_parts_says_what_is_missing(run, tmp_path):
 def test_a_run_becomes_a_diffusers_folder_unless_its_autoencoder_cannot(run, tmp_path):
     from progemu_jax.convert.run import convert
 
-    with pytest.raises(UserError, match="patch=2 has no place"):
+    with pytest.raises(UserError, match="patch=4 has no place"):
         convert(run, tmp_path / "out")
     convert(run / "train/unet", tmp_path / "unet")
     part = diffusers.open_folder(tmp_path / "unet").parts[diffusers.UNET]

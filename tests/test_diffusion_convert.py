@@ -90,7 +90,7 @@ def data_of(folder):
 
 
 def test_a_pipeline_in_and_out_again_is_bit_identical(sound, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "PART_BYTES", 100_000)
+    monkeypatch.setattr(checkpoint, "PART_BYTES", 1_000_000)
     source = sound
     assert "from Diffusers" in convert(source, tmp_path / "run")
     said = convert(tmp_path / "run", tmp_path / "back")
