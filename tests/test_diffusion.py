@@ -111,19 +111,22 @@ def test_the_timesteps_are_stable_diffusions():
     assert solver_table(Schedule(), DiffusionSampling(steps=4, solver="dpm++"))["time"].tolist() == [999, 749, 500, 250]
 
 
-def test_the_second_order_solver_is_the_more_exact_one():
-    """On the exact noise of Gaussian data, whose trajectory is known: x_0 = x_T s / sqrt(alpha s^2 + sigma^2)."""
-    spread, errors = 0.5, {}
+def exact_error(solver, steps, spread=0.5):
+    """Relative error on the exact noise of Gaussian data: x_0 = x_T s / sqrt(alpha^2 s^2 + sigma^2)."""
+    table = solver_table(Schedule(last_alpha_one=True), DiffusionSampling(steps=steps, solver=solver))
+    x, before = 1.0, 0.0
+    alpha, sigma = table["alpha"].astype(float), table["sigma"].astype(float)
+    for i in range(steps):
+        clean = alpha[i] * spread**2 / (alpha[i] ** 2 * spread**2 + sigma[i] ** 2) * x
+        x, before = table["a"][i] * x + table["b"][i] * clean + table["c"][i] * before, clean
+    return abs(x * np.hypot(alpha[0] * spread, sigma[0]) / spread - 1)
+
+
+def test_solvers_converge_and_the_second_order_one_sooner():
     for solver in ("ddim", "dpm++"):
-        table = solver_table(Schedule(last_alpha_one=True), DiffusionSampling(steps=20, solver=solver))
-        x, before = 1.0, 0.0
-        alpha, sigma = table["alpha"].astype(float), table["sigma"].astype(float)
-        want = spread / np.hypot(alpha[0] * spread, sigma[0])
-        for i in range(20):
-            clean = alpha[i] * spread**2 / (alpha[i] ** 2 * spread**2 + sigma[i] ** 2) * x
-            x, before = table["a"][i] * x + table["b"][i] * clean + table["c"][i] * before, clean
-        errors[solver] = abs(x - want)
-    assert errors["dpm++"] < errors["ddim"] / 3
+        assert exact_error(solver, 100) < 0.03 < exact_error(solver, 20) < 0.12
+    for steps in (10, 20, 50, 100):
+        assert exact_error("dpm++", steps) < exact_error("ddim", steps)
 
 
 def test_two_guidance_scales_are_instruct_pix2pixs_formula():
