@@ -166,9 +166,6 @@ def text(config: Config, workdir: Path) -> None:
     tokenizer = WordPiece.of_texts(sorted(set(said)))
     model = dataclasses.replace(c.model, vocab_size=tokenizer.size)
     params = text_encoder.init_params(model, jax.random.key(config.seed))
-    # The usual spread of 0.02 makes word and position drown in the first norm's scale alike; equal and wide keeps both.
-    tables = params["embeddings"]
-    params["embeddings"] = {k: jax.tree.map(lambda x: x * 50, v) if "embed" in k else v for k, v in tables.items()}
     with checkpoint.ExportWriter(workdir / diffusers.IN_RUN[diffusers.TEXT_ENCODER]) as writer:
         for name, leaf in checkpoint.flatten(params).items():
             writer.add(name, leaf)

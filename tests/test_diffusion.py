@@ -165,6 +165,7 @@ def test_the_priors_channels_start_at_zero_and_widening_keeps_the_output():
     assert fresh[:, :, :4].any()
 
 
+@pytest.mark.slow
 def test_recomputing_in_the_backward_pass_changes_no_gradient(params):
     x, text = jnp.ones((1, 8, 8, 8)), jnp.ones((1, 3, 16))
 
@@ -301,6 +302,7 @@ def test_training_on_eight_devices_is_training_on_one(tmp_path):
             np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_in_the_same_parameters_and_the_frozen_ones_stay(tmp_path):
     train = TrainConfig(steps=4, batch_size=8, learning_rate=1e-3, log_every=1, save_every=2)
     whole = fit(task(train), train, batches, None, tmp_path / "whole")

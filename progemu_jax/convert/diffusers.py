@@ -8,6 +8,7 @@ name and shape; the data are read later, tensor by tensor. Nothing in a folder i
 from __future__ import annotations
 
 import base64
+import dataclasses
 import functools
 import json
 import re
@@ -407,14 +408,14 @@ def _plan(kind: str, folder: Path) -> _Out:
     model = from_dict(_MODELS[kind], config["model"], f"{folder}: model")
     tree, source = checkpoint.read_export_tree(folder), config.get("source")
     entries = {e.leaf: e for e in entries_of(model, dialect_of(model))}
+    for leaf in (leaf for leaf in tree if leaf.startswith(f"{UNUSED}.")):
+        entries[leaf] = Entry(leaf, tuple(tree[leaf][0]), leaf.removeprefix(f"{UNUSED}."), "same")
     stem = DIFFUSERS if kind != TEXT_ENCODER else "model"
     values, files, buffers = {}, {}, {}
     if source:
         values, stem, files = source["config"], source["stem"], source["files"]
         for leaf, name in source["names"].items():
-            shape = tuple(tree[leaf][0])
-            layout = entries[leaf].layout if leaf in entries else "same"
-            entries[leaf] = Entry(leaf, shape, name, layout)
+            entries[leaf] = dataclasses.replace(entries[leaf], name=name)
         for name, (dtype, shape, data) in source["buffers"].items():
             buffers[name] = np.frombuffer(base64.b64decode(data), tensors.DTYPES[dtype]).reshape(shape)
     else:
