@@ -55,7 +55,8 @@ def phantom(name: str, *, patients: int = 500, steps: int = 2000, codec_steps: i
         {
             "system": "diffusion",
             "autoencoder": {
-                "model": {"channels": (32, 64), "patch": 2},  # 16 x 16 latents of 4 channels
+                # 16 x 16 latents of 4 channels; no convolution at the full size, which would cost most on a CPU.
+                "model": {"channels": (64,), "layers": 2, "patch": 4},
                 "train": {"steps": codec_steps, "learning_rate": 2e-3, "eval_every": codec_steps, **train},
             },
             # Random and frozen: distinct vectors for distinct words, which the cross-attention learns to read.
