@@ -2,19 +2,25 @@
 
     make bench-diffusion
     .venv-parity/bin/python benchmarks/diffusion.py [--width=128] [--size=32] [--batch=1] [--steps=4] [--rounds=3]
+                                                    [--python=.venv312/bin/python]
 
 A step is the UNet on the three rows a case that InstructPix2Pix's two guidance scales need, their combination, and
 DDIM's update. The UNet has Stable Diffusion's shape with channels width, 2, 4, 4 times width (320 is the full one).
-Both sides run in float32 and in bfloat16, in turn, `rounds` times in one process on the same cores, warm-up
-(compilation, thread pools) not counted. The last line has the medians, the ratio of the better dtype of each, and how
-far the results are apart.
+Both sides run in float32 and in bfloat16, in turn, `rounds` times on the same cores; warm-up (compilation, thread
+pools) is not counted. Ours is in a second process, so that --python may name another interpreter, with another jax. The
+last line has the medians, the ratio of the better dtype of each, and how far the results are apart.
 """
 
 import argparse
 import json
 import os
+import subprocess
+import sys
 import tempfile
 import time
+from pathlib import Path
+
+import numpy as np
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # a library that waits leaves the cores to the other
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -27,10 +33,12 @@ def main():
     sizes = {"width": 128, "size": 32, "batch": 1, "steps": 4, "rounds": 3, "threads": 2, "tokens": 77}
     for name, value in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--python", default=sys.executable)
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.worker:
+        return worker(Path(args.worker), args.steps)
 
-    import jax
-    import numpy as np
     import torch
     from diffusers import DDIMScheduler, UNet2DConditionModel
 
@@ -52,10 +60,7 @@ def main():
         "null_text": rng.standard_normal((args.tokens, 768)),
     }
     x = {k: v.astype(np.float32) for k, v in x.items()}
-    with tempfile.TemporaryDirectory() as folder:
-        unet = UNet2DConditionModel(**config).eval()
-        unet.save_pretrained(folder)
-        ours = {dtype: our_steps(folder, dtype, x, args.steps) for dtype in DTYPES}
+    unet = UNet2DConditionModel(**config).eval()
     scheduler = DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1,
         set_alpha_to_one=False,
@@ -64,20 +69,24 @@ def main():
     modules["bfloat16"].load_state_dict(unet.state_dict())
     modules["bfloat16"].to(torch.bfloat16)
     theirs = {dtype: their_steps(module, scheduler, x, args.steps) for dtype, module in modules.items()}
-    calls = {("ours", d): ours[d] for d in DTYPES} | {("diffusers", d): theirs[d] for d in DTYPES}
-    results = {key: call() for key, call in calls.items()}  # warm-up
-    speeds = {key: [] for key in calls}
-    for index in range(args.rounds):
-        row = {"round": index}
-        for key, call in calls.items():
-            start = time.perf_counter()
-            call()
-            speeds[key].append(args.steps / (time.perf_counter() - start))
-            row["_".join(key)] = round(speeds[key][-1], 4)
-        print(json.dumps(row), flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        unet.save_pretrained(folder)
+        np.savez(Path(folder) / "inputs.npz", **x)
+        ours = Worker(args.python, folder, args.steps)
+        calls = {("ours", d): lambda d=d: ours(d) for d in DTYPES}
+        calls |= {("diffusers", d): lambda d=d: timed(theirs[d]) for d in DTYPES}
+        results = {key: call()[1] for key, call in calls.items()}  # warm-up
+        speeds = {key: [] for key in calls}
+        for index in range(args.rounds):
+            row = {"round": index}
+            for key, call in calls.items():
+                speeds[key].append(args.steps / call()[0])
+                row["_".join(key)] = round(speeds[key][-1], 4)
+            print(json.dumps(row), flush=True)
+        ours.close()
     best = {who: max(DTYPES, key=lambda d, w=who: np.median(speeds[w, d])) for who in ("ours", "diffusers")}
     ratios = np.asarray(speeds["ours", best["ours"]]) / np.asarray(speeds["diffusers", best["diffusers"]])
-    summary = vars(args) | {"jax": jax.__version__, "torch": torch.__version__}
+    summary = {k: v for k, v in vars(args).items() if k in sizes} | {"jax": ours.version, "torch": torch.__version__}
     summary |= {"_".join(key): round(float(np.median(value)), 4) for key, value in speeds.items()}
     summary |= {f"best_{who}": dtype for who, dtype in best.items()}
     summary["float32_ratio"] = round(
@@ -91,18 +100,57 @@ def main():
     print(json.dumps(summary))
 
 
+def timed(call):
+    """(seconds, result) of a call."""
+    start = time.perf_counter()
+    result = call()
+    return time.perf_counter() - start, result
+
+
+class Worker:
+    """Our side in a process of its own: a dtype goes in on a line, seconds come out, the result lies in a file."""
+
+    def __init__(self, python, folder, steps):
+        command = [python, __file__, f"--worker={folder}", f"--steps={steps}"]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.result, self.version = Path(folder) / "result.npy", self.process.stdout.readline().strip()
+
+    def __call__(self, dtype):
+        print(dtype, file=self.process.stdin, flush=True)
+        return float(self.process.stdout.readline()), np.load(self.result)
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def worker(folder, steps):
+    """What `Worker` talks to."""
+    import jax
+
+    with np.load(folder / "inputs.npz") as file:
+        x = dict(file)
+    print(jax.__version__, flush=True)
+    calls = {}
+    for line in sys.stdin:
+        dtype = line.strip()
+        if dtype not in calls:
+            calls[dtype] = our_steps(folder, dtype, x, steps)
+        seconds, result = timed(calls[dtype])
+        np.save(folder / "result.npy", result)
+        print(seconds, flush=True)
+
+
 def our_steps(folder, dtype, x, steps):
     """A call that denoises, with our UNet in a dtype; -> latents [B, h, w, 4]."""
     import dataclasses
-    from pathlib import Path
 
     import jax
-    import numpy as np
 
     from progemu_jax.convert import diffusers
     from progemu_jax.sampling.diffusion import DiffusionSampling, Schedule, generate
 
-    part = next(iter(diffusers.open_folder(Path(folder)).parts.values()))
+    part = next(iter(diffusers.open_folder(folder).parts.values()))
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), part.params())
     cfg = dataclasses.replace(part.model, dtype=dtype, param_dtype=dtype)
     policy = DiffusionSampling(steps=steps)
@@ -113,7 +161,6 @@ def our_steps(folder, dtype, x, steps):
 
 def their_steps(unet, scheduler, x, steps):
     """The same with Diffusers' UNet and scheduler, as its InstructPix2Pix pipeline calls them."""
-    import numpy as np
     import torch
 
     dtype = next(unet.parameters()).dtype

@@ -181,6 +181,7 @@ def _frozen(workdir: Path) -> tuple:
     for kind in (diffusers.AUTOENCODER, diffusers.TEXT_ENCODER):
         params[kind], config = checkpoint.load_export(workdir / diffusers.IN_RUN[kind])
         params[kind].pop(diffusers.UNUSED, None)
+        params[kind] = jax.device_get(params[kind])  # placed on the mesh with the rest of the state
         configs[kind] = config["model"]
     tokenizer = text_tokens.load(workdir / diffusers.IN_RUN[diffusers.TEXT_ENCODER] / diffusers.TOKENIZER)
     if tokenizer is None:
@@ -206,7 +207,7 @@ def first_params(config: Config, model: unet.UNetConfig) -> Any:
     if difference := records.first_difference(to_dict(part.model), to_dict(want)):
         key, old, new = difference
         raise UserError(f"config.diffusion.model.{key}={new!r}: {config.diffusion.weights} has {old!r}")
-    params = jax.tree.map(lambda leaf: leaf.astype(model.param_dtype), part.params())
+    params = jax.tree.map(lambda leaf: jax.numpy.asarray(jax.device_get(leaf), model.param_dtype), part.params())
     if model.conditioned and not part.model.conditioned:
         params = unet.widen(params)
     if model.text_dim and not part.model.text_dim:
