@@ -3,7 +3,6 @@
 import json
 
 import diffusion_reference as ref
-import jax
 import numpy as np
 import pytest
 from test_diffusion_convert import UNET_CONFIG, component
@@ -11,15 +10,30 @@ from test_diffusion_convert import UNET_CONFIG, component
 from progemu_jax import diffusion_stages, main, workflow
 from progemu_jax.config import Config, from_dict, to_dict
 from progemu_jax.configs import diffusion as configs
-from progemu_jax.configs import medjourney, medjourney_full
+from progemu_jax.configs import (
+    instructpix2pix,
+    instructpix2pix_full,
+    medjourney,
+    medjourney_full,
+    medjourney_impression,
+    medjourney_impression_full,
+    text_only,
+    text_only_full,
+)
+from progemu_jax.convert import diffusers
 from progemu_jax.convert.diffusers import Dialect
 from progemu_jax.errors import UserError
-from progemu_jax.models import autoencoder, text_encoder, unet
+from progemu_jax.models import unet
 from progemu_jax.tables import RUNS, verdict
 
 ALL = {f"phantom {n}": lambda n=n: configs.phantom(n) for n in configs.SYSTEMS}
 ALL |= {f"full {n}": lambda n=n: configs.full(n) for n in configs.SYSTEMS}
-ALL |= {"medjourney": medjourney.get_config, "medjourney_full": medjourney_full.get_config}
+SHIPPED = {
+    "medjourney": (medjourney, medjourney_full),
+    "medjourney-impression": (medjourney_impression, medjourney_impression_full),
+    "instructpix2pix": (instructpix2pix, instructpix2pix_full),
+    "text-only": (text_only, text_only_full),
+}
 
 
 def stages_of(config):
@@ -32,19 +46,23 @@ def test_every_shipped_config_is_sound_and_its_models_fit_together(name):
     workflow.check(config)
     model, text, codec = config.diffusion.model, config.text_encoder.model, config.autoencoder.model
     assert model.out_channels == codec.latent_channels
-    if name.startswith("phantom") or name == "medjourney":
+    if name.startswith("phantom"):
         assert (model.text_dim or model.cross_attention_dim) == text.hidden_size
-        sizes = [
-            (unet.init_params, model), (autoencoder.init_params, codec), (text_encoder.init_params, text),
-        ]  # fmt: skip
-        for init, cfg in sizes:
-            jax.eval_shape(lambda i=init, c=cfg: i(c, jax.random.key(0)))
+        for cfg in (model, codec, text):
+            assert diffusers.entries_of(cfg, Dialect())
     else:
         assert model == (unet.sd15 if not model.text_dim else unet.medjourney)(
             in_channels=model.in_channels, dtype="bfloat16", remat=True
         )
     budget = {c.stage1.steps + c.stage2.steps for c in (from_dict(Config, make()).diffusion for make in ALL.values())}
     assert len(budget) == 2  # one for the phantom's systems, one for the full ones
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_config_file_is_the_system_that_it_names(name):
+    for module, make in zip(SHIPPED[name], (configs.phantom, configs.full), strict=True):
+        assert module.get_config().to_json() == make(name).to_json()
+        assert f"--config=configs/{module.__name__.split('.')[-1]}.py" in module.__doc__
 
 
 def test_every_row_of_the_tables_has_a_config_and_they_differ():
@@ -116,7 +134,7 @@ def test_a_config_that_makes_no_sense_is_refused_before_any_work(change, message
 def test_training_starts_from_the_named_weights(tmp_path):
     values = UNET_CONFIG | {"in_channels": 4, "encoder_hid_dim": None, "encoder_hid_dim_type": None}
     folder = component(tmp_path / "unet", values, dialect=Dialect())
-    plain = diffusion_stages.diffusers.open_folder(folder).parts["unet"]
+    plain = diffusers.open_folder(folder).parts["unet"]
     model = unet.UNetConfig(**{**plain.model.__dict__, "in_channels": 8, "text_dim": 24})
     config = from_dict(Config, {"diffusion": {"weights": str(folder), "model": to_dict(model)}})
     params = diffusion_stages.first_params(config, model)

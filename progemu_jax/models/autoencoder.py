@@ -143,4 +143,5 @@ class Autoencoder(nn.Module):
 
 def init_params(cfg: AutoencoderConfig, key: Array) -> dict:
     """Random parameters."""
-    return Autoencoder(cfg).init(key, jnp.zeros((1, cfg.factor, cfg.factor, cfg.in_channels)))["params"]
+    x = jnp.zeros((1, cfg.factor, cfg.factor, cfg.in_channels))
+    return jax.jit(lambda key: Autoencoder(cfg).init(key, x)["params"])(key)

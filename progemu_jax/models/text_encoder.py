@@ -256,4 +256,4 @@ class TextEncoder(nn.Module):
 
 def init_params(cfg: TextEncoderConfig, key: Array) -> dict:
     """Random parameters."""
-    return TextEncoder(cfg).init(key, jnp.zeros((1, 2), jnp.int32))["params"]
+    return jax.jit(lambda key: TextEncoder(cfg).init(key, jnp.zeros((1, 2), jnp.int32))["params"])(key)

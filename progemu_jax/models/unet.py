@@ -316,7 +316,9 @@ def init_params(cfg: UNetConfig, key: Array) -> dict:
     """Random parameters; of a conditioned model the prior's channels start at zero (MedJourney, section 3.3)."""
     side = cfg.factor
     text = jnp.zeros((1, 1, cfg.text_dim or cfg.cross_attention_dim))
-    params = UNet(cfg).init(key, jnp.zeros((1, side, side, cfg.in_channels)), jnp.zeros(1), text)["params"]
+    x = jnp.zeros((1, side, side, cfg.in_channels))
+    # Compiled, for the forward pass that names the parameters then costs nothing.
+    params = jax.jit(lambda key: UNet(cfg).init(key, x, jnp.zeros(1), text)["params"])(key)
     if cfg.conditioned:
         kernel = params["conv_in"]["kernel"].at[:, :, cfg.out_channels :].set(0)
         params = {**params, "conv_in": {**params["conv_in"], "kernel": kernel}}
