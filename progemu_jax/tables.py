@@ -23,8 +23,8 @@ from pathlib import Path
 from progemu_jax.errors import UserError, exit_status
 from progemu_jax.records import write_text
 
-SHARED = ("data", "autoencoder", "text_encoder", "scorer")
-# run -> (system of configs.diffusion, pairs registered, title); the first four are table 1
+SHARED = ("data", "autoencoder", "text_encoder", "scorer")  # also the stages that make them
+# run -> (system of configs.diffusion, pairs registered, title); the first three are of table 1
 RUNS = {
     "medjourney": ("medjourney", True, "MedJourney"),
     "instructpix2pix": ("instructpix2pix", False, "InstructPix2Pix (description, unregistered, one stage)"),
@@ -48,9 +48,9 @@ def get_config():
 
 def tables(workdir: Path, steps: int, small: bool) -> str:
     """Makes all runs that are not complete, then the page; returns a sentence saying where it is."""
-    for registered in (True, False):
-        base = workdir / _base(registered)
-        _run(base, "medjourney", registered, steps, small, SHARED)
+    _run(workdir / _base(True), "medjourney", True, steps, small, SHARED)
+    _link(workdir / _base(True), workdir / _base(False), ("scorer",))  # one judge for all
+    _run(workdir / _base(False), "medjourney", False, steps, small, SHARED[:-1])
     for name, (system, registered, _) in RUNS.items():
         _link(workdir / _base(registered), workdir / name, SHARED)
         _run(workdir / name, system, registered, steps, small, ("train", "sample", "score"))
