@@ -6,6 +6,7 @@ data -> autoencoder -> text_encoder -> train -> scorer -> sample -> score -> eva
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -134,7 +135,8 @@ def texts(config: Config, workdir: Path) -> Callable[[dict], str]:
     """The prompt of an example of the shards `pairs` or `single`, as `config.diffusion.task.prompt` says."""
     if config.diffusion.task.prompt == "description":
         # A single's report as a change from nothing: the same short language as a pair's.
-        return lambda e: e["prompt"] if "prompt" in e else progression({}, {"findings": e["text"]}).prompt
+        of_report = functools.cache(lambda text: progression({}, {"findings": text}).prompt)
+        return lambda e: e["prompt"] if "prompt" in e else of_report(e["text"])
     found = {}
     for path in (workdir / "data/tree").rglob("*.json"):
         values = json.loads(path.read_text(encoding="utf-8"))
