@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from progemu_jax.models import vqgan_layers as vl
+from progemu_jax.models.blocks import draw_params
 from progemu_jax.models.vqgan import Level, Middle, depth_to_space, space_to_depth
 
 Array = jax.Array
@@ -143,5 +144,4 @@ class Autoencoder(nn.Module):
 
 def init_params(cfg: AutoencoderConfig, key: Array) -> dict:
     """Random parameters."""
-    x = jnp.zeros((1, cfg.factor, cfg.factor, cfg.in_channels))
-    return jax.jit(lambda key: Autoencoder(cfg).init(key, x)["params"])(key)
+    return draw_params(Autoencoder(cfg), key, jnp.zeros((1, cfg.factor, cfg.factor, cfg.in_channels)))

@@ -6,6 +6,9 @@ Axis legend (einsum strings use these letters only)
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -16,6 +19,28 @@ MASKED = -1e30  # finite: a row that sees nothing stays finite instead of turnin
 SCORES = 2**24  # attention scores of one case and head that are held at once; more go in blocks of queries
 normal = nn.initializers.normal(0.02)
 lecun = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+
+
+def draw_params(module: nn.Module, key: Array, *args: Any, std: float | None = None) -> dict:
+    """Random parameters of a module that is called with `args` (arrays, only their shapes and dtypes count).
+
+    All are slices of one draw, for a compiler takes minutes over hundreds of them. Kernels have the standard deviation
+    `std`, or fan-in^-0.5 without; embeddings 0.02; scales are ones, biases zeros.
+    """
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *args)["params"]
+    paths, structure = jax.tree_util.tree_flatten_with_path(shapes)
+    drawn = sum(leaf.size for path, leaf in paths if path[-1].key in ("kernel", "embedding"))
+    normals, start, leaves = jax.random.normal(key, (drawn,)), 0, []
+    for path, leaf in paths:
+        name, shape = path[-1].key, leaf.shape
+        if name in ("kernel", "embedding"):
+            width = 0.02 if name == "embedding" else std or math.prod(shape[:-1]) ** -0.5
+            values = width * normals[start : start + leaf.size].reshape(shape)
+            start += leaf.size
+        else:
+            values = jnp.ones(shape) if name == "scale" else jnp.zeros(shape)
+        leaves.append(values.astype(leaf.dtype))
+    return jax.tree.unflatten(structure, leaves)
 
 
 class Linear(nn.Module):

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from progemu_jax.models.blocks import LayerNorm, Linear, attention, normal
+from progemu_jax.models.blocks import LayerNorm, Linear, attention, draw_params, normal
 
 Array = jax.Array
 
@@ -256,4 +256,4 @@ class TextEncoder(nn.Module):
 
 def init_params(cfg: TextEncoderConfig, key: Array) -> dict:
     """Random parameters."""
-    return jax.jit(lambda key: TextEncoder(cfg).init(key, jnp.zeros((1, 2), jnp.int32))["params"])(key)
+    return draw_params(TextEncoder(cfg), key, jnp.zeros((1, 2), jnp.int32), std=0.02)

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from progemu_jax.models import vqgan_layers as vl
-from progemu_jax.models.blocks import LayerNorm, Linear, attention
+from progemu_jax.models.blocks import LayerNorm, Linear, attention, draw_params
 
 Array = jax.Array
 
@@ -307,9 +307,7 @@ class UNet(nn.Module):
             level = Level(cfg, features, attends, i < last, name=f"up_blocks_{i}")
             x, skips = level(x, skips, time, text, mask, train)
         x = jax.nn.silu(group_norm(cfg, x, 1e-5, "conv_norm_out"))
-        # The output starts at zero, as the reference's does not: a fresh model then predicts no noise, not much of it.
-        conv = vl.Conv(cfg.out_channels, kernel_init=nn.initializers.zeros, param_dtype=dtype, name="conv_out")
-        return conv(x).astype(jnp.float32)
+        return vl.Conv(cfg.out_channels, param_dtype=dtype, name="conv_out")(x).astype(jnp.float32)
 
 
 def init_params(cfg: UNetConfig, key: Array) -> dict:
@@ -317,11 +315,11 @@ def init_params(cfg: UNetConfig, key: Array) -> dict:
     side = cfg.factor
     text = jnp.zeros((1, 1, cfg.text_dim or cfg.cross_attention_dim))
     x = jnp.zeros((1, side, side, cfg.in_channels))
-    # Compiled, for the forward pass that names the parameters then costs nothing.
-    params = jax.jit(lambda key: UNet(cfg).init(key, x, jnp.zeros(1), text)["params"])(key)
+    params = draw_params(UNet(cfg), key, x, jnp.zeros(1), text)
+    # The output starts at zero, as the reference's does not: a fresh model then predicts no noise, not much of it.
+    params["conv_out"]["kernel"] = jnp.zeros_like(params["conv_out"]["kernel"])
     if cfg.conditioned:
-        kernel = params["conv_in"]["kernel"].at[:, :, cfg.out_channels :].set(0)
-        params = {**params, "conv_in": {**params["conv_in"], "kernel": kernel}}
+        params["conv_in"]["kernel"] = params["conv_in"]["kernel"].at[:, :, cfg.out_channels :].set(0)
     return params
 
 
