@@ -290,13 +290,28 @@ def test_a_dropped_condition_is_the_empty_text_and_a_prior_of_zeros():
     np.testing.assert_array_equal(text[0], text[2])
 
 
+def test_every_large_array_of_the_state_is_split_over_fsdp():
+    big = dataclasses.replace(MODEL, channels=(64,))
+    t = DiffusionTask(big, CODEC, TEXT, DiffusionConfig(), TrainConfig(ema=0.9), task(TrainConfig()).frozen, None)
+    abstract = jax.eval_shape(t.init, jax.random.key(0))
+    shardings = t.state_shardings(make_mesh(data=2, fsdp=4), abstract)
+    split = 0
+    for leaf, where in zip(jax.tree.leaves(abstract), jax.tree.leaves(shardings), strict=True):
+        if leaf.size >= 2**14:
+            assert where.spec[-1] == "fsdp"
+            assert where.shard_shape(leaf.shape)[-1] == leaf.shape[-1] // 4
+            split += 1
+        else:
+            assert where.is_fully_replicated
+    assert split >= 4 * 5  # parameters, both moments and the average
+
+
+@pytest.mark.slow
 def test_training_on_eight_devices_is_training_on_one(tmp_path):
     train = TrainConfig(steps=3, batch_size=8, learning_rate=1e-3, log_every=1, save_every=3, ema=0.9)
     states = {}
     for name, mesh in {"one": None, "eight": make_mesh(data=2, fsdp=4)}.items():
         states[name] = fit(task(train), train, batches, None, tmp_path / name, mesh=mesh)
-    split = [leaf for leaf in jax.tree.leaves(states["eight"]) if not leaf.sharding.is_fully_replicated]
-    assert split
     for key in ("params", "ema"):
         for a, b in zip(*(jax.tree.leaves(states[n][key]) for n in ("one", "eight")), strict=True):
             np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5)
