@@ -14,8 +14,8 @@ PARITY_VENV ?= .venv-parity
 BEAM_VENV ?= .venv-beam
 PARITY_PY := $(PARITY_VENV)/bin/python
 
-.PHONY: setup demo demo-quick phantom test soak fuzz test-beam bench-cohort parity-eval coverage known-systems \
-  parity bench-vq bench-decode bench-train bench-convert lint format clean
+.PHONY: help setup demo demo-quick phantom tables test soak fuzz test-beam bench-cohort parity-eval coverage \
+  known-systems parity bench-vq bench-decode bench-train bench-diffusion bench-convert lint format clean
 
 help:
 	@echo "make setup       virtual environment in $(VENV) from the hashed lock (Python 3.11 or newer)"
@@ -31,6 +31,8 @@ help:
 	@echo "make coverage    2,000 simulated cohorts: do 95 % intervals hold the truth? (slow)"
 	@echo "make known-systems  systems of known faults through the evaluation, on runs/phantom"
 	@echo "make parity      compares with live PyTorch, in $(PARITY_VENV) (Python 3.11); EMU3=DIR adds the public Emu3 code"
+	@echo "make tables      MedJourney's tables 1 and 2 on the phantom, resumable: runs/tables/report/index.html"
+	@echo "make bench-diffusion  denoising steps beside Diffusers' on the same weights"
 	@echo "make bench-vq    image tokenizer beside transformers' on the same weights; bench-convert: 4.3 GB in and out"
 	@echo "make bench-decode sampling beside transformers' Emu3 with the reference's grammar callback, same weights"
 	@echo "make bench-train one training step beside transformers' Emu3: speed and memory (Python 3.11, $(PARITY_VENV))"
@@ -58,6 +60,9 @@ demo-quick: setup
 
 phantom: setup
 	$(PY) -m progemu_jax.main --config=configs/phantom.py --workdir=runs/phantom
+
+tables: setup
+	$(PY) -m progemu_jax.tables --workdir=runs/tables
 
 test: setup
 	$(TEST_ENV) $(PY) -m pytest -n $(JOBS) --dist loadfile -m "not parity and not slow and not beam"
@@ -109,15 +114,20 @@ $(PARITY_VENV)/.progemu-installed: requirements.lock requirements-parity.txt pyp
 	touch $@
 
 parity: $(PARITY_VENV)/.progemu-installed
-	$(TEST_ENV) $(if $(EMU3),EMU3=$(EMU3)) $(PARITY_PY) -m pytest -m parity -s tests/test_parity_live.py
+	$(TEST_ENV) $(if $(EMU3),EMU3=$(EMU3)) $(PARITY_PY) -m pytest -m parity -s tests/test_parity_live.py \
+	  tests/test_diffusion_live.py
 
 bench-vq: $(PARITY_VENV)/.progemu-installed
 	$(PARITY_PY) benchmarks/vq.py
 
 bench-decode: $(PARITY_VENV)/.progemu-installed
 	$(PARITY_PY) benchmarks/decode.py
+
 bench-train: $(PARITY_VENV)/.progemu-installed
 	$(PARITY_PY) benchmarks/train.py
+
+bench-diffusion: $(PARITY_VENV)/.progemu-installed
+	$(PARITY_PY) benchmarks/diffusion.py
 
 bench-convert: setup
 	$(PY) benchmarks/convert.py

@@ -6,6 +6,7 @@ behind it. Singles, rejections and the funnel are written from the journal, in t
 end.
 """
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -39,6 +40,7 @@ class Work:
     texts: TextOptions = field(default_factory=TextOptions)
     cache: Path = Path("texts")
     sheets: float = 0.0
+    register: bool = True
 
 
 def build(
@@ -140,6 +142,7 @@ class Plan:
     unchanged: float
     texts: TextOptions
     exclude: frozenset[str]
+    register: bool
 
 
 def _plan(source, size, unchanged, options, text_options, exclude, source_options) -> Plan:
@@ -152,7 +155,7 @@ def _plan(source, size, unchanged, options, text_options, exclude, source_option
         "texts": text_options.identity(),
         "exclude": records.digest(sorted(left_out)),
     }
-    return Plan(records.normal(settings), size, unchanged, text_options, left_out)
+    return Plan(records.normal(settings), size, unchanged, text_options, left_out, options.register)
 
 
 def read_cohort(source, root, options: journeys.Options, exclude=frozenset(), source_options=None) -> journeys.Cohort:
@@ -183,7 +186,8 @@ def prepare(source: str, cohort: journeys.Cohort, out: Path, plan: Plan, progres
         _say(f"{cache}: {texts.cost(cache)}", progress)
     out.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(out / ".tmp", ignore_errors=True)
-    return Work(out, plan.size, plan.unchanged, plan.texts, cache, min(1.0, sheets.SAMPLE / max(1, len(pairs))))
+    share = min(1.0, sheets.SAMPLE / max(1, len(pairs)))
+    return Work(out, plan.size, plan.unchanged, plan.texts, cache, share, plan.register)
 
 
 def finish(out: Path, cohort: journeys.Cohort, results: dict[str, dict], settings: dict) -> dict[str, int]:
@@ -336,6 +340,10 @@ def _pair(pair: journeys.Pair, work: Work, read: _Reader) -> str | None:
         sheets.keep(work.root, "kept" if moved.flag >= 0 else "rejected", pair.pair_id, moved.score, strip)
     if moved.flag < 0:
         return f"registration found no match (score {moved.score:.2f})"
+    if not work.register:
+        moved, image, exposure = dataclasses.replace(moved, transform=np.eye(2, 3)), followup[0], (1.0, 0.0)
+        tree.write_pair(work.root, pair, prior[0], image, _meta(pair, text, moved, exposure, prior, followup))
+        return None
     image = registration.fill_uncovered(moved.image, prior[0], moved.transform, followup[0].shape)
     image, exposure = registration.match_exposure(image, prior[0])
     tree.write_pair(work.root, pair, prior[0], image, _meta(pair, text, moved, exposure, prior, followup))

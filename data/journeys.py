@@ -29,7 +29,8 @@ class Options:
     labels pass). split: "folder" (MIMIC's: p19 is the test), "csv" (the source's own), "hash", or "auto"
     (folder for MIMIC's layout, hash elsewhere). validation, test: shares of patients by hash (by folder only
     validation, of p10-p18). seed: of the hash. duplicates: look for films listed under two patients, who then
-    share a split (by hash only; reads every image).
+    share a split (by hash only; reads every image). register: False leaves follow-ups where they lie, for the
+    ablation of MedJourney's table 2; pairs without a match are dropped all the same.
     """
 
     views: tuple[str, ...] = ("PA",)
@@ -42,6 +43,7 @@ class Options:
     test: float = 0.1
     seed: int = 0
     duplicates: bool = False
+    register: bool = True
 
     def __post_init__(self):
         if self.pairs not in ("consecutive", "all"):

@@ -18,10 +18,16 @@ from progemu_jax.data.journeys import Options
 from progemu_jax.data.texts import TextOptions
 from progemu_jax.errors import UserError
 from progemu_jax.lora import TuneConfig
+from progemu_jax.models.autoencoder import AutoencoderConfig
+from progemu_jax.models.text_encoder import TextEncoderConfig
 from progemu_jax.models.transformer import TransformerConfig
+from progemu_jax.models.unet import UNetConfig
 from progemu_jax.models.vqgan import VQGANConfig
 from progemu_jax.records import normal
+from progemu_jax.sampling.diffusion import DiffusionSampling
 from progemu_jax.sampling.policy import Sampling
+from progemu_jax.tasks.autoencoder import AutoencoderLossConfig
+from progemu_jax.tasks.diffusion import DiffusionConfig
 from progemu_jax.tasks.progemu import ProgEmuConfig
 from progemu_jax.tasks.scorer import ScorerConfig
 from progemu_jax.tasks.tokenizer import TokenizerLossConfig
@@ -109,6 +115,41 @@ class LanguageModelConfig:
 
 
 @dataclass(frozen=True)
+class CodecConfig:
+    """KL autoencoder of a diffusion model; weights: a Diffusers folder that holds one, instead of training."""
+
+    weights: str = ""
+    model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    loss: AutoencoderLossConfig = field(default_factory=AutoencoderLossConfig)
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Frozen text encoder; weights: a folder that holds one, instead of a random one."""
+
+    weights: str = ""
+    model: TextEncoderConfig = field(default_factory=TextEncoderConfig)
+
+
+@dataclass(frozen=True)
+class DenoiserConfig:
+    """A diffusion model: UNet, task, the two stages of the curriculum, and how it is sampled.
+
+    name: of the system, its predictions folder and row in the tables. weights: a Diffusers folder whose UNet
+    training starts from. steps=0 skips a stage.
+    """
+
+    name: str = "medjourney"
+    weights: str = ""
+    model: UNetConfig = field(default_factory=UNetConfig)
+    task: DiffusionConfig = field(default_factory=DiffusionConfig)
+    stage1: TrainConfig = field(default_factory=TrainConfig)
+    stage2: TrainConfig = field(default_factory=TrainConfig)
+    policy: DiffusionSampling = field(default_factory=DiffusionSampling)
+
+
+@dataclass(frozen=True)
 class SampleConfig:
     """Which held-out pairs are sampled, how many futures each, and how."""
 
@@ -159,15 +200,22 @@ class PlanConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything one run needs; written to `config.json` of the run directory."""
+    """Everything one run needs; written to `config.json` of the run directory.
+
+    system: "progemu" (sections tokenizer, tokens, progemu) or "diffusion" (autoencoder, text_encoder, diffusion).
+    """
 
     name: str = "run"
+    system: str = "progemu"
     seed: int = 0
     vocabulary: str = ""  # folder with Emu3's vocabulary files; empty: the built-in one
     data: DataConfig = field(default_factory=DataConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     tokens: TokensConfig = field(default_factory=TokensConfig)
     progemu: LanguageModelConfig = field(default_factory=LanguageModelConfig)
+    autoencoder: CodecConfig = field(default_factory=CodecConfig)
+    text_encoder: TextConfig = field(default_factory=TextConfig)
+    diffusion: DenoiserConfig = field(default_factory=DenoiserConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     scorer: ScorerConfig = field(default_factory=ScorerConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)

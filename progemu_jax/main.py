@@ -81,8 +81,14 @@ def build_stages(config, config_dict: dict) -> list:
             part("evaluate", "name"),
         ),
     ]
+    makers = {}
+    if config.system == "diffusion":
+        from progemu_jax import diffusion_stages
+
+        stages = diffusion_stages.stages(config, part, {name: row for name, *row in stages}, states)
+        makers = diffusion_stages.MAKERS
     return [
-        Stage(name, outputs, inputs, slice_, partial(getattr(workflow, name), config))
+        Stage(name, outputs, inputs, slice_, partial(makers.get(name) or getattr(workflow, name), config))
         for name, outputs, inputs, slice_ in stages
     ]
 

@@ -281,11 +281,11 @@ class Model(Sampler):
 
 
 def load(path: str | os.PathLike, tokenizer: str | os.PathLike | None = None, quantize: str | None = None) -> Model:
-    """Loads a model.
+    """Loads a model; a `diffusion.DiffusionModel` where the folder holds one.
 
     Args:
       path: a run directory of `progemu_jax.main` (complete up to its train stage), an export, or a Hugging Face
-        folder of Emu3 or ProgEmu, in either dialect.
+        folder of Emu3 or ProgEmu, in either dialect, or of Diffusers.
       tokenizer: the folder of the image tokenizer, of the same kinds, where `path` holds the language model alone.
       quantize: "int8": the language model's linear maps in 8 bits (`models.linear.quantize`); None leaves them.
 
@@ -297,6 +297,14 @@ def load(path: str | os.PathLike, tokenizer: str | os.PathLike | None = None, qu
     """
     if quantize not in (None, "int8"):
         raise UserError(f"quantize={quantize!r}: expected 'int8' or None")
+    if places.is_diffusion(Path(path)):
+        if tokenizer is not None:
+            raise UserError(f"tokenizer={tokenizer}: {path} is a diffusion model with an autoencoder of its own")
+        if quantize:
+            raise UserError(f"quantize={quantize!r}: {path} is a diffusion model, which is not quantised")
+        from progemu_jax import diffusion
+
+        return diffusion.load(Path(path))
     parts = _load_parts(Path(path))
     if quantize and "params" in parts:
         parts["params"] = linear.quantize(parts["params"])

@@ -6,32 +6,43 @@ from pathlib import Path
 from typing import Any
 
 from progemu_jax import checkpoint, vocab
-from progemu_jax.convert import huggingface
+from progemu_jax.convert import diffusers, huggingface
 from progemu_jax.convert.names import LANGUAGE_MODEL, TOKENIZER
 from progemu_jax.errors import UserError
 from progemu_jax.records import read_json
 
 IN_RUN = {LANGUAGE_MODEL: "train/export", TOKENIZER: "tokenizer/export"}  # exports in a run directory
 VOCABULARY, SOURCE = "vocabulary", "source"  # folders in an export that was converted
-HUGGING_FACE, OURS = "Hugging Face folder", "run directory or export"
+HUGGING_FACE, OURS, DIFFUSERS = "Hugging Face folder", "run directory or export", "Diffusers folder"
 
 
 def detect(path: Path) -> str:
-    """OURS or HUGGING_FACE. Raises UserError for anything else, and for pickled weights."""
+    """OURS, HUGGING_FACE or DIFFUSERS. Raises UserError for anything else, and for pickled weights."""
     if not path.exists():
         raise UserError(f"{path}: no such folder; give a run directory, an export or a Hugging Face folder")
     if not path.is_dir():
         huggingface.tensors.refuse_pickles(path)
         raise UserError(f"{path}: is a file; give the folder that it is in")
-    if exports(path):
+    if diffusion_exports(path) or exports(path):
         return OURS
+    if diffusers.is_folder(path):
+        return DIFFUSERS
     if huggingface.is_folder(path):
         return HUGGING_FACE
     huggingface.tensors.refuse_pickles(path)
     raise UserError(
         f"{path}: no model here: expected a run directory ({' or '.join(IN_RUN.values())}), an export (export.json) or "
-        "a Hugging Face folder (config.json, model.safetensors)"
+        "a Hugging Face folder (config.json, model.safetensors; model_index.json)"
     )
+
+
+def diffusion_exports(path: Path) -> dict[str, Path]:
+    """{part: folder} of the exports of a diffusion model's run directory, or of an export itself; {} without."""
+    if (path / "export.json").exists():
+        kind = checkpoint.read_export_config(path).get("kind")
+        return {kind: path} if kind in diffusers.IN_RUN else {}
+    found = {part: path / place for part, place in diffusers.IN_RUN.items()}
+    return {part: folder for part, folder in found.items() if (folder / "export.json").exists()}
 
 
 def exports(path: Path) -> dict[str, Path]:
@@ -84,3 +95,8 @@ def vocabulary(export: Path, config: dict[str, Any], codebook_size: int | None =
     if found.hash != config["vocabulary_hash"]:
         raise UserError(f"{export}: trained with another vocabulary (hash {config['vocabulary_hash'][:12]})")
     return found
+
+
+def is_diffusion(path: Path) -> bool:
+    """Whether the folder holds a diffusion model, ours or Diffusers'."""
+    return bool(diffusion_exports(path)) or (path.is_dir() and not exports(path) and diffusers.is_folder(path))

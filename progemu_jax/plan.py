@@ -274,7 +274,9 @@ def _sample_program(case, config, model, layout, task, mesh):
     whole = Model(None, model, layout, None, None, policy, "plan")
     whole.mesh, whole.grammar = mesh, grammar
     keys = array(jax.random.key(0).dtype, cases)
-    return whole.over_mesh(policy), (_placed(abstract, shardings), prompts, keys)
+    grid = (cases, layout.height, layout.width)
+    drawn = (prompts, keys, array(jnp.bool_, *grid), array(jnp.int32, *grid))
+    return whole.over_mesh(policy, True, model), (_placed(abstract, shardings), *drawn)
 
 
 def _placed(abstract, shardings):

@@ -22,7 +22,10 @@ REJECTED = "rejected.jsonl"
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to predict: codes int32 [h, w] of the prior (None: no prior), the prompt, and its seed's parts."""
+    """One thing to predict: the prior (None: no prior), the prompt, and its seed's parts.
+
+    The prior is its codes int32 [h, w]; for a diffusion model, the image uint8 [S, S].
+    """
 
     pair_id: str
     prior: np.ndarray | None

@@ -126,13 +126,8 @@ class Sampler:
                 raise UserError(f"prior: expected codes, int {list(grid)}")
         sequence.prompt_tokens(self.vocabulary, self.layout, case.prior, case.prompt)
 
-    def _prepared(self) -> tuple[Any, TransformerConfig]:
-        """Parameters as decoding reads them, and the config that goes with them."""
-        return prepared(self.params, self.config, self.grammar)
-
-    def _generate(self, policy: Sampling, text: bool) -> Any:
+    def _generate(self, policy: Sampling, text: bool, config: TransformerConfig) -> Any:
         """`generate` of this model as a function of parameters, prompts, keys, keep and codes."""
-        _, config = self._prepared()
 
         def run(params: Any, prompts: Prompts, keys: jax.Array, keep: jax.Array, codes: jax.Array) -> Any:
             return generate(
@@ -141,11 +136,11 @@ class Sampler:
 
         return run
 
-    def _over_mesh(self, policy: Sampling, text: bool) -> Any:
+    def over_mesh(self, policy: Sampling, text: bool, config: TransformerConfig) -> Any:
         """The same over the mesh: each data part its own cases; only a tensor axis exchanges anything."""
         if (policy, text) not in self._programs:
             names, sides = sharding.RULES["batch"], 2 if policy.guided else 1
-            generate_local = self._generate(policy, text)
+            generate_local = self._generate(policy, text, config)
 
             def local(params: Any, prompts: Prompts, *rest: jax.Array) -> Any:
                 prompts = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), prompts)  # cases, then their twins
@@ -196,10 +191,10 @@ class Sampler:
         grid = (len(cases), self.layout.height, self.layout.width)
         keep = np.zeros(grid, bool) if keep is None else np.asarray(keep, bool)
         codes = np.zeros(grid, np.int32) if codes is None else np.asarray(codes, np.int32)
+        params, config = prepared(self.params, self.config, self.grammar)
         spread = self.mesh and len(cases) % sharding.data_parts(self.mesh) == 0
-        out = (self._over_mesh if spread else self._generate)(policy, text)(
-            self._prepared()[0], prompts, keys, keep, codes
-        )
+        run = (self.over_mesh if spread else self._generate)(policy, text, config)
+        out = run(params, prompts, keys, keep, codes)
         rows = np.asarray(out.text) if text else ()
         texts = [self.vocabulary.decode([int(t) for t in row if t >= 0]).strip() for row in rows]
         drawn = np.asarray(out.codes)

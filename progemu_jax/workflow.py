@@ -42,6 +42,13 @@ def _processes(config: Config) -> int:
 
 def _trained(config: Config) -> dict[str, TrainConfig]:
     """Everything that is trained, by its place in the config."""
+    if config.system == "diffusion":
+        return {
+            "autoencoder.train": config.autoencoder.train,
+            "diffusion.stage1": config.diffusion.stage1,
+            "diffusion.stage2": config.diffusion.stage2,
+            "scorer.train": config.scorer.train,
+        }
     return {
         "tokenizer.train": config.tokenizer.train,
         "progemu.stage1": config.progemu.stage1,
@@ -54,7 +61,7 @@ def _microbatches(config: Config) -> dict[str, int]:
     return {name: part.batch_size // part.accumulate for name, part in _trained(config).items() if part.steps}
 
 
-def _mesh(config: Config):
+def training_mesh(config: Config):
     """The mesh of training: all devices of all hosts."""
     import jax
 
@@ -86,11 +93,11 @@ def check_mesh(config: Config) -> None:
     from progemu_jax import sharding
     from progemu_jax.models import transformer
 
-    mesh = _mesh(config)
+    mesh = training_mesh(config)
     for name, rows in _microbatches(config).items():
         sharding.check_batch(mesh, rows, f"config.{name}: batch_size / accumulate")
     _local_mesh(config)
-    if mesh.size > 1:
+    if mesh.size > 1 and config.system == "progemu":
         model = model_parts(config)[2]
         abstract = jax.eval_shape(lambda: transformer.init_params(model, jax.random.key(0)))
         sharding.param_shardings(abstract, transformer.LOGICAL_AXES, mesh)
@@ -124,12 +131,19 @@ def check(config: Config) -> None:
 
     if config.data.source not in SOURCES:
         raise UserError(f"config.data.source={config.data.source!r}: choose among {', '.join(SOURCES)}")
+    if config.system not in ("progemu", "diffusion"):
+        raise UserError(f"config.system={config.system!r}: choose 'progemu' or 'diffusion'")
     for name, part in _trained(config).items():
         try:
             check_training(part)
             make_optimizer(part)
         except UserError as error:
             raise UserError(f"config.{name}: {error}") from None
+    if config.system == "diffusion":
+        from progemu_jax import diffusion_stages
+
+        diffusion_stages.check(config)
+        return
     size, factor = config.data.image_size, tokenizer_model(config).factor
     if size < 32 or size % factor:
         raise UserError(
@@ -221,7 +235,7 @@ def tokenizer(config: Config, workdir: Path) -> None:
             shards, "pairs", "validation", c.train.batch_size, 0, repeat=False, source=held_out
         ),
         workdir / "tokenizer",
-        mesh=_mesh(config),
+        mesh=training_mesh(config),
         init_state=first,
         config=to_dict(dataclasses.replace(c, init="", model=model)),  # where the start lies does not count
         show=lambda state: task.pictures(state, {"image": shown}),
@@ -420,7 +434,7 @@ def train(config: Config, workdir: Path) -> None:
 
     vocabulary, layout, model = model_parts(config)
     shards, c = workdir / "data/shards", config.progemu
-    start, coder, mesh = language_start(config), _load_tokenizer(workdir), _mesh(config)
+    start, coder, mesh = language_start(config), _load_tokenizer(workdir), training_mesh(config)
     identity = {"model": to_dict(model), "task": to_dict(c.task), "layout": to_dict(layout), "tune": to_dict(c.tune)}
     codebook = np.asarray(coder.variables["params"]["quantize"]["embedding"])
     # Of the model that is exported: LoRA merged, layers apart.
@@ -530,7 +544,7 @@ def scorer(config: Config, workdir: Path) -> None:
         lambda seed: ArrayBatches(arrays["train"], c.train.batch_size, seed, **_share()),
         valid,
         folder,
-        mesh=_mesh(config),
+        mesh=training_mesh(config),
         config=to_dict(c.net),
     )
     checkpoint.export(state["params"], {"net": to_dict(c.net), "image_size": config.data.image_size}, folder / "export")

@@ -40,7 +40,7 @@ _LM_KEYS = {
 _PLAIN_ROPE = (None, "default")
 
 
-class _Reader:
+class Reader:
     """Values of a config with their types checked; messages name the file and the key."""
 
     def __init__(self, path: Path, values: Mapping[str, Any]):
@@ -78,7 +78,7 @@ class _Reader:
 
 def language_model(path: Path, values: Mapping[str, Any], dtype: str) -> TransformerConfig:
     """The transformer of a config (a `text_config`, in the transformers dialect); dtype: of its tensors."""
-    full, read = emu3_8b(), _Reader(path, values)
+    full, read = emu3_8b(), Reader(path, values)
     read.only("hidden_act", ("silu",), "silu")
     for key in ("attention_bias", "mlp_bias"):
         read.only(key, (False,), False)
@@ -91,7 +91,7 @@ def language_model(path: Path, values: Mapping[str, Any], dtype: str) -> Transfo
             raise read.refuse(key, "only plain rotary positions (rope_type 'default') are supported")
         if not {"rope_type", "type", "rope_theta"} >= set(rope):
             raise read.refuse(key, "has keys that are not supported; only rope_type and rope_theta are")
-        theta = _Reader(path, rope).number("rope_theta", theta)
+        theta = Reader(path, rope).number("rope_theta", theta)
     sizes = {ours: read.whole(key, getattr(full, ours)) for ours, key in _LM_KEYS.items()}
     heads, hidden = sizes["num_heads"], sizes["hidden_size"]
     if values.get("head_dim") is None and hidden % heads:
@@ -138,7 +138,7 @@ def stops(path: Path, values: Mapping[str, Any]) -> tuple[int, ...]:
 
 def tokenizer(path: Path, values: Mapping[str, Any], dialect: str, dtype: str) -> VQGANConfig:
     """The VQGAN of a config (a `vq_config`, in the transformers dialect)."""
-    full, read = emu3_vq(), _Reader(path, values)
+    full, read = emu3_vq(), Reader(path, values)
     at = ("original", "transformers").index(dialect)
     read.only(("double_z", "double_latent")[at], (False,), False)
     fields: dict[str, Any] = {}

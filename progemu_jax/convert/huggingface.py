@@ -63,13 +63,14 @@ class Part:
             flat[entry.leaf] = jax.device_put(entry.ours(tensor.read()))
         return checkpoint.unflatten(flat)
 
-    def packed_buffers(self) -> dict[str, list]:
-        """{name: [dtype, shape, base64]} of the buffers, for a JSON record."""
-        out = {}
-        for name, tensor in self.buffers.items():
-            data = base64.b64encode(tensor.read().tobytes()).decode()
-            out[name] = [tensor.dtype, list(tensor.shape), data]
-        return out
+
+def packed_buffers(buffers: dict[str, Tensor]) -> dict[str, list]:
+    """{name: [dtype, shape, base64]} of buffers, for a JSON record."""
+    out = {}
+    for name, tensor in buffers.items():
+        data = base64.b64encode(tensor.read().tobytes()).decode()
+        out[name] = [tensor.dtype, list(tensor.shape), data]
+    return out
 
 
 @dataclass(frozen=True)
@@ -285,6 +286,6 @@ def source_record(folder: Folder, kind: str, content_hash: str) -> dict:
             "names": {entry.leaf: entry.name for entry in part.entries},
             "dtypes": tensor,
             "files": {name: t.file.name for name, t in every.items()},
-            "buffers": part.packed_buffers(),
+            "buffers": packed_buffers(part.buffers),
         }
     )

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from progemu_jax import checkpoint, places, vocab
 from progemu_jax.config import from_dict, to_dict
-from progemu_jax.convert import configs, names, tensors
+from progemu_jax.convert import configs, diffusers, names, tensors
 from progemu_jax.convert import huggingface as hf
 from progemu_jax.convert.names import LANGUAGE_MODEL, TOKENIZER
 from progemu_jax.errors import UserError, disk_trouble
@@ -30,7 +30,7 @@ _CONFIGS = {LANGUAGE_MODEL: TransformerConfig, TOKENIZER: VQGANConfig}
 
 
 def convert(source: str | os.PathLike, target: str | os.PathLike, dialect: str | None = None) -> str:
-    """Converts a Hugging Face folder to a run directory, or a run directory or export to a Hugging Face folder.
+    """Converts a Hugging Face or Diffusers folder to a run directory, or a run directory or export back to one.
 
     Args:
       source: what it is is found out.
@@ -46,6 +46,8 @@ def convert(source: str | os.PathLike, target: str | os.PathLike, dialect: str |
     """
     source, target = Path(source), Path(target)
     kind = places.detect(source)
+    if dialect and (kind == places.DIFFUSERS or places.diffusion_exports(source)):
+        raise UserError(f"--dialect={dialect}: diffusion models have one dialect; leave it out")
     if kind == places.HUGGING_FACE and dialect:
         raise UserError(f"--dialect={dialect}: is of a Hugging Face target, and {source} is converted to ours")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -53,7 +55,13 @@ def convert(source: str | os.PathLike, target: str | os.PathLike, dialect: str |
     if dialect not in (None, *DIALECTS):
         raise UserError(f"--dialect={dialect}: expected one of {', '.join(DIALECTS)}")
     temporary = target.with_name(f"{target.name}.tmp")
-    if kind == places.HUGGING_FACE:
+    if kind == places.DIFFUSERS:
+        pipeline = diffusers.open_folder(source)
+        write = lambda: diffusers.to_run(pipeline, temporary)  # noqa: E731
+    elif found := places.diffusion_exports(source):
+        parts = diffusers.plan(found)
+        write = lambda: diffusers.from_run(parts, temporary)  # noqa: E731
+    elif kind == places.HUGGING_FACE:
         folder = hf.open_folder(source)
         write = lambda: _to_run(folder, temporary)  # noqa: E731
     else:

@@ -20,6 +20,7 @@ import numpy as np
 from progemu_jax.errors import UserError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+DIFFUSERS = "diffusion_pytorch_model"  # the name of Diffusers' weights, where others say "model"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 BLOCK_BYTES = 2**27  # of a tensor that is read in blocks of rows
 _HEADER_LIMIT = 100_000_000  # bytes, the format's own limit
@@ -77,19 +78,19 @@ class Tensor:
         return out
 
 
-def open_folder(folder: str | os.PathLike) -> dict[str, Tensor]:
-    """The tensors of a folder with `model.safetensors`, or with shards and their index.
+def open_folder(folder: str | os.PathLike, stem: str = "model") -> dict[str, Tensor]:
+    """The tensors of a folder with `model.safetensors`, or with shards and their index; `stem` for "model".
 
     Raises:
       UserError: no weights, pickle files only, a damaged file or index, an index that leaves the folder.
     """
-    folder = Path(folder)
-    if (folder / INDEX).exists():
-        return _open_shards(folder)
-    if (folder / WEIGHTS).exists():
-        return read_header(inside(folder / WEIGHTS))
+    folder, weights, index = Path(folder), f"{stem}.safetensors", f"{stem}.safetensors.index.json"
+    if (folder / index).exists():
+        return _open_shards(folder / index)
+    if (folder / weights).exists():
+        return read_header(inside(folder / weights))
     refuse_pickles(folder)
-    raise UserError(f"{folder}: neither {WEIGHTS} nor {INDEX} is there; fetch the whole checkpoint")
+    raise UserError(f"{folder}: neither {weights} nor {index} is there; fetch the whole checkpoint")
 
 
 def inside(path: Path) -> Path:
@@ -115,8 +116,8 @@ def refuse_pickles(folder: Path) -> None:
             )
 
 
-def _open_shards(folder: Path) -> dict[str, Tensor]:
-    index = folder / INDEX
+def _open_shards(index: Path) -> dict[str, Tensor]:
+    folder = index.parent
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index}: has no weight_map; fetch the file again")
@@ -137,7 +138,7 @@ def _open_shards(folder: Path) -> dict[str, Tensor]:
     for file, tensors in headers.items():
         for name in tensors:
             if weight_map.get(name) != file:
-                raise UserError(f"{folder / file}: tensor {name} is not in {INDEX}; fetch both again")
+                raise UserError(f"{folder / file}: tensor {name} is not in {index.name}; fetch both again")
     return found
 
 
@@ -224,9 +225,12 @@ class Writer:
     Args:
       folder: exists.
       shards: {file name: {tensor name: (dtype name, shape)}}.
+      stem: what the index of several files is named after.
     """
 
-    def __init__(self, folder: Path, shards: Mapping[str, Mapping[str, tuple[str, tuple[int, ...]]]]):
+    def __init__(
+        self, folder: Path, shards: Mapping[str, Mapping[str, tuple[str, tuple[int, ...]]]], stem: str = "model"
+    ):
         self._places, self._left = {}, {}
         files = {}
         for file, entries in shards.items():
@@ -244,9 +248,9 @@ class Writer:
                 start, end = header[name]["data_offsets"]
                 self._places[name], self._left[name] = (folder / file, 8 + len(text) + start), end - start
                 files[name] = file
-        if set(shards) != {WEIGHTS}:
+        if set(shards) != {f"{stem}.safetensors"}:
             index = {"metadata": {"total_size": sum(self._left.values())}, "weight_map": dict(sorted(files.items()))}
-            (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+            (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
     def write(self, name: str, block: np.ndarray, row: int = 0) -> None:
         """A tensor, or a block of its rows from `row` on."""
@@ -267,7 +271,9 @@ class Writer:
                 os.fsync(file.fileno())
 
 
-def shard(tensors: Mapping[str, tuple[str, tuple[int, ...]]], limit: int = 5 * 10**9) -> dict[str, dict]:
+def shard(
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]], limit: int = 5 * 10**9, stem: str = "model"
+) -> dict[str, dict]:
     """Tensors in files of at most `limit` bytes (a larger tensor has its own), named as the field names them."""
     groups: list[dict] = [{}]
     held = 0
@@ -279,5 +285,5 @@ def shard(tensors: Mapping[str, tuple[str, tuple[int, ...]]], limit: int = 5 * 1
         groups[-1][name] = dtype, shape
         held += size
     if len(groups) == 1:
-        return {WEIGHTS: groups[0]}
-    return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": group for i, group in enumerate(groups, 1)}
+        return {f"{stem}.safetensors": groups[0]}
+    return {f"{stem}-{i:05d}-of-{len(groups):05d}.safetensors": group for i, group in enumerate(groups, 1)}

@@ -476,5 +476,6 @@ def generate(
     codes = jnp.zeros(grid, jnp.int32) if codes is None else jnp.asarray(codes, jnp.int32)
     params, model = prepared(params, model, grammar)
     engine = Engine(model, layout, grammar, policy)
-    memory.check(engine, keys.shape[0], prompts.tokens.shape[1])
+    if not isinstance(keys, jax.core.Tracer):  # else it is part of a larger program, perhaps for another machine
+        memory.check(engine, keys.shape[0], prompts.tokens.shape[1])
     return _compiled(engine, image, text)(params, prompts, keys, keep, codes)

@@ -1,0 +1,188 @@
+"""Denoising steps beside Diffusers' on the same weights; prints JSON lines.
+
+    make bench-diffusion
+    .venv-parity/bin/python benchmarks/diffusion.py [--width=128] [--size=32] [--batch=1] [--steps=4] [--rounds=3]
+                                                    [--python=.venv312/bin/python]
+
+A step is the UNet on the three rows a case that InstructPix2Pix's two guidance scales need, their combination, and
+DDIM's update. The UNet has Stable Diffusion's shape with channels width, 2, 4, 4 times width (320 is the full one).
+Both sides run in float32 and in bfloat16, in turn, `rounds` times on the same cores; warm-up (compilation, thread
+pools) is not counted. Ours is in a second process, so that --python may name another interpreter, with another jax. The
+last line has the medians, the ratio of the better dtype of each, and how far the results are apart.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # a library that waits leaves the cores to the other
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+DTYPES = ("float32", "bfloat16")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    sizes = {"width": 128, "size": 32, "batch": 1, "steps": 4, "rounds": 3, "threads": 2, "tokens": 77}
+    for name, value in sizes.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--python", default=sys.executable)
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        return worker(Path(args.worker), args.steps)
+
+    import torch
+    from diffusers import DDIMScheduler, UNet2DConditionModel
+
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    w = args.width
+    config = {
+        "in_channels": 8,
+        "cross_attention_dim": 768,
+        "block_out_channels": (w, 2 * w, 4 * w, 4 * w),
+        "sample_size": args.size,
+    }
+    rng = np.random.default_rng(0)
+    shape = (args.batch, args.size, args.size, 4)
+    x = {
+        "noise": rng.standard_normal(shape),
+        "prior": rng.standard_normal(shape),
+        "text": rng.standard_normal((args.batch, args.tokens, 768)),
+        "null_text": rng.standard_normal((args.tokens, 768)),
+    }
+    x = {k: v.astype(np.float32) for k, v in x.items()}
+    unet = UNet2DConditionModel(**config).eval()
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1,
+        set_alpha_to_one=False,
+    )  # fmt: skip
+    modules = {"float32": unet, "bfloat16": UNet2DConditionModel(**config).eval()}
+    modules["bfloat16"].load_state_dict(unet.state_dict())
+    modules["bfloat16"].to(torch.bfloat16)
+    theirs = {dtype: their_steps(module, scheduler, x, args.steps) for dtype, module in modules.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        unet.save_pretrained(folder)
+        np.savez(Path(folder) / "inputs.npz", **x)
+        ours = Worker(args.python, folder, args.steps)
+        calls = {("ours", d): lambda d=d: ours(d) for d in DTYPES}
+        calls |= {("diffusers", d): lambda d=d: timed(theirs[d]) for d in DTYPES}
+        results = {key: call()[1] for key, call in calls.items()}  # warm-up
+        speeds = {key: [] for key in calls}
+        for index in range(args.rounds):
+            row = {"round": index}
+            for key, call in calls.items():
+                speeds[key].append(args.steps / call()[0])
+                row["_".join(key)] = round(speeds[key][-1], 4)
+            print(json.dumps(row), flush=True)
+        ours.close()
+    best = {who: max(DTYPES, key=lambda d, w=who: np.median(speeds[w, d])) for who in ("ours", "diffusers")}
+    ratios = np.asarray(speeds["ours", best["ours"]]) / np.asarray(speeds["diffusers", best["diffusers"]])
+    summary = {k: v for k, v in vars(args).items() if k in sizes} | {"jax": ours.version, "torch": torch.__version__}
+    summary |= {"_".join(key): round(float(np.median(value)), 4) for key, value in speeds.items()}
+    summary |= {f"best_{who}": dtype for who, dtype in best.items()}
+    summary["float32_ratio"] = round(
+        float(np.median(np.asarray(speeds["ours", "float32"]) / np.asarray(speeds["diffusers", "float32"]))), 2
+    )
+    summary["ratio"] = round(float(np.median(ratios)), 2)
+    reference = results["diffusers", "float32"]
+    for key, value in results.items():
+        error = np.abs(value - reference).max() / np.abs(reference).max()
+        summary[f"difference_{'_'.join(key)}"] = float(f"{error:.1e}")
+    print(json.dumps(summary))
+
+
+def timed(call):
+    """(seconds, result) of a call."""
+    start = time.perf_counter()
+    result = call()
+    return time.perf_counter() - start, result
+
+
+class Worker:
+    """Our side in a process of its own: a dtype goes in on a line, seconds come out, the result lies in a file."""
+
+    def __init__(self, python, folder, steps):
+        command = [python, __file__, f"--worker={folder}", f"--steps={steps}"]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.result, self.version = Path(folder) / "result.npy", self.process.stdout.readline().strip()
+
+    def __call__(self, dtype):
+        print(dtype, file=self.process.stdin, flush=True)
+        return float(self.process.stdout.readline()), np.load(self.result)
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def worker(folder, steps):
+    """What `Worker` talks to."""
+    import jax
+
+    with np.load(folder / "inputs.npz") as file:
+        x = dict(file)
+    print(jax.__version__, flush=True)
+    calls = {}
+    for line in sys.stdin:
+        dtype = line.strip()
+        if dtype not in calls:
+            calls[dtype] = our_steps(folder, dtype, x, steps)
+        seconds, result = timed(calls[dtype])
+        np.save(folder / "result.npy", result)
+        print(seconds, flush=True)
+
+
+def our_steps(folder, dtype, x, steps):
+    """A call that denoises, with our UNet in a dtype; -> latents [B, h, w, 4]."""
+    import dataclasses
+
+    import jax
+
+    from progemu_jax.convert import diffusers
+    from progemu_jax.sampling.diffusion import DiffusionSampling, Schedule, generate
+
+    part = next(iter(diffusers.open_folder(folder).parts.values()))
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), part.params())
+    cfg = dataclasses.replace(part.model, dtype=dtype, param_dtype=dtype)
+    policy = DiffusionSampling(steps=steps)
+    return lambda: np.asarray(
+        generate(params, cfg, Schedule(), policy, x["noise"], x["prior"], x["text"], x["null_text"])
+    )
+
+
+def their_steps(unet, scheduler, x, steps):
+    """The same with Diffusers' UNet and scheduler, as its InstructPix2Pix pipeline calls them."""
+    import torch
+
+    dtype = next(unet.parameters()).dtype
+    first = lambda a: torch.from_numpy(np.ascontiguousarray(a.transpose(0, 3, 1, 2)))  # noqa: E731
+    text = torch.from_numpy(x["text"]).to(dtype)
+    null = torch.from_numpy(x["null_text"]).to(dtype).expand_as(text)
+    prior = first(x["prior"]).to(dtype)
+    texts, priors = torch.cat([text, null, null]), torch.cat([prior, prior, torch.zeros_like(prior)])
+
+    @torch.inference_mode()
+    def call():
+        scheduler.set_timesteps(steps)
+        latents = first(x["noise"]).to(dtype)
+        for time_step in scheduler.timesteps:
+            rows = torch.cat([torch.cat([latents] * 3), priors], dim=1)
+            full, image, none = unet(rows, time_step, texts, return_dict=False)[0].chunk(3)
+            noise = none + 7.5 * (full - image) + 1.5 * (image - none)
+            latents = scheduler.step(noise, time_step, latents, return_dict=False)[0]
+        return latents.float().numpy().transpose(0, 2, 3, 1)
+
+    return call
+
+
+if __name__ == "__main__":
+    main()

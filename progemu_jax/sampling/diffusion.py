@@ -1,0 +1,193 @@
+"""Sampling from a latent diffusion model: the noise schedule, two solvers, two guidance scales, one jitted scan.
+
+Axis legend: B cases, R rows of the batch (B times the passes that guidance needs), Z latent channels, S text tokens.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from progemu_jax.models.unet import UNet, UNetConfig
+
+Params = Any
+DDIM, DPM = "ddim", "dpm++"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Variance schedule of the forward process (Ho et al. 2020); the defaults are Stable Diffusion's.
+
+    beta_start, beta_end: of the first and last step; "scaled_linear" spaces their square roots evenly, "linear" them.
+    offset: added to the timesteps that a solver visits; last_alpha_one: DDIM's last step goes to no noise at all
+      rather than to timestep 0 (`steps_offset`, `set_alpha_to_one` of Diffusers).
+    """
+
+    steps: int = 1000
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    kind: str = "scaled_linear"
+    offset: int = 1
+    last_alpha_one: bool = False
+
+    def __post_init__(self):
+        if self.kind not in ("scaled_linear", "linear"):
+            raise ValueError(f"kind={self.kind!r}: choose 'scaled_linear' or 'linear'")
+        if not 0 < self.beta_start <= self.beta_end < 1 or self.steps < 2:
+            raise ValueError(
+                f"beta_start={self.beta_start}, beta_end={self.beta_end}, steps={self.steps}: expected "
+                "0 < start <= end < 1 and 2 steps or more"
+            )
+        if self.offset not in (0, 1):
+            raise ValueError(f"offset={self.offset}: expected 0 or 1")
+
+    def alphas(self) -> np.ndarray:
+        """Cumulative products of 1 - beta, float64 [steps]: the signal's share of the variance."""
+        if self.kind == "scaled_linear":
+            betas = np.linspace(self.beta_start**0.5, self.beta_end**0.5, self.steps) ** 2
+        else:
+            betas = np.linspace(self.beta_start, self.beta_end, self.steps)
+        return np.cumprod(1 - betas)
+
+    def add_noise(self, latents: jax.Array, noise: jax.Array, times: jax.Array) -> jax.Array:
+        """q(x_t | x_0), Ho et al. eq. 4: latents, noise `[B, h, w, Z]`, times int `[B]` -> `[B, h, w, Z]`."""
+        alphas = jnp.asarray(self.alphas(), jnp.float32)[times][:, None, None, None]
+        return jnp.sqrt(alphas) * latents + jnp.sqrt(1 - alphas) * noise
+
+
+@dataclass(frozen=True)
+class DiffusionSampling:
+    """Policy of one request.
+
+    Attributes:
+      steps: evaluations of the UNet a sample.
+      solver: "ddim" (Song et al. 2021, eta 0) or "dpm++" (DPM-Solver++ 2M, Lu et al. 2022), which needs fewer steps.
+      guidance: scale of the text (s_T); 1 is none.
+      image_guidance: scale of the prior (s_I), for a model that has one (InstructPix2Pix, eq. 3); 1 is none.
+    """
+
+    steps: int = 50
+    solver: str = DDIM
+    guidance: float = 7.5
+    image_guidance: float = 1.5
+
+    def __post_init__(self):
+        if self.solver not in (DDIM, DPM):
+            raise ValueError(f"solver={self.solver!r}: choose '{DDIM}' or '{DPM}'")
+        if not 1 <= self.steps <= 1000:
+            raise ValueError(f"steps={self.steps}: expected 1..1000")
+        for name in ("guidance", "image_guidance"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name}={getattr(self, name)}: expected a finite number that is not negative")
+
+    def passes(self, conditioned: bool) -> int:
+        """Rows of the UNet's batch a case: 1; 2 with text guidance; 3 with both."""
+        if conditioned and self.image_guidance != 1:
+            return 3
+        return 1 if self.guidance == 1 else 2
+
+
+def solver_table(schedule: Schedule, policy: DiffusionSampling) -> dict[str, np.ndarray]:
+    """What each step does, as arrays [steps]: x' = a x + b x_0 + c x_0' with x_0 = (x - sigma eps) / alpha.
+
+    x_0' is the estimate of the step before. Both solvers have this form: DDIM is c = 0, and DPM-Solver++ 2M starts
+    and ends with such a step. Timesteps as in Diffusers ("leading" for DDIM, "linspace" for DPM-Solver++).
+    """
+    n, total = policy.steps, schedule.steps
+    cumulative = schedule.alphas()
+    if policy.solver == DDIM:
+        times = np.arange(n)[::-1] * (total // n) + schedule.offset
+        last = 1.0 if schedule.last_alpha_one else cumulative[0]
+        before = times - total // n
+        target = np.where(before >= 0, cumulative[np.maximum(before, 0)], last)
+    else:
+        times = np.linspace(0, total - 1, n + 1).round()[::-1][:-1].astype(int)
+        target = np.append(cumulative[times[1:]], 1.0)
+    times = np.minimum(times, total - 1)
+    alpha, sigma = np.sqrt(cumulative[times]), np.sqrt(1 - cumulative[times])
+    alpha_to, sigma_to = np.sqrt(target), np.sqrt(1 - target)
+    a = sigma_to / sigma
+    b = alpha_to - alpha * a
+    c = np.zeros(n)
+    if policy.solver == DPM:
+        log_snr = np.log(alpha / sigma)
+        for i in range(1, n - 1):
+            ratio = (log_snr[i + 1] - log_snr[i]) / (log_snr[i] - log_snr[i - 1])
+            c[i] = -0.5 * b[i] * ratio
+        b = b - c
+    table = {"time": times, "alpha": alpha, "sigma": sigma, "a": a, "b": b, "c": c}
+    return {k: v.astype(np.int32 if k == "time" else np.float32) for k, v in table.items()}
+
+
+def guide(noise: jax.Array, policy: DiffusionSampling, conditioned: bool) -> jax.Array:
+    """Guided prediction of the noise (InstructPix2Pix, eq. 3; Ho & Salimans 2022 without a prior).
+
+    noise: `[R, ...]`, rows (prior, text), then (prior, no text), then (neither) -> `[B, ...]`.
+    """
+    passes = policy.passes(conditioned)
+    if passes == 1:
+        return noise
+    parts = jnp.split(noise, passes)
+    text = parts[1] + policy.guidance * (parts[0] - parts[1])
+    return text if passes == 2 else text + (policy.image_guidance - 1) * (parts[1] - parts[2])
+
+
+def first_noise(keys: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
+    """x_T float32 `[B, h, w, Z]`, each case from its own key: not of its companions in the batch."""
+    return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "schedule", "policy"))
+def generate(
+    params: Params,
+    cfg: UNetConfig,
+    schedule: Schedule,
+    policy: DiffusionSampling,
+    noise: jax.Array,
+    prior: jax.Array | None,
+    text: jax.Array,
+    null_text: jax.Array,
+    mask: jax.Array | None = None,
+    null_mask: jax.Array | None = None,
+) -> jax.Array:
+    """Denoises a batch in one scan.
+
+    Args:
+      params: of the UNet.
+      noise: float32 `[B, h, w, Z]`, see `first_noise`.
+      prior: latents of the priors `[B, h, w, Z]`, not scaled (as InstructPix2Pix has them), for a model that takes
+        one. A dropped prior is zero.
+      text, null_text: states of the prompts `[B, S, X]` and of the empty one `[S, X]`; masks bool `[B, S]`, `[S]`.
+
+    Returns:
+      Latents float32 `[B, h, w, Z]`, scaled.
+    """
+    passes, B = policy.passes(cfg.conditioned), noise.shape[0]
+
+    def rows(x: jax.Array, null: jax.Array) -> jax.Array:
+        return jnp.concatenate([x] + [jnp.broadcast_to(null, x.shape)] * (passes - 1))
+
+    text = rows(text, null_text)
+    mask = None if mask is None else rows(mask, null_mask)
+    if cfg.conditioned:
+        prior = jnp.concatenate([prior] * min(passes, 2) + [jnp.zeros_like(prior)] * (passes == 3))
+
+    def step(carry, at):
+        x, before = carry
+        inputs = jnp.concatenate([x] * passes)
+        if cfg.conditioned:
+            inputs = jnp.concatenate([inputs, prior], axis=-1)
+        times = jnp.broadcast_to(at["time"], (passes * B,))
+        found = guide(UNet(cfg).apply({"params": params}, inputs, times, text, mask), policy, cfg.conditioned)
+        clean = (x - at["sigma"] * found) / at["alpha"]
+        return (at["a"] * x + at["b"] * clean + at["c"] * before, clean), None
+
+    table = {k: jnp.asarray(v) for k, v in solver_table(schedule, policy).items()}
+    (x, _), _ = lax.scan(step, (noise, jnp.zeros_like(noise)), table)
+    return x

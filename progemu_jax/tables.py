@@ -1,0 +1,151 @@
+"""Tables 1 and 2 of MedJourney on the phantom, from nothing to one page; goes on where it was stopped.
+
+    python -m progemu_jax.tables --workdir=runs/tables [--steps=1200] [--small]
+
+Table 1: ProgEmu, MedJourney, InstructPix2Pix, text-only diffusion, copy-the-prior, the real follow-up. Table 2:
+MedJourney with impression or description as the prompt, with and without registration of the pairs, in one stage or
+two. Every diffusion model has the same budget of steps. InstructPix2Pix is the recipe without MedJourney's parts, so it
+is a row of table 2: pairs as they lie, the description, one stage.
+
+Each system is a run directory of its own below --workdir (`progemu_jax.main`, one process each); cohort, autoencoder,
+text encoder and scorer are made once a cohort and linked. All are judged by the registered references.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from progemu_jax.errors import UserError, exit_status
+from progemu_jax.records import write_text
+
+SHARED = ("data", "autoencoder", "text_encoder", "scorer")  # also the stages that make them
+# run -> (system of configs.diffusion, pairs registered, title); the first three are of table 1
+RUNS = {
+    "medjourney": ("medjourney", True, "MedJourney"),
+    "instructpix2pix": ("instructpix2pix", False, "InstructPix2Pix (description, unregistered, one stage)"),
+    "text-only": ("text-only", True, "Text-only diffusion"),
+    "impression": ("medjourney-impression", True, "Impression, registered, two stages"),
+    "one-stage": ("medjourney-one-stage", True, "Description, registered, one stage"),
+    "impression-one-stage": ("medjourney-impression-one-stage", True, "Impression, registered, one stage"),
+    "unregistered": ("medjourney", False, "Description, unregistered, two stages"),
+    "impression-unregistered": ("medjourney-impression", False, "Impression, unregistered, two stages"),
+    "impression-unregistered-one-stage": (
+        "medjourney-impression-one-stage", False, "Impression, unregistered, one stage",
+    ),
+}  # fmt: skip
+_CONFIG = """from progemu_jax.configs.diffusion import for_tables
+
+
+def get_config():
+    return for_tables({system!r}, registered={registered}, steps={steps}, small={small})
+"""
+
+
+def tables(workdir: Path, steps: int, small: bool) -> str:
+    """Makes all runs that are not complete, then the page; returns a sentence saying where it is."""
+    _run(workdir / _base(True), "medjourney", True, steps, small, SHARED)
+    _link(workdir / _base(True), workdir / _base(False), ("scorer",))  # one judge for all
+    _run(workdir / _base(False), "medjourney", False, steps, small, SHARED[:-1])
+    for name, (system, registered, _) in RUNS.items():
+        _link(workdir / _base(registered), workdir / name, SHARED)
+        _run(workdir / name, system, registered, steps, small, ("train", "sample", "score"))
+    _link(workdir / _base(True), workdir / "progemu", ("data", "scorer"))
+    _run(workdir / "progemu", "progemu", True, steps, small, ("tokenizer", "tokens", "train", "sample", "score"))
+    return page(workdir)
+
+
+def _base(registered: bool) -> str:
+    return "registered" if registered else "unregistered"
+
+
+def _link(base: Path, run: Path, names: tuple[str, ...]) -> None:
+    """What the runs of a cohort share is linked, not copied."""
+    run.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        link = run / name
+        if not link.exists():
+            link.symlink_to(os.path.relpath(base / name, run))
+
+
+def _run(run: Path, system: str, registered: bool, steps: int, small: bool, stages: tuple[str, ...]) -> None:
+    """The stages of one run, in a process of its own: what one leaves behind in memory costs no other anything."""
+    config = run.with_name(f"{run.name}.py")
+    write_text(config, _CONFIG.format(system=system, registered=registered, steps=steps, small=small))
+    command = [sys.executable, "-m", "progemu_jax.main", f"--config={config}", f"--workdir={run}"]
+    print(f"{run.name}: {', '.join(stages)}", flush=True)
+    # The systems share their compiled steps, each of which takes a CPU a minute or more.
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(run.parent.absolute() / ".jax_cache")}
+    done = subprocess.run([*command, f"--stages={','.join(stages)}"], env={**os.environ, **cache})
+    if done.returncode:
+        raise UserError(f"{run}: ended with status {done.returncode}; the same command goes on from there")
+
+
+def page(workdir: Path) -> str:
+    """metrics.json, tables and report/index.html over all runs."""
+    from progemu_jax import eval as evaluation
+
+    rows = {"progemu": ("progemu", "progemu", "ProgEmu"), "reconstruction": ("progemu", "reconstruction", None)}
+    rows |= {name.replace("-", "_"): (name, system, title) for name, (system, _, title) in RUNS.items()}
+    # Ours is the system under test, first in the tables.
+    order = ["medjourney", *(name for name in rows if name not in ("medjourney", "reconstruction")), "reconstruction"]
+    systems = {}
+    for key in order:
+        run, predictions, title = rows[key]
+        scores = workdir / run / "scores" / f"{predictions}.npz"
+        systems[key] = evaluation.System(workdir / run / "predictions" / predictions, scores, title=title)
+    kinds = ("prior", "followup", "counterfactual", "mean")
+    scores = {name: workdir / "progemu/scores" / f"{name}.npz" for name in kinds}
+    evaluation.evaluate(
+        systems,
+        workdir / "registered/data/references",
+        {name: path for name, path in scores.items() if path.exists()},
+        workdir,
+        title="Tables 1 and 2 of MedJourney, on the phantom",
+        caveats=("A phantom: a result here says that a method can work, not that it works on patients.",),
+    )
+    return f"{workdir / 'report/index.html'}\n{verdict(json.loads((workdir / 'metrics.json').read_text()))}"
+
+
+def verdict(metrics: dict) -> str:
+    """Two lines: whether text-only fails retention and copy-the-prior accuracy, as any sound evaluation must find."""
+    lines = []
+    for system, metric, most, what in (
+        ("text_only", "group_retention", 0.5, "text-only loses the patient"),
+        ("copy", "finding_auroc_changed", 0.5, "copy-the-prior misses what changed"),
+    ):
+        found = metrics["systems"].get(system, {}).get("metrics", {}).get(metric) or {}
+        value, high = found.get("value"), found.get("high")
+        shown = "undefined" if value is None else f"{value:.2f}, up to {high if high is None else round(high, 2)}"
+        holds = value is not None and high is not None and high < most
+        lines.append(f"{what} ({metric} {shown}): {'yes' if holds else 'NO: look before you believe the page'}")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run from command-line arguments; returns the exit status (2 for bad input)."""
+    parser = argparse.ArgumentParser(
+        prog="python -m progemu_jax.tables", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--workdir", required=True, metavar="DIR")
+    parser.add_argument("--steps", type=int, default=1200, help="of each diffusion model, over both stages")
+    parser.add_argument("--small", action="store_true", help="every run at a size that says nothing about quality")
+    args = parser.parse_args(argv)
+
+    def work():
+        if args.steps < 4:
+            raise UserError(f"--steps={args.steps}: expected 4 or more")
+        try:
+            return tables(Path(args.workdir), args.steps, args.small)
+        except KeyboardInterrupt:
+            raise UserError("interrupted; the same command goes on") from None
+
+    return exit_status(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""Text tokenizers of the diffusion models against stored ids of transformers' (`diffusion_reference.py`)."""
+
+import json
+import zlib
+
+import diffusion_reference as ref
+import numpy as np
+import pytest
+
+from progemu_jax import text_tokens
+from progemu_jax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def ids():
+    with np.load(ref.OUTPUTS) as file:
+        return json.loads(zlib.decompress(file["record"].tobytes()))["ids"]
+
+
+@pytest.mark.parametrize("name", ["bert", "clip"])
+def test_every_id_is_the_librarys(ids, tmp_path, name):
+    made = text_tokens.WordPiece(ref.wordpieces()) if name == "bert" else text_tokens.ClipBPE(*ref.clip_vocabulary())
+    made.save(tmp_path)
+    tokens, mask = text_tokens.load(tmp_path)(ref.LINES, 24)
+    for line, ours, theirs in zip(ref.LINES, tokens.tolist(), ids[name], strict=True):
+        assert ours == theirs, line
+    assert all(row[m][-1] == made.last and m[: m.sum()].all() for row, m in zip(tokens, mask, strict=True))
+
+
+def test_a_vocabulary_of_texts_knows_their_words_and_spells_others():
+    tokenizer = text_tokens.WordPiece.of_texts(["New small left pleural effusion.", "Heart is larger."])
+    assert len(tokenizer.ids("SMALL LEFT effusion.")) == 4
+    assert len(tokenizer.ids("right")) == 5
+    assert tokenizer.unknown not in tokenizer.ids("Right-sided opacity, 3 cm?")
+    tokens, mask = tokenizer(["", "left " * 50], 8)
+    assert tokens[0].tolist() == [tokenizer.first, tokenizer.last] + [tokenizer.pad] * 6
+    assert tokens[1, -1] == tokenizer.last
+    assert mask.sum(1).tolist() == [2, 8]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"vocab.txt": "a\nb\n"}, "has no \\[PAD\\]"),
+        ({"vocab.txt": b"\xff\xfe"}, "vocab.txt: does not read"),
+        ({"vocab.json": "{", "merges.txt": ""}, "vocab.json: does not read"),
+        ({"vocab.json": "{}", "merges.txt": ""}, "startoftext"),
+        ({"vocab.json": '{"a": 1}'}, "merges.txt: does not read"),
+        ({"vocab.json": '{"a": 1}', "merges.txt": "a b c\n"}, "merges.txt: does not read"),
+    ],
+)
+def test_damaged_files_end_in_one_line(tmp_path, files, message):
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=message) as error:
+        text_tokens.load(tmp_path)
+    assert "\n" not in str(error.value)
