@@ -45,7 +45,7 @@ def main():
         [("Prior", out.given, gray), *((f"Future {s + 1}", out.images[s], gray) for s in range(3)),
          ("Standard deviation\nof 8 futures", out.uncertainty, heat), ("Entropy of codes", out.entropy, heat)],
         [("Where the prompt\nmoves the model", model.change_map(prior, PROMPT), heat),
-         ("Automatic mask", auto.mask * 255, gray), ("Under it", auto.images[0], gray),
+         ("Automatic mask", auto.mask * 255, {**gray}), ("Under it", auto.images[0], gray),
          ("Change", auto.difference[0], change), ("Lower left alone", region.images[0], gray),
          ("Change", region.difference[0], change)],
         [*((step.prompt, step.images[0], gray) for step in dial.values()),
