@@ -492,6 +492,7 @@ def train(config: Config, workdir: Path) -> None:
         from progemu_jax.model import Model
 
         cases = [held_out[i] for i in range(min(len(held_out), SHOWN))]
+        coder.variables = jax.device_put(coder.variables, sharding.replicated(mesh))  # where the parameters lie
         current = Model(params, plain, layout, vocabulary, coder, config.sample.policy, "training")
         out = current.sample([Case(e["pair_id"], e["prior"], e["prompt"]) for e in cases])
         sides = [coder.detokenize(np.stack([e[name] for e in cases])) for name in ("prior", "followup")]
