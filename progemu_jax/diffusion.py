@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from progemu_jax import checkpoint, image_processor, places, text_tokens
+from progemu_jax import checkpoint, image_processor, places, requests, text_tokens
 from progemu_jax.config import from_dict
 from progemu_jax.convert import diffusers
 from progemu_jax.errors import UserError
@@ -145,10 +145,7 @@ class DiffusionModel:
         Raises:
           UserError: an image, prompt, seed or setting that cannot be used.
         """
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise UserError("prompt: empty; say what changed, e.g. 'New small left pleural effusion.'")
-        if not 1 <= num_samples <= 1024:
-            raise UserError(f"num_samples={num_samples}: expected 1..1024")
+        prompt, num_samples = requests.prompt(prompt), requests.num_samples(num_samples)
         if prior is not None:
             prior = image_processor.gray(prior, (self.image_size, self.image_size))
         cases = [Case("request", prior, prompt, sample) for sample in range(num_samples)]
@@ -158,9 +155,7 @@ class DiffusionModel:
         self, cases: Sequence[Case], seed: int = 0, policy: DiffusionSampling | None = None
     ) -> DiffusionCounterfactual:
         """One image per case, in one batch; `Case.prior` is an image uint8 [S, S]."""
-        if not isinstance(seed, int) or not 0 <= seed < 2**32:
-            raise UserError(f"seed={seed!r}: expected an integer in 0..{2**32 - 1}")
-        policy, prior = policy or self.policy, None
+        seed, policy, prior = requests.seed(seed), policy or self.policy, None
         if policy.steps > self.schedule.steps:
             raise UserError(f"sampling.steps={policy.steps}: the model's schedule has {self.schedule.steps}")
         if self.config.conditioned:

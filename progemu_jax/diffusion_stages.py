@@ -17,11 +17,9 @@ import numpy as np
 
 from progemu_jax import checkpoint, records, text_tokens
 from progemu_jax.config import Config, from_dict, to_dict
-from progemu_jax.controls import contradicting_prompt
 from progemu_jax.convert import diffusers
 from progemu_jax.data import batches
 from progemu_jax.data.progression import progression
-from progemu_jax.data.tree import read_lines
 from progemu_jax.diffusion import Codec, load
 from progemu_jax.errors import UserError
 from progemu_jax.models import text_encoder, unet
@@ -32,7 +30,7 @@ from progemu_jax.tasks.autoencoder import AutoencoderTask
 from progemu_jax.tasks.diffusion import DiffusionTask, packer
 from progemu_jax.text_tokens import WordPiece
 from progemu_jax.train import fit
-from progemu_jax.workflow import training_mesh
+from progemu_jax.workflow import contradictions, others, training_mesh
 
 CONTROLS = ("shuffled-prompts", "contradicting-prompts", "null-prompt")
 
@@ -265,23 +263,12 @@ def sample(config: Config, workdir: Path) -> None:
         raise UserError(f"{workdir / 'data/shards'}: the {c.split} split holds no pair to sample")
     text_of = texts(config, workdir)
     prompts = {name: [text_of(e) for e in examples]}
-    # A derangement, so that no case keeps its own prompt by chance of the permutation.
-    order = np.random.default_rng(c.seed).permutation(len(examples))
-    other = dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))
+    other = others(len(examples), c.seed)
     prompts["shuffled-prompts"] = [prompts[name][other[i]] for i in range(len(examples))]
     prompts["null-prompt"] = [NO_CHANGE] * len(examples)
     if "contradicting-prompts" in c.systems:
-        rows = {row["pair_id"]: row for _, row in read_lines(workdir / "data/references/references.jsonl")}
-        lost = [e["pair_id"] for e in examples if e["pair_id"] not in rows]
-        if lost:
-            raise UserError(
-                f"{workdir / 'data/references'}: does not hold {lost[0]} and {len(lost) - 1} more; "
-                "contradicting-prompts needs config.sample.split=test"
-            )
-        prompts["contradicting-prompts"] = [
-            contradicting_prompt(r.get("states_before"), r.get("states_after"), r["prompt"], r["pair_id"])
-            for r in (rows[e["pair_id"]] for e in examples)
-        ]
+        contradicting = contradictions(workdir, examples)
+        prompts["contradicting-prompts"] = [contradicting[e["pair_id"]] for e in examples]
 
     def predict(cases: list[Case]) -> list[Prediction]:
         # A short last batch is filled up, so that every case is computed at one batch shape.

@@ -551,6 +551,27 @@ def scorer(config: Config, workdir: Path) -> None:
     checkpoint.export(state["params"], {"net": to_dict(c.net), "image_size": config.data.image_size}, folder / "export")
 
 
+def others(count: int, seed: int) -> dict[int, int]:
+    """For each case another one: a derangement, so that none keeps its own prompt by chance of the permutation."""
+    order = np.random.default_rng(seed).permutation(count)
+    return dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))
+
+
+def contradictions(workdir: Path, examples: list[dict]) -> dict[str, str]:
+    """pair_id -> prompt that contradicts the real course. Raises UserError for a pair that has no reference."""
+    prompts = {}
+    for _, row in read_lines(workdir / "data/references/references.jsonl"):
+        states = (row.get("states_before"), row.get("states_after"))
+        prompts[row["pair_id"]] = contradicting_prompt(*states, row["prompt"], row["pair_id"])
+    lost = [e["pair_id"] for e in examples if e["pair_id"] not in prompts]
+    if lost:
+        raise UserError(
+            f"{workdir / 'data/references'}: does not hold {lost[0]} and {len(lost) - 1} more; "
+            "contradicting-prompts needs config.sample.split=test"
+        )
+    return prompts
+
+
 def sample(config: Config, workdir: Path) -> None:
     """Counterfactuals of held-out pairs, for our system and those it is compared with."""
     from progemu_jax.model import load
@@ -563,9 +584,7 @@ def sample(config: Config, workdir: Path) -> None:
     if not examples:
         raise UserError(f"{workdir / 'data/shards'}: the {c.split} split holds no pair to sample")
     policy = to_dict(c.policy)
-    # A derangement, so that no case keeps its own prompt by chance of the permutation.
-    order = np.random.default_rng(c.seed).permutation(len(examples))
-    other = {int(a): int(b) for a, b in zip(order, np.roll(order, 1), strict=True)}
+    other = others(len(examples), c.seed)
     dummy = model.tokenize(np.full((config.data.image_size,) * 2, DUMMY_PRIOR, np.uint8))
     variants = {
         "progemu": lambda i, e: (e["prior"], e["prompt"]),
@@ -574,17 +593,7 @@ def sample(config: Config, workdir: Path) -> None:
         "contradicting-prompts": lambda i, e: (e["prior"], contradicting[e["pair_id"]]),
         "null-prompt": lambda i, e: (e["prior"], NO_CHANGE),
     }
-    contradicting = {}
-    if "contradicting-prompts" in c.systems:
-        for _, row in read_lines(workdir / "data/references/references.jsonl"):
-            states = (row.get("states_before"), row.get("states_after"))
-            contradicting[row["pair_id"]] = contradicting_prompt(*states, row["prompt"], row["pair_id"])
-        lost = [e["pair_id"] for e in examples if e["pair_id"] not in contradicting]
-        if lost:
-            raise UserError(
-                f"{workdir / 'data/references'}: does not hold {lost[0]} and {len(lost) - 1} more; "
-                "contradicting-prompts needs config.sample.split=test"
-            )
+    contradicting = contradictions(workdir, examples) if "contradicting-prompts" in c.systems else {}
 
     def predict(cases: list[Case]) -> list[Prediction]:
         # A short last batch is filled up, so that every case is computed at one batch shape.

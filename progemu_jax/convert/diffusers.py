@@ -13,7 +13,6 @@ import functools
 import json
 import re
 import shutil
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -164,7 +163,7 @@ def _component(path: Path) -> Component:
     found = tensors.open_folder(path, stem)
     if values is None:
         values = _open_clip(at, found)
-    dtype = _dtype(path, found)
+    dtype = tensors.main_dtype(path, found)
     if name == "UNet2DConditionModel":
         kind, model = UNET, configs.unet(at, values, dtype)
     elif name == "AutoencoderKL":
@@ -198,17 +197,6 @@ def _open_clip(at: Path, found: dict[str, Tensor]) -> dict[str, Any]:
         ) from None
     length = text.get("context_length")
     return values | ({"context_length": length} if isinstance(length, int) and length > 1 else {})
-
-
-def _dtype(path: Path, found: dict[str, Tensor]) -> str:
-    """The dtype of most elements, as JAX names it."""
-    count: Counter = Counter()
-    for tensor in found.values():
-        if tensor.dtype in ("F32", "F16", "BF16"):
-            count[tensor.dtype] += tensor.nbytes
-    if not count:
-        raise UserError(f"{path}: has no tensors in BF16, F16 or F32; fetch the whole checkpoint")
-    return str(tensors.DTYPES[count.most_common(1)[0][0]])
 
 
 # --- names ---
@@ -282,20 +270,8 @@ def _autoencoder_name(name: str, levels: int, old: bool) -> tuple[str, bool]:
 
 def _checked(kind, path, stem, config, model, entries, found) -> Component:
     expected = {entry.name: entry for entry in entries}
-    files = sorted({t.file for t in found.values()})
-    remedy = f"which {CONFIG} implies; use the config and weights of one model"
-    for name, entry in expected.items():
-        if name not in found:
-            where = files[0] if len(files) == 1 else path / f"{stem}.safetensors.index.json"
-            raise UserError(f"{where}: tensor {name} is missing, {remedy}")
-        tensor = found[name]
-        if tensor.shape != entry.tensor_shape:
-            raise UserError(
-                f"{tensor.file}: tensor {name} is {list(tensor.shape)}, {CONFIG} implies {list(entry.tensor_shape)}; "
-                "use the config and weights of one model"
-            )
-        if tensor.dtype not in ("F32", "F16", "BF16"):
-            raise UserError(f"{tensor.file}: tensor {name} is {tensor.dtype}; expected BF16, F16 or F32")
+    shapes = {name: entry.tensor_shape for name, entry in expected.items()}
+    tensors.check(found, shapes, path / f"{stem}.safetensors.index.json", CONFIG)
     extras = re.compile(_EXTRAS[model.kind] if kind == TEXT_ENCODER else r"$.")
     entries, buffers = list(entries), {}
     for name, tensor in found.items():
@@ -306,7 +282,10 @@ def _checked(kind, path, stem, config, model, entries, found) -> Component:
         elif extras.match(name):
             entries.append(Entry(f"{UNUSED}.{name}", tensor.shape, name, "same"))
         else:
-            raise UserError(f"{tensor.file}: tensor {name} belongs to no parameter, {remedy}")
+            raise UserError(
+                f"{tensor.file}: tensor {name} belongs to no parameter, which {CONFIG} implies; "
+                "use the config and weights of one model"
+            )
     wanted = {entry.name: found[entry.name] for entry in entries}
     return Component(kind, path, stem, config, model, tuple(entries), wanted, buffers)
 

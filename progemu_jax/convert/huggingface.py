@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -142,19 +141,8 @@ def _prefix(found, choices):
     return next((c for c in choices if any(n.startswith(c) for n in found)), choices[0])
 
 
-def _dtype(path: Path, found: dict[str, Tensor]) -> str:
-    """The dtype of most elements, as JAX names it."""
-    count: Counter = Counter()
-    for tensor in found.values():
-        if tensor.dtype in ("F32", "F16", "BF16"):
-            count[tensor.dtype] += tensor.nbytes
-    if not count:
-        raise UserError(f"{path}: has no tensors in BF16, F16 or F32; fetch the whole checkpoint")
-    return str(tensors.DTYPES[count.most_common(1)[0][0]])
-
-
 def _language_model(path, values, found, prefixes) -> Part:
-    model = configs.language_model(path / CONFIG, values, _dtype(path, found))
+    model = configs.language_model(path / CONFIG, values, tensors.main_dtype(path, found))
     entries = language_entries(model, prefixes)
     if model.tie_embeddings:  # some savers write the shared table twice
         head = f"{prefixes[1]}lm_head.weight"
@@ -166,7 +154,7 @@ def _language_model(path, values, found, prefixes) -> Part:
 
 
 def _tokenizer(path, values, dialect, found, prefix) -> Part:
-    model = configs.tokenizer(path / CONFIG, values, dialect, _dtype(path, found))
+    model = configs.tokenizer(path / CONFIG, values, dialect, tensors.main_dtype(path, found))
     return _part(path, TOKENIZER, model, tokenizer_entries(model, dialect, prefix), found)
 
 
@@ -186,21 +174,7 @@ def tokenizer_entries(model: VQGANConfig, dialect: str, prefix: str) -> list[Ent
 
 def _part(path, kind, model, entries, found) -> Part:
     expected = {entry.name: entry for entry in entries}
-    files = sorted({t.file for t in found.values()})
-    for name, entry in expected.items():
-        if name not in found:
-            where = files[0] if len(files) == 1 else path / tensors.INDEX
-            raise UserError(
-                f"{where}: tensor {name} is missing, which {CONFIG} implies; use the config and weights of one model"
-            )
-        tensor = found[name]
-        if tensor.shape != entry.tensor_shape:
-            raise UserError(
-                f"{tensor.file}: tensor {name} is {list(tensor.shape)}, {CONFIG} implies {list(entry.tensor_shape)}; "
-                "use the config and weights of one model"
-            )
-        if tensor.dtype not in ("F32", "F16", "BF16"):
-            raise UserError(f"{tensor.file}: tensor {name} is {tensor.dtype}; expected BF16, F16 or F32")
+    tensors.check(found, {name: entry.tensor_shape for name, entry in expected.items()}, path / tensors.INDEX, CONFIG)
     buffers = {}
     for name, tensor in found.items():
         if name in expected:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ DTYPES = {
     "BOOL": np.dtype(np.bool_),
 }
 NAMES = {str(dtype): name for name, dtype in DTYPES.items()}
+FLOATS = ("BF16", "F16", "F32")  # what parameters may be
 
 
 @dataclass(frozen=True)
@@ -287,3 +289,34 @@ def shard(
     if len(groups) == 1:
         return {f"{stem}.safetensors": groups[0]}
     return {f"{stem}-{i:05d}-of-{len(groups):05d}.safetensors": group for i, group in enumerate(groups, 1)}
+
+
+def main_dtype(path: Path, found: Mapping[str, Tensor]) -> str:
+    """The dtype of most elements, as JAX names it. Raises UserError, naming the folder, where none is a parameter's."""
+    count: Counter = Counter()
+    for tensor in found.values():
+        if tensor.dtype in FLOATS:
+            count[tensor.dtype] += tensor.nbytes
+    if not count:
+        raise UserError(f"{path}: has no tensors in BF16, F16 or F32; fetch the whole checkpoint")
+    return str(DTYPES[count.most_common(1)[0][0]])
+
+
+def check(found: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], index: Path, config: str) -> None:
+    """Raises UserError for the first of `shapes` that is missing, of another shape, or of no parameter's dtype.
+
+    index: the file to name for a missing tensor of several files; config: what implies the shapes.
+    """
+    files = sorted({tensor.file for tensor in found.values()})
+    remedy = "use the config and weights of one model"
+    for name, shape in shapes.items():
+        if name not in found:
+            where = files[0] if len(files) == 1 else index
+            raise UserError(f"{where}: tensor {name} is missing, which {config} implies; {remedy}")
+        tensor = found[name]
+        if tensor.shape != shape:
+            raise UserError(
+                f"{tensor.file}: tensor {name} is {list(tensor.shape)}, {config} implies {list(shape)}; {remedy}"
+            )
+        if tensor.dtype not in FLOATS:
+            raise UserError(f"{tensor.file}: tensor {name} is {tensor.dtype}; expected BF16, F16 or F32")
