@@ -110,6 +110,7 @@ def full(name: str) -> ConfigDict:
     train = {
         "batch_size": 32, "learning_rate": 1e-4, "final_learning_rate": 1e-4, "weight_decay": 0.01, "b2": 0.999,
         "eps": 1e-8, "warmup_steps": 500, "clip": 1.0, "ema": 0.9999, "save_every": 2000, "eval_every": 5000,
+        "show_every": 5000,
     }  # fmt: skip
     config = ConfigDict(
         {

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from progemu_jax import checkpoint, image_processor, places, requests, text_tokens
+from progemu_jax import checkpoint, image_processor, places, provenance, requests, text_tokens
 from progemu_jax.config import from_dict
 from progemu_jax.convert import diffusers
 from progemu_jax.errors import UserError
@@ -121,6 +122,13 @@ class DiffusionModel:
         step = config.factor * codec.config.factor
         if image_size % step:
             raise UserError(f"{name}: image_size={image_size}: expected a multiple of {step}")
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 (hex) of the weights of all three parts: the model's identity, wherever its folder lies."""
+        parts = {"unet": self.params, "autoencoder": self.codec.params, "text_encoder": self.text.params}
+        arrays = {f"{part}.{k}": v for part, params in parts.items() for k, v in checkpoint.flatten(params).items()}
+        return provenance.weights_hash(arrays)
 
     def policy_with(self, **sampling: Any) -> DiffusionSampling:
         """The model's default policy with some fields changed; UserError names an unknown or bad one."""

@@ -15,22 +15,22 @@ from typing import Any
 import jax
 import numpy as np
 
-from progemu_jax import checkpoint, records, text_tokens
+from progemu_jax import checkpoint, hosts, records, text_tokens
 from progemu_jax.config import Config, from_dict, to_dict
 from progemu_jax.convert import diffusers
 from progemu_jax.data import batches
 from progemu_jax.data.progression import progression
-from progemu_jax.diffusion import Codec, load
+from progemu_jax.diffusion import Codec, DiffusionModel, TextStates, load
 from progemu_jax.errors import UserError
 from progemu_jax.models import text_encoder, unet
 from progemu_jax.models.text_encoder import BERT, TextEncoderConfig
-from progemu_jax.predictions import Case, Prediction, write_predictions
+from progemu_jax.predictions import Case, Prediction
 from progemu_jax.radtext import NO_CHANGE
 from progemu_jax.tasks.autoencoder import AutoencoderTask
 from progemu_jax.tasks.diffusion import DiffusionTask, packer
 from progemu_jax.text_tokens import WordPiece
 from progemu_jax.train import fit
-from progemu_jax.workflow import contradictions, others, training_mesh
+from progemu_jax.workflow import SHOWN, contradictions, others, share, training_mesh, write_shared
 
 CONTROLS = ("shuffled-prompts", "contradicting-prompts", "null-prompt")
 
@@ -83,7 +83,8 @@ def _import(weights: str, kind: str, workdir: Path) -> None:
     pipeline = diffusers.open_folder(Path(weights))
     if kind not in pipeline.parts:
         raise UserError(f"{weights}: holds no {kind.replace('_', ' ')}; name a folder that does")
-    diffusers.to_run(dataclasses.replace(pipeline, parts={kind: pipeline.parts[kind]}), workdir)
+    part = dataclasses.replace(pipeline, parts={kind: pipeline.parts[kind]})
+    hosts.once(lambda: diffusers.to_run(part, workdir), f"import of {weights}")
 
 
 def autoencoder(config: Config, workdir: Path) -> None:
@@ -97,7 +98,9 @@ def autoencoder(config: Config, workdir: Path) -> None:
     state = fit(
         task,
         c.train,
-        lambda seed: batches.image_batches(shards, "single", "train", c.train.batch_size, seed, source=train),
+        lambda seed: batches.image_batches(
+            shards, "single", "train", c.train.batch_size, seed, source=train, **share()
+        ),
         lambda: batches.image_batches(
             shards, "pairs", "validation", c.train.batch_size, 0, repeat=False, source=held_out
         ),
@@ -105,14 +108,13 @@ def autoencoder(config: Config, workdir: Path) -> None:
         mesh=training_mesh(config),
         config=to_dict(c),
     )
-    params = jax.device_get(task.inference_params(state))
+    params = jax.device_get(checkpoint.whole(task.inference_params(state)))
     images = np.stack([train[i]["image"] for i in range(min(len(train), 256))])
     # Latents with a standard deviation of 1, which the noise schedule supposes (Rombach et al. 2022, appendix G).
     scale = 1 / max(Codec(params, c.model).latent_std(images), 1e-6)
     model = to_dict(dataclasses.replace(c.model, scale=scale))
     place = workdir / diffusers.IN_RUN[diffusers.AUTOENCODER]
     checkpoint.export(params, {"kind": diffusers.AUTOENCODER, "model": model}, place)
-    return None
 
 
 def texts(config: Config, workdir: Path) -> Callable[[dict], str]:
@@ -152,13 +154,16 @@ def text(config: Config, workdir: Path) -> None:
     tokenizer = WordPiece.of_texts(sorted(set(said)))
     model = dataclasses.replace(c.model, vocab_size=tokenizer.size)
     params = text_encoder.init_params(model, jax.random.key(config.seed))
-    with checkpoint.ExportWriter(workdir / diffusers.IN_RUN[diffusers.TEXT_ENCODER]) as writer:
-        for name, leaf in checkpoint.flatten(params).items():
-            writer.add(name, leaf)
-        (writer.folder / diffusers.TOKENIZER).mkdir()
-        tokenizer.save(writer.folder / diffusers.TOKENIZER)
-        writer.finish({"kind": diffusers.TEXT_ENCODER, "model": to_dict(model)})
-    return None
+
+    def write() -> None:
+        with checkpoint.ExportWriter(workdir / diffusers.IN_RUN[diffusers.TEXT_ENCODER]) as writer:
+            for name, leaf in checkpoint.flatten(params).items():
+                writer.add(name, leaf)
+            (writer.folder / diffusers.TOKENIZER).mkdir()
+            tokenizer.save(writer.folder / diffusers.TOKENIZER)
+            writer.finish({"kind": diffusers.TEXT_ENCODER, "model": to_dict(model)})
+
+    hosts.once(write, "stage text_encoder")
 
 
 def _frozen(workdir: Path) -> tuple:
@@ -228,7 +233,9 @@ def train(config: Config, workdir: Path) -> None:
         state = fit(
             task,
             train_config,
-            lambda seed: batches.example_batches(shards, kind, "train", size, seed, transform=pack[0], source=source),
+            lambda seed: batches.example_batches(
+                shards, kind, "train", size, seed, transform=pack[0], source=source, **share()
+            ),
             lambda: batches.example_batches(
                 shards, "pairs", "validation", size, 0, transform=pack[1], repeat=False, source=held_out
             ),
@@ -236,8 +243,28 @@ def train(config: Config, workdir: Path) -> None:
             mesh=training_mesh(config),
             init_state=lambda: task.from_params(first_params(config, c.model) if before is None else before),
             config=identity,
+            show=lambda state: pictures(task.inference_params(state), held_out),
         )
         return task.inference_params(state)
+
+    def pictures(params: Any, held_out: Any) -> np.ndarray:
+        """uint8 [N, S, 3 S]: prior, counterfactual and real follow-up of the first validation cases."""
+        cases = [held_out[i] for i in range(min(len(held_out), SHOWN))]
+        coder = Codec(frozen[diffusers.AUTOENCODER], codec)
+        reader = TextStates(frozen[diffusers.TEXT_ENCODER], text_model, tokenizer)
+        current = DiffusionModel(
+            jax.device_get(params),
+            c.model,
+            coder,
+            reader,
+            c.task.schedule,
+            c.policy,
+            config.data.image_size,
+            "training",
+        )
+        out = current.sample([Case(e["pair_id"], e["prior"], text_of(e)) for e in cases])
+        sides = [np.stack([e[name] for e in cases]) for name in ("prior", "followup")]
+        return np.concatenate([sides[0], out.images, sides[1]], axis=2)
 
     params = fit_stage("stage1", "single", c.stage1, None) if c.stage1.steps else None
     if c.stage2.steps:
@@ -276,7 +303,7 @@ def sample(config: Config, workdir: Path) -> None:
         out = model.sample(filled, c.seed, config.diffusion.policy)
         return [Prediction(image, None) for image in out.images[: len(cases)]]
 
-    common = {"batch_size": c.batch_size, "seed": c.seed, "checkpoint": model.name}
+    common = {"batch_size": c.batch_size, "seed": c.seed, "checkpoint": model.name, "model": model.hash}
     for system in c.systems:
         cases = [
             Case(e["pair_id"], e["prior"], prompt, s)
@@ -284,14 +311,14 @@ def sample(config: Config, workdir: Path) -> None:
             for s in range(c.num_samples if system == name else 1)
         ]
         folder, policy = workdir / "predictions" / system, to_dict(config.diffusion.policy)
-        write_predictions(folder, cases, predict, sampling=policy, name=f"sample {system}", **common)
+        write_shared(folder, cases, predict, sampling=policy, name=f"sample {system}", **common)
 
     def rebuild(cases: list[Case]) -> Iterator[Prediction]:
         latents = model.codec.encode(np.stack([k.prior for k in cases]))
         return [Prediction(x, None) for x in model.codec.decode(latents * model.codec.config.scale)]
 
     followups = [Case(e["pair_id"], e["followup"], e["prompt"]) for e in examples]
-    write_predictions(workdir / "predictions/reconstruction", followups, rebuild, sampling={}, name="rebuild", **common)
+    write_shared(workdir / "predictions/reconstruction", followups, rebuild, sampling={}, name="rebuild", **common)
 
 
 MAKERS = {"autoencoder": autoencoder, "text_encoder": text, "train": train, "sample": sample}

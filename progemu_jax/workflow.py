@@ -103,7 +103,7 @@ def check_mesh(config: Config) -> None:
         sharding.param_shardings(abstract, transformer.LOGICAL_AXES, mesh)
 
 
-def _share() -> dict[str, int]:
+def share() -> dict[str, int]:
     """This process's part of a stream of batches."""
     import jax
 
@@ -229,7 +229,7 @@ def tokenizer(config: Config, workdir: Path) -> None:
         task,
         c.train,
         lambda seed: batches.image_batches(
-            shards, "single", "train", c.train.batch_size, seed, source=train, **_share()
+            shards, "single", "train", c.train.batch_size, seed, source=train, **share()
         ),
         lambda: batches.image_batches(
             shards, "pairs", "validation", c.train.batch_size, 0, repeat=False, source=held_out
@@ -467,7 +467,7 @@ def train(config: Config, workdir: Path) -> None:
             task,
             train_config,
             lambda seed: batches.example_batches(
-                shards, "tokens", split, train_config.batch_size, seed, transform=transform, source=source, **_share()
+                shards, "tokens", split, train_config.batch_size, seed, transform=transform, source=source, **share()
             ),
             lambda: batches.example_batches(
                 shards,
@@ -542,7 +542,7 @@ def scorer(config: Config, workdir: Path) -> None:
     state = fit(
         task,
         c.train,
-        lambda seed: ArrayBatches(arrays["train"], c.train.batch_size, seed, **_share()),
+        lambda seed: ArrayBatches(arrays["train"], c.train.batch_size, seed, **share()),
         valid,
         folder,
         mesh=training_mesh(config),
@@ -611,7 +611,7 @@ def sample(config: Config, workdir: Path) -> None:
             for e, (prior, prompt) in zip(examples, chosen, strict=True)
             for s in range(samples)
         ]
-        _write_predictions(
+        write_shared(
             workdir / "predictions" / name,
             cases,
             predict,
@@ -624,7 +624,7 @@ def sample(config: Config, workdir: Path) -> None:
             name=f"sample {name}",
         )
     rebuilt = {e["pair_id"]: e["followup"] for e in examples}
-    _write_predictions(
+    write_shared(
         workdir / "predictions/reconstruction",
         [Case(e["pair_id"], None, e["prompt"]) for e in examples],
         lambda cases: [Prediction(x, None) for x in model.detokenize(np.stack([rebuilt[k.pair_id] for k in cases]))],
@@ -637,7 +637,7 @@ def sample(config: Config, workdir: Path) -> None:
     )
 
 
-def _write_predictions(folder: Path, cases: list[Case], predict: Callable, *, batch_size: int, **options: Any) -> None:
+def write_shared(folder: Path, cases: list[Case], predict: Callable, *, batch_size: int, **options: Any) -> None:
     """`write_predictions`; with several hosts each writes a shard of whole batches, and process 0 merges them."""
     import jax
 
