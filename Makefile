@@ -50,7 +50,7 @@ $(STAMP): requirements.lock pyproject.toml setup.py
 	touch $@
 
 # Huge pages: a fifth less CPU time, otherwise spent in page faults.
-demo demo-quick phantom: export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
+demo demo-quick phantom tables: export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 
 demo: setup
 	$(PY) -m progemu_jax.main --config=configs/demo.py --workdir=runs/demo

@@ -16,7 +16,7 @@ SYSTEMS = {
     "instructpix2pix": ("description", True, False, True),
     "text-only": ("impression", False, True, False),
 }
-GUIDANCE = {"guidance": 3.0, "image_guidance": 1.0}
+GUIDANCE = {"guidance": 5.0, "image_guidance": 1.5}
 
 
 def _system(config: ConfigDict, name: str) -> ConfigDict:
