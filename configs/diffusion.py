@@ -34,8 +34,13 @@ def _system(config: ConfigDict, name: str) -> ConfigDict:
     return config
 
 
-def phantom(name: str, *, patients: int = 500, steps: int = 2000, codec_steps: int = 600, small: bool = False):
-    """A system on the phantom at 64 x 64; small: every stage, at a size that says nothing about quality."""
+def phantom(
+    name: str, *, patients: int = 500, steps: int = 2000, codec_steps: int = 600, size: int = 64, small: bool = False
+):
+    """A system on the phantom at 64 x 64, for a CPU, or at 256 x 256, for a GPU.
+
+    small: every stage, at a size that says nothing about quality.
+    """
     base = progemu_phantom(
         name="Diffusion on the phantom",
         patients=100 if small else patients,
@@ -73,27 +78,63 @@ def phantom(name: str, *, patients: int = 500, steps: int = 2000, codec_steps: i
             },
         }
     )  # fmt: skip
+    if size != 64:
+        _enlarge(config, size)
+        config.autoencoder.model = {
+            "channels": (64, 128, 256),
+            "layers": 2,
+            "patch": 2,
+        }  # factor 8, as Stable Diffusion's
+        config.diffusion.model.update(
+            channels=(128, 256, 512), layers=2, attention=(True, True, True), heads=8, cross_attention_dim=512,
+            dtype="bfloat16",
+        )  # fmt: skip
+        for part in (config.autoencoder.train, config.diffusion.stage1, config.diffusion.stage2):
+            part.batch_size, part.learning_rate, part.warmup_steps, part.ema = 32, 2e-4, 500, 0.9995
     return _system(config, name)
 
 
-def for_tables(system: str, *, registered: bool, steps: int, small: bool) -> ConfigDict:
+def _enlarge(config: ConfigDict, size: int) -> None:
+    """Images of `size`, drawn and registered at twice that."""
+    config.data.image_size = size
+    config.data.phantom.size = config.data.tree_size = 2 * size
+
+
+# size -> steps of each diffusion model, over both stages
+STEPS = {64: 1200, 256: 20_000}
+
+
+def for_tables(system: str, *, registered: bool, steps: int, small: bool, size: int = 64) -> ConfigDict:
     """A run of `progemu_jax.tables`: a system of `SYSTEMS`, or "progemu" (`make demo`'s), and nothing but its row."""
+    large = size != 64
     if system == "progemu":
         config = progemu_phantom(
             name="ProgEmu on the phantom",
-            patients=100 if small else 500,
-            tokenizer_steps=20 if small else 400,
+            patients=100 if small else 2400 if large else 500,
+            tokenizer_steps=20 if small else steps // 3,
             crops=2 if small else 3,
-            stage1_steps=5 if small else 50,
-            stage2_steps=10 if small else 1000,
+            stage1_steps=5 if small else steps // 24,
+            stage2_steps=10 if small else steps * 5 // 6,
             scorer_images=256 if small else 3000,
             scorer_steps=10 if small else 250,
             batch_size=16,
             weight_text=4.0,
         )
+        if large:
+            _enlarge(config, size)
+            config.tokenizer.model.update(ch=64, codebook_size=1024)
+            config.progemu.model.update(
+                hidden_size=512, num_layers=8, num_heads=8, num_kv_heads=8, head_dim=64, intermediate_size=1408,
+                dtype="bfloat16", remat=True,
+            )  # fmt: skip
+            side = size // 8
+            config.progemu.task.length = -(-(2 * side * (side + 1) + 80) // 32) * 32  # two images of codes, and text
+            for part in (config.progemu.stage1, config.progemu.stage2):
+                part.learning_rate, part.final_learning_rate, part.warmup_steps = 5e-4, 5e-5, 500
         config.sample.systems = ("progemu",)
     else:
-        config = phantom(system, steps=steps, small=small)
+        more = {"patients": 2400, "codec_steps": steps // 2, "size": size} if large else {}
+        config = phantom(system, steps=steps, small=small, **more)
         config.sample.systems = (system,)
     config.data.journeys.register = registered
     return config

@@ -1,11 +1,11 @@
 """Tables 1 and 2 of MedJourney on the phantom, from nothing to one page; goes on where it was stopped.
 
-    python -m progemu_jax.tables --workdir=runs/tables [--steps=1200] [--small]
+    python -m progemu_jax.tables --workdir=runs/tables [--size=64] [--steps=1200] [--small]
 
 Table 1: ProgEmu, MedJourney, InstructPix2Pix, text-only diffusion, copy-the-prior, the real follow-up. Table 2:
 MedJourney with impression or description as the prompt, with and without registration of the pairs, in one stage or
 two. Every diffusion model has the same budget of steps. InstructPix2Pix is the recipe without MedJourney's parts, so it
-is a row of table 2: pairs as they lie, the description, one stage.
+is a row of table 2: pairs as they lie, the description, one stage. --size=64 suits a CPU, --size=256 a GPU.
 
 Each system is a run directory of its own below --workdir (`progemu_jax.main`, one process each); cohort, autoencoder,
 text encoder and scorer are made once a cohort and linked. All are judged by the registered references.
@@ -42,20 +42,23 @@ _CONFIG = """from progemu_jax.configs.diffusion import for_tables
 
 
 def get_config():
-    return for_tables({system!r}, registered={registered}, steps={steps}, small={small})
+    return for_tables({system!r}, registered={registered}, **{budget!r})
 """
 
 
-def tables(workdir: Path, steps: int, small: bool) -> str:
-    """Makes all runs that are not complete, then the page; returns a sentence saying where it is."""
-    _run(workdir / _base(True), "medjourney", True, steps, small, SHARED)
+def tables(workdir: Path, budget: dict) -> str:
+    """Makes all runs that are not complete, then the page; returns a sentence saying where it is.
+
+    budget: {"size", "steps", "small"} of `configs.diffusion.for_tables`.
+    """
+    _run(workdir / _base(True), "medjourney", True, budget, SHARED)
     _link(workdir / _base(True), workdir / _base(False), ("scorer",))  # one judge for all
-    _run(workdir / _base(False), "medjourney", False, steps, small, SHARED[:-1])
+    _run(workdir / _base(False), "medjourney", False, budget, SHARED[:-1])
     for name, (system, registered, _) in RUNS.items():
         _link(workdir / _base(registered), workdir / name, SHARED)
-        _run(workdir / name, system, registered, steps, small, ("train", "sample", "score"))
+        _run(workdir / name, system, registered, budget, ("train", "sample", "score"))
     _link(workdir / _base(True), workdir / "progemu", ("data", "scorer"))
-    _run(workdir / "progemu", "progemu", True, steps, small, ("tokenizer", "tokens", "train", "sample", "score"))
+    _run(workdir / "progemu", "progemu", True, budget, ("tokenizer", "tokens", "train", "sample", "score"))
     return page(workdir)
 
 
@@ -72,10 +75,10 @@ def _link(base: Path, run: Path, names: tuple[str, ...]) -> None:
             link.symlink_to(os.path.relpath(base / name, run))
 
 
-def _run(run: Path, system: str, registered: bool, steps: int, small: bool, stages: tuple[str, ...]) -> None:
+def _run(run: Path, system: str, registered: bool, budget: dict, stages: tuple[str, ...]) -> None:
     """The stages of one run, in a process of its own: what one leaves behind in memory costs no other anything."""
     config = run.with_name(f"{run.name}.py")
-    write_text(config, _CONFIG.format(system=system, registered=registered, steps=steps, small=small))
+    write_text(config, _CONFIG.format(system=system, registered=registered, budget=budget))
     command = [sys.executable, "-m", "progemu_jax.main", f"--config={config}", f"--workdir={run}"]
     print(f"{run.name}: {', '.join(stages)}", flush=True)
     # The systems share their compiled steps, each of which takes a CPU a minute or more.
@@ -132,15 +135,19 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m progemu_jax.tables", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--workdir", required=True, metavar="DIR")
-    parser.add_argument("--steps", type=int, default=1200, help="of each diffusion model, over both stages")
+    parser.add_argument("--size", type=int, choices=(64, 256), default=64, help="side of the images")
+    parser.add_argument("--steps", type=int, help="of each diffusion model, over both stages")
     parser.add_argument("--small", action="store_true", help="every run at a size that says nothing about quality")
     args = parser.parse_args(argv)
 
     def work():
-        if args.steps < 4:
-            raise UserError(f"--steps={args.steps}: expected 4 or more")
+        from progemu_jax.configs.diffusion import STEPS
+
+        steps = STEPS[args.size] if args.steps is None else args.steps
+        if steps < 4:
+            raise UserError(f"--steps={steps}: expected 4 or more")
         try:
-            return tables(Path(args.workdir), args.steps, args.small)
+            return tables(Path(args.workdir), {"size": args.size, "steps": steps, "small": args.small})
         except KeyboardInterrupt:
             raise UserError("interrupted; the same command goes on") from None
 

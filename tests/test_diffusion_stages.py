@@ -65,17 +65,20 @@ def test_a_config_file_is_the_system_that_it_names(name):
         assert f"--config=configs/{module.__name__.split('.')[-1]}.py" in module.__doc__
 
 
-def test_every_row_of_the_tables_has_a_config_and_they_differ():
+@pytest.mark.parametrize("size", configs.STEPS)
+def test_every_row_of_the_tables_has_a_config_and_they_differ(size):
     seen = set()
     for system, registered, title in RUNS.values():
-        config = configs.for_tables(system, registered=registered, steps=8, small=True)
+        config = configs.for_tables(system, registered=registered, steps=8, small=True, size=size)
         config.name = ""
         workflow.check(from_dict(Config, config))
         config.diffusion.name, config.sample.systems = "x", ("x",)
         seen.add(config.to_json())
         assert title
     assert len(seen) == len(RUNS)
-    workflow.check(from_dict(Config, configs.for_tables("progemu", registered=True, steps=8, small=True)))
+    progemu = configs.for_tables("progemu", registered=True, steps=24, small=False, size=size)
+    assert progemu.data.image_size == size
+    workflow.check(from_dict(Config, progemu))
 
 
 def test_how_it_is_sampled_changes_no_training():
