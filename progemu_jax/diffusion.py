@@ -23,6 +23,7 @@ from progemu_jax.models.text_encoder import TextEncoder, TextEncoderConfig
 from progemu_jax.models.unet import UNetConfig
 from progemu_jax.predictions import Case
 from progemu_jax.sampling.diffusion import DiffusionSampling, Schedule, first_noise, generate
+from progemu_jax.sharding import in_batches
 from progemu_jax.tasks.autoencoder import pixels
 
 BATCH = 16  # images that are encoded or decoded at a time
@@ -62,27 +63,16 @@ class Codec:
                 f"images: expected uint8 [N, H, W] with sides that are multiples of {self.config.factor}, got "
                 f"{images.dtype} {images.shape}"
             )
-        return _batched(lambda x: self._encode(self.params, x), images)
+        return in_batches(lambda x: self._encode(self.params, x), images, batch_size=BATCH)
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Scaled latents float32 [N, h, w, Z] -> uint8 [N, H, W]; RGB becomes luminance."""
-        images = _batched(lambda z: self._decode(self.params, z), np.asarray(latents))
-        images = np.clip(np.rint((images + 1) * 127.5), 0, 255).astype(np.uint8)
-        return image_processor.luma(images) if images.shape[-1] == 3 else images[..., 0]
+        images = in_batches(lambda z: self._decode(self.params, z), np.asarray(latents), batch_size=BATCH)
+        return image_processor.to_gray(image_processor.to_bytes(images))
 
     def latent_std(self, images: np.ndarray) -> float:
         """Standard deviation of the latents of uint8 [N, H, W]; 1 / that is a good `scale`."""
         return float(np.std(self.encode(images)))
-
-
-def _batched(function: Any, items: np.ndarray) -> np.ndarray:
-    """Maps over slices of one size (the last padded), so that one program is compiled."""
-    out, size = [], min(BATCH, len(items))
-    for start in range(0, len(items), size):
-        chunk = items[start : start + size]
-        padded = np.concatenate([chunk, np.repeat(chunk[:1], size - len(chunk), axis=0)])
-        out.append(np.asarray(function(padded))[: len(chunk)])
-    return np.concatenate(out)
 
 
 class TextStates:

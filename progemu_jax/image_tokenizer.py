@@ -14,6 +14,7 @@ from progemu_jax.config import from_dict
 from progemu_jax.errors import UserError
 from progemu_jax.image_processor import ImageProcessor
 from progemu_jax.models.vqgan import VQGAN, VQGANConfig
+from progemu_jax.sharding import in_batches
 
 
 class Tokenizer:
@@ -64,16 +65,15 @@ class Tokenizer:
         if images.ndim == 2 or (images.ndim == 3 and images.shape[-1] == 3 and self.config.in_channels == 3):
             return self.tokenize(images[None], 1, None if near is None else near[None], slack)[0]
         self._check(images)
+        how = {"batch_size": batch_size, "mesh": self.mesh}
         if near is None:
-            return self._batched(lambda x: self._encode(self.variables, x)[0], images, batch_size=batch_size)
-        return self._batched(
-            lambda x, near: self._encode(self.variables, x, near, slack)[0], images, near, batch_size=batch_size
-        )
+            return in_batches(lambda x: self._encode(self.variables, x)[0], images, **how)
+        return in_batches(lambda x, near: self._encode(self.variables, x, near, slack)[0], images, near, **how)
 
     def error(self, images: np.ndarray, batch_size: int = 64) -> float:
         """Mean squared distance of latents from their codes, over images uint8 [N, H, W]."""
         self._check(images)
-        errors = self._batched(lambda x: self._encode(self.variables, x)[1], images, batch_size=batch_size)
+        errors = in_batches(lambda x: self._encode(self.variables, x)[1], images, batch_size=batch_size, mesh=self.mesh)
         return float(errors.mean())
 
     def _check(self, images: np.ndarray) -> None:
@@ -102,21 +102,6 @@ class Tokenizer:
             raise UserError(
                 f"codes: values must lie in [0, {self.config.codebook_size}), got {codes.min()}..{codes.max()}"
             )
-        images = self._batched(lambda c: self._decode(self.variables, c), codes, batch_size=batch_size)
-        images = np.clip(np.rint((images + 1) * 127.5), 0, 255).astype(np.uint8)
-        if rgb:
-            return images
-        return image_processor.luma(images) if images.shape[-1] == 3 else images[..., 0]
-
-    def _batched(self, function: Any, *items: np.ndarray, batch_size: int) -> np.ndarray:
-        """Maps over slices of one size (the last padded), so that one program is compiled; on a mesh each is split."""
-        count = len(items[0])
-        size = min(batch_size, count)
-        parts = []
-        for start in range(0, count, size):
-            chunk = [x[start : start + size] for x in items]
-            n = len(chunk[0])
-            padded = [np.concatenate([x, np.repeat(x[:1], size - n, axis=0)]) for x in chunk]
-            padded = sharding.place(padded, self.mesh) if self.mesh else padded
-            parts.append(np.asarray(function(*padded))[:n])
-        return np.concatenate(parts)
+        images = in_batches(lambda c: self._decode(self.variables, c), codes, batch_size=batch_size, mesh=self.mesh)
+        images = image_processor.to_bytes(images)
+        return images if rgb else image_processor.to_gray(images)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -190,3 +190,19 @@ def on(mesh: Mesh | None) -> contextlib.AbstractContextManager:
 def replicated(mesh: Mesh) -> NamedSharding:
     """Sharding of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def in_batches(
+    function: Callable[..., Any], *items: np.ndarray, batch_size: int, mesh: Mesh | None = None
+) -> np.ndarray:
+    """Maps over slices of one size (the last padded), so that one program is compiled; on a mesh each is split."""
+    count = len(items[0])
+    size = min(batch_size, count)
+    parts = []
+    for start in range(0, count, size):
+        chunk = [x[start : start + size] for x in items]
+        n = len(chunk[0])
+        padded = [np.concatenate([x, np.repeat(x[:1], size - n, axis=0)]) for x in chunk]
+        padded = place(padded, mesh) if mesh else padded
+        parts.append(np.asarray(function(*padded))[:n])
+    return np.concatenate(parts)
