@@ -19,6 +19,7 @@ import dataclasses
 import numpy as np
 
 from progemu_jax.data import foreground
+from progemu_jax.data.itk import itk
 
 LEAST = 32  # pixels a side
 ALIKE = 0.9  # SSIM from which a pair is left as it is
@@ -86,12 +87,11 @@ def resample(image: np.ndarray, transform: np.ndarray, shape, linear: bool = Fal
 
     Cubic B-spline, or linear; outside the image its minimum. uint8 is rounded and stays uint8.
     """
-    import SimpleITK as sitk
+    sitk = itk()
 
     if image.shape == tuple(shape) and np.array_equal(transform, np.eye(2, 3)):
         return image.copy()
     method = sitk.ResampleImageFilter()
-    method.SetNumberOfThreads(1)
     method.SetSize([int(shape[1]), int(shape[0])])
     method.SetInterpolator(sitk.sitkLinear if linear else sitk.sitkBSpline)
     method.SetDefaultPixelValue(float(image.min()))
@@ -218,10 +218,9 @@ class _View:
 
 
 def _blur(image: np.ndarray, sigma: float) -> np.ndarray:
-    import SimpleITK as sitk
+    sitk = itk()
 
     method = sitk.SmoothingRecursiveGaussianImageFilter()
-    method.SetNumberOfThreads(1)
     method.SetSigma(sigma)
     return sitk.GetArrayFromImage(method.Execute(sitk.GetImageFromArray(image)))
 
