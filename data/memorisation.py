@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from progemu_jax import records
-from progemu_jax.data import images, tree
+from progemu_jax.data import images
 from progemu_jax.data.duplicates import SAME, thumbnail
 from progemu_jax.data.sources import inside
 from progemu_jax.errors import UserError, exit_status
@@ -74,10 +74,7 @@ def _trained(shards: Path) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _rows(path: Path) -> list[dict]:
-    rows = [row for _, row in tree.read_lines(path)]
-    if not rows or not all(isinstance(row, dict) and isinstance(row.get("pair_id"), str) for row in rows):
-        raise UserError(f"{path}: missing, empty or broken; give the folder that a complete stage wrote")
-    return rows
+    return records.read_rows(path, "pair_id", remedy="give the folder that a complete stage wrote")
 
 
 def _read(root: Path, name: str) -> np.ndarray:

@@ -210,6 +210,7 @@ class _View:
         if exposed.mean() < 0.1:  # a dark export
             exposed[:] = True
         u = _axis(size)
+        self.x, self.y = (a.ravel() for a in np.meshgrid(u, u))
         central = np.exp(-(u[:, None] ** 2 + u**2) / (2 * 0.45**2))  # lungs are seldom at the very border
         self.contrast, self.weight = contrast, (exposed * central).astype(np.float32)
         self.planes = np.stack([self.contrast, self.weight])
@@ -235,32 +236,32 @@ def _sample(stack: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray
     x, y = (x + 0.5) * n - 0.5, (y + 0.5) * n - 0.5
     inside = (x >= 0) & (x <= n - 1) & (y >= 0) & (y <= n - 1)
     x, y = np.clip(x, 0, n - 1.001), np.clip(y, 0, n - 1.001)
-    column, row = x.astype(np.int32), y.astype(np.int32)
-    x, y = (x - column).astype(np.float32), (y - row).astype(np.float32)
-    flat, k = stack.reshape(len(stack), -1), row * n + column
-    upper, lower = ((1 - x) * flat[:, i] + x * flat[:, i + 1] for i in (k, k + n))
+    column, row = np.floor(x), np.floor(y)
+    x, y = x - column, y - row
+    flat, k = stack.reshape(len(stack), -1), (row * n + column).astype(np.intp)
+    upper, lower = ((1 - x) * flat.take(i, 1) + x * flat.take(i + 1, 1) for i in (k, k + n))
     return (1 - y) * upper + y * lower, inside
 
 
 def _search(fixed: _View, moving: _View) -> np.ndarray:
     """The most probable pose [6] among all shifts and a grid of scales, without rotation and shear."""
     n = fixed.size
-    x, y = (a.ravel() for a in np.meshgrid(_axis(n), _axis(n)))
-    shift = np.fft.fftfreq(2 * n, 1 / (2 * n)) / n
+    padded = (n + n // 2,) * 2  # shifts up to half a frame do not wrap around
+    shift = np.fft.fftfreq(padded[0], 1 / padded[0]) / n
 
-    def spectra(contrast, weight):  # padded to twice the size: no wrap-around
-        return np.fft.rfft2(np.stack([contrast * weight, contrast**2 * weight, weight]), s=(2 * n, 2 * n))
+    def spectra(contrast, weight):
+        return np.fft.rfft2(np.stack([contrast * weight, contrast**2 * weight, weight]), s=padded)
 
     first = spectra(*fixed.planes)
     best, least = np.zeros(6), np.inf
     for scale_x in SEARCH_SCALES:
         for scale_y in SEARCH_SCALES:
-            values, inside = _sample(moving.planes, x * np.exp(scale_x), y * np.exp(scale_y))
+            values, inside = _sample(moving.planes, fixed.x * np.exp(scale_x), fixed.y * np.exp(scale_y))
             values[1] *= inside
             second = spectra(*values.reshape(2, n, n)).conj()
             products = np.stack([first[0] * second[0], first[1] * second[2] + first[2] * second[1]])
-            cross, energy = np.fft.irfft2(products, s=(2 * n, 2 * n))
-            overlap = np.fft.irfft2(first[2] * second[2], s=(2 * n, 2 * n))
+            cross, energy = np.fft.irfft2(products, s=padded)
+            overlap = np.fft.irfft2(first[2] * second[2], s=padded)
             # Shifting the scaled follow-up by s moves the point it is read at by -s times the scale.
             down, across = -shift[:, None] * np.exp(scale_y), -shift * np.exp(scale_x)
             misfit = np.clip(1 - 2 * cross / np.maximum(energy, 1e-3), 1e-4, None)
@@ -306,7 +307,7 @@ class _Fit:
 
     def __init__(self, fixed: _View, moving: _View, pose: np.ndarray):
         self.pose, self.moving = pose, moving
-        self.x, self.y = (a.ravel() for a in np.meshgrid(_axis(fixed.size), _axis(fixed.size)))
+        self.x, self.y = fixed.x, fixed.y
         matrix = _matrix(pose).astype(np.float32)
         self.at = [row[0] * self.x + row[1] * self.y + row[2] for row in matrix]
         (contrast, weight), inside = _sample(moving.planes, *self.at)

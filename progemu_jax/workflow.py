@@ -25,7 +25,6 @@ from progemu_jax.data import batches, build, icg_cxr
 from progemu_jax.data.augment import mirrored
 from progemu_jax.data.progression import progression
 from progemu_jax.data.sources import PLACES, SOURCES
-from progemu_jax.data.tree import read_lines
 from progemu_jax.errors import UserError
 from progemu_jax.imported import open_folder
 from progemu_jax.predictions import Case, Prediction, merge_predictions, write_predictions
@@ -202,6 +201,7 @@ def data(config: Config, workdir: Path) -> None:
         truth=truth,
         processes=_processes(config),
         source_options={k: v for k in PLACES if (v := getattr(config.data, k))} or None,
+        beam=config.data.beam,
     )
     for split in ("train", "validation"):
         if not result["funnel"][f"pairs kept, {split}"]:
@@ -560,7 +560,7 @@ def others(count: int, seed: int) -> dict[int, int]:
 def contradictions(workdir: Path, examples: list[dict]) -> dict[str, str]:
     """pair_id -> prompt that contradicts the real course. Raises UserError for a pair that has no reference."""
     prompts = {}
-    for _, row in read_lines(workdir / "data/references/references.jsonl"):
+    for _, row in records.read_lines(workdir / "data/references/references.jsonl"):
         states = (row.get("states_before"), row.get("states_after"))
         prompts[row["pair_id"]] = contradicting_prompt(*states, row["prompt"], row["pair_id"])
     lost = [e["pair_id"] for e in examples if e["pair_id"] not in prompts]

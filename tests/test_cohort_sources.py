@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from progemu_jax import records
 from progemu_jax.data import images, tree
 from progemu_jax.data.batches import Examples
 from progemu_jax.data.build import build, build_tree
@@ -114,7 +115,7 @@ def test_a_link_that_leaves_the_root_is_refused(tmp_path):
 def test_labels_that_do_not_read_are_one_clear_line(tmp_path, content):
     root = cohorts.chexpertplus(tmp_path, patients=1)
     (root / "chexbert_labels/impression_fixed.json").write_text(content)
-    with pytest.raises(UserError, match=r"impression_fixed\.json: does not read"):
+    with pytest.raises(UserError, match=r"impression_fixed\.json: line 1 is no JSON"):
         read("chexpertplus", root)
 
 
@@ -180,7 +181,7 @@ def test_icg_images_that_are_there_already_are_taken_as_registered(icg, mimic, t
     assert funnel["pairs kept"] == 1
     (pair,) = tree.read_pairs(tmp_path / "t")
     np.testing.assert_array_equal(images.read_gray(pair.followup_path), cohorts.chest(1))
-    rejected = [row["reason"] for _, row in tree.read_lines(tmp_path / "t/rejected.jsonl")]
+    rejected = [row["reason"] for _, row in records.read_lines(tmp_path / "t/rejected.jsonl")]
     assert any("name the cohort by config.data.chexpertplus" in reason for reason in rejected)
 
 
@@ -199,6 +200,7 @@ def test_broken_icg_pairs_are_rejected(icg, plus, mimic, tmp_path):
     change(5, **{"followup-dicom-id": "../../../etc/passwd"})
     change(6, **{"reference-dicom-id": "/etc/passwd"})
     change(7, view="LATERAL")
+    change(9, view="pa")  # the same view in another hand
     target = tmp_path / "x.json"
     files[8].rename(target)
     files[8].symlink_to(target)
@@ -280,7 +282,7 @@ def test_patients_on_a_list_are_left_out(plus, tmp_path):
     funnel = build_tree("chexpertplus", plus, tmp_path / "t", options=HASH, exclude=tmp_path / "list.txt", **QUIET)
     assert funnel["patients excluded by the list"] == 2
     assert not {p.patient_id for p in tree.read_pairs(tmp_path / "t")} & {"00001", "00002"}
-    singles = [row for _, row in tree.read_lines(tmp_path / "t/singles.jsonl")]
+    singles = [row for _, row in records.read_lines(tmp_path / "t/singles.jsonl")]
     assert not {row["patient_id"] for row in singles} & {"00001", "00002"}
     with pytest.raises(UserError, match="does not read"):
         build_tree("chexpertplus", plus, tmp_path / "u", exclude=tmp_path / "none.txt", **QUIET)

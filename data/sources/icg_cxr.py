@@ -48,7 +48,7 @@ class IcgCxr:
 
     def __init__(self, root, *, views=None, mimic_cxr=None, chexpertplus=None, reports=None):
         self.root = check_root(root, "ICG-CXR (it holds chexpertplus/ or mimic_cxr/)")
-        self.views = None if views is None else frozenset(views)
+        self.views = None if views is None else {view.upper(): view for view in views}
         self.branches = [name for name in BRANCHES if (self.root / name).is_dir()]
         if not self.branches:
             raise UserError(f"{self.root}: neither chexpertplus/ nor mimic_cxr/ is there; give the root of ICG-CXR")
@@ -99,10 +99,15 @@ class IcgCxr:
         for key in keys:
             if not isinstance(meta.get(key), str) or not meta[key].strip():
                 return f"key {key!r} is missing or not text"
-        view = meta.get("view") if isinstance(meta.get("view"), str) else "unknown"
-        if self.views is not None and view not in self.views:
+        view = self._view(meta)
+        if self.views is not None and view.upper() not in self.views:
             return f"view {view if safe_id(view) else '?'} is not asked for"
         return meta
+
+    def _view(self, meta: dict) -> str:
+        """As it was asked for, in whatever case the JSON writes it."""
+        view = meta.get("view") if isinstance(meta.get("view"), str) else "unknown"
+        return (self.views or {}).get(view.upper(), view)
 
     def _chexpert_reports(self, wanted: set[str]) -> dict[str, dict]:
         """Image -> its report, of the wanted images only; the table is streamed."""
@@ -143,7 +148,7 @@ class IcgCxr:
                     study_id=study,
                     image_id=name if branch == "mimic_cxr" else f"p{patient}-{name.rsplit('/', 1)[-1]}",
                     image_path=image,
-                    view=meta.get("view") or "unknown",
+                    view=self._view(meta),
                     order_key=(int(first if side == "reference" else second),),
                     report=report,
                     labels=labels,
