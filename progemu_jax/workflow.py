@@ -21,7 +21,7 @@ from progemu_jax import checkpoint, hosts, places, records, vocab
 from progemu_jax.config import Config, to_dict
 from progemu_jax.controls import DUMMY_PRIOR, contradicting_prompt
 from progemu_jax.convert.names import LANGUAGE_MODEL, TOKENIZER
-from progemu_jax.data import batches, build, icg_cxr
+from progemu_jax.data import batches, build, icg_cxr, memorisation
 from progemu_jax.data.augment import mirrored
 from progemu_jax.data.progression import progression
 from progemu_jax.data.sources import PLACES, SOURCES
@@ -656,9 +656,17 @@ def _write_predictions(folder: Path, cases: list[Case], predict: Callable, *, ba
 
 
 def score(config: Config, workdir: Path) -> None:
-    """Scores of every predictions folder and of the references' images."""
+    """Scores of every predictions folder and of the references' images; the audit for copies of training images."""
     out, source = workdir / "scores", config.data.source
     out.mkdir(parents=True, exist_ok=True)
+    name = config.sample.systems[0]
+
+    def audit() -> None:
+        places = (workdir / "data/shards", workdir / "predictions" / name, workdir / "data/references")
+        found = memorisation.audit(*places, processes=_processes(config), progress=True)
+        records.write_json(out / f"{name}.memorisation.json", found)
+
+    hosts.once(audit, "stage score")
     if source != "phantom":
         return
     from progemu_jax.scorers.cache import Cached
@@ -686,13 +694,16 @@ def evaluate(config: Config, workdir: Path) -> None:
 
     scores = workdir / "scores"
 
-    def score_file(name: str) -> Path | None:
-        path = scores / f"{name}.npz"
+    def score_file(name: str, kind: str = "npz") -> Path | None:
+        path = scores / f"{name}.{kind}"
         return path if path.exists() else None
 
     names = [*config.sample.systems, "reconstruction"]
     systems = {
-        name.replace("-", "_"): evaluation.System(workdir / "predictions" / name, score_file(name)) for name in names
+        name.replace("-", "_"): evaluation.System(
+            workdir / "predictions" / name, score_file(name), memorisation=score_file(name, "memorisation.json")
+        )
+        for name in names
     }
     kinds = ("prior", "followup", "counterfactual", "mean", "reconstruction")
     reference_scores = {n: p for n in kinds if (p := score_file(n))}
