@@ -9,9 +9,10 @@ An exhaustive search over shifts and scales by FFT starts a Levenberg-Marquardt 
 and both directions are averaged, so the result does not favour either image.
 
 ProgEmu's flags are kept: 2 alike already, left as it is; 1 moved; 0 left as it is because moving did not
-help; -1 no pair (another view, a blank image). Unlike ProgEmu, "alike" is judged on equalised images (two
-pale images are alike wherever their lungs are), and "no pair" on the correlation of local contrast after
-the move: SSIM tells a chest from a turned chest no better than from another exposure of itself.
+help; -1 no pair (another view, a film on its side, upside down or as a negative, a blank image). Unlike
+ProgEmu, "alike" is judged on equalised images (two pale images are alike wherever their lungs are), and "no
+pair" on the correlation of local contrast after the move: SSIM tells a chest from a turned chest no better
+than from another exposure of itself.
 """
 
 import dataclasses
@@ -68,6 +69,8 @@ def register(prior: np.ndarray, follow: np.ndarray) -> Registration:
     as_is = _Fit(*pyramid[-1], np.zeros(6))
     if ssim(equalise(prior), equalise(unmoved)) >= ALIKE:
         return Registration(unmoved, still, as_is.correlation, 2)
+    if _turned(*pyramid[0]):
+        return Registration(unmoved, still, as_is.correlation, -1)
     pose, gain, score = _estimate(prior, follow, pyramid, as_is)
     if score < UNLIKE:
         return Registration(unmoved, still, score, -1)
@@ -243,44 +246,63 @@ def _sample(stack: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray
     return (1 - y) * upper + y * lower, inside
 
 
-def _search(fixed: _View, moving: _View) -> np.ndarray:
+def _spectra(planes: np.ndarray) -> np.ndarray:
+    """Planes [2, n, n] of a view -> what `_by_shift` multiplies; padded, so that half a frame does not wrap around."""
+    contrast, weight = planes
+    side = len(weight) + len(weight) // 2
+    return np.fft.rfft2(np.stack([contrast * weight, contrast**2 * weight, weight]), s=(side, side))
+
+
+def _by_shift(first: np.ndarray, second: np.ndarray, least: float) -> np.ndarray:
+    """Correlation of local contrast at every shift, float32 [P, P]; -inf where less than `least` overlaps."""
+    second, side = second.conj(), first.shape[1]
+    products = [first[0] * second[0], first[1] * second[2] + first[2] * second[1], first[2] * second[2]]
+    cross, energy, overlap = np.fft.irfft2(np.stack(products), s=(side, side))
+    return np.where(overlap < least, -np.inf, 2 * cross / np.maximum(energy, 1e-3))
+
+
+def _shifts(fixed: "_View") -> np.ndarray:
+    side = fixed.size + fixed.size // 2
+    return np.fft.fftfreq(side, 1 / side) / fixed.size
+
+
+def _cost(fixed: "_View", correlation: np.ndarray, deviations) -> np.ndarray:
+    """Minus the log posterior of poses; deviations: from the identity, in standard deviations of the prior."""
+    misfit = fixed.evidence / 2 * np.log(np.clip(1 - correlation, 1e-4, None))
+    return misfit + sum(d**2 for d in deviations) / 2
+
+
+def _search(fixed: "_View", moving: "_View") -> np.ndarray:
     """The most probable pose [6] among all shifts and a grid of scales, without rotation and shear."""
-    n = fixed.size
-    padded = (n + n // 2,) * 2  # shifts up to half a frame do not wrap around
-    shift = np.fft.fftfreq(padded[0], 1 / padded[0]) / n
-
-    def spectra(contrast, weight):
-        return np.fft.rfft2(np.stack([contrast * weight, contrast**2 * weight, weight]), s=padded)
-
-    first = spectra(*fixed.planes)
-    best, least = np.zeros(6), np.inf
+    shift, first, least = _shifts(fixed), _spectra(fixed.planes), OVERLAP * fixed.weight.sum()
+    best, lowest = np.zeros(6), np.inf
     for scale_x in SEARCH_SCALES:
         for scale_y in SEARCH_SCALES:
             values, inside = _sample(moving.planes, fixed.x * np.exp(scale_x), fixed.y * np.exp(scale_y))
             values[1] *= inside
-            second = spectra(*values.reshape(2, n, n)).conj()
-            products = np.stack([first[0] * second[0], first[1] * second[2] + first[2] * second[1]])
-            cross, energy = np.fft.irfft2(products, s=padded)
-            overlap = np.fft.irfft2(first[2] * second[2], s=padded)
+            correlation = _by_shift(first, _spectra(values.reshape(moving.planes.shape)), least)
             # Shifting the scaled follow-up by s moves the point it is read at by -s times the scale.
             down, across = -shift[:, None] * np.exp(scale_y), -shift * np.exp(scale_x)
-            misfit = np.clip(1 - 2 * cross / np.maximum(energy, 1e-3), 1e-4, None)
-            cost = (
-                fixed.evidence / 2 * np.log(misfit)
-                + (
-                    (across / SPREAD[0]) ** 2
-                    + (down / SPREAD[1]) ** 2
-                    + (scale_x / SPREAD[2]) ** 2
-                    + (scale_y / SPREAD[3]) ** 2
-                )
-                / 2
-            )
-            cost[overlap < OVERLAP * fixed.weight.sum()] = np.inf
+            deviations = (across / SPREAD[0], down / SPREAD[1], scale_x / SPREAD[2], scale_y / SPREAD[3])
+            cost = _cost(fixed, correlation, deviations)
             i, j = np.unravel_index(cost.argmin(), cost.shape)
-            if cost[i, j] < least:
-                least = cost[i, j]
+            if cost[i, j] < lowest:
+                lowest = cost[i, j]
                 best = np.array([across[j], down[i, 0], scale_x, scale_y, 0, 0])
     return best
+
+
+def _turned(fixed: "_View", moving: "_View") -> bool:
+    """Whether the follow-up fits clearly better on its side, upside down or as a negative than as it is.
+
+    Only shifts are tried. A chest mirrored left to right is too like itself to be told.
+    """
+    shift, first, least = _shifts(fixed), _spectra(fixed.planes), OVERLAP * fixed.weight.sum()
+    deviations = (shift / SPREAD[0], shift[:, None] / SPREAD[1])
+    turns = [np.rot90(moving.planes, k, (1, 2)) for k in range(4)] + [moving.planes[:, ::-1]]
+    planes = [*turns, moving.planes * np.array([-1, 1], np.float32)[:, None, None]]
+    upright, *others = (_cost(fixed, _by_shift(first, _spectra(p), least), deviations).min() for p in planes)
+    return min(others) < upright - WORTH
 
 
 def _refine(fixed: "_View", moving: "_View", pose: np.ndarray, steps: int = 20) -> "_Fit":
