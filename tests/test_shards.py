@@ -158,3 +158,13 @@ def test_missing_shards_and_splits_are_one_clear_line(tmp_path):
     (icg_cxr.config_folder(tmp_path / "s", "pairs") / "dataset_info.json").write_text("{")
     with pytest.raises(UserError, match="do not read"):
         Examples(tmp_path / "s", "pairs", "train")
+
+
+def test_a_damaged_shard_is_named_and_not_read(tmp_path):
+    icg_cxr.build_shards(make_tree(tmp_path / "tree"), tmp_path / "s", 32, progress=False)
+    (shard,) = (tmp_path / "s/icg_cxr/pairs/1.0.0").glob("*train*")
+    content = bytearray(shard.read_bytes())
+    content[200] ^= 16
+    shard.write_bytes(content)
+    with pytest.raises(UserError, match=r"pairs/1\.0\.0: example 0 of pairs/train is damaged"):
+        Examples(tmp_path / "s", "pairs", "train")[0]
