@@ -25,6 +25,7 @@ from progemu_jax.data.itk import itk
 LEAST = 32  # pixels a side
 ALIKE = 0.9  # SSIM from which a pair is left as it is
 UNLIKE = 0.4  # score under which a pair is rejected: frontal pairs have 0.5 and more, turned ones under 0.3
+UPRIGHT = 0.8  # score from which a film lies right: upside down or as a negative real ones have 0.7 at most
 
 # Pose of the follow-up: shift x, shift y (frame widths), log scale x, log scale y, rotation (rad), shear.
 SPREAD = np.array([0.1, 0.1, 0.1, 0.1, 0.02, 0.005])  # standard deviations of the Gaussian prior
@@ -69,10 +70,8 @@ def register(prior: np.ndarray, follow: np.ndarray) -> Registration:
     as_is = _Fit(*pyramid[-1], np.zeros(6))
     if ssim(equalise(prior), equalise(unmoved)) >= ALIKE:
         return Registration(unmoved, still, as_is.correlation, 2)
-    if _turned(*pyramid[0]):
-        return Registration(unmoved, still, as_is.correlation, -1)
     pose, gain, score = _estimate(prior, follow, pyramid, as_is)
-    if score < UNLIKE:
+    if score < UNLIKE or (score < UPRIGHT and _wrong_way(*pyramid[0])):
         return Registration(unmoved, still, score, -1)
     if gain < WORTH:
         return Registration(unmoved, still, as_is.correlation, 0)
@@ -292,7 +291,7 @@ def _search(fixed: "_View", moving: "_View") -> np.ndarray:
     return best
 
 
-def _turned(fixed: "_View", moving: "_View") -> bool:
+def _wrong_way(fixed: "_View", moving: "_View") -> bool:
     """Whether the follow-up fits clearly better on its side, upside down or as a negative than as it is.
 
     Only shifts are tried. A chest mirrored left to right is too like itself to be told.

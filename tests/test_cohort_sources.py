@@ -154,6 +154,19 @@ def test_icg_pairs_are_joined_with_images_and_reports(icg, plus, mimic):
     assert cohorts.SECRET not in repr(pairs)
 
 
+def test_icg_ids_may_have_folders_and_endings(icg, plus, mimic):
+    """Only some of its JSON files are public; how the ids of the MIMIC branch are written is not known."""
+    for branch, form in (("mimic_cxr", "files/p10/x/{}.jpg"), ("chexpertplus", "{}.dcm")):
+        for path in (icg / branch).rglob("*.json"):
+            meta = json.loads(path.read_text())
+            for key in ("reference-dicom-id", "followup-dicom-id"):
+                meta[key] = form.format(meta[key])
+            path.write_text(json.dumps(meta))
+    pairs, rejected = read("icg_cxr", icg, mimic_cxr=mimic, chexpertplus=plus, views=("PA",))
+    assert (len(pairs), rejected) == (12 + 11, [])
+    assert all(s.image_path.exists() and any(s.report.values()) for p in pairs for s in (p.prior, p.followup))
+
+
 def test_icg_becomes_shards_in_the_splits_of_both_cohorts(icg, plus, mimic, tmp_path):
     places = {"mimic_cxr": mimic, "chexpertplus": plus}
     options = {"validation": 0.3, "test": 0.3}

@@ -40,6 +40,11 @@ _REDACTED = "unable to redistribute"
 _SIDES = ("reference", "followup")
 
 
+def _name(meta: dict, side: str) -> str:
+    """The DICOM id of one side: with or without folders and ending, as its cohort writes it."""
+    return re.sub(r"\.(dcm|jpg|png)$", "", meta[f"{side}-dicom-id"])
+
+
 class IcgCxr:
     """Reader of one root; `pairs()` iterates. views: pairs of other views come as Rejected; None: all.
 
@@ -62,7 +67,7 @@ class IcgCxr:
         """Every pair, in the order of its path; a broken one, or one without its images, as Rejected."""
         for branch in self.branches:
             found = list(self._read(branch))
-            wanted = {meta[f"{side}-dicom-id"] for _, meta in found if isinstance(meta, dict) for side in _SIDES}
+            wanted = {_name(meta, side) for _, meta in found if isinstance(meta, dict) for side in _SIDES}
             texts = self._chexpert_reports(wanted) if branch == "chexpertplus" else {}
             for path, meta in found:
                 where = str(path.relative_to(self.root))
@@ -127,11 +132,12 @@ class IcgCxr:
         registered = all(p.exists() and inside(self.root, *p.relative_to(self.root).parts) for p in ready)
         studies = []
         for side, study, picture in zip(_SIDES, (study0, study1), ready, strict=True):
-            name = meta[f"{side}-dicom-id"]
+            name = _name(meta, side)
+            plain = name.rsplit("/", 1)[-1]
             if registered:
                 image = picture
             else:
-                image = self._image(branch, patient, study, name)
+                image = self._image(branch, patient, study, plain if branch == "mimic_cxr" else name)
                 if isinstance(image, str):
                     return image
             report = self._report(branch, patient, study, texts.get(name) or meta.get(f"{side}-report"))
@@ -146,7 +152,7 @@ class IcgCxr:
                     source=branch,
                     patient_id=patient,
                     study_id=study,
-                    image_id=name if branch == "mimic_cxr" else f"p{patient}-{name.rsplit('/', 1)[-1]}",
+                    image_id=plain if branch == "mimic_cxr" else f"p{patient}-{plain}",
                     image_path=image,
                     view=self._view(meta),
                     order_key=(int(first if side == "reference" else second),),
