@@ -217,7 +217,7 @@ def mimic_patient(root, save, p):
         study, dicom = str(50_000_000 + PER_PATIENT * p + s), f"{p:08x}-{s:04x}"
         folder = root / "files" / f"p{subject[:2]}" / f"p{subject}"
         (folder / f"s{study}").mkdir(parents=True)
-        date, time = f"2180{1 + s:02d}07", "81303.125"
+        date, time = f"2180{1 + s:02d}07", "081303.125"
         save(chest(p, s), folder / f"s{study}" / dicom, date, time)
         (folder / f"s{study}.txt").write_text(f" FINDINGS:\n\n {report(s)}\n\n IMPRESSION:\n\n {report(s)}\n")
         label = {"Pleural Effusion": "1.0" if s % 2 else "0.0"}
