@@ -26,7 +26,7 @@ help:
 	@echo "make soak        the slow tests: kill -9 in every stage, 20 times in one training; speculation over 1e5 draws"
 	@echo "make fuzz        2,000 mutated images, DICOM files, JSON, CSV and gzip through the readers"
 	@echo "make test-beam   the data stage on Apache Beam, in $(BEAM_VENV)"
-	@echo "make bench-cohort 10,000 synthetic studies of two layouts to shards, with kill -9 on the way"
+	@echo "make bench-cohort 10,000 synthetic studies of two layouts to shards, with kill -9 on the way; 1,000 of DICOM"
 	@echo "make parity-eval every metric against independent libraries, in $(PARITY_EVAL) (Python 3.11)"
 	@echo "make coverage    2,000 simulated cohorts: do 95 % intervals hold the truth? (slow)"
 	@echo "make known-systems  systems of known faults through the evaluation, on runs/phantom"
@@ -87,6 +87,7 @@ $(BEAM_VENV)/.progemu-installed: requirements.lock pyproject.toml
 bench-cohort: setup
 	$(PY) benchmarks/cohort.py --layout=mimic_cxr --work=runs/bench-cohort --kills=3
 	$(PY) benchmarks/cohort.py --layout=chexpertplus --work=runs/bench-cohort
+	$(PY) benchmarks/cohort.py --layout=mimic_cxr_dicom --work=runs/bench-cohort --studies=1000
 
 # The libraries that the metrics are compared with pull in PyTorch: a venv of their own, over the same lock.
 parity-eval: $(PARITY_EVAL)/.progemu-installed

@@ -2,6 +2,7 @@
 
     python benchmarks/cohort.py --layout=mimic_cxr --work=DIR [--studies=10000] [--kills=3] [--processes=N]
     python benchmarks/cohort.py --layout=chexpertplus --work=DIR ...
+    python benchmarks/cohort.py --layout=mimic_cxr_dicom --work=DIR ...    # 12 bits; views and dates in the headers
 
 Writes the layout once (a phantom-like chest of NumPy, 96 x 96, two studies a patient) and runs the data stage as a
 process of its own; memory is the resident set of it and its workers, summed, every half second. With --kills it is run
@@ -41,7 +42,7 @@ if __name__ == "__main__":
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--layout", choices=("mimic_cxr", "chexpertplus"), required=True)
+    parser.add_argument("--layout", choices=("mimic_cxr", "mimic_cxr_dicom", "chexpertplus"), required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--studies", type=int, default=10_000)
     parser.add_argument("--kills", type=int, default=0)
@@ -130,9 +131,15 @@ def digests(folder):
 
 def write(root, layout, patients):
     root.mkdir(parents=True)
-    if layout == "mimic_cxr":
+    if layout.startswith("mimic_cxr"):
+        make = partial(mimic_patient, root, save_dicom if layout == "mimic_cxr_dicom" else save_jpeg)
         with ProcessPoolExecutor() as pool:
-            rows = [r for part in pool.map(partial(mimic_patient, root), range(patients), chunksize=16) for r in part]
+            rows = [r for part in pool.map(make, range(patients), chunksize=16) for r in part]
+        if layout == "mimic_cxr_dicom":
+            header = ("subject_id", "study_id", "dicom_id", "path")
+            listed = [(subject, study, dicom, "") for (dicom, subject, study, *_), *_ in rows]
+            table(root / "cxr-record-list.csv.gz", header, listed)
+            return
         headers = {
             "metadata": ("dicom_id", "subject_id", "study_id", "ViewPosition", "StudyDate", "StudyTime"),
             "chexpert": ("subject_id", "study_id", *CHEXPERT),
@@ -178,17 +185,44 @@ def report(study):
     return "There is a small left pleural effusion." if study % 2 else "No pleural effusion or pneumothorax."
 
 
-def mimic_patient(root, p):
+def save_jpeg(pixels, path, date, time):
+    Image.fromarray(pixels).save(f"{path}.jpg", quality=95)
+
+
+def save_dicom(pixels, path, date, time):
+    """12 of 16 bits with a window; January's are MONOCHROME1."""
+    import pydicom
+
+    meta = pydicom.dataset.FileMetaDataset()
+    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1.1"
+    meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid(entropy_srcs=[path.name])
+    found = pydicom.dataset.FileDataset(f"{path}.dcm", {}, file_meta=meta, preamble=b"\0" * 128)
+    found.SOPClassUID, found.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    found.Modality, found.ViewPosition, found.StudyDate, found.StudyTime = "DX", "PA", date, time
+    turned = int(date[4:6]) % 2
+    found.PhotometricInterpretation, found.SamplesPerPixel = f"MONOCHROME{2 - turned}", 1
+    found.Rows, found.Columns = pixels.shape
+    found.BitsAllocated, found.BitsStored, found.HighBit, found.PixelRepresentation = 16, 12, 11, 0
+    found.WindowCenter, found.WindowWidth = 2048, 4096
+    values = pixels.astype("<u2") * 16
+    found.PixelData = (4095 - values if turned else values).tobytes()
+    found["PixelData"].VR = "OW"
+    found.save_as(f"{path}.dcm", enforce_file_format=True)
+
+
+def mimic_patient(root, save, p):
     subject, rows = f"{10 + p % 10}{p:06d}", []
     for s in range(PER_PATIENT):
         study, dicom = str(50_000_000 + PER_PATIENT * p + s), f"{p:08x}-{s:04x}"
         folder = root / "files" / f"p{subject[:2]}" / f"p{subject}"
         (folder / f"s{study}").mkdir(parents=True)
-        Image.fromarray(chest(p, s)).save(folder / f"s{study}" / f"{dicom}.jpg", quality=95)
+        date, time = f"2180{1 + s:02d}07", "081303.125"
+        save(chest(p, s), folder / f"s{study}" / dicom, date, time)
         (folder / f"s{study}.txt").write_text(f" FINDINGS:\n\n {report(s)}\n\n IMPRESSION:\n\n {report(s)}\n")
         label = {"Pleural Effusion": "1.0" if s % 2 else "0.0"}
         rows.append((
-            (dicom, subject, study, "PA", f"2180{1 + s:02d}07", "81303.125"),
+            (dicom, subject, study, "PA", date, time),
             (subject, study, *(label.get(name, "") for name in CHEXPERT)),
             (dicom, study, subject, "test" if subject.startswith("19") else "train"),
         ))  # fmt: skip

@@ -20,13 +20,12 @@ from pathlib import Path
 import numpy as np
 
 import progemu_jax
-from progemu_jax import radtext
+from progemu_jax import radtext, records
 from progemu_jax.data import phantom
 from progemu_jax.data.images import read_gray, resize
 from progemu_jax.eval.metrics.direction import MARGIN, TIE, moved
 from progemu_jax.predictions import Case
 from progemu_jax.radtext import FINDINGS, GRADES, PRESENT
-from progemu_jax.scorers.files import read_rows
 from progemu_jax.scorers.phantom import PhantomScorer
 
 BATCH = 48
@@ -40,7 +39,7 @@ def main():
     parser.add_argument("--parts", nargs="+", default=["dial", "mask", "explain"])
     args = parser.parse_args()
     rows = {}
-    for row in read_rows(args.run / "data/references/references.jsonl"):
+    for row in records.read_rows(args.run / "data/references/references.jsonl"):
         rows.setdefault(row["patient_id"], row)
     bench = Bench(args.run, list(rows.values())[: args.patients])
     for name in args.parts:

@@ -11,9 +11,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 import progemu_jax
+from progemu_jax import records
 from progemu_jax.eval.report import STANDING
 from progemu_jax.radtext import PRESENT
-from progemu_jax.scorers.files import read_rows
 
 PROMPT = "New moderate left pleural effusion."
 COURSE = (
@@ -30,7 +30,7 @@ def main():
     args = parser.parse_args()
     model, folder = progemu_jax.load(args.run), args.run / "data/references"
     # The first patient without any finding: what is seen is the edit.
-    row = next(r for r in read_rows(folder / "references.jsonl") if max(r["states_before"].values()) < PRESENT)
+    row = next(r for r in records.read_rows(folder / "references.jsonl") if max(r["states_before"].values()) < PRESENT)
     prior = folder / row["prior"]
     out = model.counterfactual(prior, PROMPT, num_samples=8)
     auto = model.counterfactual(prior, PROMPT, num_samples=8, mask="auto")

@@ -29,7 +29,7 @@ from progemu_jax.controls import mean_image
 from progemu_jax.data import foreground, images, phantom
 from progemu_jax.data.sources import Rejected
 from progemu_jax.data.sources.phantom import read_truth
-from progemu_jax.data.tree import read_lines, read_pairs
+from progemu_jax.data.tree import read_pairs
 from progemu_jax.radtext import NO_CHANGE
 
 SHOWN = (
@@ -45,7 +45,7 @@ def main():
     parser.add_argument("--cases", type=int, default=0, help="0: all")
     args = parser.parse_args()
     references = args.run / "data/references"
-    rows = [row for _, row in read_lines(references / "references.jsonl")][: args.cases or None]
+    rows = [row for _, row in records.read_lines(references / "references.jsonl")][: args.cases or None]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         write(args.run, references, rows, out)

@@ -1,10 +1,14 @@
 """How well and how fast follow-ups are moved onto their priors; prints JSON lines.
 
     python benchmarks/registration.py --root=DIR [--size=512] [--limit=N]      # lung boxes of real pairs
+    python benchmarks/registration.py --root=DIR --pairs=others                # the patients' other frontal pairs
+    python benchmarks/registration.py --root=DIR --pairs=wrong                 # follow-ups laid wrong on purpose
     python benchmarks/registration.py --phantom=40 [--size=512]                # landmarks of known pose
 
 Real pairs: the COVID-19 Image Data Collection layout (`metadata.csv`, `images/`, `lung_boxes.json` in COCO
-form), one row a pair of consecutive studies of one view on two days, both images resized to a square. The
+form), one row a pair of consecutive studies of one view on two days, both images resized to a square; others are
+all further pairs of one patient's frontal films, in both orders, of one view or two; wrong lays the follow-ups of the
+first kind on their side, upside down, as a negative, and counts the pairs that are refused. The
 boxes of the follow-up are moved by the estimated transform (the upright rectangle around the moved corners)
 and compared with the prior's: IoU, averaged over the two lungs. The last line sums up. One process; set
 OMP_NUM_THREADS=1.
@@ -26,14 +30,18 @@ from progemu_jax.data.registration import frame_to_frame, register
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--root", type=Path)
+    parser.add_argument("--pairs", choices=("consecutive", "others", "wrong"), default="consecutive")
     parser.add_argument("--phantom", type=int, default=0, metavar="PAIRS")
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--limit", type=int)
     args = parser.parse_args()
     if not args.root and not args.phantom:
         parser.error("give --root or --phantom")
-    if args.root:
-        rows = list(_report(real_pairs(args.root, args.size, args.limit)))
+    if args.root and args.pairs == "wrong":
+        print(json.dumps(wrong_ways(args.root, args.size, args.limit)))
+    elif args.root:
+        choose = consecutive if args.pairs == "consecutive" else others
+        rows = list(_report(real_pairs(args.root, args.size, list(choose(args.root))[: args.limit])))
         before, after = (np.array([row[key] for row in rows]) for key in ("iou_before", "iou"))
         print(json.dumps(_summary(rows) | {
             "iou_before": round(before.mean(), 4),
@@ -85,6 +93,34 @@ def consecutive(root):
                 yield patient, first["filename"], second["filename"]
 
 
+def others(root):
+    """What `consecutive` leaves out of one patient's frontal films, each pair in both orders."""
+    taken, patients = {(first, second) for _, first, second in consecutive(root)}, {}
+    with open(root / "metadata.csv", newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            if row["view"] in ("PA", "AP", "AP Supine"):
+                patients.setdefault(row["patientid"], []).append(row["filename"])
+    for patient, names in patients.items():
+        for first, second in itertools.permutations(names, 2):
+            if not {(first, second), (second, first)} & taken:
+                yield patient, first, second
+
+
+def wrong_ways(root, size, limit=None):
+    """{"pairs"; "refused": way -> pairs of flag -1}."""
+    ways = {
+        "as it is": lambda image: image, "left": np.rot90, "right": lambda image: np.rot90(image, 3),
+        "turned": lambda image: image[::-1, ::-1], "upside down": lambda image: image[::-1],
+        "negative": lambda image: 255 - image,
+    }  # fmt: skip
+    pairs, refused = list(consecutive(root))[:limit], dict.fromkeys(ways, 0)
+    for _, first, second in pairs:
+        prior, follow = read(root, first, size), read(root, second, size)
+        for way, change in ways.items():
+            refused[way] += register(prior, np.ascontiguousarray(change(follow))).flag == -1
+    return {"pairs": len(pairs), "refused": refused}
+
+
 def lung_boxes(root, size):
     """file name -> {lung: float64 [4] (left, top, right, bottom)} on a frame size x size."""
     coco = json.loads((root / "lung_boxes.json").read_text(encoding="utf-8"))
@@ -99,16 +135,17 @@ def lung_boxes(root, size):
     return boxes
 
 
-def real_pairs(root, size, limit=None):
+def read(root, name, size):
+    """uint8 [size, size] of an image of the collection."""
+    image = Image.open(root / "images" / name).convert("L")
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+
+
+def real_pairs(root, size, pairs):
     boxes = lung_boxes(root, size)
-
-    def read(name):
-        image = Image.open(root / "images" / name).convert("L")
-        return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
-
     still = frame_to_frame((size, size), (size, size))
-    for patient, first, second in list(consecutive(root))[:limit]:
-        result, row = _timed(read(first), read(second))
+    for patient, first, second in pairs:
+        result, row = _timed(read(root, first, size), read(root, second, size))
         before, after = (
             np.mean([_iou(boxes[first][k], _moved(boxes[second][k], t)) for k in boxes[first]])
             for t in (still, result.transform)

@@ -18,7 +18,7 @@ class Examples(Sequence):
     Item i is a dict: images uint8 [S, S], codes int32 [h, w], labels int8 [14], numbers, and texts as str.
     The order is that of the shards, the same every time. With cache=True (None: when the split takes under
     256 MB decoded) each example is decoded once; its arrays are read-only then. Raises UserError when the
-    shards or the split are missing or do not read.
+    shards or the split are missing or do not read, and for an example whose checksum is wrong.
     """
 
     def __init__(self, data_dir: str | Path, config: str, split: str, *, cache: bool | None = None):
@@ -26,7 +26,7 @@ class Examples(Sequence):
         from google.protobuf.json_format import ParseError
 
         folder = config_folder(data_dir, config)
-        self.name = f"{config}/{split}"
+        self.name, self.folder = f"{config}/{split}", folder
         if not (folder / "features.json").exists():
             raise UserError(f"{folder}: no shards here; build the data first (--stages=data)")
         try:
@@ -71,7 +71,13 @@ class Examples(Sequence):
     def _decode(self, index: int) -> dict:
         from PIL import Image
 
-        example = self._source[index]
+        try:
+            example = self._source[index]
+        except (RuntimeError, ValueError) as error:  # ArrayRecord keeps a hash of every chunk
+            raise UserError(
+                f"{self.folder}: example {index} of {self.name} is damaged ({type(error).__name__}); "
+                "delete the folder, it is built again"
+            ) from None
         for name, value in example.items():
             if name in self._images:
                 example[name] = np.asarray(Image.open(io.BytesIO(value)))

@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -58,6 +58,7 @@ def build(
     processes: int | None = None,
     progress: bool = True,
     source_options: dict | None = None,
+    beam: Sequence[str] = (),
 ) -> dict:
     """Source cohort -> `workdir`/tree, /references (test split) and /shards (configs pairs, single).
 
@@ -65,8 +66,9 @@ def build(
     size). unchanged: share of the pairs without change to keep, chosen by a hash. text_options: where prompts come
     from, default our rules; a language model's answers are kept in `workdir`/texts. exclude: a file with a patient
     id a line, to be left out. truth: the phantom's truth/ folder. processes: workers over patients, default all
-    cores. What is complete is left; unfinished work is taken up. Returns {"funnel": {step: count}, "tree",
-    "references", "shards": paths}. Raises UserError for bad options, a source that cannot be read, a cohort that
+    cores. beam: arguments of Apache Beam, which then works on patients and shards instead (`data.beam`). What is
+    complete is left; unfinished work is taken up. Returns {"funnel": {step: count}, "tree", "references",
+    "shards": paths}. Raises UserError for bad options, a source that cannot be read, a cohort that
     leaves no pair, and a tree built with other options.
     """
     from progemu_jax.data import icg_cxr
@@ -75,14 +77,14 @@ def build(
     workdir = Path(workdir)
     funnel = build_tree(
         source, root, workdir / "tree", size=size, options=options, unchanged=unchanged, text_options=text_options,
-        exclude=exclude, processes=processes, progress=progress, source_options=source_options,
+        exclude=exclude, processes=processes, progress=progress, source_options=source_options, beam=beam,
     )  # fmt: skip
     if not funnel["single images kept"]:
         raise UserError(f"{root}: no image has a text of its own; the tokenizer and stage 1 learn from such images")
     image_size = image_size or size
     common = {"processes": processes, "progress": progress}
     build_references(workdir / "tree", workdir / "references", truth=truth, size=image_size, **common)
-    icg_cxr.build_shards(workdir / "tree", workdir / "shards", image_size, **common)
+    icg_cxr.build_shards(workdir / "tree", workdir / "shards", image_size, beam=beam, **common)
     return {
         "funnel": funnel,
         "tree": workdir / "tree",
@@ -104,12 +106,9 @@ def build_tree(
     processes: int | None = None,
     progress: bool = True,
     source_options: dict | None = None,
-    mapper: Callable | None = None,
+    beam: Sequence[str] = (),
 ) -> dict[str, int]:
-    """Source cohort -> ICG-CXR tree at `out`; see `build`. Returns the funnel, which is printed too.
-
-    mapper: (function, patients) -> results in any order, instead of `processes` workers of this machine.
-    """
+    """Source cohort -> ICG-CXR tree at `out`; see `build`. Returns the funnel, which is printed too."""
     if isinstance(options, dict):
         options = journeys.Options(**options)
     options = options or journeys.Options()
@@ -117,6 +116,10 @@ def build_tree(
         raise UserError(f"size={size}: between {images.LEAST} and 4096 pixels are supported")
     if not 0 <= unchanged <= 1:
         raise UserError(f"unchanged={unchanged}: a share between 0 and 1 is needed")
+    if beam:
+        from progemu_jax.data.beam import map_on_beam, require
+
+        require()
     out = Path(out)
     plan = _plan(source, size, unchanged, options, text_options, exclude, source_options)
     finished = records.read_json(out / "funnel.json")
@@ -124,9 +127,9 @@ def build_tree(
         _same(finished.get("settings"), plan.settings, out)
         _say(f"{out}: complete, {finished['funnel'].get('pairs kept', 0)} pairs", progress)
         return finished["funnel"]
-    cohort = read_cohort(source, root, options, plan.exclude, source_options)
+    cohort = read_cohort(source, root, options, plan.exclude, source_options, progress)
     work = prepare(source, cohort, out, plan, progress)
-    mapper = mapper or partial(ordered_map, processes=processes)
+    mapper = partial(map_on_beam, arguments=beam) if beam else partial(ordered_map, processes=processes)
     results = _run(cohort.journeys, work, out / "journal.jsonl", plan.settings, mapper, progress)
     funnel = finish(out, cohort, results, plan.settings)
     _say(_table(funnel), progress)
@@ -158,15 +161,22 @@ def _plan(source, size, unchanged, options, text_options, exclude, source_option
     return Plan(records.normal(settings), size, unchanged, text_options, left_out, options.register)
 
 
-def read_cohort(source, root, options: journeys.Options, exclude=frozenset(), source_options=None) -> journeys.Cohort:
+def read_cohort(
+    source, root, options: journeys.Options, exclude=frozenset(), source_options=None, progress=False
+) -> journeys.Cohort:
     """The journeys of a source; UserError where no pair is left."""
+    from tqdm import tqdm
+
     reader = open_source(source, root, **{"views": tuple(options.view_of()), **(source_options or {})})
     given = hasattr(reader, "pairs")
     items, same = reader.pairs() if given else reader.studies(), None
+    unit = "pair" if given else "image"
+    items = tqdm(items, desc=f"{unit}s of the source", unit=unit, disable=not progress)
     if options.duplicates and journeys.split_method(source, options) == "hash":
         items, views = list(items), options.view_of()
         found = [s for i in items for s in ((i.prior, i.followup) if isinstance(i, Given) else (i,))]
-        same = duplicates.same_patients(s for s in found if isinstance(s, Study) and (given or s.view in views))
+        found = [s for s in found if isinstance(s, Study) and (given or s.view in views)]
+        same = duplicates.same_patients(tqdm(found, desc="duplicates", unit="image", disable=not progress))
     group = journeys.given_journeys if given else journeys.journeys
     cohort = group(items, options, same, exclude)
     if not any(j.pairs for j in cohort.journeys):
@@ -193,10 +203,10 @@ def prepare(source: str, cohort: journeys.Cohort, out: Path, plan: Plan, progres
 def finish(out: Path, cohort: journeys.Cohort, results: dict[str, dict], settings: dict) -> dict[str, int]:
     """Writes what is gathered over patients, the funnel last: it marks the tree complete."""
     ordered = [results[_key(j)] for j in cohort.journeys]
-    tree.write_lines(out / "singles.jsonl", (row for r in ordered for row in r["singles"]))
+    records.write_lines(out / "singles.jsonl", (row for r in ordered for row in r["singles"]))
     dropped = [row for r in ordered for row in r["rejected"]]
-    tree.write_lines(out / "images.jsonl", (row for r in ordered for row in r["images"]))
-    tree.write_lines(out / "rejected.jsonl", [asdict(r) for r in cohort.rejected] + dropped)
+    records.write_lines(out / "images.jsonl", (row for r in ordered for row in r["images"]))
+    records.write_lines(out / "rejected.jsonl", [asdict(r) for r in cohort.rejected] + dropped)
     funnel = dict(cohort.funnel)
     for row in dropped:
         step = f"dropped: {row['reason'].split(' (')[0].split(':')[0]}"

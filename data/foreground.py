@@ -6,6 +6,8 @@ rectangle, warp), done with SimpleITK and NumPy.
 
 import numpy as np
 
+from progemu_jax.data.itk import itk
+
 BLACK = 10  # gray level up to which a pixel is background
 BORDER_SHARE = 0.30  # more bright border pixels than this: the image already fills its frame
 
@@ -32,7 +34,7 @@ def rectangle(image: np.ndarray) -> np.ndarray | None:
 
 def unexposed(image: np.ndarray) -> np.ndarray:
     """bool [H, W]: dark objects of `image` uint8 [H, W] that touch its border, with their soft edge."""
-    import SimpleITK as sitk
+    sitk = itk()
 
     objects = sitk.ConnectedComponent(sitk.GetImageFromArray((image <= BLACK).astype(np.uint8)), True)
     objects = sitk.GetArrayFromImage(objects)
@@ -55,7 +57,7 @@ def check(image, name: str = "image", least: int = 1) -> None:
 
 def _rectangle(mask: np.ndarray) -> np.ndarray | None:
     """Corners float64 [4, 2] (x, y), of the largest object's minimum-area rectangle, or None."""
-    import SimpleITK as sitk
+    sitk = itk()
 
     labels = sitk.ConnectedComponent(sitk.GetImageFromArray(mask.astype(np.uint8)), True)
     labels = sitk.GetArrayFromImage(sitk.RelabelComponent(labels, sortByObjectSize=True))  # a view would dangle
@@ -98,14 +100,13 @@ def _cross(a, b, c) -> float:
 
 def warp(image: np.ndarray, corners: np.ndarray) -> np.ndarray:
     """What `corners` enclose of `image` uint8 [H, W], upright; uint8 [H', W']. Masks may follow."""
-    import SimpleITK as sitk
+    sitk = itk()
 
     across, down = corners[1] - corners[0], corners[3] - corners[0]
     width, height = (max(1, round(float(np.hypot(*side)))) + 1 for side in (across, down))
     x, y = across / (width - 1), down / (height - 1)
     transform = sitk.AffineTransform([x[0], y[0], x[1], y[1]], list(map(float, corners[0])))
     resample = sitk.ResampleImageFilter()
-    resample.SetNumberOfThreads(1)
     resample.SetSize([width, height])
     resample.SetInterpolator(sitk.sitkLinear)
     resample.SetTransform(transform)

@@ -124,7 +124,7 @@ def split_method(source: str, options: Options) -> str:
     """ "folder", "csv" or "hash": what decides the splits of `source`."""
     if options.split != "auto":
         return options.split
-    return "folder" if source in ("mimic_cxr", "phantom") else "hash"
+    return "folder" if source in ("mimic_cxr", "mimic_cxr_dicom", "phantom") else "hash"
 
 
 def split_of(source: str, patient_id: str, own: str | None = None, options: Options | None = None) -> str | None:

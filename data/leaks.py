@@ -21,7 +21,6 @@ from pathlib import Path
 import numpy as np
 
 from progemu_jax import records
-from progemu_jax.data import tree
 from progemu_jax.data.journeys import read_list
 from progemu_jax.errors import UserError
 
@@ -86,15 +85,9 @@ def check(trees: list[Path], subjects: frozenset[str] = frozenset()) -> dict:
 
 def read_rows(root: Path) -> list[dict]:
     """Rows of a tree's images.jsonl; UserError where it is missing or a row is broken."""
-    path = Path(root) / "images.jsonl"
-    if not path.exists():
-        raise UserError(f"{path}: the file is missing; give a tree that --stages=data has completed")
-    rows, keys = [], ("source", "patient_id", "study_id", "image_id", "split", "pixels", "hash")
-    for line, row in tree.read_lines(path):
-        if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in keys):
-            raise UserError(f"{path}:{line}: the row does not parse; build the tree again")
-        rows.append(row)
-    return rows
+    keys = ("source", "patient_id", "study_id", "image_id", "split", "pixels", "hash")
+    remedy = "give a tree that --stages=data has completed"
+    return records.read_rows(Path(root) / "images.jsonl", *keys, remedy=remedy)
 
 
 def main(argv: list[str] | None = None) -> int:

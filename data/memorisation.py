@@ -6,10 +6,12 @@
 Compared are 32 x 32 thumbnails, by correlation (`duplicates.thumbnail`): one film saved twice has .9999, two of one
 patient reach .93. The real follow-ups of the same cases, whose patients were not trained on, say what is usual.
 Writes `memorisation.json` into the predictions folder and prints it: for generated and real images the median and the
-greatest correlation with the nearest training image, how many reach SAME, and which.
+greatest correlation with the nearest training image, how many reach SAME, and which. The stage `score` of a run does
+the same for the system under test and writes `scores/<system>.memorisation.json`; the report shows it.
 """
 
 import argparse
+import functools
 import json
 import sys
 from collections.abc import Iterable, Iterator
@@ -18,10 +20,13 @@ from pathlib import Path
 import numpy as np
 
 from progemu_jax import records
-from progemu_jax.data import images, tree
+from progemu_jax.data import images
 from progemu_jax.data.duplicates import SAME, thumbnail
+from progemu_jax.data.pool import ordered_map
 from progemu_jax.data.sources import inside
 from progemu_jax.errors import UserError, exit_status
+
+IMAGES = {"pairs": ("pair_id", ("prior", "followup")), "single": ("image_id", ("image",))}  # config -> name, images
 
 
 def nearest(queries: np.ndarray, trained: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -39,24 +44,31 @@ def nearest(queries: np.ndarray, trained: Iterable[np.ndarray]) -> tuple[np.ndar
     return index, best
 
 
-def audit(shards: Path, predictions: Path, references: Path) -> dict:
-    """See the module. Raises UserError where a folder or an image does not read."""
-    names, trained = [], []
-    for name, image in _trained(shards):
-        names.append(name)
-        trained.append(thumbnail(image))
+def audit(
+    shards: Path, predictions: Path, references: Path, *, processes: int | None = None, progress: bool = False
+) -> dict:
+    """What memorisation.json holds; see the module and docs/formats.md.
+
+    Raises UserError where a folder or an image does not read, and where there is nothing to compare.
+    """
     cases = {row["pair_id"]: row for row in _rows(references / "references.jsonl")}
     rows = [row for row in _rows(predictions / "predictions.jsonl") if row.get("image") and row["pair_id"] in cases]
-    if not rows or not trained:
-        raise UserError(f"{predictions}: no image of a case in {references}, or no training image in {shards}")
+    if not rows:
+        raise UserError(f"{predictions}: no image of a case in {references}")
     asked = {
         "generated": [(f"{r['pair_id']}#{r.get('sample', 0)}", predictions, r["image"]) for r in rows],
         "real": [(name, references, cases[name]["followup"]) for name in sorted({r["pair_id"] for r in rows})],
     }
-    table, out = np.stack(trained), {"training_images": len(trained), "same": SAME}
+    queries = {k: np.stack([thumbnail(_read(root, name)) for _, root, name in items]) for k, items in asked.items()}
+    names, table = [], []
+    for name, thumbnails in _trained(shards, processes, progress):
+        names.append(name)
+        table.append(thumbnails)
+    if not names:
+        raise UserError(f"{shards}: no training image in it; build the data first (--stages=data)")
+    table, out = np.stack(table), {"training_images": len(names), "same": SAME}
     for kind, items in asked.items():
-        queries = np.stack([thumbnail(_read(root, image)) for _, root, image in items])
-        index, value = nearest(queries, (table[i : i + 4096] for i in range(0, len(table), 4096)))
+        index, value = nearest(queries[kind], (table[i : i + 4096] for i in range(0, len(table), 4096)))
         copies = [{"image": items[i][0], "of": names[index[i]], "correlation": round(float(value[i]), 4)}
                   for i in np.flatnonzero(value >= SAME)]  # fmt: skip
         out[kind] = {"images": len(items), "median": round(float(np.median(value)), 4),
@@ -64,20 +76,31 @@ def audit(shards: Path, predictions: Path, references: Path) -> dict:
     return out
 
 
-def _trained(shards: Path) -> Iterator[tuple[str, np.ndarray]]:
+def _trained(shards: Path, processes, progress) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, thumbnail float32 [D]) of every training image."""
+    from tqdm import tqdm
+
+    items = [(config, i) for config in IMAGES for i in range(len(_examples(shards, config)))]
+    made = ordered_map(functools.partial(_thumbnails, shards), items, processes, chunk=64, least=2000)
+    for found in tqdm(made, desc="training images", total=len(items), unit="example", disable=not progress):
+        yield from found
+
+
+def _thumbnails(shards: Path, item: tuple[str, int]) -> list[tuple[str, np.ndarray]]:
+    config, index = item
+    example, (name, keys) = _examples(shards, config)[index], IMAGES[config]
+    return [(f"{example[name]}/{key}", thumbnail(example[key])) for key in keys]
+
+
+@functools.cache
+def _examples(shards: Path, config: str):
     from progemu_jax.data.batches import Examples
 
-    for config, key, keys in (("pairs", "pair_id", ("prior", "followup")), ("single", "image_id", ("image",))):
-        for example in Examples(shards, config, "train", cache=False):
-            for name in keys:
-                yield f"{example[key]}/{name}", example[name]
+    return Examples(shards, config, "train", cache=False)
 
 
 def _rows(path: Path) -> list[dict]:
-    rows = [row for _, row in tree.read_lines(path)]
-    if not rows or not all(isinstance(row, dict) and isinstance(row.get("pair_id"), str) for row in rows):
-        raise UserError(f"{path}: missing, empty or broken; give the folder that a complete stage wrote")
-    return rows
+    return records.read_rows(path, "pair_id", remedy="give the folder that a complete stage wrote")
 
 
 def _read(root: Path, name: str) -> np.ndarray:
@@ -98,7 +121,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def work():
-        found = audit(args.shards, args.predictions, args.references)
+        found = audit(args.shards, args.predictions, args.references, progress=True)
         records.write_json(args.predictions / "memorisation.json", found)
         return json.dumps(found, indent=1)
 

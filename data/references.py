@@ -39,7 +39,7 @@ def build_references(
 
     out = Path(out)
     if (out / "references.jsonl").exists():
-        return sum(1 for _ in tree.read_lines(out / "references.jsonl"))
+        return sum(1 for _ in records.read_lines(out / "references.jsonl"))
     pairs = [p for p in tree.read_pairs(tree_root) if isinstance(p, Rejected) or p.split == split]
     rejected = [p for p in pairs if isinstance(p, Rejected)]
     pairs = [p for p in pairs if not isinstance(p, Rejected)]
@@ -52,8 +52,8 @@ def build_references(
     rejected += [r for r in made if isinstance(r, Rejected)]
     rows = [r for r in made if not isinstance(r, Rejected)]
     records.remove_leftovers(out)
-    tree.write_lines(out / "rejected.jsonl", map(vars, rejected))
-    tree.write_lines(out / "references.jsonl", rows)
+    records.write_lines(out / "rejected.jsonl", map(vars, rejected))
+    records.write_lines(out / "references.jsonl", rows)
     return len(rows)
 
 
@@ -134,7 +134,7 @@ def _truth(folder: str | Path) -> dict[str, dict]:
     if not path.exists():
         raise UserError(f"{path}: the file is missing; give the truth/ folder of a phantom cohort")
     rows = {}
-    for line, row in tree.read_lines(path):
+    for line, row in records.read_lines(path):
         if not isinstance(row, dict) or "study_id" not in row or "state" not in row:
             raise UserError(f"{path}:{line}: the row does not parse; write the phantom cohort again")
         rows[str(row["study_id"]).removeprefix("s")] = row

@@ -9,9 +9,10 @@ An exhaustive search over shifts and scales by FFT starts a Levenberg-Marquardt 
 and both directions are averaged, so the result does not favour either image.
 
 ProgEmu's flags are kept: 2 alike already, left as it is; 1 moved; 0 left as it is because moving did not
-help; -1 no pair (another view, a blank image). Unlike ProgEmu, "alike" is judged on equalised images (two
-pale images are alike wherever their lungs are), and "no pair" on the correlation of local contrast after
-the move: SSIM tells a chest from a turned chest no better than from another exposure of itself.
+help; -1 no pair (another view, a film on its side, upside down or as a negative, a blank image). Unlike
+ProgEmu, "alike" is judged on equalised images (two pale images are alike wherever their lungs are), and "no
+pair" on the correlation of local contrast after the move: SSIM tells a chest from a turned chest no better
+than from another exposure of itself.
 """
 
 import dataclasses
@@ -19,10 +20,12 @@ import dataclasses
 import numpy as np
 
 from progemu_jax.data import foreground
+from progemu_jax.data.itk import itk
 
 LEAST = 32  # pixels a side
 ALIKE = 0.9  # SSIM from which a pair is left as it is
 UNLIKE = 0.4  # score under which a pair is rejected: frontal pairs have 0.5 and more, turned ones under 0.3
+UPRIGHT = 0.8  # score from which a film lies right: upside down or as a negative real ones have 0.7 at most
 
 # Pose of the follow-up: shift x, shift y (frame widths), log scale x, log scale y, rotation (rad), shear.
 SPREAD = np.array([0.1, 0.1, 0.1, 0.1, 0.02, 0.005])  # standard deviations of the Gaussian prior
@@ -68,7 +71,7 @@ def register(prior: np.ndarray, follow: np.ndarray) -> Registration:
     if ssim(equalise(prior), equalise(unmoved)) >= ALIKE:
         return Registration(unmoved, still, as_is.correlation, 2)
     pose, gain, score = _estimate(prior, follow, pyramid, as_is)
-    if score < UNLIKE:
+    if score < UNLIKE or (score < UPRIGHT and _wrong_way(*pyramid[0])):
         return Registration(unmoved, still, score, -1)
     if gain < WORTH:
         return Registration(unmoved, still, as_is.correlation, 0)
@@ -86,12 +89,11 @@ def resample(image: np.ndarray, transform: np.ndarray, shape, linear: bool = Fal
 
     Cubic B-spline, or linear; outside the image its minimum. uint8 is rounded and stays uint8.
     """
-    import SimpleITK as sitk
+    sitk = itk()
 
     if image.shape == tuple(shape) and np.array_equal(transform, np.eye(2, 3)):
         return image.copy()
     method = sitk.ResampleImageFilter()
-    method.SetNumberOfThreads(1)
     method.SetSize([int(shape[1]), int(shape[0])])
     method.SetInterpolator(sitk.sitkLinear if linear else sitk.sitkBSpline)
     method.SetDefaultPixelValue(float(image.min()))
@@ -210,6 +212,7 @@ class _View:
         if exposed.mean() < 0.1:  # a dark export
             exposed[:] = True
         u = _axis(size)
+        self.x, self.y = (a.ravel() for a in np.meshgrid(u, u))
         central = np.exp(-(u[:, None] ** 2 + u**2) / (2 * 0.45**2))  # lungs are seldom at the very border
         self.contrast, self.weight = contrast, (exposed * central).astype(np.float32)
         self.planes = np.stack([self.contrast, self.weight])
@@ -218,10 +221,9 @@ class _View:
 
 
 def _blur(image: np.ndarray, sigma: float) -> np.ndarray:
-    import SimpleITK as sitk
+    sitk = itk()
 
     method = sitk.SmoothingRecursiveGaussianImageFilter()
-    method.SetNumberOfThreads(1)
     method.SetSigma(sigma)
     return sitk.GetArrayFromImage(method.Execute(sitk.GetImageFromArray(image)))
 
@@ -236,51 +238,70 @@ def _sample(stack: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray
     x, y = (x + 0.5) * n - 0.5, (y + 0.5) * n - 0.5
     inside = (x >= 0) & (x <= n - 1) & (y >= 0) & (y <= n - 1)
     x, y = np.clip(x, 0, n - 1.001), np.clip(y, 0, n - 1.001)
-    column, row = x.astype(np.int32), y.astype(np.int32)
-    x, y = (x - column).astype(np.float32), (y - row).astype(np.float32)
-    flat, k = stack.reshape(len(stack), -1), row * n + column
-    upper, lower = ((1 - x) * flat[:, i] + x * flat[:, i + 1] for i in (k, k + n))
+    column, row = np.floor(x), np.floor(y)
+    x, y = x - column, y - row
+    flat, k = stack.reshape(len(stack), -1), (row * n + column).astype(np.intp)
+    upper, lower = ((1 - x) * flat.take(i, 1) + x * flat.take(i + 1, 1) for i in (k, k + n))
     return (1 - y) * upper + y * lower, inside
 
 
-def _search(fixed: _View, moving: _View) -> np.ndarray:
+def _spectra(planes: np.ndarray) -> np.ndarray:
+    """Planes [2, n, n] of a view -> what `_by_shift` multiplies; padded, so that half a frame does not wrap around."""
+    contrast, weight = planes
+    side = len(weight) + len(weight) // 2
+    return np.fft.rfft2(np.stack([contrast * weight, contrast**2 * weight, weight]), s=(side, side))
+
+
+def _by_shift(first: np.ndarray, second: np.ndarray, least: float) -> np.ndarray:
+    """Correlation of local contrast at every shift, float32 [P, P]; -inf where less than `least` overlaps."""
+    second, side = second.conj(), first.shape[1]
+    products = [first[0] * second[0], first[1] * second[2] + first[2] * second[1], first[2] * second[2]]
+    cross, energy, overlap = np.fft.irfft2(np.stack(products), s=(side, side))
+    return np.where(overlap < least, -np.inf, 2 * cross / np.maximum(energy, 1e-3))
+
+
+def _shifts(fixed: "_View") -> np.ndarray:
+    side = fixed.size + fixed.size // 2
+    return np.fft.fftfreq(side, 1 / side) / fixed.size
+
+
+def _cost(fixed: "_View", correlation: np.ndarray, deviations) -> np.ndarray:
+    """Minus the log posterior of poses; deviations: from the identity, in standard deviations of the prior."""
+    misfit = fixed.evidence / 2 * np.log(np.clip(1 - correlation, 1e-4, None))
+    return misfit + sum(d**2 for d in deviations) / 2
+
+
+def _search(fixed: "_View", moving: "_View") -> np.ndarray:
     """The most probable pose [6] among all shifts and a grid of scales, without rotation and shear."""
-    n = fixed.size
-    x, y = (a.ravel() for a in np.meshgrid(_axis(n), _axis(n)))
-    shift = np.fft.fftfreq(2 * n, 1 / (2 * n)) / n
-
-    def spectra(contrast, weight):  # padded to twice the size: no wrap-around
-        return np.fft.rfft2(np.stack([contrast * weight, contrast**2 * weight, weight]), s=(2 * n, 2 * n))
-
-    first = spectra(*fixed.planes)
-    best, least = np.zeros(6), np.inf
+    shift, first, least = _shifts(fixed), _spectra(fixed.planes), OVERLAP * fixed.weight.sum()
+    best, lowest = np.zeros(6), np.inf
     for scale_x in SEARCH_SCALES:
         for scale_y in SEARCH_SCALES:
-            values, inside = _sample(moving.planes, x * np.exp(scale_x), y * np.exp(scale_y))
+            values, inside = _sample(moving.planes, fixed.x * np.exp(scale_x), fixed.y * np.exp(scale_y))
             values[1] *= inside
-            second = spectra(*values.reshape(2, n, n)).conj()
-            products = np.stack([first[0] * second[0], first[1] * second[2] + first[2] * second[1]])
-            cross, energy = np.fft.irfft2(products, s=(2 * n, 2 * n))
-            overlap = np.fft.irfft2(first[2] * second[2], s=(2 * n, 2 * n))
+            correlation = _by_shift(first, _spectra(values.reshape(moving.planes.shape)), least)
             # Shifting the scaled follow-up by s moves the point it is read at by -s times the scale.
             down, across = -shift[:, None] * np.exp(scale_y), -shift * np.exp(scale_x)
-            misfit = np.clip(1 - 2 * cross / np.maximum(energy, 1e-3), 1e-4, None)
-            cost = (
-                fixed.evidence / 2 * np.log(misfit)
-                + (
-                    (across / SPREAD[0]) ** 2
-                    + (down / SPREAD[1]) ** 2
-                    + (scale_x / SPREAD[2]) ** 2
-                    + (scale_y / SPREAD[3]) ** 2
-                )
-                / 2
-            )
-            cost[overlap < OVERLAP * fixed.weight.sum()] = np.inf
+            deviations = (across / SPREAD[0], down / SPREAD[1], scale_x / SPREAD[2], scale_y / SPREAD[3])
+            cost = _cost(fixed, correlation, deviations)
             i, j = np.unravel_index(cost.argmin(), cost.shape)
-            if cost[i, j] < least:
-                least = cost[i, j]
+            if cost[i, j] < lowest:
+                lowest = cost[i, j]
                 best = np.array([across[j], down[i, 0], scale_x, scale_y, 0, 0])
     return best
+
+
+def _wrong_way(fixed: "_View", moving: "_View") -> bool:
+    """Whether the follow-up fits clearly better on its side, upside down or as a negative than as it is.
+
+    Only shifts are tried. A chest mirrored left to right is too like itself to be told.
+    """
+    shift, first, least = _shifts(fixed), _spectra(fixed.planes), OVERLAP * fixed.weight.sum()
+    deviations = (shift / SPREAD[0], shift[:, None] / SPREAD[1])
+    turns = [np.rot90(moving.planes, k, (1, 2)) for k in range(4)] + [moving.planes[:, ::-1]]
+    planes = [*turns, moving.planes * np.array([-1, 1], np.float32)[:, None, None]]
+    upright, *others = (_cost(fixed, _by_shift(first, _spectra(p), least), deviations).min() for p in planes)
+    return min(others) < upright - WORTH
 
 
 def _refine(fixed: "_View", moving: "_View", pose: np.ndarray, steps: int = 20) -> "_Fit":
@@ -307,7 +328,7 @@ class _Fit:
 
     def __init__(self, fixed: _View, moving: _View, pose: np.ndarray):
         self.pose, self.moving = pose, moving
-        self.x, self.y = (a.ravel() for a in np.meshgrid(_axis(fixed.size), _axis(fixed.size)))
+        self.x, self.y = fixed.x, fixed.y
         matrix = _matrix(pose).astype(np.float32)
         self.at = [row[0] * self.x + row[1] * self.y + row[2] for row in matrix]
         (contrast, weight), inside = _sample(moving.planes, *self.at)

@@ -182,15 +182,14 @@ def ask(pairs: Sequence[Pair], options: TextOptions, cache: Path, *, source: str
             )
     rows = [(pair.pair_id, _cached(cache, _key(pair, options))) for pair in pairs if not pair.given]
     failed = [{"pair_id": name, "reason": found["failure"]} for name, found in rows if "failure" in found]
-    records.write_text(cache / "failures.jsonl", "".join(json.dumps(row) + "\n" for row in failed))
+    records.write_lines(cache / "failures.jsonl", failed)
 
 
 def cost(cache: Path) -> dict:
     """{"calls", "failed", "tokens_in", "tokens_out", "cost"} summed over calls.jsonl."""
     total = {"calls": 0, "failed": 0, "tokens_in": 0, "tokens_out": 0, "cost": 0.0}
-    if (cache / "calls.jsonl").exists():
-        for line in (cache / "calls.jsonl").read_text().splitlines():
-            row = json.loads(line)
+    for _, row in records.read_lines(cache / "calls.jsonl"):
+        if isinstance(row, dict):  # a kill may have cut a line
             total["calls"] += 1
             total["failed"] += "failure" in row
             for key in ("tokens_in", "tokens_out", "cost"):

@@ -11,7 +11,7 @@ what was read), rejected.jsonl, sheets/, funnel.json (written last).
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -136,7 +136,7 @@ def _read_pair(root: Path, path: Path) -> TreePair | Rejected:
 def read_singles(root: str | Path) -> Iterator[dict | Rejected]:
     """Rows of singles.jsonl, "image" made an absolute Path; a broken row as Rejected."""
     root = Path(root)
-    for line, row in read_lines(root / "singles.jsonl"):
+    for line, row in records.read_lines(root / "singles.jsonl"):
         where = f"singles.jsonl:{line}"
         texts = ("image", "text", "study_id", "patient_id", "source", "split")
         if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in texts):
@@ -145,23 +145,3 @@ def read_singles(root: str | Path) -> Iterator[dict | Rejected]:
             yield Rejected("", where, "the image's path leaves the root")
         else:
             yield {**row, "image": path}
-
-
-def read_lines(path: str | Path) -> Iterator[tuple[int, object]]:
-    """(line number, value) of a JSON-lines file, None where a line does not parse; absent: empty."""
-    try:
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    yield number, json.loads(line)
-                except (ValueError, RecursionError):
-                    yield number, None
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def write_lines(path: str | Path, rows: Iterable[dict]) -> None:
-    """Writes JSON lines atomically."""
-    records.write_text(path, "".join(json.dumps(row) + "\n" for row in rows))

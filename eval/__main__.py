@@ -4,8 +4,9 @@ Scores predictions folders of any system. A folder is given as DIR or NAME=DIR; 
 .csv) or, in a run directory, ../../scores/<folder name>.npz. The first folder is the system under test. Scores of
 the reference images (prior, followup, counterfactual, mean, reconstruction .npz or .csv) are looked for in
 --reference-scores, else in <references>/scores/ and beside the folders' scores. `python -m progemu_jax.scorers`
-makes score files. Names known as controls (contradicting-prompts, null-prompt; NAME:contradicting for the control
-of system NAME) and baselines (shuffled-prompts, text-only) are judged as such.
+makes score files. DIR/memorisation.json (`python -m progemu_jax.data.memorisation`) is shown, or, in a run directory,
+../../scores/<folder name>.memorisation.json. Names known as controls (contradicting-prompts, null-prompt;
+NAME:contradicting for the control of system NAME) and baselines (shuffled-prompts, text-only) are judged as such.
 
 Written to --out: metrics.json; tables and the papers' tables 1-4 (paper), each as .md, .tex and .html;
 report/index.html.
@@ -33,6 +34,13 @@ def find_scores(folder):
     """The score file of a predictions folder, or None."""
     folder = Path(folder).resolve()
     return _score_file(folder / "scores") or _score_file(folder.parent.parent / "scores" / folder.name)
+
+
+def find_memorisation(folder):
+    """The audit of a predictions folder for copies of training images, or None."""
+    folder = Path(folder).resolve()
+    places = (folder / "memorisation.json", folder.parent.parent / "scores" / f"{folder.name}.memorisation.json")
+    return next((path for path in places if path.is_file()), None)
 
 
 def find_reference_scores(folders):
@@ -78,7 +86,7 @@ def main(argv=None):
             if name in systems:
                 raise UserError(f"--predictions: two folders are called {name}; give NAME=DIR")
             scores = find_scores(folder)
-            systems[name] = System(folder, scores)
+            systems[name] = System(folder, scores, memorisation=find_memorisation(folder))
             places += [scores.parent] if scores else []
         if args.reference_scores and not find_reference_scores([args.reference_scores]):
             raise UserError(f"--reference-scores={args.reference_scores}: holds no prior.npz, followup.csv, ...")

@@ -26,7 +26,7 @@ from progemu_jax.eval.metrics.fidelity import SUBSAMPLES
 from progemu_jax.eval.metrics.retention import normalised
 from progemu_jax.eval.metrics.roc import RELIABLE
 from progemu_jax.eval.predictions import Rows, read_predictions, read_references
-from progemu_jax.eval.scores import name_ids, read_scores
+from progemu_jax.eval.scores import name_ids, read_memorisation, read_scores
 from progemu_jax.eval.tables import METRICS
 from progemu_jax.records import write_text
 
@@ -76,12 +76,14 @@ class System:
       scores: score file of those images (`.npz`), or None: metrics that need a scorer are then undefined.
       title: name on the page; by default from the key.
       note: one line of explanation on the page.
+      memorisation: the audit of those images (`data.memorisation`), or None.
     """
 
     predictions: str | os.PathLike
     scores: str | os.PathLike | None = None
     title: str | None = None
     note: str = ""
+    memorisation: str | os.PathLike | None = None
 
 
 def evaluate(
@@ -128,6 +130,7 @@ def evaluate(
         raise UserError("no predictions to evaluate: give at least one predictions folder")
     refs = read_references(references)
     rows = {key: read_predictions(system.predictions, refs) for key, system in systems.items()}
+    audits = {key: read_memorisation(s.memorisation) for key, s in systems.items() if s.memorisation is not None}
     warnings = _warn_missing(refs, rows, systems)
     common = set.intersection(*({refs.pair_ids[i] for i in r.case} for r in rows.values()))
     if not common:
@@ -151,6 +154,8 @@ def evaluate(
         measure_fidelity(c, truth, measured[c.key], subsamples if boot.resamples else 0, seed)
     result = _result(candidates, measured, refs, truth, boot, seed)
     result.update(title=title, caveats=list(caveats), warnings=warnings)
+    for key, audit in audits.items():
+        result["systems"][key]["memorisation"] = audit
 
     from progemu_jax.eval.paper import write_paper
     from progemu_jax.eval.render import write_tables

@@ -3,7 +3,6 @@
 Every inconsistency is one `UserError` line that names the file and the case ids (never a patient's text).
 """
 
-import json
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,7 +11,7 @@ from pathlib import Path, PurePath
 import numpy as np
 from PIL import Image
 
-from progemu_jax import radtext
+from progemu_jax import radtext, records
 from progemu_jax.controls import mean_image
 from progemu_jax.errors import UserError
 from progemu_jax.eval.scores import BROKEN_NPZ, name_ids, no_duplicates
@@ -40,32 +39,6 @@ def organs_of(finding):
         if kind in WHERE[radtext.CHEXPERT_OF[finding]] and not other_side:
             out.append(organ)
     return out
-
-
-def read_jsonl(path):
-    """Rows of a JSON-lines file as dicts; a line that does not parse is named by its number."""
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    rows = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as text ({type(error).__name__})") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            what = getattr(error, "msg", type(error).__name__)
-            raise UserError(f"{path}: line {number} is not JSON ({what}); rewrite the file") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{path}: line {number} is not a JSON object")
-        rows.append(row)
-    if not rows:
-        raise UserError(f"{path}: holds no rows")
-    return rows
 
 
 def read_image(path, shape=None, what=""):
@@ -195,7 +168,7 @@ def read_references(root):
     """Read `references.jsonl` of the folder `root`."""
     root = Path(root)
     path = root / "references.jsonl" if root.is_dir() else root
-    rows = read_jsonl(path)
+    rows = records.read_rows(path)
     for number, row in enumerate(rows, 1):
         missing = [k for k in REQUIRED_REFERENCE if row.get(k) is None]
         if missing:
@@ -283,7 +256,7 @@ def read_predictions(root, references):
     path = root / "predictions.jsonl"
     if not path.is_file():
         raise UserError(f"{root}: no predictions.jsonl; give the folder that the sample stage wrote")
-    rows = read_jsonl(path)
+    rows = records.read_rows(path)
     bad = [n for n, row in enumerate(rows, 1) if not isinstance(row.get("pair_id"), str)]
     if bad:
         raise UserError(f"{path}: no pair_id in line {name_ids(bad)}")

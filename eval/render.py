@@ -37,6 +37,28 @@ def section_tables(result):
     return out
 
 
+def memorisation_table(result):
+    """A Table of a metrics.json dict: each system that was audited, below it the real follow-ups; None without any."""
+    rows, found = [], None
+    for system in result["systems"].values():
+        if "memorisation" in system:
+            found = system["memorisation"]
+            rows.append((system["title"], _audited(found["generated"])))
+    if not rows:
+        return None
+    rows.append(("Real follow-up (not trained on)", _audited(found["real"])))
+    columns = ["images", "nearest, median", "nearest, greatest", "copies"]
+    caption = (
+        f"Correlation of each image with the nearest of {found['training_images']:,} training images, both shrunk to "
+        f"32 x 32; from {found['same']} on it counts as a copy. A system that copies lies above the real follow-ups."
+    )
+    return Table("Copies of training images", columns, rows, caption, "memorisation")
+
+
+def _audited(row):
+    return [f"{row['images']:,}", f"{row['median']:.3f}", f"{row['greatest']:.3f}", f"{row['copies']:,}"]
+
+
 def markdown(table):
     """A Markdown section; bars in a name are escaped."""
     clean = lambda text: " ".join(text.split()).replace("|", "\\|")  # noqa: E731
@@ -98,4 +120,6 @@ def write_forms(folder, name, title, intro, tables):
 def write_tables(result, folder):
     """Writes tables.md, tables.tex and tables.html of a metrics.json dict."""
     counts = f"{result['cases']} cases of {result['patients']} patients; 95 % intervals over patients."
-    write_forms(folder, "tables", result["title"], [counts, *result["caveats"]], section_tables(result))
+    copies = memorisation_table(result)
+    tables = [*section_tables(result), *([copies] if copies else [])]
+    write_forms(folder, "tables", result["title"], [counts, *result["caveats"]], tables)

@@ -7,6 +7,7 @@ from string import Template
 from progemu_jax import radtext
 from progemu_jax.eval.figures import COLD, DIFFERENCE, WARM, difference_map, drawn_cases, figure, first_rows
 from progemu_jax.eval.plots import forest
+from progemu_jax.eval.render import html, memorisation_table
 from progemu_jax.eval.saliency import saliency_section
 from progemu_jax.eval.tables import METRICS, SECTIONS, features_line, number, shown
 
@@ -34,6 +35,7 @@ def write_report(result, candidates, measured, refs, *, cases_shown=12, seed=0):
         _plot(result),
         *(_section(result, heading, keys, first.key) for heading, keys in SECTIONS),
         _per_finding(result, first.key),
+        _memorisation(result),
         _tests(result),
         saliency_section(candidates, refs, seed),
         _sheet(first, measured[first.key], refs, cases_shown, seed),
@@ -152,6 +154,11 @@ def _section(result, heading, keys, first):
         f"<tbody>{''.join(body)}</tbody></table></div>{note}"
         f"<details><summary>What the columns mean</summary><dl>{terms}</dl></details>"
     )
+
+
+def _memorisation(result):
+    table = memorisation_table(result)
+    return html(table) if table else ""
 
 
 def _tests(result):

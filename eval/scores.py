@@ -10,6 +10,7 @@ import numpy as np
 
 from progemu_jax import radtext
 from progemu_jax.errors import UserError
+from progemu_jax.records import read_json
 
 # What a broken npz file raises, depending on where it is broken.
 BROKEN_NPZ = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
@@ -227,3 +228,20 @@ def _numbers(path, data, key, pairs, ndim):
         outside = ((flat < 0) | (flat > 1)).any(1)
         raise UserError(f"{path}: {key} outside [0, 1] for cases {name_ids(np.array(pairs)[outside])}")
     return values
+
+
+def read_memorisation(path):
+    """memorisation.json (dict) without the names in it, which are patients'. UserError where it does not read.
+
+    {"training_images", "same"; "generated", "real": {"images", "median", "greatest", "copies"}}: counts, correlations.
+    """
+    found = read_json(Path(path))
+    try:
+        out = {"training_images": int(found["training_images"]), "same": float(found["same"])}
+        for kind in ("generated", "real"):
+            row = found[kind]
+            out[kind] = {"images": int(row["images"]), "median": float(row["median"]),
+                         "greatest": float(row["greatest"]), "copies": len(row["copies"])}  # fmt: skip
+    except (TypeError, KeyError, ValueError):
+        raise UserError(f"{path}: is no audit of python -m progemu_jax.data.memorisation; make it again") from None
+    return out

@@ -60,6 +60,7 @@ class DataConfig:
     image_size: int = 512  # pixels of images in the shards
     no_change_share: float = 1.0  # share kept of pairs whose reports show no change
     processes: int = 0  # 0: one per core
+    beam: tuple[str, ...] = ()  # arguments of Apache Beam, which then works on patients and shards instead
     phantom: PhantomConfig = field(default_factory=PhantomConfig)
 
 

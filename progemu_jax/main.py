@@ -47,7 +47,7 @@ def build_stages(config, config_dict: dict) -> list:
 
     roots = ("root", *PLACES, "exclude")  # what lies there counts, not where it is
     asking = ("endpoint", "key_variable", "parallel", "timeout", "retries", "price_in", "price_out", "acknowledge")
-    data = _without(config_dict["data"], (*roots, "processes"))
+    data = _without(config_dict["data"], (*roots, "processes", "beam"))
     data["texts"] = _without(data["texts"], asking)
     external = () if config.data.source == "phantom" else tuple(filter(None, (getattr(config.data, p) for p in roots)))
     # A prompt that contradicts the real course needs the states before and after.

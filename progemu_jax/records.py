@@ -1,11 +1,14 @@
-"""Small JSON records that survive a kill: atomic writes, digests, and what differs between two configs."""
+"""Small JSON records that survive a kill: atomic writes, JSON lines, digests, what differs between two configs."""
 
 import hashlib
 import io
 import json
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+from progemu_jax.errors import UserError
 
 _ABSENT = object()
 
@@ -67,6 +70,53 @@ def read_json(path: str | os.PathLike) -> Any | None:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+
+
+def read_lines(path: str | os.PathLike) -> Iterator[tuple[int, Any]]:
+    """(line number from 1, value) of a JSON-lines file, streamed; None where a line does not parse. Absent: empty.
+
+    Blank lines are passed over. Raises UserError for a file that cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                try:
+                    yield number, json.loads(line)
+                except (ValueError, RecursionError):
+                    yield number, None
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def read_rows(path: str | os.PathLike, *texts: str, remedy: str = "rewrite the file") -> list[dict]:
+    """The objects of a JSON-lines file, each with the keys `texts` as text that is not empty.
+
+    Raises UserError, with the `remedy`, where the file is missing or empty, and for the first line that is otherwise.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file; {remedy}")
+    rows = []
+    for number, row in read_lines(path):
+        if row is None:
+            raise UserError(f"{path}: line {number} is not JSON; {remedy}")
+        if not isinstance(row, dict):
+            raise UserError(f"{path}: line {number} is not a JSON object; {remedy}")
+        for key in texts:
+            if not isinstance(row.get(key), str) or not row[key]:
+                raise UserError(f"{path}: line {number}: {key!r} is missing or not text; {remedy}")
+        rows.append(row)
+    if not rows:
+        raise UserError(f"{path}: holds no rows; {remedy}")
+    return rows
+
+
+def write_lines(path: str | os.PathLike, rows: Iterable[dict]) -> None:
+    """Writes JSON lines atomically."""
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def first_difference(old: Any, new: Any, prefix: str = "") -> tuple[str, Any, Any] | None:

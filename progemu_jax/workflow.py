@@ -21,11 +21,10 @@ from progemu_jax import checkpoint, hosts, places, records, vocab
 from progemu_jax.config import Config, to_dict
 from progemu_jax.controls import DUMMY_PRIOR, contradicting_prompt
 from progemu_jax.convert.names import LANGUAGE_MODEL, TOKENIZER
-from progemu_jax.data import batches, build, icg_cxr
+from progemu_jax.data import batches, build, icg_cxr, memorisation
 from progemu_jax.data.augment import mirrored
 from progemu_jax.data.progression import progression
 from progemu_jax.data.sources import PLACES, SOURCES
-from progemu_jax.data.tree import read_lines
 from progemu_jax.errors import UserError
 from progemu_jax.imported import open_folder
 from progemu_jax.predictions import Case, Prediction, merge_predictions, write_predictions
@@ -202,6 +201,7 @@ def data(config: Config, workdir: Path) -> None:
         truth=truth,
         processes=_processes(config),
         source_options={k: v for k in PLACES if (v := getattr(config.data, k))} or None,
+        beam=config.data.beam,
     )
     for split in ("train", "validation"):
         if not result["funnel"][f"pairs kept, {split}"]:
@@ -560,7 +560,7 @@ def others(count: int, seed: int) -> dict[int, int]:
 def contradictions(workdir: Path, examples: list[dict]) -> dict[str, str]:
     """pair_id -> prompt that contradicts the real course. Raises UserError for a pair that has no reference."""
     prompts = {}
-    for _, row in read_lines(workdir / "data/references/references.jsonl"):
+    for _, row in records.read_lines(workdir / "data/references/references.jsonl"):
         states = (row.get("states_before"), row.get("states_after"))
         prompts[row["pair_id"]] = contradicting_prompt(*states, row["prompt"], row["pair_id"])
     lost = [e["pair_id"] for e in examples if e["pair_id"] not in prompts]
@@ -656,9 +656,17 @@ def write_shared(folder: Path, cases: list[Case], predict: Callable, *, batch_si
 
 
 def score(config: Config, workdir: Path) -> None:
-    """Scores of every predictions folder and of the references' images."""
+    """Scores of every predictions folder and of the references' images; the audit for copies of training images."""
     out, source = workdir / "scores", config.data.source
     out.mkdir(parents=True, exist_ok=True)
+    name = config.sample.systems[0]
+
+    def audit() -> None:
+        places = (workdir / "data/shards", workdir / "predictions" / name, workdir / "data/references")
+        found = memorisation.audit(*places, processes=_processes(config), progress=True)
+        records.write_json(out / f"{name}.memorisation.json", found)
+
+    hosts.once(audit, "stage score")
     if source != "phantom":
         return
     from progemu_jax.scorers.cache import Cached
@@ -686,13 +694,16 @@ def evaluate(config: Config, workdir: Path) -> None:
 
     scores = workdir / "scores"
 
-    def score_file(name: str) -> Path | None:
-        path = scores / f"{name}.npz"
+    def score_file(name: str, kind: str = "npz") -> Path | None:
+        path = scores / f"{name}.{kind}"
         return path if path.exists() else None
 
     names = [*config.sample.systems, "reconstruction"]
     systems = {
-        name.replace("-", "_"): evaluation.System(workdir / "predictions" / name, score_file(name)) for name in names
+        name.replace("-", "_"): evaluation.System(
+            workdir / "predictions" / name, score_file(name), memorisation=score_file(name, "memorisation.json")
+        )
+        for name in names
     }
     kinds = ("prior", "followup", "counterfactual", "mean", "reconstruction")
     reference_scores = {n: p for n in kinds if (p := score_file(n))}

@@ -3,8 +3,9 @@
 import cohorts
 import pytest
 
-from progemu_jax.data import beam
+from progemu_jax import records
 from progemu_jax.data.build import build
+from progemu_jax.data.texts import TextOptions
 from progemu_jax.errors import UserError
 
 # The local runner without Prism, a binary that DirectRunner would download first.
@@ -17,8 +18,8 @@ def test_without_beam_it_is_one_clear_line(tmp_path):
         import apache_beam  # noqa: F401
     except ImportError:
         with pytest.raises(UserError, match=r"\[beam\]"):
-            beam.build_on_beam("mimic_cxr", tmp_path, tmp_path)
-        assert beam.main(["--source=mimic_cxr", f"--root={tmp_path}", f"--workdir={tmp_path}"]) == 2
+            build("mimic_cxr", tmp_path, tmp_path / "out", beam=["--runner=DirectRunner"])
+        assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +33,9 @@ def cohort(tmp_path_factory):
 @pytest.mark.beam
 def test_the_same_bytes_with_and_without_beam(cohort, tmp_path):
     pytest.importorskip("apache_beam")
-    build("mimic_cxr", cohort, tmp_path / "a", size=64, image_size=32, options=OPTIONS, processes=1, progress=False)
-    status = beam.main([
-        "--source=mimic_cxr", f"--root={cohort}", f"--workdir={tmp_path / 'b'}", "--size=64", "--image_size=32",
-        '--options={"pairs": "all"}', f"--runner={RUNNER}",
-    ])  # fmt: skip
-    assert status == 0
+    common = {"size": 64, "image_size": 32, "options": OPTIONS, "text_options": TextOptions("impression")}
+    build("mimic_cxr", cohort, tmp_path / "a", processes=1, progress=False, **common)
+    build("mimic_cxr", cohort, tmp_path / "b", progress=False, beam=[f"--runner={RUNNER}"], **common)
     a, b = cohorts.files(tmp_path / "a"), cohorts.files(tmp_path / "b")
     assert a.keys() == b.keys()
     assert {name for name in a if a[name] != b[name]} == set()
@@ -46,12 +44,12 @@ def test_the_same_bytes_with_and_without_beam(cohort, tmp_path):
 @pytest.mark.beam
 def test_a_broken_image_of_the_tree_is_listed(cohort, tmp_path):
     pytest.importorskip("apache_beam")
-    from progemu_jax.data import icg_cxr, tree
+    from progemu_jax.data import icg_cxr
 
     build("mimic_cxr", cohort, tmp_path, size=64, image_size=32, options=OPTIONS, processes=1, progress=False)
     victim = next((tmp_path / "tree/mimic_cxr").rglob("*-flu-reg.png"))
     victim.write_bytes(b"")
     icg_cxr.build_shards(tmp_path / "tree", tmp_path / "again", 32, progress=False, beam=[f"--runner={RUNNER}"])
-    rejected = [row for _, row in tree.read_lines(tmp_path / "again/rejected.jsonl")]
+    rejected = [row for _, row in records.read_lines(tmp_path / "again/rejected.jsonl")]
     assert [row["reason"] for row in rejected] == ["broken image: neither PNG nor JPEG"]
     assert not list((tmp_path / "again").glob(".rejected*"))

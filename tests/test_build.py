@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 from test_sources import OPEN
 
+from progemu_jax import records
 from progemu_jax.data import build as building
 from progemu_jax.data import images, texts, tree
 from progemu_jax.data.batches import Examples
@@ -29,7 +30,7 @@ QUIET = {"size": 64, "processes": 1, "progress": False}
 
 
 def rows(path):
-    return [row for _, row in tree.read_lines(path)]
+    return [row for _, row in records.read_lines(path)]
 
 
 @pytest.fixture(scope="module")
@@ -313,7 +314,7 @@ def test_the_counterfactual_of_no_change_is_the_prior_cropped_as_it_was(phantom,
     for pair in pairs.values():  # every follow-up takes its prior's disease
         a, b = pair.meta["reference-study-id"], pair.meta["followup-study-id"]
         same[b] = truth[b] | {"disease": truth[a]["disease"]}
-    tree.write_lines(changed / "studies.jsonl", [same.get(i, row) for i, row in truth.items()])
+    records.write_lines(changed / "studies.jsonl", [same.get(i, row) for i, row in truth.items()])
     firsts = [i for i, p in pairs.items() if p.meta["reference-study-order"] == 1]
     build_references(phantom / "tree", tmp_path / "r", truth=changed, size=64, progress=False)
     found = [r for r in rows(tmp_path / "r/references.jsonl") if r["pair_id"] in firsts]

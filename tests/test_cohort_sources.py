@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from progemu_jax import records
 from progemu_jax.data import images, tree
 from progemu_jax.data.batches import Examples
 from progemu_jax.data.build import build, build_tree
@@ -114,7 +115,7 @@ def test_a_link_that_leaves_the_root_is_refused(tmp_path):
 def test_labels_that_do_not_read_are_one_clear_line(tmp_path, content):
     root = cohorts.chexpertplus(tmp_path, patients=1)
     (root / "chexbert_labels/impression_fixed.json").write_text(content)
-    with pytest.raises(UserError, match=r"impression_fixed\.json: does not read"):
+    with pytest.raises(UserError, match=r"impression_fixed\.json: line 1 is no JSON"):
         read("chexpertplus", root)
 
 
@@ -153,6 +154,19 @@ def test_icg_pairs_are_joined_with_images_and_reports(icg, plus, mimic):
     assert cohorts.SECRET not in repr(pairs)
 
 
+def test_icg_ids_may_have_folders_and_endings(icg, plus, mimic):
+    """Only some of its JSON files are public; how the ids of the MIMIC branch are written is not known."""
+    for branch, form in (("mimic_cxr", "files/p10/x/{}.jpg"), ("chexpertplus", "{}.dcm")):
+        for path in (icg / branch).rglob("*.json"):
+            meta = json.loads(path.read_text())
+            for key in ("reference-dicom-id", "followup-dicom-id"):
+                meta[key] = form.format(meta[key])
+            path.write_text(json.dumps(meta))
+    pairs, rejected = read("icg_cxr", icg, mimic_cxr=mimic, chexpertplus=plus, views=("PA",))
+    assert (len(pairs), rejected) == (12 + 11, [])
+    assert all(s.image_path.exists() and any(s.report.values()) for p in pairs for s in (p.prior, p.followup))
+
+
 def test_icg_becomes_shards_in_the_splits_of_both_cohorts(icg, plus, mimic, tmp_path):
     places = {"mimic_cxr": mimic, "chexpertplus": plus}
     options = {"validation": 0.3, "test": 0.3}
@@ -180,7 +194,7 @@ def test_icg_images_that_are_there_already_are_taken_as_registered(icg, mimic, t
     assert funnel["pairs kept"] == 1
     (pair,) = tree.read_pairs(tmp_path / "t")
     np.testing.assert_array_equal(images.read_gray(pair.followup_path), cohorts.chest(1))
-    rejected = [row["reason"] for _, row in tree.read_lines(tmp_path / "t/rejected.jsonl")]
+    rejected = [row["reason"] for _, row in records.read_lines(tmp_path / "t/rejected.jsonl")]
     assert any("name the cohort by config.data.chexpertplus" in reason for reason in rejected)
 
 
@@ -199,6 +213,7 @@ def test_broken_icg_pairs_are_rejected(icg, plus, mimic, tmp_path):
     change(5, **{"followup-dicom-id": "../../../etc/passwd"})
     change(6, **{"reference-dicom-id": "/etc/passwd"})
     change(7, view="LATERAL")
+    change(9, view="pa")  # the same view in another hand
     target = tmp_path / "x.json"
     files[8].rename(target)
     files[8].symlink_to(target)
@@ -280,7 +295,7 @@ def test_patients_on_a_list_are_left_out(plus, tmp_path):
     funnel = build_tree("chexpertplus", plus, tmp_path / "t", options=HASH, exclude=tmp_path / "list.txt", **QUIET)
     assert funnel["patients excluded by the list"] == 2
     assert not {p.patient_id for p in tree.read_pairs(tmp_path / "t")} & {"00001", "00002"}
-    singles = [row for _, row in tree.read_lines(tmp_path / "t/singles.jsonl")]
+    singles = [row for _, row in records.read_lines(tmp_path / "t/singles.jsonl")]
     assert not {row["patient_id"] for row in singles} & {"00001", "00002"}
     with pytest.raises(UserError, match="does not read"):
         build_tree("chexpertplus", plus, tmp_path / "u", exclude=tmp_path / "none.txt", **QUIET)

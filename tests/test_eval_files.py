@@ -126,7 +126,7 @@ class TestReferences:
 
     def test_bytes_that_are_no_text(self, small):
         (small[0] / "references/references.jsonl").write_bytes(b"\xff\xfe")
-        one_line("cannot be read as text", read_references, small[0] / "references")
+        one_line("line 1 is not JSON", read_references, small[0] / "references")
 
     def test_masks_of_other_organs(self, small):
         root, cohort = small
@@ -188,6 +188,24 @@ class TestFindingFiles:
         assert error.startswith("error: ")
         assert match in error
         assert not (root / "out/metrics.json").exists()
+
+    def test_an_audit_for_copies_is_shown_without_its_names(self, small, capsys):
+        root = small[0]
+        given = [f"--predictions={root / 'ours'}", f"--references={root / 'references'}", f"--out={root / 'out'}"]
+        row = {"images": 4, "median": 0.81, "greatest": 0.995, "copies": [{"image": "p000-0#0", "of": "Zebrastripe"}]}
+        audit = {"training_images": 1234, "same": 0.99, "generated": row, "real": row | {"copies": []}}
+        (root / "ours/memorisation.json").write_text(json.dumps(audit))
+        assert main([*given, "--bootstrap=0", "--subsamples=0"]) == 0
+        shown = json.loads((root / "out/metrics.json").read_text())["systems"]["ours"]["memorisation"]
+        assert shown["generated"] == {"images": 4, "median": 0.81, "greatest": 0.995, "copies": 1}
+        assert shown["real"]["copies"] == 0
+        assert "| Ours | 4 | 0.810 | 0.995 | 1 |" in (root / "out/tables.md").read_text()
+        page = (root / "out/report/index.html").read_text()
+        assert "nearest of 1,234 training images" in page
+        assert "Zebrastripe" not in page + (root / "out/metrics.json").read_text()
+        (root / "ours/memorisation.json").write_text("[]")
+        assert main([*given, "--bootstrap=0"]) == 2
+        assert "is no audit" in capsys.readouterr().err.splitlines()[-1]
 
     def test_out_that_cannot_be_written(self, small, capsys):
         root = small[0]

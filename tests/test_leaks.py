@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from test_duplicates import OPEN, chest, saved_again
 
-from progemu_jax.data import foreground, images, leaks, tree
+from progemu_jax import records
+from progemu_jax.data import foreground, images, leaks
 from progemu_jax.data.build import build_tree
 from progemu_jax.data.duplicates import perceptual_hash, thumbnail
 from progemu_jax.data.sources import open_source
@@ -86,7 +87,7 @@ def test_patients_of_a_benchmark_may_not_be_trained_on(built, tmp_path, capsys):
 
 def test_a_tree_without_hashes_is_one_clear_line(tmp_path, capsys):
     assert leaks.main([f"--tree={tmp_path}"]) == 2
-    tree.write_lines(tmp_path / "images.jsonl", [{"source": 3}])
+    records.write_lines(tmp_path / "images.jsonl", [{"source": 3}])
     assert leaks.main([f"--tree={tmp_path}"]) == 2
     assert capsys.readouterr().err.count("\n") == 2
 

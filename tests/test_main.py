@@ -71,6 +71,8 @@ def test_every_stage_leaves_what_it_promises(toy):
     assert {"pair_id", "sample", "seed", "prompt", "text", "image", "checkpoint", "sampling"} <= rows[0].keys()
     metrics = json.loads((workdir / "metrics.json").read_text())
     assert "systems" in metrics
+    assert metrics["systems"]["progemu"]["memorisation"]["generated"]["images"] == 6
+    assert "Copies of training images" in (workdir / "report/index.html").read_text()
 
 
 def test_a_complete_run_is_left_alone(toy):

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from test_duplicates import chest
 
+from progemu_jax import records
 from progemu_jax.data import icg_cxr, journeys, memorisation, tree
 from progemu_jax.data.sources import Study
 
@@ -20,7 +21,7 @@ def run(tmp_path):
         meta = {"progression-description": "x", "changes-of-findings": "y", "progemu": {"split": "train"}}
         pair = journeys.Pair(study, study, 1, 2, "pa", "train")
         tree.write_pair(tmp_path / "tree", pair, chest(2 * i), chest(2 * i + 1), meta)
-    tree.write_lines(tmp_path / "tree/singles.jsonl", [
+    records.write_lines(tmp_path / "tree/singles.jsonl", [
         {"image": "singles/a.png", "text": "t", "study_id": "s", "patient_id": "p", "source": "x", "split": "train"}
     ])  # fmt: skip
     (tmp_path / "tree/singles").mkdir()
@@ -34,8 +35,12 @@ def run(tmp_path):
         Image.fromarray(chest(200 + i)).save(predictions / f"{i}.png")
     copy = np.clip(10 + 0.9 * chest(7).astype(float), 0, 255).astype(np.uint8)
     Image.fromarray(copy).save(predictions / "2.png")
-    tree.write_lines(references / "references.jsonl", [{"pair_id": f"c{i}", "followup": f"{i}.png"} for i in range(3)])
-    tree.write_lines(predictions / "predictions.jsonl", [{"pair_id": f"c{i}", "image": f"{i}.png"} for i in range(3)])
+    records.write_lines(
+        references / "references.jsonl", [{"pair_id": f"c{i}", "followup": f"{i}.png"} for i in range(3)]
+    )
+    records.write_lines(
+        predictions / "predictions.jsonl", [{"pair_id": f"c{i}", "image": f"{i}.png"} for i in range(3)]
+    )
     return [f"--{name}={tmp_path / name}" for name in ("shards", "predictions", "references")], predictions
 
 
@@ -64,7 +69,7 @@ def test_what_does_not_read_is_one_clear_line(run, capsys):
     arguments, predictions = run
     (predictions / "1.png").write_bytes(b"")
     assert memorisation.main(arguments) == 2
-    tree.write_lines(predictions / "predictions.jsonl", [{"pair_id": "c0", "image": "../../x.png"}])
+    records.write_lines(predictions / "predictions.jsonl", [{"pair_id": "c0", "image": "../../x.png"}])
     assert memorisation.main(arguments) == 2
     (predictions / "predictions.jsonl").unlink()
     assert memorisation.main(arguments) == 2

@@ -112,6 +112,15 @@ def test_what_is_no_pair_is_rejected_unmoved():
     assert reg.register(np.zeros_like(image), image).flag == -1
 
 
+def test_films_that_lie_wrong_are_rejected_and_others_are_not():
+    """On its side, upside down (turned or mirrored), a negative: they correlate with a chest by 0.6 and more."""
+    for index in range(6):
+        prior, follow = chest(128, index), reg.resample(chest(128, index), pose(128), (128, 128))
+        assert reg.register(prior, follow).flag == 1
+        wrong = [np.rot90(follow, k) for k in (1, 2, 3)] + [follow[::-1], 255 - follow]
+        assert [reg.register(prior, np.ascontiguousarray(w)).flag for w in wrong] == [-1] * 5
+
+
 @pytest.mark.parametrize(
     ("bad", "words"),
     [

@@ -11,7 +11,7 @@ from PIL import Image
 from test_tree import META, external
 
 from progemu_jax import records
-from progemu_jax.data import icg_cxr, images, tree
+from progemu_jax.data import icg_cxr, images
 from progemu_jax.data.batches import Examples
 from progemu_jax.errors import UserError
 from progemu_jax.radtext import CHEXPERT
@@ -36,7 +36,7 @@ def make_tree(root, pairs=6, singles=4):
         records.write_bytes(root / name, images.png(cohorts.chest(50 + i)))
         row = {"image": name, "text": f"Report {i}.", "study_id": str(i), "patient_id": str(i)}
         rows.append(row | {"source": "x", "split": "train"})
-    tree.write_lines(root / "singles.jsonl", rows)
+    records.write_lines(root / "singles.jsonl", rows)
     return root
 
 
@@ -141,7 +141,7 @@ def test_broken_items_are_listed_and_the_rest_is_written(tmp_path):
     icg_cxr.build_shards(root, tmp_path / "s", 32, progress=False)
     assert len(Examples(tmp_path / "s", "pairs", "train")) == 2
     assert len(Examples(tmp_path / "s", "single", "train")) == 3
-    reasons = [row["reason"] for _, row in tree.read_lines(tmp_path / "s" / "rejected.jsonl")]
+    reasons = [row["reason"] for _, row in records.read_lines(tmp_path / "s" / "rejected.jsonl")]
     assert sorted(r.split("(")[0].strip() for r in reasons) == [
         "broken image: the image does not decode",
         "broken image: the image file is missing",
@@ -158,3 +158,13 @@ def test_missing_shards_and_splits_are_one_clear_line(tmp_path):
     (icg_cxr.config_folder(tmp_path / "s", "pairs") / "dataset_info.json").write_text("{")
     with pytest.raises(UserError, match="do not read"):
         Examples(tmp_path / "s", "pairs", "train")
+
+
+def test_a_damaged_shard_is_named_and_not_read(tmp_path):
+    icg_cxr.build_shards(make_tree(tmp_path / "tree"), tmp_path / "s", 32, progress=False)
+    (shard,) = (tmp_path / "s/icg_cxr/pairs/1.0.0").glob("*train*")
+    content = bytearray(shard.read_bytes())
+    content[200] ^= 16
+    shard.write_bytes(content)
+    with pytest.raises(UserError, match=r"pairs/1\.0\.0: example 0 of pairs/train is damaged"):
+        Examples(tmp_path / "s", "pairs", "train")[0]

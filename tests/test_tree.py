@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from test_journeys import study
 
+from progemu_jax import records
 from progemu_jax.data import images, tree
 from progemu_jax.data.journeys import Options, journeys
 from progemu_jax.data.sources import Rejected
@@ -125,7 +126,7 @@ def test_singles_rows(tmp_path):
         "source": "s",
         "split": "train",
     }
-    tree.write_lines(tmp_path / "singles.jsonl", [row, row | {"image": "../a.png"}, {"image": 3}])
+    records.write_lines(tmp_path / "singles.jsonl", [row, row | {"image": "../a.png"}, {"image": 3}])
     with open(tmp_path / "singles.jsonl", "a") as file:
         file.write("{nonsense\n")
     good, *bad = tree.read_singles(tmp_path)

@@ -9,7 +9,7 @@ The same input gives the same bytes. TFDS writes a config under a temporary name
 import contextlib
 import io
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def build_shards(
     *,
     processes: int | None = None,
     progress: bool = True,
-    beam: list[str] | None = None,
+    beam: Sequence[str] = (),
 ) -> Path:
     """Tree -> configs `pairs` and `single` under `data_dir`, images [S, S, 1]; returns `data_dir`.
 
@@ -70,16 +70,16 @@ def build_shards(
             names = {split: [key for key, _ in keyed] for split, keyed in by_split.items()}
             identity = {"items": records.digest(names), "image_size": image_size}
             splits = {s: (partial(generator, keyed), len(keyed)) for s, keyed in by_split.items()}
-            if beam is not None:
+            if beam:
                 lists = {s: Path(data_dir) / f".rejected-{config}-{s}" for s in by_split}
                 splits = {s: _on_beam(keyed, image_size, lists[s]) for s, keyed in by_split.items()}
             _write(data_dir, config, splits, identity, progress, beam=beam, image_size=image_size)
-            if beam is not None:
+            if beam:
                 for path in (p for prefix in lists.values() for p in prefix.parent.glob(f"{prefix.name}-*")):
-                    rejected += [Rejected(*row) for _, row in tree.read_lines(path)]
+                    rejected += [Rejected(*row) for _, row in records.read_lines(path)]
                     path.unlink()
     if rejected or not (Path(data_dir) / "rejected.jsonl").exists():
-        tree.write_lines(Path(data_dir) / "rejected.jsonl", map(vars, rejected))
+        records.write_lines(Path(data_dir) / "rejected.jsonl", map(vars, rejected))
     return Path(data_dir)
 
 
@@ -132,7 +132,7 @@ def write_tokens(
     return _write(data_dir, "tokens", sized, what, progress, height=height, width=width)
 
 
-def _write(data_dir, config: str, splits: dict, identity: dict, progress: bool, beam=None, **shape) -> Path:
+def _write(data_dir, config: str, splits: dict, identity: dict, progress: bool, beam=(), **shape) -> Path:
     folder = config_folder(data_dir, config)
     identity = records.normal(identity)
     if folder.exists():
@@ -157,13 +157,13 @@ def _write(data_dir, config: str, splits: dict, identity: dict, progress: bool, 
         data_dir=str(data_dir), config=config, file_format="array_record", identity=identity, **shape
     )
     how = {}
-    if beam is None:
+    if not beam:
         builder.examples = {name: _Bar(f"{config} {name}", *rest, progress) for name, rest in splits.items()}
     else:
         from apache_beam.options.pipeline_options import PipelineOptions
 
         builder.examples = splits
-        how["download_config"] = tfds.download.DownloadConfig(beam_options=PipelineOptions(beam))
+        how["download_config"] = tfds.download.DownloadConfig(beam_options=PipelineOptions(list(beam)))
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare(**how)

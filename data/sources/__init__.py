@@ -1,6 +1,7 @@
 """Raw cohorts on disk -> studies: one reader a layout, yielding `Study` or, for a broken row, `Rejected`."""
 
 import csv
+import functools
 import gzip
 import importlib
 import io
@@ -209,9 +210,13 @@ def inside(root: Path, *parts: str) -> Path | None:
     relative = Path(*parts)
     if relative.is_absolute() or ".." in relative.parts:
         return None
-    path = root / relative
-    real = os.path.realpath(path)
-    return path if os.path.commonpath([real, os.path.realpath(root)]) == os.path.realpath(root) else None
+    path, real_root = root / relative, _real(str(root))
+    return path if os.path.commonpath([os.path.realpath(path), real_root]) == real_root else None
+
+
+@functools.lru_cache(maxsize=64)
+def _real(root: str) -> str:
+    return os.path.realpath(root)
 
 
 def read_table(path: Path, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str] | None]]:

@@ -7,11 +7,10 @@ chexbert_labels/impression_fixed.json                   JSON lines of labels; ab
 Reports are dated by their order only (patient_report_date_order), so intervals are unknown.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from progemu_jax import radtext
+from progemu_jax import radtext, records
 from progemu_jax.data.sources import (
     Rejected,
     Study,
@@ -96,15 +95,13 @@ class CheXpertPlus:
         if not path.exists():
             return None
         labels, shared = {}, {}
-        try:
-            with open(path, encoding="utf-8") as file:
-                for text in file:
-                    row = json.loads(text)
-                    cells = tuple(label_of(row.get(name)) for name in radtext.CHEXPERT)
-                    name = str(Path(row["path_to_image"]).with_suffix(""))
-                    labels[name] = shared.setdefault(cells, dict(zip(radtext.CHEXPERT, cells, strict=True)))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise UserError(f"{path}: does not read as JSON lines ({type(error).__name__}); restore the file") from None
+        for line, row in records.read_lines(path):
+            name = row.get("path_to_image") if isinstance(row, dict) else None
+            if not isinstance(name, str):
+                raise UserError(f"{path}: line {line} is no JSON object with path_to_image; restore the file")
+            cells = tuple(label_of(row.get(name)) for name in radtext.CHEXPERT)
+            shared.setdefault(cells, dict(zip(radtext.CHEXPERT, cells, strict=True)))
+            labels[name.rsplit(".", 1)[0]] = shared[cells]
         return labels
 
 

@@ -40,6 +40,11 @@ _REDACTED = "unable to redistribute"
 _SIDES = ("reference", "followup")
 
 
+def _name(meta: dict, side: str) -> str:
+    """The DICOM id of one side: with or without folders and ending, as its cohort writes it."""
+    return re.sub(r"\.(dcm|jpg|png)$", "", meta[f"{side}-dicom-id"])
+
+
 class IcgCxr:
     """Reader of one root; `pairs()` iterates. views: pairs of other views come as Rejected; None: all.
 
@@ -48,7 +53,7 @@ class IcgCxr:
 
     def __init__(self, root, *, views=None, mimic_cxr=None, chexpertplus=None, reports=None):
         self.root = check_root(root, "ICG-CXR (it holds chexpertplus/ or mimic_cxr/)")
-        self.views = None if views is None else frozenset(views)
+        self.views = None if views is None else {view.upper(): view for view in views}
         self.branches = [name for name in BRANCHES if (self.root / name).is_dir()]
         if not self.branches:
             raise UserError(f"{self.root}: neither chexpertplus/ nor mimic_cxr/ is there; give the root of ICG-CXR")
@@ -62,7 +67,7 @@ class IcgCxr:
         """Every pair, in the order of its path; a broken one, or one without its images, as Rejected."""
         for branch in self.branches:
             found = list(self._read(branch))
-            wanted = {meta[f"{side}-dicom-id"] for _, meta in found if isinstance(meta, dict) for side in _SIDES}
+            wanted = {_name(meta, side) for _, meta in found if isinstance(meta, dict) for side in _SIDES}
             texts = self._chexpert_reports(wanted) if branch == "chexpertplus" else {}
             for path, meta in found:
                 where = str(path.relative_to(self.root))
@@ -99,10 +104,15 @@ class IcgCxr:
         for key in keys:
             if not isinstance(meta.get(key), str) or not meta[key].strip():
                 return f"key {key!r} is missing or not text"
-        view = meta.get("view") if isinstance(meta.get("view"), str) else "unknown"
-        if self.views is not None and view not in self.views:
+        view = self._view(meta)
+        if self.views is not None and view.upper() not in self.views:
             return f"view {view if safe_id(view) else '?'} is not asked for"
         return meta
+
+    def _view(self, meta: dict) -> str:
+        """As it was asked for, in whatever case the JSON writes it."""
+        view = meta.get("view") if isinstance(meta.get("view"), str) else "unknown"
+        return (self.views or {}).get(view.upper(), view)
 
     def _chexpert_reports(self, wanted: set[str]) -> dict[str, dict]:
         """Image -> its report, of the wanted images only; the table is streamed."""
@@ -122,11 +132,12 @@ class IcgCxr:
         registered = all(p.exists() and inside(self.root, *p.relative_to(self.root).parts) for p in ready)
         studies = []
         for side, study, picture in zip(_SIDES, (study0, study1), ready, strict=True):
-            name = meta[f"{side}-dicom-id"]
+            name = _name(meta, side)
+            plain = name.rsplit("/", 1)[-1]
             if registered:
                 image = picture
             else:
-                image = self._image(branch, patient, study, name)
+                image = self._image(branch, patient, study, plain if branch == "mimic_cxr" else name)
                 if isinstance(image, str):
                     return image
             report = self._report(branch, patient, study, texts.get(name) or meta.get(f"{side}-report"))
@@ -141,9 +152,9 @@ class IcgCxr:
                     source=branch,
                     patient_id=patient,
                     study_id=study,
-                    image_id=name if branch == "mimic_cxr" else f"p{patient}-{name.rsplit('/', 1)[-1]}",
+                    image_id=plain if branch == "mimic_cxr" else f"p{patient}-{plain}",
                     image_path=image,
-                    view=meta.get("view") or "unknown",
+                    view=self._view(meta),
                     order_key=(int(first if side == "reference" else second),),
                     report=report,
                     labels=labels,

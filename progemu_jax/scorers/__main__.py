@@ -11,9 +11,10 @@ import argparse
 import sys
 from pathlib import Path
 
+from progemu_jax import records
 from progemu_jax.errors import UserError, exit_status
 from progemu_jax.scorers.cache import Cached
-from progemu_jax.scorers.files import read_rows, source_of, write_prediction_scores, write_reference_scores
+from progemu_jax.scorers.files import source_of, write_prediction_scores, write_reference_scores
 
 
 def load(name: str):
@@ -46,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def work():
         try:
-            source = source_of(read_rows(references / "references.jsonl"))
+            source = source_of(records.read_rows(references / "references.jsonl", "pair_id"))
             scorer = Cached(load(args.scorer), args.cache or references / "scores" / "cache")
             print(f"note: {scorer.caveat}", file=sys.stderr)
             write_reference_scores(scorer, references, references / "scores", source)

@@ -10,21 +10,9 @@ from PIL import Image
 
 from progemu_jax import records
 from progemu_jax.controls import mean_image
-from progemu_jax.data.tree import read_lines
 from progemu_jax.errors import UserError
 
 REFERENCE_IMAGES = ("prior", "followup", "counterfactual")
-
-
-def read_rows(path: Path) -> list[dict]:
-    """The rows of a JSON-lines file; UserError for an empty one, or a line that does not parse."""
-    rows = list(read_lines(path))
-    bad = next((number for number, row in rows if not isinstance(row, dict) or not row.get("pair_id")), None)
-    if bad:
-        raise UserError(f"{path}: line {bad} is no JSON object with a pair_id; rewrite the file")
-    if not rows:
-        raise UserError(f"{path}: not there, or holds no rows")
-    return [row for _, row in rows]
 
 
 def read_images(folder: Path, names: list[str]) -> np.ndarray:
@@ -50,7 +38,7 @@ def source_of(rows: list[dict]) -> str:
 
 def write_reference_scores(scorer: Callable, references: Path, out: Path, source: str) -> None:
     """Scores of prior, followup, counterfactual and of the mean of all priors: `out`/<name>.npz."""
-    rows = read_rows(references / "references.jsonl")
+    rows = records.read_rows(references / "references.jsonl", "pair_id")
     for kind in REFERENCE_IMAGES:
         kept = [r for r in rows if r.get(kind)]
         if kept:
@@ -69,7 +57,7 @@ def write_reference_scores(scorer: Callable, references: Path, out: Path, source
 
 def write_prediction_scores(scorer: Callable, folder: Path, out: Path, source: str) -> None:
     """Scores of a predictions folder: the score file `out`. Nothing for a folder without images."""
-    rows = [r for r in read_rows(folder / "predictions.jsonl") if r.get("image")]
+    rows = [r for r in records.read_rows(folder / "predictions.jsonl", "pair_id") if r.get("image")]
     if rows:
         images = read_images(folder, [r["image"] for r in rows])
         _write(scorer, out, images, [r["pair_id"] for r in rows], [r.get("sample") or 0 for r in rows], source)
