@@ -179,16 +179,20 @@ def job(cache, *arguments, count=2):
     return [(process.returncode, *output) for process, output in zip(processes, outputs, strict=True)]
 
 
-def test_two_processes_train_as_one_stop_together_and_survive_damage(one, tmp_path, tmp_path_factory):
+# On the second mesh every parameter is split over both processes: what one of them wrote, only that one reads again.
+@pytest.mark.parametrize(
+    ("shape", "damaged"), [("2x2x2", "**/*"), pytest.param("1x8x1", "**/ocdbt.process_1/**/*", marks=pytest.mark.slow)]
+)
+def test_two_processes_train_as_one_stop_together_and_survive_damage(one, tmp_path, tmp_path_factory, shape, damaged):
     cache = tmp_path_factory.mktemp("compiled")
-    stopped = job(cache, tmp_path, 20, "2x2x2", "--stop-at", 12)
+    stopped = job(cache, tmp_path, 20, shape, "--stop-at", 12)
     assert [code for code, *_ in stopped] == [143, 143], stopped[0][2][-2000:] + stopped[1][2][-2000:]
     steps = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit())
     assert 12 < steps[-1] <= 15, steps  # both at the same step, or there would be no complete checkpoint
     newest = tmp_path / "checkpoints" / str(steps[-1])
-    largest = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    largest = max((p for p in newest.glob(damaged) if p.is_file()), key=lambda p: p.stat().st_size)
     largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
-    ended = job(cache, tmp_path, 20, "2x2x2")
+    ended = job(cache, tmp_path, 20, shape)
     assert [code for code, *_ in ended] == [0, 0], ended[0][2][-2000:] + ended[1][2][-2000:]
     assert all("damaged" in stderr for _, _, stderr in ended)
     assert (tmp_path / "checkpoints" / f"damaged-{steps[-1]}").is_dir()
@@ -197,7 +201,10 @@ def test_two_processes_train_as_one_stop_together_and_survive_damage(one, tmp_pa
     for result in results:
         assert (result["devices"], result["processes"]) == (8, 2)
         assert result["split"] == result["moment"] == ["None", "fsdp", "tensor"]
-        assert result["local"] == [2, 16, 24]
+        _, fsdp, tensor = map(int, shape.split("x"))
+        assert result["local"] == [2, 32 // fsdp, 48 // tensor]
+    if damaged != "**/*":
+        assert sum("another host cannot read it" in stderr for _, _, stderr in ended) == 1
     for mine, theirs in zip(results[0]["seen"], results[1]["seen"], strict=True):
         assert not {tuple(row) for row in mine} & {tuple(row) for row in theirs}
 
