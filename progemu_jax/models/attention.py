@@ -94,8 +94,8 @@ def splash(q: Array, k: Array, v: Array, segments: Array | None = None, interpre
         segments = None if segments is None else jnp.pad(segments, ((0, 0), (0, pad)), constant_values=-1)
     run = functools.partial(_splash_rows, interpret=interpret)
     mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty and mesh.size > 1:
-        batch, heads = free("batch"), free("kv_heads")
+    batch, heads = free("batch"), free("kv_heads")
+    if mesh.size > 1 and (batch or heads):
         spec = PartitionSpec(batch, heads)
         ids = None if segments is None else PartitionSpec(batch)
         run = jax.shard_map(
