@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 
 class UserError(Exception):
@@ -16,8 +16,8 @@ def disk_trouble(error: Exception) -> str | None:
     """What is wrong with the disk, when that is what `error` says; C++ libraries have it in their text only."""
     if isinstance(error, OSError) and error.errno in _DISK:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    full = os.strerror(errno.ENOSPC)
-    return full if full in str(error) else None
+    full = (os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+    return next((text for text in full if text in str(error)), None)
 
 
 def exit_status(work: Callable[[], object]) -> int:

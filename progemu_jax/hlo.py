@@ -56,7 +56,7 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
         if head:
             current = bodies.setdefault(head[2], [])
             entry = head[2] if head[1] else entry
-        elif line.startswith("}"):
+        elif line.rstrip() == "}":  # alone: attributes of a kernel may go over several lines, and end in one too
             current = None
         elif current is not None:
             current.append(line)

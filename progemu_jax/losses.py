@@ -87,7 +87,9 @@ def head_cross_entropy(
     length = targets.shape[1]
     chunk = min(chunk, length)
     # Counted tokens first, in each row by itself: rows may lie on different devices.
-    order = jnp.argsort(~counted, axis=1, stable=True)
+    back = _counted_first(counted)
+    places = jnp.arange(length, dtype=jnp.int32)
+    order = jax.vmap(lambda to: jnp.zeros_like(to).at[to].set(places, unique_indices=True))(back)
     pad = [(0, 0), (0, -length % chunk)]
 
     def first(x):
@@ -100,10 +102,18 @@ def head_cross_entropy(
     total, nll = _Head(chunk, vocab_size, soft and soft._replace(on=None))(
         first(hidden), table, {name: first(x) for name, x in items.items()}
     )
-    back = jnp.argsort(order, axis=1)
     weight = weights.sum()
     nll = jax.lax.stop_gradient(jnp.take_along_axis(nll[:, :length], back, axis=1))
     return total / jnp.where(weight > 0, weight, 1.0), nll
+
+
+def _counted_first(counted: jax.Array) -> jax.Array:
+    """bool [B, T] -> int32 [B, T]: where each token goes when those that count are put first, in order.
+
+    By counting: sorts take long to compile for a TPU.
+    """
+    ahead = jnp.cumsum(counted, axis=1, dtype=jnp.int32)
+    return jnp.where(counted, ahead - 1, ahead[:, -1:] + jnp.arange(counted.shape[1], dtype=jnp.int32) - ahead)
 
 
 BLOCK = 8192  # rows of the head at a time, so that what is done to their logits stays in a CPU's cache

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import warnings
 from functools import partial
 from pathlib import Path
@@ -161,6 +162,11 @@ def _make(workdir: Path) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--workdir={workdir}: cannot be made ({error.strerror}); choose another") from None
+    try:
+        with tempfile.TemporaryFile(dir=workdir) as file:  # before hours of work, whose results have no place
+            file.write(bytes(2**16))
+    except OSError as error:
+        raise UserError(f"--workdir={workdir}: cannot be written ({error.strerror}); choose another") from None
 
 
 def main(argv: list[str]) -> None:

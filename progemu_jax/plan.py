@@ -181,8 +181,6 @@ def _compile(case: Case, config: Any) -> dict:
         devices = topologies.get_topology_desc(name, platform="tpu").devices
     mesh = Mesh(np.asarray(devices).reshape(case.mesh), sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 3)
     model, layout, task = _parts(config, case.mesh[2])
-    if case.target != "cpu" and model.head_dim % 128 == 0 and not model.dropout:
-        model = dataclasses.replace(model, attention="splash")  # what "auto" means there; here it sees a CPU
     program = {"train": _train_program, "sample": _sample_program}[case.program]
     started = time.monotonic()
     function, arguments = program(case, config, model, layout, task, mesh)
@@ -247,15 +245,20 @@ def _sample_program(case, config, model, layout, task, mesh):
     import jax.numpy as jnp
 
     from progemu_jax import sharding
-    from progemu_jax.model import Model
     from progemu_jax.models import transformer
-    from progemu_jax.sampling.engine import Grammar, Prompts
+    from progemu_jax.sampler import Sampler
+    from progemu_jax.sampling.engine import Grammar, Prompts, unstacked
 
     del task
     codebook, policy = config.tokenizer.model.codebook_size, config.sample.policy
     start = model.vocab_size - codebook
     grammar = Grammar(*range(4), text_size=start - 8, visual_start=start, codebook_size=codebook, stops=(start - 1,))
-    abstract = jax.eval_shape(lambda key: transformer.init_params(model, key), jax.random.key(0))
+    prepared = dataclasses.replace(model, scan_layers=False)
+
+    def init(key):
+        return unstacked(transformer.init_params(model, key), model, grammar)[0]
+
+    abstract = jax.eval_shape(init, jax.random.key(0))
     shardings = sharding.param_shardings(abstract, transformer.LOGICAL_AXES, mesh, sharding.SAMPLING_RULES)
     cases = case.mesh[0] * case.mesh[1] * case.rows
     rows, slots = cases * (2 if policy.guided else 1), _prompt_slots(layout)
@@ -271,12 +274,12 @@ def _sample_program(case, config, model, layout, task, mesh):
         array(jnp.int32, rows, layout.height, layout.width + 1),
     )
 
-    whole = Model(None, model, layout, None, None, policy, "plan")
-    whole.mesh, whole.grammar = mesh, grammar
+    sampler = Sampler(None, prepared, layout, None, None, policy, "plan").on(mesh)
+    sampler.grammar = grammar
     keys = array(jax.random.key(0).dtype, cases)
     grid = (cases, layout.height, layout.width)
     drawn = (prompts, keys, array(jnp.bool_, *grid), array(jnp.int32, *grid))
-    return whole.over_mesh(policy, True, model), (_placed(abstract, shardings), *drawn)
+    return sampler.over_mesh(policy, True, prepared), (_placed(abstract, shardings), *drawn)
 
 
 def _placed(abstract, shardings):

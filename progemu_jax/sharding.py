@@ -75,14 +75,20 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
-    free = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto}
     entries = []
     for size, axis in zip(x.shape, axes, strict=True):
-        names = tuple(name for name in RULES.get(axis, ()) if name in free)
+        names = free(axis)
         while size % math.prod(mesh.shape[name] for name in names):
             names = names[:-1]
         entries.append(names or None)
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*entries))
+
+
+def free(axis: str | None) -> tuple[str, ...]:
+    """Mesh axes of a logical axis that the program being traced may still split over: not those of a `shard_map`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    return tuple(name for name in RULES.get(axis, ()) if kinds.get(name) == AxisType.Auto)
 
 
 def sharding(
@@ -136,6 +142,15 @@ def param_shardings(
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Sharding of arrays whose first axis is the batch."""
     return NamedSharding(mesh, spec(("batch",)))
+
+
+def platform() -> str:
+    """Where what is being traced will run, "cpu", "gpu" or "tpu": on the mesh in force, or JAX's default devices.
+
+    They differ where a program is compiled for devices that are not here (`progemu_jax.plan`).
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device is not None else jax.default_backend()
 
 
 def data_parts(mesh: Mesh) -> int:

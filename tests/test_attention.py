@@ -56,12 +56,22 @@ def test_splash_is_blockwise_attention_with_its_gradients(packed):
         np.testing.assert_allclose(x, y, atol=2e-5)
 
 
-def test_splash_on_a_mesh_runs_on_each_devices_rows_and_heads():
+@pytest.mark.parametrize("local", [False, True])
+def test_splash_on_a_mesh_runs_on_each_devices_rows_and_heads(local):
+    """local: the rows are given to their devices before, as sampling does; the heads are still to split."""
     mesh = sharding.make_mesh(2, 1, 2, devices=jax.devices()[:4])
     q, k, v = inputs(128, G=1)
+
+    def splash(*x):
+        return attention.splash(*x, interpret=True)
+
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         spec = jax.sharding.NamedSharding(mesh, sharding.spec(("batch", "kv_heads")))
-        out = jax.jit(lambda *x: attention.splash(*x, interpret=True))(*(jax.device_put(x, spec) for x in (q, k, v)))
+        if local:
+            rows = sharding.spec(("batch",))
+            axes = set(sharding.RULES["batch"])
+            splash = jax.shard_map(splash, in_specs=rows, out_specs=rows, axis_names=axes, check_vma=False)
+        out = jax.jit(splash)(*(jax.device_put(x, spec) for x in (q, k, v)))
     np.testing.assert_allclose(out, layers.causal_attend(q, k, v, None, 128), atol=2e-6)
 
 

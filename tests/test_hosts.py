@@ -8,7 +8,7 @@ import subprocess
 import jax
 import numpy as np
 import pytest
-import test_main
+from command_line import ROOT, TOY, command, environment, run
 
 from progemu_jax import checkpoint
 
@@ -16,8 +16,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def test_two_processes_make_the_run_of_one(tmp_path):
-    (tmp_path / "toy.py").write_text(test_main.TOY)
-    one = test_main.run(tmp_path, tmp_path / "one")
+    (tmp_path / "toy.py").write_text(TOY)
+    one = run(tmp_path, tmp_path / "one")
     assert one.returncode == 0, one.stdout + one.stderr
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
@@ -25,10 +25,10 @@ def test_two_processes_make_the_run_of_one(tmp_path):
     flags = "--xla_force_host_platform_device_count=1 --xla_cpu_multi_thread_eigen=false"
     processes = [
         subprocess.Popen(
-            test_main.command(tmp_path, tmp_path / "two", "--multihost"),
-            cwd=test_main.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            command(tmp_path, tmp_path / "two", "--multihost"),
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             env={
-                **test_main.environment(), "XLA_FLAGS": flags, "JAX_COORDINATOR_ADDRESS": address,
+                **environment(tmp_path), "XLA_FLAGS": flags, "JAX_COORDINATOR_ADDRESS": address,
                 "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(i),
             },
         )
@@ -57,6 +57,6 @@ def test_two_processes_make_the_run_of_one(tmp_path):
         assert all((files[1].parent / r["image"]).exists() for r in rows[1] if r["image"])
     assert not list((tmp_path / "two/predictions/.parts").glob("*/*"))
     assert (tmp_path / "two/report/index.html").exists()
-    again = test_main.run(tmp_path, tmp_path / "two")  # one process, the same directory: all is there
+    again = run(tmp_path, tmp_path / "two")  # one process, the same directory: all is there
     assert again.returncode == 0
     assert again.stdout.count("complete") == 8

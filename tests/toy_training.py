@@ -102,11 +102,18 @@ def run(workdir, cfg=CFG, task=None, batches=Batches, **options):
     return train.fit(task or Toy(cfg), cfg, batches, eval_batches, workdir, **options)
 
 
-class Slow(Batches):
-    """Slow enough that a run of 200 steps is killed many times."""
+class Deadly(Batches):
+    """Kills the process some time after a step's batch was drawn, whatever the machine's speed until there."""
+
+    def __init__(self, seed, step, delay):
+        super().__init__(seed)
+        self.step, self.delay = step, delay
 
     def __next__(self):
-        time.sleep(0.01)
+        time.sleep(0.01)  # so slow that a delay passes few steps
+        if self.step is not None and self.position >= self.step:
+            threading.Timer(self.delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
+            self.step = None
         return super().__next__()
 
 
@@ -114,13 +121,14 @@ SAVING = dataclasses.replace(CFG, save_every=2)  # many chances to die while sav
 LONG = dataclasses.replace(SAVING, steps=200)
 
 if __name__ == "__main__":
-    folder, delay, cfg, source = sys.argv[1], float(sys.argv[2]), SAVING, Batches
+    folder, delay = sys.argv[1], float(sys.argv[2])
     if len(sys.argv) > 3:
-        cfg, source = LONG, Slow
+        run(folder, LONG, batches=lambda seed: Deadly(seed, int(sys.argv[3]), delay))
+    else:
 
-    def start(seed):
-        threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
-        return source(seed)
+        def start(seed):
+            threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
+            return Batches(seed)
 
-    run(folder, cfg, batches=start)
+        run(folder, SAVING, batches=start)
     os.kill(os.getpid(), signal.SIGKILL)  # it was too fast for the timer: still no clean exit

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from progemu_jax.models import layers as nnl
-from progemu_jax.sharding import RULES
+from progemu_jax.sharding import free, platform
 
 Array = jax.Array
 
@@ -59,7 +59,7 @@ def self_attend(
 
     Raises ValueError when a kernel that was asked for by name cannot compute this.
     """
-    chosen = choose(implementation, jax.default_backend(), q.dtype, q.shape[-1], segments, key is not None)
+    chosen = choose(implementation, platform(), q.dtype, q.shape[-1], segments, key is not None)
     if chosen == "xla":
         return nnl.causal_attend(q, k, v, segments, block, rate, key)
     if key is not None:
@@ -94,11 +94,18 @@ def splash(q: Array, k: Array, v: Array, segments: Array | None = None, interpre
         segments = None if segments is None else jnp.pad(segments, ((0, 0), (0, pad)), constant_values=-1)
     run = functools.partial(_splash_rows, interpret=interpret)
     mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty and mesh.size > 1:
-        batch, heads = RULES["batch"], RULES["kv_heads"]
+    batch, heads = free("batch"), free("kv_heads")
+    if mesh.size > 1 and (batch or heads):
         spec = PartitionSpec(batch, heads)
         ids = None if segments is None else PartitionSpec(batch)
-        run = jax.shard_map(run, mesh=mesh, in_specs=(spec, spec, spec, ids), out_specs=spec, check_vma=False)
+        run = jax.shard_map(
+            run,
+            mesh=mesh,
+            in_specs=(spec, spec, spec, ids),
+            out_specs=spec,
+            axis_names={*batch, *heads},
+            check_vma=False,
+        )
     return run(q, k, v, segments)[:, :, :, :T]
 
 

@@ -26,7 +26,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from progemu_jax.models import attention, linear
 from progemu_jax.models import layers as nnl
-from progemu_jax.sharding import constrain
+from progemu_jax.sharding import constrain, platform
 
 Array = jax.Array
 Params = Mapping[str, Any]
@@ -228,7 +228,7 @@ def _write(slots: Array, new: Array, offset: Array, prefill: bool) -> Array:
     new = new.astype(slots.dtype)
     if prefill:
         return jax.lax.dynamic_update_slice(slots, new, (0, 0, 0, 0))
-    if jax.default_backend() != "cpu":
+    if platform() != "cpu":
         return jax.vmap(lambda row, value, at: jax.lax.dynamic_update_slice(row, value, (0, at, 0)))(slots, new, offset)
 
     # On CPU the scatter that vmap makes copies the whole cache, twice; a loop over the rows writes in place (and must
@@ -422,7 +422,7 @@ def init_cache(cfg: TransformerConfig, batch: int, length: int, dtype: str | Non
     {"k", "v": per-layer tuples of `[B, K, S, D]` (with scan_layers one array `[L, B, K, S, D]`),
     "length": int32 `[B]`}. One array a layer, so that a decoding loop updates it in place.
     """
-    default = "float32" if jax.default_backend() == "cpu" else cfg.dtype
+    default = "float32" if platform() == "cpu" else cfg.dtype
     shape, dtype = (batch, cfg.num_kv_heads, length, cfg.head_dim), jnp.dtype(dtype or default)
 
     axes = CACHE_AXES["k"]

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from progemu_jax.sharding import platform
+
 Array = jax.Array
 
 lecun = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
@@ -60,7 +62,7 @@ def conv2d(x: Array, kernel: Array, stride: int = 1, padding: str | tuple = "SAM
 
 def on_cpu() -> bool:
     """Whether computations go to the CPU by default."""
-    return jax.default_backend() == "cpu"
+    return platform() == "cpu"
 
 
 class Downsample(nn.Module):

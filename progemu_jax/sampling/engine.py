@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from progemu_jax import sequence
+from progemu_jax import sequence, sharding
 from progemu_jax.models import linear, transformer
 from progemu_jax.models.transformer import Transformer, TransformerConfig
 from progemu_jax.sampling import memory, speculation
@@ -386,15 +386,19 @@ def prepare(params: Params, model: TransformerConfig, grammar: Grammar) -> tuple
     become tables of their own; on a CPU, linear maps are laid out for its kernels (`linear.pack`). Takes about as much
     memory as the parameters again where they were stacked, or on a CPU; else the rows of the head.
     """
+    params, model = unstacked(params, model, grammar)
+    if sharding.platform() == "cpu":
+        heads = {_head_name(rows): params[_head_name(rows)] for rows in (grammar.visual_rows, grammar.text_rows)}
+        heads = {name: linear.pack(table, linear.INPUTS["lm_head"]) for name, table in heads.items()}
+        params = {**linear.pack_all(params), **heads}
+    return params, model
+
+
+def unstacked(params: Params, model: TransformerConfig, grammar: Grammar) -> tuple[Params, TransformerConfig]:
+    """`prepare` for an accelerator."""
     if model.scan_layers:
         params, model = transformer.unstack_layers(params), dataclasses.replace(model, scan_layers=False)
-    cpu = jax.default_backend() == "cpu"
-    if cpu:
-        params = linear.pack_all(params)
-    heads = {}
-    for rows in (grammar.visual_rows, grammar.text_rows):
-        table = transformer.head(params, rows)
-        heads[_head_name(rows)] = linear.pack(table, linear.INPUTS["lm_head"]) if cpu else table
+    heads = {_head_name(rows): transformer.head(params, rows) for rows in (grammar.visual_rows, grammar.text_rows)}
     return {**params, **heads}, model
 
 

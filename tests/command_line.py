@@ -1,0 +1,51 @@
+"""The command line in a process of its own, and a config in the smallest size that goes through every stage."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+TOY = """
+from progemu_jax.configs.common import phantom
+
+def get_config():
+    config = phantom(name="toy", patients=40, tokenizer_steps=12, crops=2, stage1_steps=4, stage2_steps=8,
+                     scorer_images=64, scorer_steps=4)
+    config.data.phantom.size = 64
+    config.data.tree_size = 64
+    config.data.image_size = 32
+    config.data.processes = 1
+    for part in (config.tokenizer.train, config.progemu.stage1, config.progemu.stage2, config.scorer.train):
+        part.batch_size = 4
+        part.save_every = 3
+    config.tokenizer.model.ch = 16
+    config.progemu.model.num_layers = 1
+    config.scorer.valid_images = 16
+    config.sample.batch_size = 4
+    config.sample.max_cases = 6
+    return config
+"""
+
+
+def command(folder, workdir, *more):
+    return [sys.executable, "-m", "progemu_jax.main", f"--config={folder / 'toy.py'}", f"--workdir={workdir}", *more]
+
+
+def environment(folder):
+    """Of its process: one device a core, and one cache of compiled programs for all runs of a folder."""
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    return {**os.environ, **cache, "TQDM_DISABLE": "1", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+
+
+def run(folder, workdir, *more):
+    return subprocess.run(
+        command(folder, workdir, *more), cwd=ROOT, env=environment(folder), capture_output=True, text=True, timeout=900
+    )
+
+
+def one_line(out, *words):
+    assert out.returncode == 2, out.stdout + out.stderr
+    lines = [line for line in out.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, out.stderr
+    assert all(word in lines[0] for word in words), lines[0]

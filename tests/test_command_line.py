@@ -1,0 +1,46 @@
+"""Mistakes on the command line: one line that names the value, status 2, before any work is done."""
+
+import pytest
+from command_line import TOY, one_line, run
+
+pytestmark = pytest.mark.timeout(900)
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("toy")
+    (folder / "toy.py").write_text(TOY)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--config.tokenizer.train.stepz=3", ["stepz"]),
+        ("--config.data.source=nowhere", ["nowhere"]),
+        ("--stages=data,paint", ["paint"]),
+        ("--config.tokenizer.train.batch_size=0", ["config.tokenizer", "batch_size"]),
+        ("--config.data.processes=two", ["processes", "two"]),  # a key that the file leaves out
+        ("--config.data.root.x=1", ["config.data.root.x"]),
+        ("--config.progemu.task.length=60", ["length=60"]),
+        ("--config.data.image_size=36", ["image_size=36"]),
+    ],
+)
+def test_bad_flags_are_one_line(toy, tmp_path, flag, words):
+    one_line(run(toy, tmp_path / "new", flag), *words)
+    assert not list(tmp_path.glob("new/*/*"))  # nothing was done before it was noticed
+
+
+def test_a_missing_root_is_one_line(toy, tmp_path):
+    for root in ("", str(tmp_path / "absent")):
+        out = run(toy, tmp_path / "new", "--config.data.source=open_cxr", f"--config.data.root={root}")
+        one_line(out, "absent" if root else "config.data.root is empty")
+
+
+def test_a_workdir_that_cannot_be_is_one_line(toy):
+    one_line(run(toy, toy / "toy.py"), "--workdir=", "toy.py")
+
+
+def test_unknown_key_in_the_file_is_one_line(tmp_path):
+    (tmp_path / "toy.py").write_text(TOY.replace("return config", "config.dota = 1\n    return config"))
+    one_line(run(tmp_path, tmp_path / "run"), "config.dota", "data")
