@@ -1,6 +1,6 @@
 """One training step of an Emu3-shaped language model against PyTorch with `transformers`' Emu3; prints JSON lines.
 
-    make bench-train      # or: .venv-parity/bin/python benchmarks/train.py [--blocks=3] [--steps=2] [--batch=2]
+    make bench-train      # or: .venv-parity/bin/python benchmarks/train.py [--blocks=3] [--steps=2] [--worker=PYTHON]
     python benchmarks/train.py --config=1b     # ours alone, on an accelerator: tokens a second and MFU at 9,216 tokens
 
 Hidden 512, 8 layers, 8/4 heads, FFN 1,408, vocabulary 184,622, 2 x 640 tokens, loss on all of them, AdamW, dropout 0,
@@ -9,6 +9,7 @@ Each side is a process of its own; they take blocks of steps in turn, and one re
 the process's largest resident set. PyTorch has its fused AdamW; ours computes layers again in the backward pass and has
 XLA's scheduler for little memory. A row a block; the last row of each dtype has medians and ratios. Compilation and the
 first step are not counted in the time, but are in the memory. Tokens a second of CPU time say more on a busy machine.
+--worker: another Python (with another JAX) that ours runs in.
 """
 
 import argparse
@@ -16,9 +17,10 @@ import json
 import os
 import resource
 import statistics
-import subprocess
 import sys
 import time
+
+import child
 
 SIZES = {
     "small": {"hidden_size": 512, "num_layers": 8, "num_heads": 8, "num_kv_heads": 4, "intermediate_size": 1408},
@@ -125,20 +127,20 @@ def theirs(args, dtype, size):
 
 
 def serve(args, side, dtype, moments):
-    """A side's process: a line in, so many steps, a line out."""
-    one, said, _ = (
-        theirs(args, dtype, SIZES["small"]) if side == "theirs" else ours(args, dtype, moments, SIZES[args.config])
-    )
-    first = one()
-    print(json.dumps({**said, "first_loss": first}), flush=True)
-    for line in sys.stdin:
+    """A side's process: answers a number of steps with what they took."""
+    size = SIZES[args.config]
+    one, said, _ = theirs(args, dtype, size) if side == "theirs" else ours(args, dtype, moments, size)
+
+    def steps(count):
         start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
-        for _ in range(int(line)):
+        for _ in range(count):
             loss = one()
         seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF)
         cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        row = {"seconds": seconds, "cpu_seconds": cpu, "loss": loss, "peak_gib": after.ru_maxrss / 2**20}
-        print(json.dumps(row), flush=True)
+        return {"seconds": seconds, "cpu_seconds": cpu, "loss": loss, "peak_gib": after.ru_maxrss / 2**20}
+
+    one()
+    child.serve(said, steps)
 
 
 class Side:
@@ -146,30 +148,18 @@ class Side:
 
     def __init__(self, args, side, dtype, moments):
         self.name = side if side == "theirs" else f"ours, {moments} moments"
-        command = [sys.executable, __file__, f"--serve={side},{dtype},{moments}"]
-        command += [f"--{k}={getattr(args, k)}" for k in ("batch", "length", "chunk", "config")]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.said, self.rates, self.cpu_rates, self.last = self._read(), [], [], {}
-
-    def _read(self):
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{self.name}: its process ended with {self.process.wait()}")
-        return json.loads(line)
+        python = sys.executable if side == "theirs" else args.worker
+        options = [f"--{k}={getattr(args, k)}" for k in ("batch", "length", "chunk", "config")]
+        self.process = child.Child(python, __file__, f"--serve={side},{dtype},{moments}", *options)
+        self.rates, self.cpu_rates, self.last = [], [], {}
 
     def block(self, args):
-        self.process.stdin.write(f"{args.steps}\n")
-        self.process.stdin.flush()
-        self.last = self._read()
+        self.last = self.process(args.steps)
         tokens = args.steps * args.batch * args.length
         self.rates.append(tokens / self.last["seconds"])
         self.cpu_rates.append(tokens / self.last["cpu_seconds"])
         row = {"tokens_per_second": round(self.rates[-1], 1), "tokens_per_cpu_second": round(self.cpu_rates[-1], 1)}
         return {"side": self.name, **row, "loss": round(self.last["loss"], 4)}
-
-    def close(self):
-        self.process.stdin.close()
-        self.process.wait()
 
 
 def compare(args, dtype):
@@ -185,7 +175,7 @@ def compare(args, dtype):
             "tokens_per_second": round(statistics.median(side.rates), 1),
             "tokens_per_cpu_second": round(statistics.median(side.cpu_rates), 1),
             "peak_gib": round(side.last["peak_gib"], 2),
-            **{k: v for k, v in side.said.items() if k != "first_loss"},
+            **side.process.hello,
         }
         if side is not peer:
             ratios = [a / b for a, b in zip(side.rates, peer.rates, strict=True)]
@@ -195,7 +185,7 @@ def compare(args, dtype):
             row[side.name]["memory_ratio"] = round(side.last["peak_gib"] / peer.last["peak_gib"], 2)
     print(json.dumps(row), flush=True)
     for side in sides:
-        side.close()
+        side.process.close()
 
 
 def accelerator(args):
@@ -225,6 +215,7 @@ def main():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--config", choices=sorted(SIZES), default="small")
     parser.add_argument("--products", default="float32,bfloat16")
+    parser.add_argument("--worker", default=sys.executable)
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     args = parser.parse_args()
     small = args.config == "small"
