@@ -22,6 +22,8 @@ import time
 
 import child
 
+from progemu_jax.main import use_all_cores
+
 SIZES = {
     "small": {"hidden_size": 512, "num_layers": 8, "num_heads": 8, "num_kv_heads": 4, "intermediate_size": 1408},
     "1b": {"hidden_size": 2048, "num_layers": 16, "num_heads": 16, "num_kv_heads": 8, "intermediate_size": 5632},
@@ -38,18 +40,13 @@ def tokens_of(batch, length):
 
 def ours(args, dtype, moments, size):
     """A function that takes one step and returns the loss; and what to say of it."""
-    cores = len(os.sched_getaffinity(0))
     if args.config == "small":  # one single-threaded device a core, the vocabulary split over them
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
-        os.environ["XLA_FLAGS"] = (
-            f"--xla_force_host_platform_device_count={cores} --xla_cpu_multi_thread_eigen=false "
-            "--xla_cpu_enable_concurrency_optimized_scheduler=false "  # buffers live shorter
-            + os.environ.get("XLA_FLAGS", "")
-        )
+        use_all_cores()
     import jax
     import numpy as np
 
-    from progemu_jax import sharding
+    from progemu_jax import sharding, speed
     from progemu_jax.models.transformer import TransformerConfig
     from progemu_jax.sequence import Kind
     from progemu_jax.tasks.progemu import ProgEmuConfig, ProgEmuTask
@@ -80,7 +77,7 @@ def ours(args, dtype, moments, size):
     shardings = task.state_shardings(mesh, jax.eval_shape(task.init, jax.random.key(0)))
     state = jax.jit(task.init, out_shardings=shardings)(jax.random.key(0))
     step = jax.jit(task.train_step, donate_argnums=0, out_shardings=(shardings, None))
-    compiled = step.lower(state, batch, jax.random.key(1)).compile()
+    compiled = speed.compiled(step, state, batch, jax.random.key(1))
     memory = compiled.memory_analysis()
     said = {"parameters": sum(x.size for x in jax.tree.leaves(state["params"])), "jax": jax.__version__}
     said["temporaries_mb"] = memory.temp_size_in_bytes * jax.device_count() >> 20

@@ -15,6 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import PartitionSpec
 
 from progemu_jax.errors import UserError
+from progemu_jax.sharding import platform
 
 _UNDECAYED = ("scale", "bias")  # norms and biases; with scanned layers they have a second, stacking, axis
 
@@ -232,9 +233,12 @@ def _tables(cfg, params, grads, shardings):
         return []
     known = flatten_dict(grads)
     tables = [name for name, grad in known.items() if isinstance(grad, Rows)]
-    mesh = jax.sharding.get_abstract_mesh()
-    alone = shardings is not None or mesh.empty or mesh.size == 1
-    if alone and jax.default_backend() == "cpu":
+    if shardings is None:
+        mesh = jax.sharding.get_abstract_mesh()
+        alone = mesh.empty or mesh.size == 1
+    else:
+        mesh, alone = jax.tree.leaves(shardings)[0].mesh.abstract_mesh, True
+    if alone and platform(mesh) == "cpu":
         large = [name for name, p in flatten_dict(params).items() if p.ndim == 2 and len(p) >= 8 * TABLE_ROWS]
         tables += [name for name in large if name not in tables]
     return tables

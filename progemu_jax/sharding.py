@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from progemu_jax.errors import UserError
 
@@ -185,6 +185,13 @@ def place(tree: Any, mesh: Mesh) -> Any:
 def on(mesh: Mesh | None) -> contextlib.AbstractContextManager:
     """What is traced within holds its activations to the mesh (`constrain`)."""
     return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+
+
+def platform(mesh: AbstractMesh | None = None) -> str:
+    """ "cpu", "gpu" or "tpu": of the mesh (None: that of the context), which may be of devices that are not here."""
+    mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
+    device = mesh.abstract_device
+    return device.platform if device else jax.default_backend()
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

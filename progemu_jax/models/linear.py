@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from progemu_jax.sharding import data_parts
+from progemu_jax.sharding import data_parts, platform
 
 Array = jax.Array
 
@@ -96,7 +96,7 @@ def einsum(spec: str, x: Array, w: Weight, out: Any = None) -> Array:
 def _kernel_wants_rows(x: Array) -> bool:
     """Whether products of x go to the CPU's kernel for bfloat16: twice as fast as float32's, but for results in float32
     and for left factors that are read along their rows only."""
-    return x.dtype == jnp.bfloat16 and jax.default_backend() == "cpu"
+    return x.dtype == jnp.bfloat16 and platform() == "cpu"
 
 
 def transposed(x: Array) -> Array | None:

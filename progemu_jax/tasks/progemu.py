@@ -270,13 +270,14 @@ class ProgEmuTask:
     def _few_rows(self, trained: Any, tokens: int) -> bool:
         """Whether the gradient of the embedding is held as the rows that a batch has, not as a table of zeros.
 
-        Not where a batch is split over devices, each of which would need all of its rows.
+        On CPU, and not where a batch is split over devices, each of which would need all of its rows.
         """
         split = self.mesh is not None and sharding.data_parts(self.mesh) > 1
         tied = self.model_config.tie_embeddings
         few = 4 * tokens * (1 + self.model_config.prior_alignment) <= self.model_config.vocab_size
         alone = self.train.accumulate == 1 and self.train.optimizer == "adamw"
-        return few and alone and not split and not tied and "embed_tokens" in trained
+        cpu = sharding.platform(self.mesh) == "cpu"
+        return cpu and few and alone and not split and not tied and "embed_tokens" in trained
 
     def _gradient_by_rows(self, trained: Any, frozen: Any, batch: dict[str, jax.Array], key: jax.Array):
         others = {name: leaf for name, leaf in trained.items() if name != "embed_tokens"}
