@@ -4,18 +4,15 @@ Follows ProgEmu's recipe: AdamW, global-norm clip, linear warm-up, cosine to a f
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.sharding import PartitionSpec
 
 from progemu_jax.errors import UserError
-from progemu_jax.sharding import platform
 
 _UNDECAYED = ("scale", "bias")  # norms and biases; with scanned layers they have a second, stacking, axis
 
@@ -112,18 +109,16 @@ def _round_tree(tree, seed):
     return jax.tree.unflatten(structure, rounded)
 
 
-def hashed_bits(shape: tuple[int, ...], seeds: tuple, start: tuple = (), whole: tuple[int, ...] = ()) -> jax.Array:
+def hashed_bits(shape: tuple[int, ...], seeds: tuple) -> jax.Array:
     """uint32 random bits of each element, by hashing its index and integer seeds (MurmurHash3's finaliser).
 
     A tenth of the cost of a counter-based generator, and independent of how the array is sharded; good enough to
-    round with. start, whole: where a part of `shape` begins in an array of shape `whole`, whose bits it gets.
+    round with.
     """
     index, stride = jnp.zeros(shape, jnp.uint32), 1
-    start, whole = start or (0,) * len(shape), whole or shape
     for axis in reversed(range(len(shape))):
-        place = jax.lax.broadcasted_iota(jnp.uint32, shape, axis) + jnp.asarray(start[axis], jnp.uint32)
-        index += place * jnp.uint32(stride % 2**32)
-        stride *= whole[axis]
+        index += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride % 2**32)
+        stride *= shape[axis]
     seed = jnp.uint32(0)
     for value in seeds:
         seed = _mix((seed + jnp.asarray(value).astype(jnp.uint32)) * jnp.uint32(0x9E3779B1) + jnp.uint32(1))
@@ -159,7 +154,7 @@ def start(optimizer: optax.GradientTransformation, cfg, params: Any) -> dict[str
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Gradient of a table [V, M] that is 0 but in some rows: float [N, M], of ids int32 [N], each once or V."""
+    """Gradient of a table [V, M] that is 0 but in some rows: f32 [N, M], of ids int32 [N], each once or V."""
 
     ids: jax.Array
     values: jax.Array
@@ -168,37 +163,40 @@ class Rows:
     def of(cls, ids: jax.Array, values: jax.Array, size: int) -> "Rows":
         """ids int [N], values [N, M]: those of one id are added up. size: V."""
         order = jnp.argsort(ids)
-        ids, values = ids[order], values[order].astype(jnp.float32)
-        place = jnp.cumsum(jnp.concatenate([jnp.zeros(1, jnp.int32), (ids[1:] != ids[:-1]).astype(jnp.int32)]))
-        unique = jnp.full(ids.shape, size, jnp.int32).at[place].set(ids.astype(jnp.int32))
-        return cls(unique, jnp.zeros_like(values).at[place].add(values))
+        ids, values = ids[order].astype(jnp.int32), values[order].astype(jnp.float32)
+        place = jnp.cumsum(jnp.concatenate([jnp.zeros(1, bool), ids[1:] != ids[:-1]]))
+        return cls(jnp.full_like(ids, size).at[place].set(ids), jnp.zeros_like(values).at[place].add(values))
+
+    def table(self, size: int) -> jax.Array:
+        """f32 [V, M]."""
+        zeros = jnp.zeros((size, self.values.shape[1]), jnp.float32)
+        return zeros.at[self.ids].add(self.values, mode="drop", unique_indices=True)
 
 
 def global_norm(grads: Any) -> jax.Array:
     """Euclidean norm of all gradients, `Rows` among them."""
-    is_rows = lambda x: isinstance(x, Rows)  # noqa: E731
-    return optax.global_norm(jax.tree.map(lambda g: g.values if is_rows(g) else g, grads, is_leaf=is_rows))
+    rows = [g for g in jax.tree.leaves(grads, is_leaf=_is_rows) if _is_rows(g)]
+    others = jax.tree.map(lambda g: None if _is_rows(g) else g, grads, is_leaf=_is_rows)
+    return optax.global_norm([others, [g.values for g in rows]])
 
 
-def advance(
-    optimizer: optax.GradientTransformation, cfg, state: dict[str, Any], grads: Any, shardings: Any = None
-) -> dict[str, Any]:
+def _is_rows(x):
+    return isinstance(x, Rows)
+
+
+def advance(optimizer: optax.GradientTransformation, cfg, state: dict[str, Any], grads: Any) -> dict[str, Any]:
     """`state` after one update by `grads`; keys that are not of `start` stay.
 
     Parameters in bfloat16 are rounded stochastically: most updates are smaller than half of their last bit. The
     moving average (`cfg.ema`) forgets faster at first, min(ema, (1 + n) / (10 + n)) at update n.
 
-    Tables whose gradient is `Rows`, and on CPU all large tables, are updated in place a block of rows at a time (AdamW
-    only): no intermediate of their size exists, and a block stays in the cache.
-
-    shardings: on a mesh, the NamedSharding of each parameter; without them no table is updated in blocks.
+    At the top of `grads` there may be `Rows` (AdamW only). Each is made a table when the other parameters have been
+    updated and their gradients are gone.
     """
-    before = state["params"]
-    tables = _tables(cfg, before, grads, shardings)
-    if tables:
-        params, opt_state = _advance_tables(optimizer, cfg, state, grads, tables, shardings)
+    if rows := {name: g for name, g in grads.items() if _is_rows(g)}:
+        params, opt_state = _advance_with_rows(optimizer, cfg, state, grads, rows)
     else:
-        params, opt_state = _advance_leaves(optimizer, before, state["opt_state"], grads)
+        params, opt_state = _advance_all(optimizer, state["params"], state["opt_state"], grads)
     new = {**state, "params": params, "opt_state": opt_state}
     if cfg.ema:
         n = state["ema"]["updates"].astype(jnp.float32)
@@ -208,123 +206,47 @@ def advance(
     return new
 
 
-def _advance_leaves(optimizer, before, opt_state, grads):
-    updates, opt_state = optimizer.update(grads, opt_state, before)
-    counts = [leaf for path, leaf in jax.tree_util.tree_flatten_with_path(opt_state)[0] if _is_count(path)]
-    leaves, structure = jax.tree.flatten(before)
-    pairs = zip(leaves, jax.tree.leaves(updates), strict=True)
-    moved = [_moved(p, u, (-1 - counts[0], i)) for i, (p, u) in enumerate(pairs)]  # other seeds than the moments'
-    return jax.tree.unflatten(structure, moved), opt_state
-
-
-def _moved(param, update, seeds, **place):
-    moved = param.astype(jnp.float32) + update
-    if param.dtype == jnp.bfloat16:
-        return stochastic_round(moved, hashed_bits(param.shape, seeds, **place))
-    return moved.astype(param.dtype)
-
-
-TABLE_ROWS = 2048  # rows of a table that are updated at a time
-
-
-def _tables(cfg, params, grads, shardings):
-    """Names of the parameters that are updated in blocks."""
-    if cfg.optimizer != "adamw":
-        return []
-    known = flatten_dict(grads)
-    tables = [name for name, grad in known.items() if isinstance(grad, Rows)]
-    if shardings is None:
-        mesh = jax.sharding.get_abstract_mesh()
-        alone = mesh.empty or mesh.size == 1
-    else:
-        mesh, alone = jax.tree.leaves(shardings)[0].mesh.abstract_mesh, True
-    if alone and platform(mesh) == "cpu":
-        large = [name for name, p in flatten_dict(params).items() if p.ndim == 2 and len(p) >= 8 * TABLE_ROWS]
-        tables += [name for name in large if name not in tables]
-    return tables
-
-
-def _advance_tables(optimizer, cfg, state, grads, tables, shardings):
-    """As `_advance_leaves`, with the parameters of these names in blocks."""
+def _advance_with_rows(optimizer, cfg, state, grads, rows):
     (at,) = [i for i, part in enumerate(state["opt_state"]) if isinstance(part, optax.ScaleByAdamState)]
-    adam = state["opt_state"][at]
-    scale = jnp.ones((), jnp.float32)
-    if cfg.clip:  # here, for the optimizer below sees some of the gradients only; what is clipped it leaves
+    scale = 1.0
+    if cfg.clip:  # by the norm of all; what is clipped already the optimizer leaves
         norm = global_norm(grads)
         scale = jnp.where(norm < cfg.clip, 1.0, cfg.clip / norm)
-    flat = [flatten_dict(tree) for tree in (state["params"], adam.mu, adam.nu, grads)]
 
-    def others(tree):
-        return unflatten_dict({name: leaf for name, leaf in tree.items() if name not in tables})
+    def update(names, grads):
+        def of(tree):
+            return {name: tree[name] for name in names}
 
-    rest = [others(tree) for tree in flat]
-    parts = [*state["opt_state"]]
-    parts[at] = adam._replace(mu=rest[1], nu=rest[2])
-    smaller = jax.tree.map(lambda g: g * scale, rest[3]) if cfg.clip else rest[3]
-    params, parts = _advance_leaves(optimizer, rest[0], tuple(parts), smaller)
-    new = [flatten_dict(params), flatten_dict(parts[at].mu), flatten_dict(parts[at].nu)]
-    where = {} if shardings is None else flatten_dict(shardings)
-    for name in tables:
-        seeds = sorted(flat[0]).index(name)
-        table = _advance_table(cfg, adam.count, scale, seeds, *(tree[name] for tree in flat), where.get(name))
-        for tree, leaf in zip(new, table, strict=True):
-            tree[name] = leaf
-    params, mu, nu = (_in_order(unflatten_dict(tree), adam.mu) for tree in new)
-    parts = [*parts]
-    parts[at] = parts[at]._replace(mu=mu, nu=nu)
-    return params, tuple(parts)
+        parts = [*state["opt_state"]]
+        parts[at] = parts[at]._replace(mu=of(parts[at].mu), nu=of(parts[at].nu))
+        params, parts = _advance_all(optimizer, of(state["params"]), tuple(parts), jax.tree.map(scale_one, grads))
+        return params, parts
+
+    def scale_one(g):
+        return g * scale if cfg.clip else g
+
+    params, parts = update([n for n in grads if n not in rows], {n: g for n, g in grads.items() if n not in rows})
+    values, params = jax.lax.optimization_barrier(({n: g.values for n, g in rows.items()}, params))
+    tables = {n: dataclasses.replace(g, values=values[n]).table(len(state["params"][n])) for n, g in rows.items()}
+    others, more = update(rows, tables)
+    adam = parts[at]._replace(mu={**parts[at].mu, **more[at].mu}, nu={**parts[at].nu, **more[at].nu})
+    return {**params, **others}, (*parts[:at], adam, *parts[at + 1 :])
 
 
-def _in_order(tree, like):
-    """`tree` with its keys in the order that `like` has them."""
-    return {name: _in_order(tree[name], x) if isinstance(x, Mapping) else tree[name] for name, x in like.items()}
+def _advance_all(optimizer, before, opt_state, grads):
+    updates, opt_state = optimizer.update(grads, opt_state, before)
+    counts = [leaf for path, leaf in jax.tree_util.tree_flatten_with_path(opt_state)[0] if _is_count(path)]
+    seed = -1 - counts[0]  # another one than the moments'
 
+    def apply(index, param, update):
+        moved = param.astype(jnp.float32) + update
+        if param.dtype == jnp.bfloat16:
+            return stochastic_round(moved, hashed_bits(param.shape, (seed, index)))
+        return moved.astype(param.dtype)
 
-def _advance_table(cfg, count, scale, index, param, mu, nu, grad, where):
-    """(param, mu, nu) of a table [V, M] after an update of AdamW. index: of the leaf. where: its NamedSharding."""
-    whole, decay = param.shape, decayed({"table": param})["table"] * cfg.weight_decay
-
-    def block(first, size, tables, grad, corner, scale, rate, done):
-        p, m, v = (jax.lax.dynamic_slice_in_dim(x, first, size) for x in tables)
-        start = (corner[0] + first, corner[1])
-        if isinstance(grad, Rows):
-            ids = grad.ids - start[0]
-            ids = jnp.where((ids >= 0) & (ids < size), ids, size)
-            g = jnp.zeros(p.shape, jnp.float32).at[ids].add(grad.values, mode="drop")
-        else:
-            g = jax.lax.dynamic_slice_in_dim(grad, first, size).astype(jnp.float32)
-        g = g * scale
-        m = cfg.b1 * m.astype(jnp.float32) + (1 - cfg.b1) * g
-        v = cfg.b2 * v.astype(jnp.float32) + (1 - cfg.b2) * g * g
-        if mu.dtype == jnp.bfloat16:  # the bits of `scale_by_adam_bfloat16`
-            bits = [hashed_bits(p.shape, (2 * done + i, index), start, whole) for i in range(2)]
-            m, v = stochastic_round(m, bits[0]), stochastic_round(v, bits[1])
-        mean, square = m.astype(jnp.float32) / (1 - cfg.b1**done), v.astype(jnp.float32) / (1 - cfg.b2**done)
-        update = mean / (jnp.sqrt(square) + cfg.eps) + decay * p.astype(jnp.float32)
-        p = _moved(p, -rate * update, (-1 - done, index), start=start, whole=whole)
-        return tuple(
-            jax.lax.dynamic_update_slice_in_dim(x, y, first, 0) for x, y in zip(tables, (p, m, v), strict=True)
-        )
-
-    def run(param, mu, nu, grad, *numbers):
-        corner = [jax.lax.axis_index(axes) * n if axes else 0 for axes, n in zip(split, param.shape, strict=True)]
-        size = min(TABLE_ROWS, len(param))
-        blocks, rest = divmod(len(param), size)
-        tables = jax.lax.fori_loop(
-            0, blocks, lambda j, x: block(j * size, size, x, grad, corner, *numbers), (param, mu, nu)
-        )
-        return block(blocks * size, rest, tables, grad, corner, *numbers) if rest else tables
-
-    split = ((), ())
-    arguments = (param, mu, nu, grad, scale, make_schedule(cfg)(count), count + 1)
-    if where is None or where.mesh.size == 1:
-        return run(*arguments)
-    split = tuple(axes or () for axes in (*where.spec, None, None)[:2])
-    table = PartitionSpec(*(axes or None for axes in split))
-    of_grad = Rows(PartitionSpec(), PartitionSpec(None, split[1] or None)) if isinstance(grad, Rows) else table
-    specs = (table, table, table, of_grad, *[PartitionSpec()] * 3)
-    mapped = jax.shard_map(run, mesh=where.mesh.abstract_mesh, in_specs=specs, out_specs=(table,) * 3, check_vma=False)
-    return mapped(*arguments)
+    leaves, structure = jax.tree.flatten(before)
+    moved = [apply(i, p, u) for i, (p, u) in enumerate(zip(leaves, jax.tree.leaves(updates), strict=True))]
+    return jax.tree.unflatten(structure, moved), opt_state
 
 
 def _is_count(path):

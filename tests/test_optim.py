@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from progemu_jax import optim, sharding
+from progemu_jax import optim
 from progemu_jax.errors import UserError
 from progemu_jax.losses import cross_entropy
 from progemu_jax.train import TrainConfig
@@ -219,12 +219,9 @@ def test_unknown_choices_are_named():
         optim.value_and_grad_accumulated(lambda p, b, k: (p, {}), jnp.ones(()), jnp.zeros((4, 1)), jax.random.key(0), 3)
 
 
-@pytest.mark.parametrize(
-    ("moments", "dtype"), [("float32", "float32"), ("bfloat16", "float32"), ("bfloat16", "bfloat16")]
-)
-@pytest.mark.parametrize("mesh", [None, (2, 2, 2)])
-def test_tables_in_blocks_of_rows_are_updated_as_other_parameters(moments, dtype, mesh, monkeypatch):
-    """Also where the gradient is a few rows, one of them twice, and blocks do not divide the table."""
+@pytest.mark.parametrize("moments", ["float32", "bfloat16"])
+def test_rows_as_the_gradient_of_a_table(moments):
+    """One of them twice; clipped by the norm of all."""
     cfg = dataclasses.replace(CFG, learning_rate=1e-2, warmup_steps=0, clip=0.5, moment_dtype=moments)
     tx = optim.make_optimizer(cfg)
     keys = jax.random.split(jax.random.key(0), 5)
@@ -233,9 +230,7 @@ def test_tables_in_blocks_of_rows_are_updated_as_other_parameters(moments, dtype
         "lm_head": jax.random.normal(keys[1], (38, 6)),
         "norm": {"scale": jnp.ones(6)},
     }
-    params = jax.tree.map(lambda x: x.astype(dtype), params)
-    ids = jnp.array([3, 37, 3, 0, 20])
-    rows = jax.random.normal(keys[2], (5, 6))
+    ids, rows = jnp.array([3, 37, 3, 0, 20]), jax.random.normal(keys[2], (5, 6))
     dense = {
         "embed_tokens": jnp.zeros((38, 6)).at[ids].add(rows),
         "lm_head": jax.random.normal(keys[3], (38, 6)),
@@ -243,24 +238,12 @@ def test_tables_in_blocks_of_rows_are_updated_as_other_parameters(moments, dtype
     }
     sparse = {**dense, "embed_tokens": optim.Rows.of(ids, rows, 38)}
     np.testing.assert_allclose(optim.global_norm(sparse), optax.global_norm(dense), rtol=1e-6)
-    expected = optim.start(tx, cfg, params)
-    for _ in range(3):
-        expected = jax.jit(lambda state: optim.advance(tx, cfg, state, dense))(expected)
-
-    monkeypatch.setattr(optim, "TABLE_ROWS", 4)
-    state, shardings = optim.start(tx, cfg, params), None
-    if mesh:
-        mesh = sharding.make_mesh(*mesh)
-        axes = {"embed_tokens": ("vocab", "embed"), "lm_head": ("vocab", "embed")}
-        everything = sharding.param_shardings(jax.eval_shape(lambda: state), axes, mesh)
-        state, shardings = jax.device_put(state, everything), everything["params"]
-    for _ in range(3):
-        state = jax.jit(lambda state: optim.advance(tx, cfg, state, sparse, shardings))(state)
-    for (path, got), want in zip(
-        jax.tree_util.tree_flatten_with_path(state)[0], jax.tree.leaves(expected), strict=True
-    ):
-        got, want = np.asarray(got.astype(jnp.float32)), np.asarray(want.astype(jnp.float32))
-        rounded = dtype == "bfloat16" or moments == "bfloat16"  # stochastically: the tables by the same bits
-        near, name = np.isclose(got, want, rtol=1e-5, atol=1e-7), jax.tree_util.keystr(path)
-        assert near.mean() >= (0.98 if rounded else 1) or (rounded and "norm" in name), name
-        np.testing.assert_allclose(got, want, rtol=0.02 if rounded else 1e-5, atol=1e-3 if rounded else 1e-7)
+    states = []
+    for grads in (sparse, dense):
+        step = jax.jit(lambda state, grads=grads: optim.advance(tx, cfg, state, grads))
+        states.append(step(step(optim.start(tx, cfg, params))))
+    assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
+    for a, b in zip(*(jax.tree.leaves(state) for state in states), strict=True):
+        a, b = np.asarray(a.astype(jnp.float32)), np.asarray(b.astype(jnp.float32))
+        tolerance = {"rtol": 2**-6, "atol": 1e-3} if moments == "bfloat16" else {"rtol": 1e-5, "atol": 1e-7}
+        np.testing.assert_allclose(a, b, **tolerance)  # stochastic rounding takes other bits

@@ -156,7 +156,7 @@ class ProgEmuTask:
     ):
         self.model_config, self.config, self.train, self.tune = model, task, train, tune or TuneConfig()
         self.soft = soft_codes(codebook, task.soften, visual_start) if task.soften else None
-        self.model, self.mesh, self.param_shardings = Transformer(model), None, None
+        self.model, self.mesh = Transformer(model), None
         self.optimizer = optim.make_optimizer(train)
         weights = {
             Kind.PAD: 0.0,
@@ -189,9 +189,7 @@ class ProgEmuTask:
     def state_shardings(self, mesh: Any, abstract: Any) -> Any:
         """Parameters and optimizer state by the rules table of `progemu_jax.sharding`."""
         self.mesh = mesh.abstract_mesh
-        shardings = sharding.param_shardings(abstract, transformer.LOGICAL_AXES, mesh)
-        self.param_shardings = shardings["params"]
-        return shardings
+        return sharding.param_shardings(abstract, transformer.LOGICAL_AXES, mesh)
 
     def loss(
         self, params: Any, batch: dict[str, jax.Array], key: jax.Array | None, every: bool = False, embedded: Any = None
@@ -264,7 +262,7 @@ class ProgEmuTask:
                 key,
                 self.train.accumulate,
             )
-        new = optim.advance(self.optimizer, self.train, state, grads, self.param_shardings)
+        new = optim.advance(self.optimizer, self.train, state, grads)
         return new, {"loss": loss, "grad_norm": optim.global_norm(grads), **metrics}
 
     def _few_rows(self, trained: Any, tokens: int) -> bool:
