@@ -29,6 +29,7 @@ SIZES = {
     "1b": {"hidden_size": 2048, "num_layers": 16, "num_heads": 16, "num_kv_heads": 8, "intermediate_size": 5632},
 }
 VOCABULARY = 184_622
+CHUNKS = {"float32": 320, "bfloat16": 640}  # tokens of each row at the head at a time: what is kept of them is as large
 RATE, DECAY = 1e-4, 0.1
 
 
@@ -61,7 +62,8 @@ def ours(args, dtype, moments, size):
         steps=10**6, batch_size=args.batch, learning_rate=RATE, final_learning_rate=RATE, warmup_steps=0,
         weight_decay=DECAY, b2=0.95, clip=0.0, moment_dtype=moments,
     )  # fmt: skip
-    task = ProgEmuTask(model, ProgEmuConfig(length=args.length, loss_chunk=args.chunk), train)
+    chunk = args.chunk or CHUNKS[dtype]
+    task = ProgEmuTask(model, ProgEmuConfig(length=args.length, loss_chunk=chunk), train)
     mesh = sharding.make_mesh(1, 1, jax.device_count()) if args.config == "small" else sharding.make_mesh()
     tokens = tokens_of(args.batch, args.length)
     kinds = np.full(tokens.shape, Kind.VISUAL, np.int8)
@@ -80,6 +82,7 @@ def ours(args, dtype, moments, size):
     compiled = speed.compiled(step, state, batch, jax.random.key(1))
     memory = compiled.memory_analysis()
     said = {"parameters": sum(x.size for x in jax.tree.leaves(state["params"])), "jax": jax.__version__}
+    said["loss_chunk"] = chunk
     said["temporaries_mb"] = memory.temp_size_in_bytes * jax.device_count() >> 20
     said["device"] = jax.devices()[0].device_kind
     held = [state]
@@ -166,7 +169,7 @@ def compare(args, dtype):
         for side in sides:
             print(json.dumps({"products": dtype, "block": index, **side.block(args)}), flush=True)
     peer = sides[0]
-    row = {"products": dtype, "batch": args.batch, "length": args.length, "dropout": 0, "loss_chunk": args.chunk}
+    row = {"products": dtype, "batch": args.batch, "length": args.length, "dropout": 0}
     for side in sides:
         row[side.name] = {
             "tokens_per_second": round(statistics.median(side.rates), 1),
@@ -217,7 +220,8 @@ def main():
     args = parser.parse_args()
     small = args.config == "small"
     args.batch, args.length = args.batch or (2 if small else 1), args.length or (640 if small else 9216)
-    args.chunk = args.chunk or (160 if small else 1024)
+    if not small:
+        args.chunk = args.chunk or 1024
     if args.serve:
         serve(args, *args.serve.split(","))
     elif small:

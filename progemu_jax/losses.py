@@ -238,7 +238,8 @@ class _Head:
                 wanted = (start + jnp.arange(block) == target[:, None]).astype(jnp.float32)
                 if near is not None:
                     wanted = jnp.where(part["soft"][:, None], near / norm[:, None], wanted)
-                shares = every[0][j].astype(jnp.float32) * jnp.exp(every[1][j] - log_z)[:, None]
+                shares = jax.lax.optimization_barrier(every[0][j])  # of all blocks XLA would make float32 at once
+                shares = shares.astype(jnp.float32) * jnp.exp(every[1][j] - log_z)[:, None]
                 slope = jnp.where((weight > 0)[:, None] & known, weight[:, None] * (shares - wanted), 0.0)
                 slope = jax.lax.optimization_barrier(slope.astype(hidden.dtype))  # once for both products
                 back += jnp.einsum("NV,VD->ND", slope, head, preferred_element_type=jnp.float32)
