@@ -199,7 +199,7 @@ class _Head:
                 shares = jnp.exp(logits - new_top[:, None])
                 if every is not None:  # once for both uses: this is the dearest of the element-wise work
                     shares = jax.lax.optimization_barrier(shares)
-                    kept = shares.astype(every[0].dtype)[None]
+                    kept = jax.lax.bitcast_convert_type(shares.astype(hidden.dtype), every[0].dtype)[None]
                     every = (
                         jax.lax.dynamic_update_slice_in_dim(every[0], kept, j, 0),
                         jax.lax.dynamic_update_slice_in_dim(every[1], new_top[None], j, 0),
@@ -214,7 +214,9 @@ class _Head:
 
             every = None
             if with_gradient:  # exp(logit - top) of each block, and that top: what the slopes are made from
-                every = (jnp.zeros((blocks, tokens, block), hidden.dtype), jnp.zeros((blocks, tokens), jnp.float32))
+                # As integers of the dtype's size: of bfloat16 XLA's CPU compiler would widen all to change a part.
+                bits = jnp.uint16 if hidden.dtype.itemsize == 2 else jnp.uint32
+                every = (jnp.zeros((blocks, tokens, block), bits), jnp.zeros((blocks, tokens), jnp.float32))
             start = (jnp.full(tokens, -jnp.inf), zero, zero, zero, zero, every)
             top, total, of_target, of_near, norm, every = jax.lax.fori_loop(0, blocks, scan_logits, start)
             highest = over_ids(jax.lax.pmax, top)
@@ -238,8 +240,8 @@ class _Head:
                 wanted = (start + jnp.arange(block) == target[:, None]).astype(jnp.float32)
                 if near is not None:
                     wanted = jnp.where(part["soft"][:, None], near / norm[:, None], wanted)
-                shares = jax.lax.optimization_barrier(every[0][j])  # of all blocks XLA would make float32 at once
-                shares = shares.astype(jnp.float32) * jnp.exp(every[1][j] - log_z)[:, None]
+                shares = jax.lax.bitcast_convert_type(every[0][j], hidden.dtype).astype(jnp.float32)
+                shares = shares * jnp.exp(every[1][j] - log_z)[:, None]
                 slope = jnp.where((weight > 0)[:, None] & known, weight[:, None] * (shares - wanted), 0.0)
                 slope = jax.lax.optimization_barrier(slope.astype(hidden.dtype))  # once for both products
                 back += jnp.einsum("NV,VD->ND", slope, head, preferred_element_type=jnp.float32)
