@@ -17,11 +17,12 @@ import argparse
 import dataclasses
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+import child
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # a library that waits leaves the cores to the other
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -119,30 +120,6 @@ class Ours:
         seconds = time.perf_counter() - start
         image = sequence.image_body(self.vocabulary, np.asarray(out.codes[0]))
         return seconds, [int(t) for t in (*image, *np.asarray(out.text[0]))], int(out.passes[0])
-
-
-class Worker:
-    """`Ours` in a child process of another Python; a line of JSON a call, each way."""
-
-    def __init__(self, python, folder):
-        command = [python, __file__, "--serve", folder]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.version = json.loads(self.process.stdout.readline())
-
-    def __call__(self, *arguments):
-        self.process.stdin.write(json.dumps(arguments) + "\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            sys.exit(f"the worker ended with status {self.process.wait()}")
-        return json.loads(line)
-
-    @staticmethod
-    def serve(folder):
-        ours = Ours(folder)
-        print(json.dumps(ours.version), flush=True)
-        for line in sys.stdin:
-            print(json.dumps(ours(*json.loads(line))), flush=True)
 
 
 class Peer:
@@ -283,7 +260,8 @@ def main():
     if args.plan:
         return plan()
     if args.serve:
-        return Worker.serve(args.serve)
+        ours = Ours(args.serve)
+        return child.serve(ours.version, ours)
 
     import numpy as np
     import torch
@@ -295,10 +273,11 @@ def main():
     model.generation_config.eos_token_id = None  # its length is given
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         model.save_pretrained(folder)
-        ours = Worker(args.worker, folder) if args.worker else Ours(folder)
+        ours = child.Child(args.worker, __file__, "--serve", folder) if args.worker else Ours(folder)
+        version = ours.hello if args.worker else ours.version
         peer, speed = Peer(model), bandwidth()
         chosen = [row for row in OURS if args.only in row[0]]
-        emit(case=SIZES | {"side": SIDE, "text": TEXT, "top_k": TOP_K, "tokens": TOKENS}, jax=ours.version,
+        emit(case=SIZES | {"side": SIDE, "text": TEXT, "top_k": TOP_K, "tokens": TOKENS}, jax=version,
              torch=torch.__version__, threads=args.threads, memory_bytes_per_second=speed)  # fmt: skip
         rows = {}
         for dtype in ("float32", "bfloat16"):  # peer's warm-up

@@ -14,18 +14,18 @@ last line has the medians, the ratio of the better dtype of each, and how far th
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import child
 import numpy as np
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # a library that waits leaves the cores to the other
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-DTYPES = ("float32", "bfloat16")
+DTYPES, RESULT = ("float32", "bfloat16"), "result.npy"
 
 
 def main():
@@ -34,10 +34,10 @@ def main():
     for name, value in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--python", default=sys.executable)
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.worker:
-        return worker(Path(args.worker), args.steps)
+    if args.serve:
+        return serve(Path(args.serve), args.steps)
 
     import torch
     from diffusers import DDIMScheduler, UNet2DConditionModel
@@ -72,8 +72,8 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         unet.save_pretrained(folder)
         np.savez(Path(folder) / "inputs.npz", **x)
-        ours = Worker(args.python, folder, args.steps)
-        calls = {("ours", d): lambda d=d: ours(d) for d in DTYPES}
+        ours = child.Child(args.python, __file__, f"--serve={folder}", f"--steps={args.steps}")
+        calls = {("ours", d): lambda d=d: (ours(d), np.load(Path(folder) / RESULT)) for d in DTYPES}
         calls |= {("diffusers", d): lambda d=d: timed(theirs[d]) for d in DTYPES}
         results = {key: call()[1] for key, call in calls.items()}  # warm-up
         speeds = {key: [] for key in calls}
@@ -86,7 +86,7 @@ def main():
         ours.close()
     best = {who: max(DTYPES, key=lambda d, w=who: np.median(speeds[w, d])) for who in ("ours", "diffusers")}
     ratios = np.asarray(speeds["ours", best["ours"]]) / np.asarray(speeds["diffusers", best["diffusers"]])
-    summary = {k: v for k, v in vars(args).items() if k in sizes} | {"jax": ours.version, "torch": torch.__version__}
+    summary = {k: v for k, v in vars(args).items() if k in sizes} | {"jax": ours.hello, "torch": torch.__version__}
     summary |= {"_".join(key): round(float(np.median(value)), 4) for key, value in speeds.items()}
     summary |= {f"best_{who}": dtype for who, dtype in best.items()}
     summary["float32_ratio"] = round(
@@ -107,38 +107,22 @@ def timed(call):
     return time.perf_counter() - start, result
 
 
-class Worker:
-    """Our side in a process of its own: a dtype goes in on a line, seconds come out, the result lies in a file."""
-
-    def __init__(self, python, folder, steps):
-        command = [python, __file__, f"--worker={folder}", f"--steps={steps}"]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.result, self.version = Path(folder) / "result.npy", self.process.stdout.readline().strip()
-
-    def __call__(self, dtype):
-        print(dtype, file=self.process.stdin, flush=True)
-        return float(self.process.stdout.readline()), np.load(self.result)
-
-    def close(self):
-        self.process.stdin.close()
-        self.process.wait()
-
-
-def worker(folder, steps):
-    """What `Worker` talks to."""
+def serve(folder, steps):
+    """Our side: a dtype goes in, seconds come out, the result lies in a file."""
     import jax
 
     with np.load(folder / "inputs.npz") as file:
         x = dict(file)
-    print(jax.__version__, flush=True)
     calls = {}
-    for line in sys.stdin:
-        dtype = line.strip()
+
+    def answer(dtype):
         if dtype not in calls:
             calls[dtype] = our_steps(folder, dtype, x, steps)
         seconds, result = timed(calls[dtype])
-        np.save(folder / "result.npy", result)
-        print(seconds, flush=True)
+        np.save(folder / RESULT, result)
+        return seconds
+
+    child.serve(jax.__version__, answer)
 
 
 def our_steps(folder, dtype, x, steps):

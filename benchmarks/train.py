@@ -1,6 +1,6 @@
 """One training step of an Emu3-shaped language model against PyTorch with `transformers`' Emu3; prints JSON lines.
 
-    make bench-train      # or: .venv-parity/bin/python benchmarks/train.py [--blocks=3] [--steps=2] [--batch=2]
+    make bench-train      # or: .venv-parity/bin/python benchmarks/train.py [--blocks=3] [--steps=2] [--worker=PYTHON]
     python benchmarks/train.py --config=1b     # ours alone, on an accelerator: tokens a second and MFU at 9,216 tokens
 
 Hidden 512, 8 layers, 8/4 heads, FFN 1,408, vocabulary 184,622, 2 x 640 tokens, loss on all of them, AdamW, dropout 0,
@@ -9,6 +9,7 @@ Each side is a process of its own; they take blocks of steps in turn, and one re
 the process's largest resident set. PyTorch has its fused AdamW; ours computes layers again in the backward pass and has
 XLA's scheduler for little memory. A row a block; the last row of each dtype has medians and ratios. Compilation and the
 first step are not counted in the time, but are in the memory. Tokens a second of CPU time say more on a busy machine.
+--worker: another Python (with another JAX) that ours runs in.
 """
 
 import argparse
@@ -16,15 +17,19 @@ import json
 import os
 import resource
 import statistics
-import subprocess
 import sys
 import time
+
+import child
+
+from progemu_jax.main import use_all_cores
 
 SIZES = {
     "small": {"hidden_size": 512, "num_layers": 8, "num_heads": 8, "num_kv_heads": 4, "intermediate_size": 1408},
     "1b": {"hidden_size": 2048, "num_layers": 16, "num_heads": 16, "num_kv_heads": 8, "intermediate_size": 5632},
 }
 VOCABULARY = 184_622
+CHUNKS = {"float32": 320, "bfloat16": 640}  # tokens of each row at the head at a time: what is kept of them is as large
 RATE, DECAY = 1e-4, 0.1
 
 
@@ -36,18 +41,13 @@ def tokens_of(batch, length):
 
 def ours(args, dtype, moments, size):
     """A function that takes one step and returns the loss; and what to say of it."""
-    cores = len(os.sched_getaffinity(0))
     if args.config == "small":  # one single-threaded device a core, the vocabulary split over them
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
-        os.environ["XLA_FLAGS"] = (
-            f"--xla_force_host_platform_device_count={cores} --xla_cpu_multi_thread_eigen=false "
-            "--xla_cpu_enable_concurrency_optimized_scheduler=false "  # buffers live shorter
-            + os.environ.get("XLA_FLAGS", "")
-        )
+        use_all_cores()
     import jax
     import numpy as np
 
-    from progemu_jax import sharding
+    from progemu_jax import sharding, speed
     from progemu_jax.models.transformer import TransformerConfig
     from progemu_jax.sequence import Kind
     from progemu_jax.tasks.progemu import ProgEmuConfig, ProgEmuTask
@@ -62,7 +62,8 @@ def ours(args, dtype, moments, size):
         steps=10**6, batch_size=args.batch, learning_rate=RATE, final_learning_rate=RATE, warmup_steps=0,
         weight_decay=DECAY, b2=0.95, clip=0.0, moment_dtype=moments,
     )  # fmt: skip
-    task = ProgEmuTask(model, ProgEmuConfig(length=args.length, loss_chunk=args.chunk), train)
+    chunk = args.chunk or CHUNKS[dtype]
+    task = ProgEmuTask(model, ProgEmuConfig(length=args.length, loss_chunk=chunk), train)
     mesh = sharding.make_mesh(1, 1, jax.device_count()) if args.config == "small" else sharding.make_mesh()
     tokens = tokens_of(args.batch, args.length)
     kinds = np.full(tokens.shape, Kind.VISUAL, np.int8)
@@ -78,9 +79,10 @@ def ours(args, dtype, moments, size):
     shardings = task.state_shardings(mesh, jax.eval_shape(task.init, jax.random.key(0)))
     state = jax.jit(task.init, out_shardings=shardings)(jax.random.key(0))
     step = jax.jit(task.train_step, donate_argnums=0, out_shardings=(shardings, None))
-    compiled = step.lower(state, batch, jax.random.key(1)).compile()
+    compiled = speed.compiled(step, state, batch, jax.random.key(1))
     memory = compiled.memory_analysis()
     said = {"parameters": sum(x.size for x in jax.tree.leaves(state["params"])), "jax": jax.__version__}
+    said["loss_chunk"] = chunk
     said["temporaries_mb"] = memory.temp_size_in_bytes * jax.device_count() >> 20
     said["device"] = jax.devices()[0].device_kind
     held = [state]
@@ -125,20 +127,20 @@ def theirs(args, dtype, size):
 
 
 def serve(args, side, dtype, moments):
-    """A side's process: a line in, so many steps, a line out."""
-    one, said, _ = (
-        theirs(args, dtype, SIZES["small"]) if side == "theirs" else ours(args, dtype, moments, SIZES[args.config])
-    )
-    first = one()
-    print(json.dumps({**said, "first_loss": first}), flush=True)
-    for line in sys.stdin:
+    """A side's process: answers a number of steps with what they took."""
+    size = SIZES[args.config]
+    one, said, _ = theirs(args, dtype, size) if side == "theirs" else ours(args, dtype, moments, size)
+
+    def steps(count):
         start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
-        for _ in range(int(line)):
+        for _ in range(count):
             loss = one()
         seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF)
         cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        row = {"seconds": seconds, "cpu_seconds": cpu, "loss": loss, "peak_gib": after.ru_maxrss / 2**20}
-        print(json.dumps(row), flush=True)
+        return {"seconds": seconds, "cpu_seconds": cpu, "loss": loss, "peak_gib": after.ru_maxrss / 2**20}
+
+    one()
+    child.serve(said, steps)
 
 
 class Side:
@@ -146,30 +148,18 @@ class Side:
 
     def __init__(self, args, side, dtype, moments):
         self.name = side if side == "theirs" else f"ours, {moments} moments"
-        command = [sys.executable, __file__, f"--serve={side},{dtype},{moments}"]
-        command += [f"--{k}={getattr(args, k)}" for k in ("batch", "length", "chunk", "config")]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.said, self.rates, self.cpu_rates, self.last = self._read(), [], [], {}
-
-    def _read(self):
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{self.name}: its process ended with {self.process.wait()}")
-        return json.loads(line)
+        python = sys.executable if side == "theirs" else args.worker
+        options = [f"--{k}={getattr(args, k)}" for k in ("batch", "length", "chunk", "config")]
+        self.process = child.Child(python, __file__, f"--serve={side},{dtype},{moments}", *options)
+        self.rates, self.cpu_rates, self.last = [], [], {}
 
     def block(self, args):
-        self.process.stdin.write(f"{args.steps}\n")
-        self.process.stdin.flush()
-        self.last = self._read()
+        self.last = self.process(args.steps)
         tokens = args.steps * args.batch * args.length
         self.rates.append(tokens / self.last["seconds"])
         self.cpu_rates.append(tokens / self.last["cpu_seconds"])
         row = {"tokens_per_second": round(self.rates[-1], 1), "tokens_per_cpu_second": round(self.cpu_rates[-1], 1)}
         return {"side": self.name, **row, "loss": round(self.last["loss"], 4)}
-
-    def close(self):
-        self.process.stdin.close()
-        self.process.wait()
 
 
 def compare(args, dtype):
@@ -179,13 +169,13 @@ def compare(args, dtype):
         for side in sides:
             print(json.dumps({"products": dtype, "block": index, **side.block(args)}), flush=True)
     peer = sides[0]
-    row = {"products": dtype, "batch": args.batch, "length": args.length, "dropout": 0, "loss_chunk": args.chunk}
+    row = {"products": dtype, "batch": args.batch, "length": args.length, "dropout": 0}
     for side in sides:
         row[side.name] = {
             "tokens_per_second": round(statistics.median(side.rates), 1),
             "tokens_per_cpu_second": round(statistics.median(side.cpu_rates), 1),
             "peak_gib": round(side.last["peak_gib"], 2),
-            **{k: v for k, v in side.said.items() if k != "first_loss"},
+            **side.process.hello,
         }
         if side is not peer:
             ratios = [a / b for a, b in zip(side.rates, peer.rates, strict=True)]
@@ -195,7 +185,7 @@ def compare(args, dtype):
             row[side.name]["memory_ratio"] = round(side.last["peak_gib"] / peer.last["peak_gib"], 2)
     print(json.dumps(row), flush=True)
     for side in sides:
-        side.close()
+        side.process.close()
 
 
 def accelerator(args):
@@ -225,11 +215,13 @@ def main():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--config", choices=sorted(SIZES), default="small")
     parser.add_argument("--products", default="float32,bfloat16")
+    parser.add_argument("--worker", default=sys.executable)
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     args = parser.parse_args()
     small = args.config == "small"
     args.batch, args.length = args.batch or (2 if small else 1), args.length or (640 if small else 9216)
-    args.chunk = args.chunk or (160 if small else 1024)
+    if not small:
+        args.chunk = args.chunk or 1024
     if args.serve:
         serve(args, *args.serve.split(","))
     elif small:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from progemu_jax.models import linear
 from progemu_jax.sharding import RULES
 
 
@@ -96,15 +97,16 @@ def head_cross_entropy(
         x = jnp.take_along_axis(x, order.reshape(order.shape + (1,) * (x.ndim - 2)), axis=1)
         return jnp.pad(x, pad + [(0, 0)] * (x.ndim - 2))
 
+    # Scaled before, so that the gradient needs no further pass over all of the table's.
+    total = weights.sum()
+    weights = weights / jnp.where(total > 0, total, 1.0)
     items = {"target": jnp.where(counted, targets, 0), "weight": weights, "counted": counted}
     if soft is not None:
         items["soft"] = soft.on
-    total, nll = _Head(chunk, vocab_size, soft and soft._replace(on=None))(
+    loss, nll = _Head(chunk, vocab_size, soft and soft._replace(on=None))(
         first(hidden), table, {name: first(x) for name, x in items.items()}
     )
-    weight = weights.sum()
-    nll = jax.lax.stop_gradient(jnp.take_along_axis(nll[:, :length], back, axis=1))
-    return total / jnp.where(weight > 0, weight, 1.0), nll
+    return loss, jax.lax.stop_gradient(jnp.take_along_axis(nll[:, :length], back, axis=1))
 
 
 def _counted_first(counted: jax.Array) -> jax.Array:
@@ -174,18 +176,17 @@ class _Head:
             return reduce(x, ids) if ids else x
 
         def at(j, part):
-            """Block j of the head: (first row, its rows, what its ids are to the tokens)."""
+            """Block j of the head: (first row, its rows, which are ids that count, those that are codes near)."""
             start = jnp.minimum(j * block, count - block)  # the last block reaches back; what it has twice is out
             local = start + jnp.arange(block)
             known, names = local >= j * block, first_id + local
             if self.vocab_size is not None:
                 known &= names < self.vocab_size
-            exact = (names == part["target"][:, None]) & known
             near = None
             if self.soft is not None:
                 codes, q = names - self.soft.start, len(self.soft.codebook)
                 near = jnp.where((codes >= 0) & (codes < q) & known, self._near(part["target"], codes), 0.0)
-            return start, jax.lax.dynamic_slice_in_dim(table, start, block).astype(hidden.dtype), known, exact, near
+            return start, jax.lax.dynamic_slice_in_dim(table, start, block).astype(hidden.dtype), known, near
 
         def body(index, carry):
             loss, nll, d_hidden, d_table = carry
@@ -195,23 +196,37 @@ class _Head:
 
             part = {name: cut(x).reshape(-1) for name, x in items.items()}
             states = cut(hidden).reshape(tokens, width)
+            columns = linear.transposed(states)
+            target = part["target"] - first_id  # its row, where this device has it
             zero = jnp.zeros(tokens, jnp.float32)
 
             def scan_logits(j, carry):
                 top, total, of_target, of_near, norm, every = carry
-                _, head, known, exact, near = at(j, part)
+                start, head, known, near = at(j, part)
                 logits = jnp.einsum("ND,VD->NV", states, head, preferred_element_type=jnp.float32)
                 logits = jnp.where(known, logits, -1e30)
                 new_top = jnp.maximum(top, logits.max(-1))
-                total = total * jnp.exp(top - new_top) + jnp.exp(logits - new_top[:, None]).sum(-1)
-                of_target += jnp.where(exact, logits, 0.0).sum(-1)
+                shares = jnp.exp(logits - new_top[:, None])
+                if every is not None:  # once for both uses: this is the dearest of the element-wise work
+                    shares = jax.lax.optimization_barrier(shares)
+                    kept = jax.lax.bitcast_convert_type(shares.astype(hidden.dtype), every[0].dtype)[None]
+                    every = (
+                        jax.lax.dynamic_update_slice_in_dim(every[0], kept, j, 0),
+                        jax.lax.dynamic_update_slice_in_dim(every[1], new_top[None], j, 0),
+                    )
+                total = total * jnp.exp(top - new_top) + shares.sum(-1)
+                here = (target >= j * block) & (target < start + block)
+                at_target = jnp.take_along_axis(logits, jnp.clip(target - start, 0, block - 1)[:, None], 1)[:, 0]
+                of_target += jnp.where(here, at_target, 0.0)
                 if near is not None:
                     of_near, norm = of_near + (near * logits).sum(-1), norm + near.sum(-1)
-                if every is not None:
-                    every = jax.lax.dynamic_update_slice_in_dim(every, logits[None], j, 0)
                 return new_top, total, of_target, of_near, norm, every
 
-            every = jnp.zeros((blocks, tokens, block), jnp.float32) if with_gradient else None
+            every = None
+            if with_gradient:  # exp(logit - top) of each block, and that top: what the slopes are made from
+                # As integers of the dtype's size: of bfloat16 XLA's CPU compiler would widen all to change a part.
+                bits = jnp.uint16 if hidden.dtype.itemsize == 2 else jnp.uint32
+                every = (jnp.zeros((blocks, tokens, block), bits), jnp.zeros((blocks, tokens), jnp.float32))
             start = (jnp.full(tokens, -jnp.inf), zero, zero, zero, zero, every)
             top, total, of_target, of_near, norm, every = jax.lax.fori_loop(0, blocks, scan_logits, start)
             highest = over_ids(jax.lax.pmax, top)
@@ -231,14 +246,16 @@ class _Head:
 
             def slopes(j, carry):
                 back, d_table = carry
-                start, head, known, exact, near = at(j, part)
-                wanted = exact.astype(jnp.float32)
+                start, head, known, near = at(j, part)
+                wanted = (start + jnp.arange(block) == target[:, None]).astype(jnp.float32)
                 if near is not None:
                     wanted = jnp.where(part["soft"][:, None], near / norm[:, None], wanted)
-                slope = weight[:, None] * (jnp.exp(every[j] - log_z[:, None]) - wanted)
-                slope = jnp.where((weight > 0)[:, None] & known, slope, 0.0).astype(hidden.dtype)
+                shares = jax.lax.bitcast_convert_type(every[0][j], hidden.dtype).astype(jnp.float32)
+                shares = shares * jnp.exp(every[1][j] - log_z)[:, None]
+                slope = jnp.where((weight > 0)[:, None] & known, weight[:, None] * (shares - wanted), 0.0)
+                slope = jax.lax.optimization_barrier(slope.astype(hidden.dtype))  # once for both products
                 back += jnp.einsum("NV,VD->ND", slope, head, preferred_element_type=jnp.float32)
-                more = jnp.einsum("NV,ND->VD", slope, states, preferred_element_type=jnp.float32)
+                more = linear.outer(slope, states, columns)
                 so_far = jax.lax.dynamic_slice_in_dim(d_table, start, block)
                 return back, jax.lax.dynamic_update_slice_in_dim(d_table, so_far + more, start, 0)
 

@@ -3,6 +3,7 @@
 Follows ProgEmu's recipe: AdamW, global-norm clip, linear warm-up, cosine to a floor.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -150,13 +151,90 @@ def start(optimizer: optax.GradientTransformation, cfg, params: Any) -> dict[str
     return state
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Gradient of a table [V, M] that is 0 but in some rows: f32 [N, M], of ids int32 [N], each once or V."""
+
+    ids: jax.Array
+    values: jax.Array
+
+    @classmethod
+    def of(cls, ids: jax.Array, values: jax.Array, size: int) -> "Rows":
+        """ids int [N], values [N, M]: those of one id are added up. size: V."""
+        order = jnp.argsort(ids)
+        ids, values = ids[order].astype(jnp.int32), values[order].astype(jnp.float32)
+        place = jnp.cumsum(jnp.concatenate([jnp.zeros(1, bool), ids[1:] != ids[:-1]]))
+        return cls(jnp.full_like(ids, size).at[place].set(ids), jnp.zeros_like(values).at[place].add(values))
+
+    def table(self, size: int) -> jax.Array:
+        """f32 [V, M]."""
+        zeros = jnp.zeros((size, self.values.shape[1]), jnp.float32)
+        return zeros.at[self.ids].add(self.values, mode="drop", unique_indices=True)
+
+
+def global_norm(grads: Any) -> jax.Array:
+    """Euclidean norm of all gradients, `Rows` among them."""
+    rows = [g for g in jax.tree.leaves(grads, is_leaf=_is_rows) if _is_rows(g)]
+    others = jax.tree.map(lambda g: None if _is_rows(g) else g, grads, is_leaf=_is_rows)
+    return optax.global_norm([others, [g.values for g in rows]])
+
+
+def _is_rows(x):
+    return isinstance(x, Rows)
+
+
 def advance(optimizer: optax.GradientTransformation, cfg, state: dict[str, Any], grads: Any) -> dict[str, Any]:
     """`state` after one update by `grads`; keys that are not of `start` stay.
 
     Parameters in bfloat16 are rounded stochastically: most updates are smaller than half of their last bit. The
     moving average (`cfg.ema`) forgets faster at first, min(ema, (1 + n) / (10 + n)) at update n.
+
+    At the top of `grads` there may be `Rows` (AdamW only). Each is made a table when the other parameters have been
+    updated and their gradients are gone.
     """
-    updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
+    if rows := {name: g for name, g in grads.items() if _is_rows(g)}:
+        params, opt_state = _advance_with_rows(optimizer, cfg, state, grads, rows)
+    else:
+        params, opt_state = _advance_all(optimizer, state["params"], state["opt_state"], grads)
+    new = {**state, "params": params, "opt_state": opt_state}
+    if cfg.ema:
+        n = state["ema"]["updates"].astype(jnp.float32)
+        decay = jnp.minimum(cfg.ema, (1 + n) / (10 + n))
+        average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, state["ema"]["params"], params)
+        new["ema"] = {"params": average, "updates": state["ema"]["updates"] + 1}
+    return new
+
+
+def _advance_with_rows(optimizer, cfg, state, grads, rows):
+    (at,) = [i for i, part in enumerate(state["opt_state"]) if isinstance(part, optax.ScaleByAdamState)]
+    scale = 1.0
+    if cfg.clip:  # by the norm of all; what is clipped already the optimizer leaves
+        norm = global_norm(grads)
+        scale = jnp.where(norm < cfg.clip, 1.0, cfg.clip / norm)
+
+    def update(names, grads):
+        def of(tree):
+            return {name: tree[name] for name in names}
+
+        parts = [*state["opt_state"]]
+        parts[at] = parts[at]._replace(mu=of(parts[at].mu), nu=of(parts[at].nu))
+        params, parts = _advance_all(optimizer, of(state["params"]), tuple(parts), jax.tree.map(scale_one, grads))
+        return params, parts
+
+    def scale_one(g):
+        return g * scale if cfg.clip else g
+
+    params, parts = update([n for n in grads if n not in rows], {n: g for n, g in grads.items() if n not in rows})
+    values, params = jax.lax.optimization_barrier(({n: g.values for n, g in rows.items()}, params))
+    tables = {n: dataclasses.replace(g, values=values[n]).table(len(state["params"][n])) for n, g in rows.items()}
+    others, more = update(rows, tables)
+    adam = parts[at]._replace(mu={**parts[at].mu, **more[at].mu}, nu={**parts[at].nu, **more[at].nu})
+    return {**params, **others}, (*parts[:at], adam, *parts[at + 1 :])
+
+
+def _advance_all(optimizer, before, opt_state, grads):
+    updates, opt_state = optimizer.update(grads, opt_state, before)
     counts = [leaf for path, leaf in jax.tree_util.tree_flatten_with_path(opt_state)[0] if _is_count(path)]
     seed = -1 - counts[0]  # another one than the moments'
 
@@ -166,16 +244,9 @@ def advance(optimizer: optax.GradientTransformation, cfg, state: dict[str, Any],
             return stochastic_round(moved, hashed_bits(param.shape, (seed, index)))
         return moved.astype(param.dtype)
 
-    leaves, structure = jax.tree.flatten(state["params"])
+    leaves, structure = jax.tree.flatten(before)
     moved = [apply(i, p, u) for i, (p, u) in enumerate(zip(leaves, jax.tree.leaves(updates), strict=True))]
-    params = jax.tree.unflatten(structure, moved)
-    new = {**state, "params": params, "opt_state": opt_state}
-    if cfg.ema:
-        n = state["ema"]["updates"].astype(jnp.float32)
-        decay = jnp.minimum(cfg.ema, (1 + n) / (10 + n))
-        average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, state["ema"]["params"], params)
-        new["ema"] = {"params": average, "updates": state["ema"]["updates"] + 1}
-    return new
+    return jax.tree.unflatten(structure, moved), opt_state
 
 
 def _is_count(path):

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from progemu_jax.errors import UserError
 
@@ -144,15 +144,6 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, spec(("batch",)))
 
 
-def platform() -> str:
-    """Where what is being traced will run, "cpu", "gpu" or "tpu": on the mesh in force, or JAX's default devices.
-
-    They differ where a program is compiled for devices that are not here (`progemu_jax.plan`).
-    """
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return device.platform if device is not None else jax.default_backend()
-
-
 def data_parts(mesh: Mesh) -> int:
     """How many ways a batch is split."""
     return math.prod(mesh.shape[name] for name in RULES["batch"])
@@ -200,6 +191,15 @@ def place(tree: Any, mesh: Mesh) -> Any:
 def on(mesh: Mesh | None) -> contextlib.AbstractContextManager:
     """What is traced within holds its activations to the mesh (`constrain`)."""
     return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+
+
+def platform(mesh: AbstractMesh | None = None) -> str:
+    """Where what is being traced will run, "cpu", "gpu" or "tpu": on a mesh (None: the one in force), else by default.
+
+    They differ where a program is compiled for devices that are not here (`progemu_jax.plan`).
+    """
+    device = (jax.sharding.get_abstract_mesh() if mesh is None else mesh).abstract_device
+    return device.platform if device is not None else jax.default_backend()
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

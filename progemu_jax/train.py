@@ -214,6 +214,7 @@ class _Run:
             "sums": {name: np.float32(sums.get(name, 0.0)) for name in shapes},
         }
         carry = {"state": state, **self.place(counters)}
+        step = speed.compiled(self.step, carry, first)
         writing = hosts.first()
         with (
             _Metrics(self.workdir, start, writing) as log,
@@ -223,7 +224,7 @@ class _Run:
             signalled = _Agreed(caught, self.mesh)
             for done in range(start + 1, cfg.steps + 1):
                 batch = first if done == start + 1 else self.put(self._next(source, done - 1))
-                carry = self.step(carry, batch)
+                carry = step(carry, batch)
                 last, stop = done == cfg.steps, signalled()
                 if last or done % cfg.log_every == 0:
                     carry = self._log(carry, done, log, bar)

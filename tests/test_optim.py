@@ -217,3 +217,33 @@ def test_unknown_choices_are_named():
         optim.make_optimizer(dataclasses.replace(CFG, moment_dtype="int8"))
     with pytest.raises(UserError, match="accumulate=3 does not divide"):
         optim.value_and_grad_accumulated(lambda p, b, k: (p, {}), jnp.ones(()), jnp.zeros((4, 1)), jax.random.key(0), 3)
+
+
+@pytest.mark.parametrize("moments", ["float32", "bfloat16"])
+def test_rows_as_the_gradient_of_a_table(moments):
+    """One of them twice; clipped by the norm of all."""
+    cfg = dataclasses.replace(CFG, learning_rate=1e-2, warmup_steps=0, clip=0.5, moment_dtype=moments)
+    tx = optim.make_optimizer(cfg)
+    keys = jax.random.split(jax.random.key(0), 5)
+    params = {
+        "embed_tokens": jax.random.normal(keys[0], (38, 6)),
+        "lm_head": jax.random.normal(keys[1], (38, 6)),
+        "norm": {"scale": jnp.ones(6)},
+    }
+    ids, rows = jnp.array([3, 37, 3, 0, 20]), jax.random.normal(keys[2], (5, 6))
+    dense = {
+        "embed_tokens": jnp.zeros((38, 6)).at[ids].add(rows),
+        "lm_head": jax.random.normal(keys[3], (38, 6)),
+        "norm": {"scale": jax.random.normal(keys[4], (6,))},
+    }
+    sparse = {**dense, "embed_tokens": optim.Rows.of(ids, rows, 38)}
+    np.testing.assert_allclose(optim.global_norm(sparse), optax.global_norm(dense), rtol=1e-6)
+    states = []
+    for grads in (sparse, dense):
+        step = jax.jit(lambda state, grads=grads: optim.advance(tx, cfg, state, grads))
+        states.append(step(step(optim.start(tx, cfg, params))))
+    assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
+    for a, b in zip(*(jax.tree.leaves(state) for state in states), strict=True):
+        a, b = np.asarray(a.astype(jnp.float32)), np.asarray(b.astype(jnp.float32))
+        tolerance = {"rtol": 2**-6, "atol": 1e-3} if moments == "bfloat16" else {"rtol": 1e-5, "atol": 1e-7}
+        np.testing.assert_allclose(a, b, **tolerance)  # stochastic rounding takes other bits

@@ -104,6 +104,22 @@ def test_accumulation_gives_the_same_gradient_step(words, task):
         np.testing.assert_allclose(a, b, atol=2e-5)
 
 
+def test_the_embeddings_gradient_as_rows_gives_the_same_step(words, task, monkeypatch):
+    batch, state = stack(words), task.init(jax.random.key(0))
+    (dense, of_dense), (rows, of_rows) = (
+        monkeypatch.setattr(ProgEmuTask, "_few_rows", lambda *_, few=few: few)
+        or task.train_step(state, batch, jax.random.key(1))
+        for few in (False, True)
+    )
+    for name in of_dense:
+        np.testing.assert_allclose(of_rows[name], of_dense[name], rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(rows), jax.tree.leaves(dense), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+    table = [s["opt_state"][1].mu["embed_tokens"] for s in (rows, dense)]
+    assert np.abs(table[0]).max() > 1e-4
+    np.testing.assert_allclose(*table, rtol=1e-3, atol=1e-7)
+
+
 def test_code_embeddings_put_like_codes_together(words, task):
     params = task.init(jax.random.key(0))["params"]
     codebook = CODEBOOK.copy()

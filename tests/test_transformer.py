@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from progemu_jax.models import layers as nnl
+from progemu_jax.models import linear
 from progemu_jax.models import transformer as tf
 
 CFG = tf.TransformerConfig(
@@ -205,6 +206,30 @@ def test_bfloat16_stays_near_float32(params):
     got, _ = forward(dataclasses.replace(CFG, dtype="bfloat16"), params, tokens)
     assert got.dtype == jnp.bfloat16
     assert float(jnp.abs(got.astype(jnp.float32) - want).mean()) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("spec", "x", "w"), [("RM,MKD->RKD", (7, 6), (6, 4, 5)), ("RND,NDM->RM", (7, 4, 5), (4, 5, 6))]
+)
+def test_bfloat16_products_and_their_gradients_on_cpu(spec, x, w):
+    """Of the rounded factors, in float32: the weight's gradient is not rounded, whichever factor is turned for it."""
+    rng = np.random.default_rng(0)
+    x, w = (rng.standard_normal(shape).astype(np.float32) for shape in (x, w))
+    rounded = [np.asarray(jnp.asarray(a, jnp.bfloat16), np.float64) for a in (x, w)]
+    expected = np.einsum(spec, *rounded)
+    slope = np.asarray(jnp.asarray(rng.standard_normal(expected.shape), jnp.bfloat16), np.float64)
+    left, rest = spec.split(",")
+    right, out = rest.split("->")
+    of_x, of_w = (
+        np.einsum(f"{out},{right}->{left}", slope, rounded[1]),
+        np.einsum(f"{left},{out}->{right}", rounded[0], slope),
+    )
+    y, pull = jax.vjp(lambda x, w: linear.einsum(spec, x, w), jnp.asarray(x, jnp.bfloat16), jnp.asarray(w))
+    np.testing.assert_allclose(y.astype(jnp.float32), expected, rtol=2**-8, atol=1e-6)
+    got_x, got_w = pull(jnp.asarray(slope, y.dtype))
+    np.testing.assert_allclose(got_x.astype(jnp.float32), of_x, rtol=2**-8, atol=1e-6)
+    assert got_w.dtype == jnp.float32
+    np.testing.assert_allclose(got_w, of_w, rtol=1e-5, atol=1e-5)
 
 
 def test_cache_rows_can_be_repeated(params):

@@ -302,6 +302,7 @@ class Transformer(nn.Module):
         length grows by its number of non-padding tokens. The caller keeps length + T within the cache.
       prefill: static; True when the cache is empty: attention then runs over the T tokens only.
       deterministic: False applies dropout (rngs={"dropout": key}).
+      embedded: what `embed` gives for tokens and aligned, to take the gradient by; None: looked up here.
     Returns (hidden cfg.dtype `[B, T, M]`, cache or None).
     """
 
@@ -318,6 +319,7 @@ class Transformer(nn.Module):
         cache: Params | None = None,
         prefill: bool = False,
         deterministic: bool = True,
+        embedded: tuple[Array, Array | None] | None = None,
     ) -> tuple[Array, Params | None]:
         cfg = self.cfg
         dtype, param_dtype = jnp.dtype(cfg.dtype), jnp.dtype(cfg.param_dtype)
@@ -333,9 +335,10 @@ class Transformer(nn.Module):
         offset = jnp.zeros((B,), jnp.int32) if cache is None else cache["length"]
         if positions is None:
             positions = offset[:, None] + jnp.arange(T, dtype=jnp.int32)
-        x = _look_up(table, tokens, dtype)
-        if cfg.prior_alignment and aligned is not None:
-            prior = _look_up(table, jnp.maximum(aligned, 0), dtype)
+        if embedded is None:
+            embedded = embed(table, tokens, aligned if cfg.prior_alignment else None, dtype)
+        x, prior = embedded
+        if prior is not None:
             prior = jnp.where(aligned[..., None] >= 0, prior, 0)
             x = x + linear.einsum("RM,ME->RE", prior.reshape(B * T, M), prior_proj).reshape(B, T, M)
         if not deterministic and cfg.dropout > 0:
@@ -371,6 +374,12 @@ class Transformer(nn.Module):
             return x, None
         added = T if segments is None else jnp.sum(segments != 0, axis=1, dtype=jnp.int32)
         return x, {**keys_values, "length": offset + added}
+
+
+def embed(table: Array, tokens: Array, aligned: Array | None, dtype: Any) -> tuple[Array, Array | None]:
+    """Rows of the table `[V, M]` for tokens and, where given, aligned (`Transformer`): `[B, T, M]` each, or None."""
+    prior = None if aligned is None else _look_up(table, jnp.maximum(aligned, 0), dtype)
+    return _look_up(table, tokens, dtype), prior
 
 
 def _look_up(table: Array, tokens: Array, dtype: Any) -> Array:

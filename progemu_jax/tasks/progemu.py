@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from progemu_jax import lora, losses, optim, radtext, sequence, sharding
 from progemu_jax.lora import TuneConfig
@@ -193,18 +192,21 @@ class ProgEmuTask:
         return sharding.param_shardings(abstract, transformer.LOGICAL_AXES, mesh)
 
     def loss(
-        self, params: Any, batch: dict[str, jax.Array], key: jax.Array | None, every: bool = False
+        self, params: Any, batch: dict[str, jax.Array], key: jax.Array | None, every: bool = False, embedded: Any = None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Weighted mean cross-entropy of the next token, and its means by kind of token.
 
         key: None switches dropout off. every: also the means of kinds that have no weight in the loss, which cost as
-        much as the others.
+        much as the others. embedded: see `Transformer`.
         """
-        with jax.sharding.use_abstract_mesh(self.mesh) if self.mesh else contextlib.nullcontext():
-            return self._loss(params, batch, key, every)
+        with self._on_mesh():
+            return self._loss(params, batch, key, every, embedded)
+
+    def _on_mesh(self) -> contextlib.AbstractContextManager:
+        return jax.sharding.use_abstract_mesh(self.mesh) if self.mesh else contextlib.nullcontext()
 
     def _loss(
-        self, params: Any, batch: dict[str, jax.Array], key: jax.Array | None, every: bool
+        self, params: Any, batch: dict[str, jax.Array], key: jax.Array | None, every: bool, embedded: Any
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         tokens, kinds, aligned = batch["tokens"], batch["kinds"][:, 1:], batch["aligned"][:, :-1]
         hidden, _ = self.model.apply(
@@ -215,6 +217,7 @@ class ProgEmuTask:
             segments=batch["kinds"][:, :-1] != Kind.PAD,
             deterministic=key is None or self.model_config.dropout == 0,
             rngs=None if key is None else {"dropout": key},
+            embedded=embedded,
         )
         targets = tokens[:, 1:]
         changed = (aligned >= 0) & (aligned != targets)
@@ -248,16 +251,50 @@ class ProgEmuTask:
         return loss, {"weight": weights.sum(), **means}
 
     def train_step(self, state: dict[str, Any], batch: dict[str, jax.Array], key: jax.Array) -> tuple[dict, dict]:
-        frozen = state.get("frozen", {})
-        (loss, metrics), grads = optim.value_and_grad_accumulated(
-            lambda trained, *rest: self.loss(lora.join(trained, frozen), *rest),
-            state["params"],
-            batch,
-            key,
-            self.train.accumulate,
-        )
+        trained, frozen = state["params"], state.get("frozen", {})
+        if self._few_rows(trained, batch["tokens"].size):
+            (loss, metrics), grads = self._gradient_by_rows(trained, frozen, batch, key)
+        else:
+            (loss, metrics), grads = optim.value_and_grad_accumulated(
+                lambda trained, *rest: self.loss(lora.join(trained, frozen), *rest),
+                trained,
+                batch,
+                key,
+                self.train.accumulate,
+            )
         new = optim.advance(self.optimizer, self.train, state, grads)
-        return new, {"loss": loss, "grad_norm": optax.global_norm(grads), **metrics}
+        return new, {"loss": loss, "grad_norm": optim.global_norm(grads), **metrics}
+
+    def _few_rows(self, trained: Any, tokens: int) -> bool:
+        """Whether the gradient of the embedding is held as the rows that a batch has, not as a table of zeros.
+
+        On CPU, and not where a batch is split over devices, each of which would need all of its rows.
+        """
+        split = self.mesh is not None and sharding.data_parts(self.mesh) > 1
+        tied = self.model_config.tie_embeddings
+        few = 4 * tokens * (1 + self.model_config.prior_alignment) <= self.model_config.vocab_size
+        alone = self.train.accumulate == 1 and self.train.optimizer == "adamw"
+        cpu = sharding.platform(self.mesh) == "cpu"
+        return cpu and few and alone and not split and not tied and "embed_tokens" in trained
+
+    def _gradient_by_rows(self, trained: Any, frozen: Any, batch: dict[str, jax.Array], key: jax.Array):
+        others = {name: leaf for name, leaf in trained.items() if name != "embed_tokens"}
+        table, tokens = trained["embed_tokens"], batch["tokens"][:, :-1]
+        aligned = batch["aligned"][:, :-1] if self.model_config.prior_alignment else None
+        with self._on_mesh():
+            embedded = transformer.embed(table, tokens, aligned, jnp.dtype(self.model_config.dtype))
+
+        def loss(wanted):
+            others, embedded = wanted
+            params = lora.join({**others, "embed_tokens": table}, frozen)
+            return self.loss(params, batch, key, embedded=embedded)
+
+        value, (grads, of_rows) = jax.value_and_grad(loss, has_aux=True)((others, embedded))
+        ids = [tokens] if aligned is None else [tokens, jnp.maximum(aligned, 0)]
+        rows = [x.reshape(-1, table.shape[1]) for x in of_rows if x is not None]
+        ids = jnp.concatenate([x.reshape(-1) for x in ids])
+        grads["embed_tokens"] = optim.Rows.of(ids, jnp.concatenate(rows), len(table))
+        return value, grads
 
     def eval_step(self, state: dict[str, Any], batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         loss, metrics = self.loss(self.params(state), batch, None, every=True)
