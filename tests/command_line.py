@@ -1,9 +1,13 @@
 """The command line in a process of its own, and a config in the smallest size that goes through every stage."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 TOY = """
@@ -49,3 +53,19 @@ def one_line(out, *words):
     lines = [line for line in out.stderr.splitlines() if line.strip()]
     assert len(lines) == 1, out.stderr
     assert all(word in lines[0] for word in words), lines[0]
+
+
+def kill_at(folder, workdir, signs, *more):
+    """Starts the command once for each sign, a glob in the workdir, and kills -9 soon after the sign is there."""
+    rng = np.random.default_rng(0)
+    for sign in signs:
+        process = subprocess.Popen(
+            command(folder, workdir, *more),
+            cwd=ROOT, env=environment(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        while process.poll() is None and not any(workdir.glob(sign)):
+            time.sleep(0.02)
+        assert process.poll() is None, f"the run ended before {sign} was there"
+        time.sleep(float(rng.uniform(0, 0.3)))
+        process.send_signal(signal.SIGKILL)
+        process.wait()

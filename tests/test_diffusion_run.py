@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from test_main import kill_at, one_line, run
+from command_line import kill_at, one_line, run
 
 import progemu_jax
 from progemu_jax import checkpoint, places, provenance

@@ -2,14 +2,11 @@
 
 import json
 import shutil
-import signal
-import subprocess
-import time
 
 import jax
 import numpy as np
 import pytest
-from command_line import ROOT, TOY, command, environment, one_line, run
+from command_line import TOY, kill_at, one_line, run
 
 import progemu_jax
 from progemu_jax import checkpoint
@@ -82,22 +79,6 @@ def test_a_run_starts_from_another_ones_weights_with_lora(toy, tmp_path):
         "--config.progemu.init=nowhere",
     )
     one_line(again, "config.progemu.init", "nowhere", "no such folder")
-
-
-def kill_at(folder, workdir, signs, *more):
-    """Starts the command once for each sign, a glob in the workdir, and kills -9 soon after the sign is there."""
-    rng = np.random.default_rng(0)
-    for sign in signs:
-        process = subprocess.Popen(
-            command(folder, workdir, *more),
-            cwd=ROOT, env=environment(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        while process.poll() is None and not any(workdir.glob(sign)):
-            time.sleep(0.02)
-        assert process.poll() is None, f"the run ended before {sign} was there"
-        time.sleep(float(rng.uniform(0, 0.3)))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
 
 
 def same_parameters(one, two):
