@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from progemu_jax.models import linear
-from progemu_jax.sharding import RULES
+from progemu_jax.sharding import RULES, platform
 
 
 def cross_entropy(
@@ -108,7 +108,8 @@ def head_cross_entropy(
     return loss, jax.lax.stop_gradient(jnp.take_along_axis(nll[:, :length], back, axis=1))
 
 
-BLOCK = 8192  # rows of the head at a time, so that what is done to their logits stays in a CPU's cache
+# Rows of the head at a time; on CPU few enough for what is done to their logits to stay in the cache.
+BLOCK, BLOCK_ON_CPU = 8192, 1024
 
 
 class _Head:
@@ -158,7 +159,7 @@ class _Head:
     def _local(self, hidden, table, items, most, with_gradient, rows, ids, wide):
         """Mesh axes (or ()): rows, of the batch; ids, of the vocabulary; wide, of the table's gradient's columns."""
         count, width = table.shape
-        block = min(BLOCK, count)
+        block = min(BLOCK_ON_CPU if platform() == "cpu" else BLOCK, count)
         blocks, tokens = -(-count // block), hidden.shape[0] * self.chunk
         first_id = jax.lax.axis_index(ids) * count if ids else 0
 
