@@ -29,7 +29,7 @@ SIZES = {
     "1b": {"hidden_size": 2048, "num_layers": 16, "num_heads": 16, "num_kv_heads": 8, "intermediate_size": 5632},
 }
 VOCABULARY = 184_622
-CHUNKS = {"float32": 320, "bfloat16": 640}  # tokens of each row at the head at a time: what is kept of them is as large
+CHUNKS = {"float32": 160, "bfloat16": 320}  # tokens of each row at the head at a time: what is kept of them is as large
 RATE, DECAY = 1e-4, 0.1
 
 

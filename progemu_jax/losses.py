@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from progemu_jax.models import linear
-from progemu_jax.sharding import RULES
+from progemu_jax import products
+from progemu_jax.sharding import RULES, platform
 
 
 def cross_entropy(
@@ -118,7 +118,8 @@ def _counted_first(counted: jax.Array) -> jax.Array:
     return jnp.where(counted, ahead - 1, ahead[:, -1:] + jnp.arange(counted.shape[1], dtype=jnp.int32) - ahead)
 
 
-BLOCK = 8192  # rows of the head at a time, so that what is done to their logits stays in a CPU's cache
+# Rows of the head at a time; on CPU few enough for what is done to their logits to stay in the cache.
+BLOCK, BLOCK_ON_CPU = 8192, 1024
 
 
 class _Head:
@@ -168,7 +169,7 @@ class _Head:
     def _local(self, hidden, table, items, most, with_gradient, rows, ids, wide):
         """Mesh axes (or ()): rows, of the batch; ids, of the vocabulary; wide, of the table's gradient's columns."""
         count, width = table.shape
-        block = min(BLOCK, count)
+        block = min(BLOCK_ON_CPU if platform() == "cpu" else BLOCK, count)
         blocks, tokens = -(-count // block), hidden.shape[0] * self.chunk
         first_id = jax.lax.axis_index(ids) * count if ids else 0
 
@@ -196,7 +197,7 @@ class _Head:
 
             part = {name: cut(x).reshape(-1) for name, x in items.items()}
             states = cut(hidden).reshape(tokens, width)
-            columns = linear.transposed(states)
+            columns = products.transposed(states)
             target = part["target"] - first_id  # its row, where this device has it
             zero = jnp.zeros(tokens, jnp.float32)
 
@@ -255,7 +256,7 @@ class _Head:
                 slope = jnp.where((weight > 0)[:, None] & known, weight[:, None] * (shares - wanted), 0.0)
                 slope = jax.lax.optimization_barrier(slope.astype(hidden.dtype))  # once for both products
                 back += jnp.einsum("NV,VD->ND", slope, head, preferred_element_type=jnp.float32)
-                more = linear.outer(slope, states, columns)
+                more = products.outer(slope, states, columns)
                 so_far = jax.lax.dynamic_slice_in_dim(d_table, start, block)
                 return back, jax.lax.dynamic_update_slice_in_dim(d_table, so_far + more, start, 0)
 

@@ -169,7 +169,9 @@ class Rows:
 
     def table(self, size: int) -> jax.Array:
         """f32 [V, M]."""
-        zeros = jnp.zeros((size, self.values.shape[1]), jnp.float32)
+        # Zeros that XLA does not know as such: else it shares one table of them with other uses, from the step's start.
+        zero = jnp.minimum(self.ids[0], 0).astype(jnp.float32)
+        zeros = jnp.full((size, self.values.shape[1]), zero)
         return zeros.at[self.ids].add(self.values, mode="drop", unique_indices=True)
 
 

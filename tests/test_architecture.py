@@ -96,7 +96,7 @@ def test_models_know_only_sharding():
 
 
 def test_the_loop_knows_no_task():
-    loop = {"train", "optim", "losses", "checkpoint", "sharding", "hosts", "speed"}
+    loop = {"train", "optim", "losses", "checkpoint", "sharding", "hosts", "speed", "products"}
     for name in _in(*loop):
         assert _ours(name) <= loop | PURE, name
 

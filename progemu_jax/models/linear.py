@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -16,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from progemu_jax.sharding import data_parts, platform
+from progemu_jax import products
+from progemu_jax.sharding import data_parts
 
 Array = jax.Array
 
@@ -85,63 +85,12 @@ def einsum(spec: str, x: Array, w: Weight, out: Any = None) -> Array:
         y = jnp.einsum(spec, x, w.values.astype(x.dtype), preferred_element_type=jnp.float32)
         # Input axes are of size 1 and in front or behind: what remains are the output axes, the last of the result.
         return (y * w.scale.reshape([n for n in w.scale.shape if n > 1] or [1])).astype(out)
-    if _kernel_wants_rows(x) and INPUTS_FIRST.fullmatch(spec):
+    if products.wants_rows(x) and INPUTS_FIRST.fullmatch(spec):
         mesh = jax.sharding.get_abstract_mesh()
         whole = mesh.empty or data_parts(mesh) == 1
-        y = _product(whole, x.reshape(len(x), -1), w.reshape(math.prod(x.shape[1:]), -1))
+        y = products.product(whole, x.reshape(len(x), -1), w.reshape(math.prod(x.shape[1:]), -1))
         return y.reshape(-1, *w.shape[x.ndim - 1 :]).astype(out)
     return jnp.einsum(spec, x, w.astype(x.dtype), preferred_element_type=out)
-
-
-def _kernel_wants_rows(x: Array) -> bool:
-    """Whether products of x go to the CPU's kernel for bfloat16: twice as fast as float32's, but for results in float32
-    and for left factors that are read along their rows only."""
-    return x.dtype == jnp.bfloat16 and platform() == "cpu"
-
-
-def transposed(x: Array) -> Array | None:
-    """[R, I] -> [I, R], for `outer`, where that is faster with it; else None."""
-    if not _kernel_wants_rows(x):
-        return None
-    # Through one axis: of two, XLA would change the layout alone and move nothing.
-    return jax.lax.optimization_barrier(x.T.reshape(-1)).reshape(x.shape[::-1])
-
-
-def outer(x: Array, y: Array, y_transposed: Array | None) -> Array:
-    """[R, I], [R, O] of one dtype -> float32 [I, O], summed over the rows; y_transposed: `transposed(y)`."""
-    if y_transposed is None:
-        return jnp.einsum("RI,RO->IO", x, y, preferred_element_type=jnp.float32)
-    out = jnp.einsum("OR,RI->OI", y_transposed, x, preferred_element_type=jnp.float32)
-    return jax.lax.optimization_barrier(out).T  # else XLA makes it the product of the other kind again
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _product(whole: bool, x: Array, w: Array) -> Array:
-    """bfloat16 [R, I], any float [I, O] -> float32 [R, O], on CPU: all three products by XLA's kernel for bfloat16.
-
-    whole: no mesh splits the rows (their transposition through one axis would gather them).
-    """
-    return jnp.einsum("RI,IO->RO", x, w.astype(x.dtype), preferred_element_type=jnp.float32)
-
-
-def _product_forward(whole, x, w):
-    return _product(whole, x, w), (x, w)
-
-
-def _product_backward(whole, kept, gradient):
-    x, w = kept
-    gradient = gradient.astype(x.dtype)
-    of_x = jnp.einsum("RO,IO->RI", gradient, w.astype(x.dtype), preferred_element_type=jnp.float32)
-    if not whole:
-        of_w = outer(x, gradient, None)
-    elif x.shape[1] <= gradient.shape[1]:
-        of_w = outer(gradient, x, transposed(x)).T
-    else:
-        of_w = outer(x, gradient, transposed(gradient))
-    return of_x.astype(x.dtype), of_w.astype(w.dtype)
-
-
-_product.defvjp(_product_forward, _product_backward)
 
 
 def _packed(x: Array, w: Packed) -> Array:
