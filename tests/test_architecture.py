@@ -90,9 +90,9 @@ def test_pure_modules_are_pure():
         assert _ours(name) <= PURE, name
 
 
-def test_models_know_only_sharding():
+def test_models_know_only_sharding_and_products():
     for name in _in("models"):
-        assert _ours(name) <= {"models", "sharding", "errors"}, name
+        assert _ours(name) <= {"models", "products", "sharding", "errors"}, name
 
 
 def test_the_loop_knows_no_task():
