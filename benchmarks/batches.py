@@ -3,15 +3,12 @@
     python benchmarks/batches.py --work=DIR [--pairs=2000] [--size=256] [--rounds=3]
 
 Shards of random smooth images are written once. Each round reads with every number of workers in turn, batches of 32
-pairs, decoded (no cache) and augmented; the figure is the median over rounds, after one batch of warming up. The last
-line says whether an iterator that is taken up again, with every number of workers, gives the same next batches, and
-whether two hosts read disjoint halves of an epoch.
+pairs, decoded (no cache) and augmented; the figure is the median over rounds, after one batch of warming up.
 """
 
 import argparse
 import json
 import time
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +23,11 @@ BATCH, COUNT, WORKERS = 32, 20, (0, 1, 2)
 
 
 class Transform:
-    """Both images of an augmented pair, the length of its text, and a number that stands for it."""
+    """Both images of an augmented pair, and the length of its text."""
 
     def __call__(self, example, rng):
         out = Augment(flip=0.5)(example, rng)
-        number = np.int64(zlib.crc32(out["pair_id"].encode()))
-        words = np.int32(len(out["interpretation"]))
-        return {"prior": out["prior"], "followup": out["followup"], "words": words, "pair": number}
+        return {"prior": out["prior"], "followup": out["followup"], "words": np.int32(len(out["interpretation"]))}
 
 
 def main():
@@ -46,7 +41,9 @@ def main():
     rates = {n: [] for n in WORKERS}
     for _ in range(args.rounds):
         for workers in WORKERS:
-            batches = reader(shards, workers=workers)
+            batches = example_batches(
+                shards, "pairs", "train", BATCH, 0, transform=Transform(), workers=workers, cache=False
+            )
             next(batches)
             start = time.perf_counter()
             for _ in range(COUNT):
@@ -59,36 +56,6 @@ def main():
             "workers": workers, "size": args.size, "examples_per_second": round(rate, 1),
             "over_none": round(rate / float(np.median(rates[0])), 2), "rounds": [round(r, 1) for r in found],
         }))  # fmt: skip
-
-    same = {workers: taken_up(shards, workers) for workers in WORKERS}
-    halves = [seen(shards, args.pairs // BATCH, process_index=i, process_count=2) for i in (0, 1)]
-    print(json.dumps({"taken_up_the_same": same, "hosts": [len(h) for h in halves],
-                      "in_both": len(halves[0] & halves[1])}))  # fmt: skip
-
-
-def reader(shards, **options):
-    return example_batches(shards, "pairs", "train", BATCH, 0, transform=Transform(), cache=False, **options)
-
-
-def taken_up(shards, workers):
-    """Whether batches 3 and 4 are the same by another iterator that is put at batch 3."""
-    first = reader(shards, workers=workers)
-    for _ in range(3):
-        next(first)
-    state = first.get_state()
-    second = reader(shards, workers=workers)
-    second.set_state(json.loads(json.dumps(state)))
-    pairs = [(next(first), next(second)) for _ in range(2)]
-    first.close(), second.close()
-    return all(np.array_equal(a[key], b[key]) for a, b in pairs for key in a)
-
-
-def seen(shards, batches, **host):
-    """Pairs that a host reads in its share of so many batches of all hosts."""
-    found = reader(shards, **host)
-    pairs = {int(pair) for _ in range(batches) for pair in next(found)["pair"]}
-    found.close()
-    return pairs
 
 
 def write(work, pairs, size):
