@@ -64,7 +64,7 @@ def test_a_slice_is_compiled_for_by_its_own_compiler(tmp_path):
         memory = found[program, "v5p"]["memory"]
         assert memory["total"] >= memory["argument"] + memory["temp"] > 0
     assert found["train", "v5p"]["sent"]["all-gather"] > 0
-    assert not found["sample", "v5p"]["sent"]  # every device has its own cases
+    assert sum(found["sample", "v5p"]["sent"].values()) < 1e5  # prompts; every device has its own cases
 
 
 def test_what_does_not_compile_is_a_row(tmp_path, monkeypatch, no_tpu_compiler, capsys):
