@@ -145,5 +145,6 @@ def test_a_workdir_that_is_a_file(whole, tmp_path):
 def test_trouble_with_the_disk_is_told_from_other_errors():
     assert "full.npz" in disk_trouble(OSError(errno.EROFS, "Read-only file system", "full.npz"))
     assert disk_trouble(RuntimeError("write() failed: No space left on device; writing x"))
+    assert disk_trouble(OSError(errno.EFBIG, "File too large", "x"))  # ulimit -f, or the file system's own limit
     assert disk_trouble(RuntimeError("shape mismatch")) is None
     assert disk_trouble(FileNotFoundError(errno.ENOENT, "No such file", "x")) is None
