@@ -80,11 +80,8 @@ def phantom(
     )  # fmt: skip
     if size != 64:
         _enlarge(config, size)
-        config.autoencoder.model = {
-            "channels": (64, 128, 256),
-            "layers": 2,
-            "patch": 2,
-        }  # factor 8, as Stable Diffusion's
+        # Factor 8, as Stable Diffusion's.
+        config.autoencoder.model = {"channels": (64, 128, 256), "layers": 2, "patch": 2}
         config.diffusion.model.update(
             channels=(128, 256, 512), layers=2, attention=(True, True, True), heads=8, cross_attention_dim=512,
             dtype="bfloat16",

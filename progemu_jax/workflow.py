@@ -662,8 +662,8 @@ def score(config: Config, workdir: Path) -> None:
     name = config.sample.systems[0]
 
     def audit() -> None:
-        places = (workdir / "data/shards", workdir / "predictions" / name, workdir / "data/references")
-        found = memorisation.audit(*places, processes=_processes(config), progress=True)
+        folders = (workdir / "data/shards", workdir / "predictions" / name, workdir / "data/references")
+        found = memorisation.audit(*folders, processes=_processes(config), progress=True)
         records.write_json(out / f"{name}.memorisation.json", found)
 
     hosts.once(audit, "stage score")

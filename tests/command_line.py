@@ -1,5 +1,6 @@
 """The command line in a process of its own, and a config in the smallest size that goes through every stage."""
 
+import json
 import os
 import signal
 import subprocess
@@ -7,7 +8,10 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
+
+from progemu_jax import checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 TOY = """
@@ -46,6 +50,31 @@ def run(folder, workdir, *more):
     return subprocess.run(
         command(folder, workdir, *more), cwd=ROOT, env=environment(folder), capture_output=True, text=True, timeout=900
     )
+
+
+def whole_run(folder, config):
+    """`folder` with the config as toy.py and a complete run of it in run/."""
+    (folder / "toy.py").write_text(config)
+    out = run(folder, folder / "run")
+    assert out.returncode == 0, out.stdout + out.stderr
+    return folder
+
+
+def same_parameters(one, two, parts):
+    """Bit for bit, in the exports `parts` of two runs."""
+    for part in parts:
+        pair = [checkpoint.load_export(workdir / part)[0] for workdir in (one, two)]
+        same = jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), *pair)
+        assert all(jax.tree.leaves(same)), part
+
+
+def same_results(one, two, systems):
+    """Predictions of these systems, and the metrics of all."""
+    for name in systems:
+        files = [(workdir / f"predictions/{name}/predictions.jsonl").read_text() for workdir in (one, two)]
+        assert files[0] == files[1]
+    metrics = [json.loads((workdir / "metrics.json").read_text()) for workdir in (one, two)]
+    assert metrics[0]["systems"] == metrics[1]["systems"]
 
 
 def one_line(out, *words):

@@ -2,13 +2,12 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
-from command_line import kill_at, one_line, run
+from command_line import kill_at, one_line, run, same_parameters, same_results, whole_run
 
 import progemu_jax
-from progemu_jax import checkpoint, places, provenance
+from progemu_jax import places, provenance
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 TOY = """
@@ -29,11 +28,7 @@ def get_config():
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("diffusion")
-    (folder / "toy.py").write_text(TOY)
-    out = run(folder, folder / "run")
-    assert out.returncode == 0, out.stdout + out.stderr
-    return folder
+    return whole_run(tmp_path_factory.mktemp("diffusion"), TOY)
 
 
 def test_every_stage_leaves_what_it_promises(toy):
@@ -72,15 +67,10 @@ def test_killed_in_its_own_stages_it_ends_in_the_same_results(toy, tmp_path):
     kill_at(toy, workdir, signs)
     out = run(toy, workdir)
     assert out.returncode == 0, out.stdout + out.stderr
-    for kind, folder in places.diffusion_exports(workdir).items():
-        pair = [checkpoint.load_export(w)[0] for w in (folder, toy / "run" / folder.relative_to(workdir))]
-        same = jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), *pair)
-        assert all(jax.tree.leaves(same)), kind
-    for name in ("medjourney", "shuffled-prompts", "null-prompt", "reconstruction"):
-        one, two = ((w / f"predictions/{name}/predictions.jsonl").read_text() for w in (toy / "run", workdir))
-        assert one == two
-    one, two = (json.loads((w / "metrics.json").read_text()) for w in (toy / "run", workdir))
-    assert one["systems"] == two["systems"]
+    parts = [folder.relative_to(workdir) for folder in places.diffusion_exports(workdir).values()]
+    assert len(parts) == 3
+    same_parameters(toy / "run", workdir, parts)
+    same_results(toy / "run", workdir, ("medjourney", "shuffled-prompts", "null-prompt", "reconstruction"))
 
 
 def test_another_budget_in_the_same_workdir_names_the_key(toy):

@@ -3,10 +3,9 @@
 import json
 import shutil
 
-import jax
 import numpy as np
 import pytest
-from command_line import TOY, kill_at, one_line, run
+from command_line import TOY, kill_at, one_line, run, same_parameters, same_results, whole_run
 
 import progemu_jax
 from progemu_jax import checkpoint
@@ -16,11 +15,7 @@ pytestmark = pytest.mark.timeout(900)  # the first test pays for a whole run
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("toy")
-    (folder / "toy.py").write_text(TOY)
-    out = run(folder, folder / "run")
-    assert out.returncode == 0, out.stdout + out.stderr
-    return folder
+    return whole_run(tmp_path_factory.mktemp("toy"), TOY)
 
 
 def test_every_stage_leaves_what_it_promises(toy):
@@ -81,11 +76,7 @@ def test_a_run_starts_from_another_ones_weights_with_lora(toy, tmp_path):
     one_line(again, "config.progemu.init", "nowhere", "no such folder")
 
 
-def same_parameters(one, two):
-    for part in ("tokenizer/export", "train/export"):
-        pair = [checkpoint.load_export(workdir / part)[0] for workdir in (one, two)]
-        same = jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), *pair)
-        assert all(jax.tree.leaves(same)), part
+PARTS = ("tokenizer/export", "train/export")
 
 
 def test_killed_anywhere_it_ends_in_the_same_parameters(toy, tmp_path):
@@ -96,7 +87,7 @@ def test_killed_anywhere_it_ends_in_the_same_parameters(toy, tmp_path):
     assert not (workdir / "train/export").exists()
     out = run(toy, workdir, stages)
     assert out.returncode == 0, out.stdout + out.stderr
-    same_parameters(toy / "run", workdir)
+    same_parameters(toy / "run", workdir, PARTS)
 
 
 @pytest.mark.slow
@@ -120,12 +111,8 @@ def test_killed_in_every_stage_it_ends_in_the_same_results(toy, tmp_path):
     kill_at(toy, workdir, signs)
     out = run(toy, workdir)
     assert out.returncode == 0, out.stdout + out.stderr
-    same_parameters(toy / "run", workdir)
-    for name in ("progemu", "shuffled-prompts", "text-only", "reconstruction"):
-        one, two = ((w / f"predictions/{name}/predictions.jsonl").read_text() for w in (toy / "run", workdir))
-        assert one == two
-    one, two = (json.loads((w / "metrics.json").read_text()) for w in (toy / "run", workdir))
-    assert one["systems"] == two["systems"]
+    same_parameters(toy / "run", workdir, PARTS)
+    same_results(toy / "run", workdir, ("progemu", "shuffled-prompts", "text-only", "reconstruction"))
 
 
 def test_another_config_in_the_same_workdir_names_the_key(toy):
