@@ -178,14 +178,20 @@ def test_recomputing_in_the_backward_pass_changes_no_gradient(params):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * float(jnp.abs(a).max() + 1e-9))
 
 
-def test_attention_in_blocks_of_queries_is_attention(monkeypatch):
+@pytest.mark.parametrize("limits", [{"SCORES": 64}, {"CACHED": 64}, {"SCORES": 64, "CACHED": 64}])
+def test_attention_in_blocks_of_queries_or_heads_is_attention(monkeypatch, limits):
     from progemu_jax.models import blocks
 
     q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 16, 8))
-    mask = jnp.arange(16)[None, None, None] < 11
-    whole = blocks.attention(q, k, v, 2, mask)
-    monkeypatch.setattr(blocks, "SCORES", 64)
-    np.testing.assert_allclose(blocks.attention(q, k, v, 2, mask), whole, atol=1e-6)
+    some = jnp.arange(16)[None] < jnp.asarray([[11], [3]])
+    causal = jnp.tril(jnp.ones((16, 16), bool))[None, None]
+    masks = (None, some[:, None, None], causal)
+    whole = [blocks.attention(q, k, v, 2, mask) for mask in masks]
+    assert not np.allclose(whole[0], whole[1])
+    for name, value in limits.items():
+        monkeypatch.setattr(blocks, name, value)
+    for mask, want in zip(masks, whole, strict=True):
+        np.testing.assert_allclose(blocks.attention(q, k, v, 2, mask), want, atol=1e-6)
 
 
 # --- sampling ---

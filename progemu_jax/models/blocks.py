@@ -13,10 +13,13 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from progemu_jax.sharding import platform
+
 Array = jax.Array
 
 MASKED = -1e30  # finite: a row that sees nothing stays finite instead of turning into NaN
 SCORES = 2**24  # attention scores of one case and head that are held at once; more go in blocks of queries
+CACHED = 2**22  # scores of all cases and heads that are held at once on a CPU
 normal = nn.initializers.normal(0.02)
 lecun = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 
@@ -82,27 +85,43 @@ def attention(q: Array, k: Array, v: Array, heads: int, mask: Array | None = Non
 
     q: `[B, T, N D]`; k, v: `[B, S, N D]`; mask: bool, broadcasts to `[B, 1, T, S]`, True = seen, or None
     -> `[B, T, N D]`. Without a mask that differs by query, many queries go in blocks, so that memory does not grow
-    with T S.
+    with T S; on a CPU also head by head, so that the scores stay in its cache.
     """
     B, T, M = q.shape
     S, D = k.shape[1], M // heads
     q = (q * jnp.asarray(D**-0.5, q.dtype)).reshape(B, T, heads, D).transpose(0, 2, 1, 3)
     k, v = (x.reshape(B, S, heads, D).transpose(0, 2, 1, 3) for x in (k, v))
-
-    def rows(q: Array) -> Array:
-        scores = jnp.einsum("BNTD,BNSD->BNTS", q, k, preferred_element_type=jnp.float32)
-        if mask is not None:
-            scores = jnp.where(mask, scores, MASKED)
-        # Normalised after the product with v: T D divisions instead of T S.
-        weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
-        total = jnp.sum(weights, axis=-1, keepdims=True)
-        out = jnp.einsum("BNTS,BNSD->BNTD", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-        return (out / total).astype(v.dtype)
-
     block = max(1, SCORES // S)
-    if block >= T or T % block or (mask is not None and mask.shape[-2] != 1):
-        out = rows(q)
+    if T % block or (mask is not None and mask.shape[-2] != 1):
+        block = T
+    if platform() == "cpu" and B * heads * T * S > CACHED and (mask is None or mask.shape[-2] == 1):
+        mask = None if mask is None else jnp.broadcast_to(mask, (B, heads, 1, S))
+        cases = [None if x is None else x.reshape(B * heads, 1, 1, *x.shape[2:]) for x in (q, k, v, mask)]
+        out = jax.lax.map(lambda one: _blocks(*one, block, write=True), cases).reshape(q.shape)
     else:
-        blocks = q.reshape(B, heads, T // block, block, D).transpose(2, 0, 1, 3, 4)
-        out = jax.lax.map(rows, blocks).transpose(1, 2, 0, 3, 4).reshape(B, heads, T, D)
+        out = _blocks(q, k, v, mask, block)
     return out.transpose(0, 2, 1, 3).reshape(B, T, M)
+
+
+def _blocks(q: Array, k: Array, v: Array, mask: Array | None, block: int, write: bool = False) -> Array:
+    """`_rows`, `block` queries at a time."""
+    B, N, T, D = q.shape
+    if block >= T:
+        return _rows(q, k, v, mask, write)
+    blocks = q.reshape(B, N, T // block, block, D).transpose(2, 0, 1, 3, 4)
+    return jax.lax.map(lambda some: _rows(some, k, v, mask, write), blocks).transpose(1, 2, 0, 3, 4).reshape(q.shape)
+
+
+def _rows(q: Array, k: Array, v: Array, mask: Array | None, write: bool) -> Array:
+    """Scaled queries `[B, N, T, D]`, keys and values `[B, N, S, D]` -> `[B, N, T, D]`; write: the scores to memory,
+    where XLA for a CPU would make them part of each of their uses."""
+    scores = jnp.einsum("BNTD,BNSD->BNTS", q, k, preferred_element_type=jnp.float32)
+    if mask is not None:
+        scores = jnp.where(mask, scores, MASKED)
+    if write:
+        scores = jax.lax.optimization_barrier(scores)
+    # Normalised after the product with v: T D divisions instead of T S.
+    weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    out = jnp.einsum("BNTS,BNSD->BNTD", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return (out / total).astype(v.dtype)

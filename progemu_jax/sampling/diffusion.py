@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from progemu_jax.models import winograd
 from progemu_jax.models.unet import UNet, UNetConfig
+from progemu_jax.models.vqgan_layers import on_cpu
 
 Params = Any
 DDIM, DPM = "ddim", "dpm++"
@@ -178,13 +180,17 @@ def generate(
     if cfg.conditioned:
         prior = jnp.concatenate([prior] * min(passes, 2) + [jnp.zeros_like(prior)] * (passes == 3))
 
+    variables = {"params": params}
+    if on_cpu():
+        variables[winograd.COLLECTION] = winograd.kernels(params)
+
     def step(carry, at):
         x, before = carry
         inputs = jnp.concatenate([x] * passes)
         if cfg.conditioned:
             inputs = jnp.concatenate([inputs, prior], axis=-1)
         times = jnp.broadcast_to(at["time"], (passes * B,))
-        found = guide(UNet(cfg).apply({"params": params}, inputs, times, text, mask), policy, cfg.conditioned)
+        found = guide(UNet(cfg).apply(variables, inputs, times, text, mask), policy, cfg.conditioned)
         clean = (x - at["sigma"] * found) / at["alpha"]
         return (at["a"] * x + at["b"] * clean + at["c"] * before, clean), None
 
