@@ -6,10 +6,10 @@
 
 A step is the UNet on the three rows a case that InstructPix2Pix's two guidance scales need, their combination, and
 DDIM's update. The UNet has Stable Diffusion's shape with channels width, 2, 4, 4 times width (320 is the full one).
-Both sides run in each of --dtypes, in turn, `rounds` times on the same cores; warm-up (compilation, thread pools) is not
-counted. On a CPU without products in bfloat16 leave that dtype out: PyTorch's convolutions take minutes a step in it.
-Ours is in a second process, so that --python may name another interpreter, with another jax. The last line has the
-medians, the ratio of the better dtype of each, and how far the results are apart.
+Both sides run in each of --dtypes, in turn, `rounds` times on the same cores; warm-up (compilation, thread pools) is
+not counted. On a CPU without products in bfloat16 leave that dtype out: PyTorch takes minutes a step in it. Ours is in
+a second process, so that --python may name another interpreter, with another jax. The last line has the medians, the
+ratio of the better dtype of each, and how far the results are apart.
 """
 
 import argparse
