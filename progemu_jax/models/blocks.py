@@ -91,10 +91,10 @@ def attention(q: Array, k: Array, v: Array, heads: int, mask: Array | None = Non
     S, D = k.shape[1], M // heads
     q = (q * jnp.asarray(D**-0.5, q.dtype)).reshape(B, T, heads, D).transpose(0, 2, 1, 3)
     k, v = (x.reshape(B, S, heads, D).transpose(0, 2, 1, 3) for x in (k, v))
-    block = max(1, SCORES // S)
-    if T % block or (mask is not None and mask.shape[-2] != 1):
+    block, divides = max(1, SCORES // S), mask is None or mask.shape[-2] == 1
+    if T % block or not divides:
         block = T
-    if platform() == "cpu" and B * heads * T * S > CACHED and (mask is None or mask.shape[-2] == 1):
+    if divides and B * heads * T * S > CACHED and platform() == "cpu":
         mask = None if mask is None else jnp.broadcast_to(mask, (B, heads, 1, S))
         cases = [None if x is None else x.reshape(B * heads, 1, 1, *x.shape[2:]) for x in (q, k, v, mask)]
         out = jax.lax.map(lambda one: _blocks(*one, block, write=True), cases).reshape(q.shape)

@@ -10,6 +10,7 @@ Axis legend (einsum strings use these letters only)
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -72,20 +73,12 @@ def conv2d(x: Array, transformed: tuple[Array, ...]) -> Array:
     padded = jnp.pad(x.astype(jnp.float32), ((0, 0), (1, 1), (1, 1), (0, 0)))
     rows = tiles(*(padded[:, i : i + H - 1 : 2] for i in range(4)))
     rows = jax.lax.optimization_barrier(rows)
+    product = functools.partial(jnp.einsum, "TC,CD->TD", preferred_element_type=jnp.float32)
     products = []
     for i, row in enumerate(rows):
         columns = tiles(*(row[:, :, j : j + W - 1 : 2] for j in range(4)))
-        products.append(
-            [
-                jnp.einsum(
-                    "TC,CD->TD",
-                    column.astype(x.dtype).reshape(-1, C),
-                    transformed[4 * i + j],
-                    preferred_element_type=jnp.float32,
-                )
-                for j, column in enumerate(columns)
-            ]
-        )
+        flat = (column.astype(x.dtype).reshape(-1, C) for column in columns)
+        products.append(list(map(product, flat, transformed[4 * i : 4 * i + 4])))
     columns = jax.lax.optimization_barrier([outputs(*row) for row in products])
     out = [outputs(*(column[j] for column in columns)) for j in range(2)]  # of a column, its two rows
     out = jnp.stack([jnp.stack([out[j][i].reshape(B, h, w, D) for j in range(2)], axis=3) for i in range(2)], axis=2)
