@@ -8,6 +8,8 @@ import pytest
 from test_diffusion_convert import UNET_CONFIG, component
 
 from progemu_jax import diffusion_stages, main, workflow
+from progemu_jax import eval as evaluation
+from progemu_jax import tables as tables_
 from progemu_jax.config import Config, from_dict, to_dict
 from progemu_jax.configs import diffusion as configs
 from progemu_jax.configs import (
@@ -24,7 +26,7 @@ from progemu_jax.convert import diffusers
 from progemu_jax.convert.diffusers import Dialect
 from progemu_jax.errors import UserError
 from progemu_jax.models import unet
-from progemu_jax.tables import RUNS, verdict
+from progemu_jax.tables import RUNS, TABLE_1, tables, verdict
 
 ALL = {f"phantom {n}": lambda n=n: configs.phantom(n) for n in configs.SYSTEMS}
 ALL |= {f"full {n}": lambda n=n: configs.full(n) for n in configs.SYSTEMS}
@@ -79,6 +81,34 @@ def test_every_row_of_the_tables_has_a_config_and_they_differ(size):
     progemu = configs.for_tables("progemu", registered=True, steps=24, small=False, size=size)
     assert progemu.data.image_size == size
     workflow.check(from_dict(Config, progemu))
+
+
+def test_table_1_has_its_page_before_table_2_is_begun(monkeypatch, tmp_path):
+    done = []
+
+    def run(folder, system, registered, budget, stages):
+        done.append(folder.name)
+        for stage in stages:
+            (folder / stage).mkdir(exist_ok=True)
+        names = ("progemu", "reconstruction") if system == "progemu" else (system,)
+        for name in names if "score" in stages else ():
+            (folder / "scores").mkdir(exist_ok=True)
+            (folder / f"scores/{name}.npz").touch()
+
+    def evaluate(systems, references, scores, out, **page):
+        done.append((page["title"].split(" of ")[0], {str(s.scores.relative_to(out)).split("/")[0] for s in systems}))
+        (out / "metrics.json").write_text('{"systems": {}}')
+
+    monkeypatch.setattr(tables_, "_run", run)
+    monkeypatch.setattr(
+        evaluation, "evaluate", lambda systems, *more, **page: evaluate(systems.values(), *more, **page)
+    )
+    tables(tmp_path, {})
+    first, pages = {*TABLE_1, "progemu"}, [entry for entry in done if isinstance(entry, tuple)]
+    assert pages == [("Table 1", first), ("Tables 1 and 2", {*RUNS, "progemu"})]
+    assert set(done[2 : done.index(pages[0])]) == first
+    tables(tmp_path, {})  # nothing is left to do: one page
+    assert [entry for entry in done if isinstance(entry, tuple)] == [*pages, pages[1]]
 
 
 def test_how_it_is_sampled_changes_no_training():
