@@ -89,7 +89,7 @@ def test_table_1_has_its_page_before_table_2_is_begun(monkeypatch, tmp_path):
     def run(folder, system, registered, budget, stages):
         done.append(folder.name)
         for stage in stages:
-            (folder / stage).mkdir(exist_ok=True)
+            (folder / stage).mkdir(parents=True, exist_ok=True)
         names = ("progemu", "reconstruction") if system == "progemu" else (system,)
         for name in names if "score" in stages else ():
             (folder / "scores").mkdir(exist_ok=True)
