@@ -7,9 +7,9 @@
 A step is the UNet on the three rows a case that InstructPix2Pix's two guidance scales need, their combination, and
 DDIM's update. The UNet has Stable Diffusion's shape with channels width, 2, 4, 4 times width (320 is the full one).
 Both sides run in each of --dtypes, in turn, `rounds` times on the same cores; warm-up (compilation, thread pools) is
-not counted. On a CPU without products in bfloat16 leave that dtype out: PyTorch takes minutes a step in it. Ours is in
-a second process, so that --python may name another interpreter, with another jax. The last line has the medians, the
-ratio of the better dtype of each, and how far the results are apart.
+not counted. By default bfloat16 is left out where the CPU has no AVX-512: PyTorch takes minutes a step in it there. Ours
+is in a second process, so that --python may name another interpreter, with another jax. The last line has the medians,
+the ratio of the better dtype of each, and how far the results are apart.
 """
 
 import argparse
@@ -35,16 +35,16 @@ def main():
     for name, value in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--python", default=sys.executable)
-    parser.add_argument("--dtypes", default="float32,bfloat16")
+    parser.add_argument("--dtypes")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
         return serve(Path(args.serve), args.steps)
-    dtypes = args.dtypes.split(",")
-
     import torch
     from diffusers import DDIMScheduler, UNet2DConditionModel
 
+    fast = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    dtypes = (args.dtypes or ("float32,bfloat16" if fast else "float32")).split(",")
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     w = args.width
