@@ -7,9 +7,9 @@
 A step is the UNet on the three rows a case that InstructPix2Pix's two guidance scales need, their combination, and
 DDIM's update. The UNet has Stable Diffusion's shape with channels width, 2, 4, 4 times width (320 is the full one).
 Both sides run in each of --dtypes, in turn, `rounds` times on the same cores; warm-up (compilation, thread pools) is
-not counted. By default bfloat16 is left out where the CPU has no AVX-512: PyTorch takes minutes a step in it there. Ours
-is in a second process, so that --python may name another interpreter, with another jax. The last line has the medians,
-the ratio of the better dtype of each, and how far the results are apart.
+not counted. By default bfloat16 is left out where the CPU has no AVX-512: PyTorch takes minutes a step in it there.
+Ours is in a second process, so that --python may name another interpreter, with another jax. The last line has the
+medians, the ratio of the better dtype of each, and how far the results are apart.
 """
 
 import argparse
