@@ -40,6 +40,7 @@ def main():
     args = parser.parse_args()
     if args.serve:
         return serve(Path(args.serve), args.steps)
+
     import torch
     from diffusers import DDIMScheduler, UNet2DConditionModel
 
@@ -89,14 +90,15 @@ def main():
             print(json.dumps(row), flush=True)
         ours.close()
     best = {who: max(dtypes, key=lambda d, w=who: np.median(speeds[w, d])) for who in ("ours", "diffusers")}
-    ratios = np.asarray(speeds["ours", best["ours"]]) / np.asarray(speeds["diffusers", best["diffusers"]])
+
+    def ratio(ours, theirs):
+        return round(float(np.median(np.divide(speeds["ours", ours], speeds["diffusers", theirs]))), 2)
+
     summary = {k: v for k, v in vars(args).items() if k in sizes} | {"jax": ours.hello, "torch": torch.__version__}
     summary |= {"_".join(key): round(float(np.median(value)), 4) for key, value in speeds.items()}
     summary |= {f"best_{who}": dtype for who, dtype in best.items()}
-    for dtype in dtypes:
-        same = np.asarray(speeds["ours", dtype]) / np.asarray(speeds["diffusers", dtype])
-        summary[f"{dtype}_ratio"] = round(float(np.median(same)), 2)
-    summary["ratio"] = round(float(np.median(ratios)), 2)
+    summary |= {f"{dtype}_ratio": ratio(dtype, dtype) for dtype in dtypes}
+    summary["ratio"] = ratio(best["ours"], best["diffusers"])
     reference = results["diffusers", dtypes[0]]
     for key, value in results.items():
         error = np.abs(value - reference).max() / np.abs(reference).max()

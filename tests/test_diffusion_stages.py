@@ -96,13 +96,13 @@ def test_table_1_has_its_page_before_table_2_is_begun(monkeypatch, tmp_path):
             (folder / f"scores/{name}.npz").touch()
 
     def evaluate(systems, references, scores, out, **page):
-        done.append((page["title"].split(" of ")[0], {str(s.scores.relative_to(out)).split("/")[0] for s in systems}))
+        done.append(
+            (page["title"].split(" of ")[0], {str(s.scores.relative_to(out)).split("/")[0] for s in systems.values()})
+        )
         (out / "metrics.json").write_text('{"systems": {}}')
 
     monkeypatch.setattr(tables_, "_run", run)
-    monkeypatch.setattr(
-        evaluation, "evaluate", lambda systems, *more, **page: evaluate(systems.values(), *more, **page)
-    )
+    monkeypatch.setattr(evaluation, "evaluate", evaluate)
     tables(tmp_path, {})
     first, pages = {*TABLE_1, "progemu"}, [entry for entry in done if isinstance(entry, tuple)]
     assert pages == [("Table 1", first), ("Tables 1 and 2", {*RUNS, "progemu"})]

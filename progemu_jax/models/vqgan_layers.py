@@ -56,7 +56,7 @@ def conv2d(x: Array, kernel: Array, stride: int = 1, padding: str | tuple = "SAM
     where there are fewer pixels than channels (1.3 to 4 times as fast).
     """
     B, H, W, C = x.shape
-    if kernel.shape[0] == 3 and (stride, padding) == (1, "SAME") and on_cpu():
+    if kernel.shape[0] == 3 and (stride, padding) == (1, "SAME") and platform() == "cpu":
         bfloat16 = x.dtype == jnp.bfloat16
         if bfloat16 or B * H * W < C:
             x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -69,11 +69,6 @@ def conv2d(x: Array, kernel: Array, stride: int = 1, padding: str | tuple = "SAM
     return jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
-
-
-def on_cpu() -> bool:
-    """Whether computations go to the CPU by default."""
-    return platform() == "cpu"
 
 
 class Downsample(nn.Module):

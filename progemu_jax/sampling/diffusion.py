@@ -16,7 +16,7 @@ from jax import lax
 
 from progemu_jax.models import winograd
 from progemu_jax.models.unet import UNet, UNetConfig
-from progemu_jax.models.vqgan_layers import on_cpu
+from progemu_jax.sharding import platform
 
 Params = Any
 DDIM, DPM = "ddim", "dpm++"
@@ -181,7 +181,7 @@ def generate(
         prior = jnp.concatenate([prior] * min(passes, 2) + [jnp.zeros_like(prior)] * (passes == 3))
 
     variables = {"params": params}
-    if on_cpu():
+    if platform() == "cpu":
         variables[winograd.COLLECTION] = winograd.kernels(params)
 
     def step(carry, at):
