@@ -9,16 +9,14 @@ import jax.numpy as jnp
 
 from progemu_jax.sharding import platform
 
-Array = jax.Array
 
-
-def wants_rows(x: Array) -> bool:
+def wants_rows(x: jax.Array) -> bool:
     """Whether products of x go to the CPU's kernel for bfloat16: twice as fast as float32's, but for results in float32
     and for left factors that are read along their rows only."""
     return x.dtype == jnp.bfloat16 and platform() == "cpu"
 
 
-def transposed(x: Array) -> Array | None:
+def transposed(x: jax.Array) -> jax.Array | None:
     """[R, I] -> [I, R], for `outer`, where that is faster with it; else None."""
     if not wants_rows(x):
         return None
@@ -26,7 +24,7 @@ def transposed(x: Array) -> Array | None:
     return jax.lax.optimization_barrier(x.T.reshape(-1)).reshape(x.shape[::-1])
 
 
-def outer(x: Array, y: Array, y_transposed: Array | None) -> Array:
+def outer(x: jax.Array, y: jax.Array, y_transposed: jax.Array | None) -> jax.Array:
     """[R, I], [R, O] of one dtype -> float32 [I, O], summed over the rows; y_transposed: `transposed(y)`."""
     if y_transposed is None:
         return jnp.einsum("RI,RO->IO", x, y, preferred_element_type=jnp.float32)
@@ -35,7 +33,7 @@ def outer(x: Array, y: Array, y_transposed: Array | None) -> Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def product(whole: bool, x: Array, w: Array) -> Array:
+def product(whole: bool, x: jax.Array, w: jax.Array) -> jax.Array:
     """bfloat16 [R, I], any float [I, O] -> float32 [R, O], on CPU: all three products by XLA's kernel for bfloat16.
 
     whole: no mesh splits the rows (their transposition through one axis would gather them).

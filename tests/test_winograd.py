@@ -27,7 +27,7 @@ def drawn(*shape):
 def test_winograd_is_a_convolution(shape, features):
     x, kernel = drawn(*shape), drawn(3, 3, shape[-1], features)
     want = reference(x, kernel)
-    found = jax.jit(winograd.conv2d)(x, winograd.transform_kernel(kernel))
+    found = jax.jit(winograd.winograd_conv2d)(x, winograd.transform_kernel(kernel))
     np.testing.assert_allclose(found, want, atol=2e-6 * np.abs(want).max())
 
 
@@ -45,7 +45,7 @@ def test_in_bfloat16_the_error_is_that_of_the_dtype():
     """Kernels and tiles are rounded once more than in the plain convolution, by the dtype's precision."""
     x, kernel = (a.astype(jnp.bfloat16) for a in (drawn(2, 16, 16, 64), drawn(3, 3, 64, 64)))
     want = reference(x, kernel)
-    found = np.asarray(winograd.conv2d(x, winograd.transform_kernel(kernel)), np.float64)
+    found = np.asarray(winograd.winograd_conv2d(x, winograd.transform_kernel(kernel)), np.float64)
     assert np.sqrt(np.mean(np.square(found - want)) / np.mean(np.square(want))) < jnp.finfo(jnp.bfloat16).eps
 
 

@@ -14,14 +14,12 @@ from jax.sharding import PartitionSpec
 from progemu_jax.models import layers as nnl
 from progemu_jax.sharding import free, platform
 
-Array = jax.Array
-
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
 SPLASH_BLOCK = 512  # tokens of a block of the splash kernel; a sequence is padded to a multiple of 128
 
 
 def choose(
-    implementation: str, backend: str, dtype: jnp.dtype, head_dim: int, segments: Array | None, dropout: bool
+    implementation: str, backend: str, dtype: jnp.dtype, head_dim: int, segments: jax.Array | None, dropout: bool
 ) -> str:
     """The implementation that "auto" means here: a flash kernel where one computes exactly what is asked.
 
@@ -41,15 +39,15 @@ def choose(
 
 
 def self_attend(
-    q: Array,
-    k: Array,
-    v: Array,
-    segments: Array | None,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segments: jax.Array | None,
     implementation: str,
     block: int,
     rate: float = 0.0,
-    key: Array | None = None,
-) -> Array:
+    key: jax.Array | None = None,
+) -> jax.Array:
     """Causal attention of T tokens over themselves.
 
     q: `[B, K, G, T, D]`; k, v: `[B, K, T, D]` -> `[B, K, G, T, D]`.
@@ -81,7 +79,9 @@ def _cudnn(q, k, v):
     return out.reshape(B, T, K, G, D).transpose(0, 2, 3, 1, 4)
 
 
-def splash(q: Array, k: Array, v: Array, segments: Array | None = None, interpret: bool = False) -> Array:
+def splash(
+    q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None = None, interpret: bool = False
+) -> jax.Array:
     """TPU splash attention; shapes as in `self_attend`, segments int `[B, T]` or None.
 
     On a mesh (`jax.sharding.use_abstract_mesh`) each device runs the kernel on its rows and heads: XLA cannot split

@@ -17,8 +17,6 @@ from progemu_jax.models import vqgan_layers as vl
 from progemu_jax.models.blocks import draw_params
 from progemu_jax.models.vqgan import Level, Middle, depth_to_space, space_to_depth
 
-Array = jax.Array
-
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderConfig:
@@ -72,7 +70,7 @@ class Encoder(nn.Module):
     cfg: AutoencoderConfig
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         cfg, dtype = self.cfg, jnp.dtype(self.cfg.param_dtype)
         x = vl.Conv(cfg.channels[0], param_dtype=dtype, name="conv_in")(space_to_depth(x, cfg.patch))
         last = len(cfg.channels) - 1
@@ -92,7 +90,7 @@ class Decoder(nn.Module):
     cfg: AutoencoderConfig
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         cfg, dtype = self.cfg, jnp.dtype(self.cfg.param_dtype)
         x = vl.Conv(cfg.channels[-1], param_dtype=dtype, name="conv_in")(x)
         x = Middle(0.0, dtype, cfg.group_channels, name="mid")(x, None, False)
@@ -121,27 +119,27 @@ class Autoencoder(nn.Module):
         self.quant_conv = vl.Conv(2 * cfg.latent_channels, 1, param_dtype=dtype)
         self.post_quant_conv = vl.Conv(cfg.latent_channels, 1, param_dtype=dtype)
 
-    def __call__(self, images: Array, key: Array | None = None) -> tuple[Array, Array, Array]:
+    def __call__(self, images: jax.Array, key: jax.Array | None = None) -> tuple[jax.Array, jax.Array, jax.Array]:
         """-> (reconstruction, mean, log variance); the latent is drawn with `key`, or the mean without."""
         mean, logvar = self.moments(images)
         z = mean if key is None else mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
         return self.decode(z), mean, logvar
 
-    def moments(self, images: Array) -> tuple[Array, Array]:
+    def moments(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         """-> mean and log variance (clipped to -30 .. 20) of the latents, float32 `[B, h, w, Z]` each."""
         moments = self.quant_conv(self.encoder(images.astype(self.cfg.dtype))).astype(jnp.float32)
         mean, logvar = jnp.split(moments, 2, axis=-1)
         return mean, jnp.clip(logvar, -30.0, 20.0)
 
-    def encode(self, images: Array) -> Array:
+    def encode(self, images: jax.Array) -> jax.Array:
         """-> the mean of the latents, float32 `[B, h, w, Z]`."""
         return self.moments(images)[0]
 
-    def decode(self, latents: Array) -> Array:
+    def decode(self, latents: jax.Array) -> jax.Array:
         """latents `[B, h, w, Z]` -> images float32 `[B, H, W, C]`, not clipped."""
         return self.decoder(self.post_quant_conv(latents.astype(self.cfg.dtype))).astype(jnp.float32)
 
 
-def init_params(cfg: AutoencoderConfig, key: Array) -> dict:
+def init_params(cfg: AutoencoderConfig, key: jax.Array) -> dict:
     """Random parameters."""
     return draw_params(Autoencoder(cfg), key, jnp.zeros((1, cfg.factor, cfg.factor, cfg.in_channels)))

@@ -13,18 +13,16 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from progemu_jax.models.layers import MASKED
 from progemu_jax.sharding import platform
 
-Array = jax.Array
-
-MASKED = -1e30  # finite: a row that sees nothing stays finite instead of turning into NaN
 SCORES = 2**24  # attention scores of one case and head that are held at once; more go in blocks of queries
 CACHED = 2**22  # scores of all cases and heads that are held at once on a CPU
 normal = nn.initializers.normal(0.02)
 lecun = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 
 
-def draw_params(module: nn.Module, key: Array, *args: Any, std: float | None = None) -> dict:
+def draw_params(module: nn.Module, key: jax.Array, *args: Any, std: float | None = None) -> dict:
     """Random parameters of a module that is called with `args` (arrays, only their shapes and dtypes count).
 
     All are slices of one draw, for a compiler takes minutes over hundreds of them. Kernels have the standard deviation
@@ -55,7 +53,7 @@ class Linear(nn.Module):
     param_dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), self.param_dtype)
         y = x @ kernel.astype(x.dtype)
         if self.bias:
@@ -70,7 +68,7 @@ class LayerNorm(nn.Module):
     param_dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         shape = (x.shape[-1],)
         scale = self.param("scale", nn.initializers.ones, shape, self.param_dtype).astype(jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, shape, self.param_dtype).astype(jnp.float32)
@@ -80,7 +78,7 @@ class LayerNorm(nn.Module):
         return (x32 * scale + bias).astype(x.dtype)
 
 
-def attention(q: Array, k: Array, v: Array, heads: int, mask: Array | None = None) -> Array:
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, heads: int, mask: jax.Array | None = None) -> jax.Array:
     """Multi-head attention (Vaswani et al. 2017), softmax in float32.
 
     q: `[B, T, N D]`; k, v: `[B, S, N D]`; mask: bool, broadcasts to `[B, 1, T, S]`, True = seen, or None
@@ -103,7 +101,9 @@ def attention(q: Array, k: Array, v: Array, heads: int, mask: Array | None = Non
     return out.transpose(0, 2, 1, 3).reshape(B, T, M)
 
 
-def _blocks(q: Array, k: Array, v: Array, mask: Array | None, block: int, write: bool = False) -> Array:
+def _blocks(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, block: int, write: bool = False
+) -> jax.Array:
     """`_rows`, `block` queries at a time."""
     B, N, T, D = q.shape
     if block >= T:
@@ -112,7 +112,7 @@ def _blocks(q: Array, k: Array, v: Array, mask: Array | None, block: int, write:
     return jax.lax.map(lambda some: _rows(some, k, v, mask, write), blocks).transpose(1, 2, 0, 3, 4).reshape(q.shape)
 
 
-def _rows(q: Array, k: Array, v: Array, mask: Array | None, write: bool) -> Array:
+def _rows(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, write: bool) -> jax.Array:
     """Scaled queries `[B, N, T, D]`, keys and values `[B, N, S, D]` -> `[B, N, T, D]`; write: the scores to memory,
     where XLA for a CPU would make them part of each of their uses."""
     scores = jnp.einsum("BNTD,BNSD->BNTS", q, k, preferred_element_type=jnp.float32)

@@ -12,8 +12,6 @@ from flax import linen as nn
 
 from progemu_jax.models import vqgan_layers as vl
 
-Array = jax.Array
-
 
 @dataclasses.dataclass(frozen=True)
 class DiscriminatorConfig:
@@ -35,7 +33,7 @@ class Discriminator(nn.Module):
     cfg: DiscriminatorConfig
 
     @nn.compact
-    def __call__(self, images: Array) -> Array:
+    def __call__(self, images: jax.Array) -> jax.Array:
         cfg, dtype = self.cfg, jnp.dtype(self.cfg.param_dtype)
         pad = ((1, 1), (1, 1))
         x = vl.Conv(cfg.ch, 4, 2, pad, param_dtype=dtype, name="conv_0")(images.astype(cfg.dtype))
@@ -47,7 +45,7 @@ class Discriminator(nn.Module):
         return vl.Conv(1, 4, 1, pad, param_dtype=dtype, name="conv_out")(x).astype(jnp.float32)
 
 
-def init_params(cfg: DiscriminatorConfig, key: Array, channels: int = 1) -> Mapping[str, Any]:
+def init_params(cfg: DiscriminatorConfig, key: jax.Array, channels: int = 1) -> Mapping[str, Any]:
     """Fresh parameters for images of that many channels."""
     side = 8 * 2**cfg.num_layers
     return Discriminator(cfg).init(key, jnp.zeros((1, side, side, channels)))["params"]

@@ -14,15 +14,13 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-Array = jax.Array
-
 MASKED = -1e30  # finite: a row that sees nothing stays finite instead of turning into NaN
 
 
 def fan_in(*axes: int) -> nn.initializers.Initializer:
     """Normal initialiser of variance 1 / fan-in, where the fan-in is the product of `axes` of the shape."""
 
-    def init(key: Array, shape: Sequence[int], dtype=jnp.float32) -> Array:
+    def init(key: jax.Array, shape: Sequence[int], dtype=jnp.float32) -> jax.Array:
         fan = 1
         for axis in axes:
             fan *= shape[axis]
@@ -41,14 +39,14 @@ class RMSNorm(nn.Module):
     param_dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), self.param_dtype)
         x32 = x.astype(jnp.float32)
         x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
         return (x32 * scale.astype(jnp.float32)).astype(x.dtype)
 
 
-def dropout(x: Array, rate: float, key: Array | None) -> Array:
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """Zeroes entries with probability `rate` (to 1 / 65,536) and rescales the rest; `key=None` is identity.
 
     16 random bits an entry: half the cost of the usual 32, which is most of a small model's dropout on CPU.
@@ -61,7 +59,7 @@ def dropout(x: Array, rate: float, key: Array | None) -> Array:
     return jnp.where(bits >= dropped, x * scale, jnp.zeros((), x.dtype))
 
 
-def rope_angles(positions: Array, head_dim: int, theta: float) -> tuple[Array, Array]:
+def rope_angles(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
     """Cosines and sines of the rotary angles (Su et al. 2021), in float32.
 
     positions: int32 `[B, T]` -> two float32 `[B, T, D/2]`.
@@ -71,7 +69,7 @@ def rope_angles(positions: Array, head_dim: int, theta: float) -> tuple[Array, A
     return jnp.cos(angles), jnp.sin(angles)
 
 
-def rope(x: Array, cos: Array, sin: Array) -> Array:
+def rope(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     """Rotates the pairs (i, i + D/2) of each head: the half-split convention of Llama and Emu3.
 
     x: `[B, T, heads, D]`; cos, sin: float32 `[B, T, D/2]` -> as x; computed in float32.
@@ -82,7 +80,9 @@ def rope(x: Array, cos: Array, sin: Array) -> Array:
     return rotated.astype(x.dtype)
 
 
-def attend(q: Array, k: Array, v: Array, mask: Array, rate: float = 0.0, key: Array | None = None) -> Array:
+def attend(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, rate: float = 0.0, key: jax.Array | None = None
+) -> jax.Array:
     """Grouped-query attention with softmax in float32.
 
     q: `[B, K, G, T, D]`; k, v: `[B, K, S, D]`; mask: bool, broadcasts to `[B, 1, 1, T, S]`, True = seen;
@@ -102,14 +102,14 @@ def attend(q: Array, k: Array, v: Array, mask: Array, rate: float = 0.0, key: Ar
 
 
 def causal_attend(
-    q: Array,
-    k: Array,
-    v: Array,
-    segments: Array | None,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segments: jax.Array | None,
     block: int,
     rate: float = 0.0,
-    key: Array | None = None,
-) -> Array:
+    key: jax.Array | None = None,
+) -> jax.Array:
     """Causal attention of T tokens over themselves, in blocks of queries that skip the keys to their right.
 
     q: `[B, K, G, T, D]`; k, v: `[B, K, T, D]`; segments: int `[B, T]` (tokens see their own segment only) or

@@ -18,8 +18,6 @@ from flax import linen as nn
 from progemu_jax import products
 from progemu_jax.sharding import data_parts
 
-Array = jax.Array
-
 # Input axes of each linear map, by the last part of its path: the others are output channels.
 INPUTS = {
     "q_proj": (0,),
@@ -39,8 +37,8 @@ INPUTS = {
 class Int8:
     """A weight of 8 bits: values int8, as the weight; scale f32, 1 on input axes (weight = values * scale)."""
 
-    values: Array
-    scale: Array
+    values: jax.Array
+    scale: jax.Array
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -55,11 +53,11 @@ class Packed:
     table: [I, O] of float32, [O, I] of bfloat16, for I inputs and O outputs of shape `outputs`.
     """
 
-    table: Array
+    table: jax.Array
     outputs: tuple[int, ...] = dataclasses.field(metadata={"static": True})
 
 
-Weight = Array | Int8 | Packed
+Weight = jax.Array | Int8 | Packed
 
 INPUTS_FIRST = re.compile(r".(.+),\1(.+)->.\2")  # specs of `einsum` whose weight has its input axes in front
 
@@ -73,7 +71,7 @@ def weight(module: nn.Module, name: str, init: Callable, shape: tuple[int, ...],
     return module.param(name, init, shape, dtype)
 
 
-def einsum(spec: str, x: Array, w: Weight, out: Any = None) -> Array:
+def einsum(spec: str, x: jax.Array, w: Weight, out: Any = None) -> jax.Array:
     """jnp.einsum(spec, x, w) computed in x's dtype, with the result in `out` (None: x's dtype).
 
     Of the spec, the first letter is the rows of x, all others of x are contracted, and w's own are the result's.
@@ -93,7 +91,7 @@ def einsum(spec: str, x: Array, w: Weight, out: Any = None) -> Array:
     return jnp.einsum(spec, x, w.astype(x.dtype), preferred_element_type=out)
 
 
-def _packed(x: Array, w: Packed) -> Array:
+def _packed(x: jax.Array, w: Packed) -> jax.Array:
     """[R, I] -> float32 [R, O]."""
     if w.table.dtype == jnp.float32:
         return jnp.einsum("RI,IO->RO", x.astype(jnp.float32), w.table)
@@ -142,7 +140,7 @@ def pack_all(params: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _int8(value: Array, axes: list[int]) -> Int8:
+def _int8(value: jax.Array, axes: list[int]) -> Int8:
     value = jnp.asarray(value, jnp.float32)
     scale = jnp.maximum(jnp.max(jnp.abs(value), axis=tuple(axes), keepdims=True), 1e-30) / 127
     return Int8(jnp.rint(value / scale).astype(jnp.int8), scale)

@@ -13,8 +13,6 @@ import jax.numpy as jnp
 
 from progemu_jax.models.vqgan_layers import conv2d
 
-Array = jax.Array
-
 # Convolutions of VGG-16 by torchvision's index in `features`; a tuple is a stage, and stages are pooled between.
 STAGES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 WIDTHS = (64, 128, 256, 512, 512)
@@ -22,7 +20,7 @@ WIDTHS = (64, 128, 256, 512, 512)
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 
-def features(params: Mapping[str, Any], images: Array) -> list[Array]:
+def features(params: Mapping[str, Any], images: jax.Array) -> list[jax.Array]:
     """The last ReLU of each stage: images float `[B, H, W, 3]` -> five float `[B, H / 2^i, W / 2^i, C]`."""
     x, out = images, []
     for index, stage in enumerate(STAGES):
@@ -35,7 +33,7 @@ def features(params: Mapping[str, Any], images: Array) -> list[Array]:
     return out
 
 
-def distance(params: Mapping[str, Any], x: Array, y: Array) -> Array:
+def distance(params: Mapping[str, Any], x: jax.Array, y: jax.Array) -> jax.Array:
     """LPIPS of two batches of images, float `[B, H, W, C]` in [-1, 1] with C 1 or 3, sides at least 16 -> `[B]`.
 
     params: {"conv_N": {"kernel" `[3, 3, C, D]`, "bias" `[D]`}, "lin_i": `[C_i]`, non-negative}.

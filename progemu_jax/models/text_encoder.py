@@ -18,8 +18,6 @@ from flax import linen as nn
 
 from progemu_jax.models.blocks import LayerNorm, Linear, attention, draw_params, normal
 
-Array = jax.Array
-
 BERT, CLIP = "bert", "clip"
 
 
@@ -96,7 +94,7 @@ class Table(nn.Module):
     param_dtype: Any
 
     @nn.compact
-    def __call__(self, ids: Array) -> Array:
+    def __call__(self, ids: jax.Array) -> jax.Array:
         return self.param("embedding", normal, (self.rows, self.features), self.param_dtype)[ids]
 
 
@@ -110,7 +108,7 @@ class Projections(nn.Module):
     names: tuple[str, ...]
 
     @nn.compact
-    def __call__(self, x: Array, mask: Array | None) -> Array:
+    def __call__(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
         cfg, dtype = self.cfg, jnp.dtype(self.cfg.param_dtype)
         q, k, v = (Linear(cfg.hidden_size, True, normal, dtype, name=name)(x) for name in self.names[:3])
         x = attention(q, k, v, cfg.num_heads, mask)
@@ -123,7 +121,7 @@ class BertEmbeddings(nn.Module):
     cfg: TextEncoderConfig
 
     @nn.compact
-    def __call__(self, tokens: Array) -> Array:
+    def __call__(self, tokens: jax.Array) -> jax.Array:
         cfg, dtype = self.cfg, jnp.dtype(self.cfg.param_dtype)
         x = Table(cfg.vocab_size, cfg.hidden_size, dtype, name="word_embeddings")(tokens)
         x += Table(cfg.type_vocab_size, cfg.hidden_size, dtype, name="token_type_embeddings")(jnp.zeros_like(tokens))
@@ -137,7 +135,7 @@ class BertOutput(nn.Module):
     cfg: TextEncoderConfig
 
     @nn.compact
-    def __call__(self, x: Array, residual: Array) -> Array:
+    def __call__(self, x: jax.Array, residual: jax.Array) -> jax.Array:
         cfg, dtype = self.cfg, jnp.dtype(self.cfg.param_dtype)
         x = Linear(cfg.hidden_size, True, normal, dtype, name="dense")(x)
         return LayerNorm(cfg.eps, dtype, name="LayerNorm")(x + residual)
@@ -149,7 +147,7 @@ class BertAttention(nn.Module):
     cfg: TextEncoderConfig
 
     @nn.compact
-    def __call__(self, x: Array, mask: Array | None) -> Array:
+    def __call__(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
         y = Projections(self.cfg, ("query", "key", "value"), name="self")(x, mask)
         return BertOutput(self.cfg, name="output")(y, x)
 
@@ -160,7 +158,7 @@ class BertIntermediate(nn.Module):
     cfg: TextEncoderConfig
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         cfg = self.cfg
         x = Linear(cfg.intermediate_size, True, normal, jnp.dtype(cfg.param_dtype), name="dense")(x)
         return _ACTIVATIONS[cfg.activation](x)
@@ -172,7 +170,7 @@ class BertLayer(nn.Module):
     cfg: TextEncoderConfig
 
     @nn.compact
-    def __call__(self, x: Array, mask: Array | None) -> Array:
+    def __call__(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
         x = BertAttention(self.cfg, name="attention")(x, mask)
         return BertOutput(self.cfg, name="output")(BertIntermediate(self.cfg, name="intermediate")(x), x)
 
@@ -183,7 +181,7 @@ class ClipEmbeddings(nn.Module):
     cfg: TextEncoderConfig
 
     @nn.compact
-    def __call__(self, tokens: Array) -> Array:
+    def __call__(self, tokens: jax.Array) -> jax.Array:
         cfg, dtype = self.cfg, jnp.dtype(self.cfg.param_dtype)
         x = Table(cfg.vocab_size, cfg.hidden_size, dtype, name="token_embedding")(tokens)
         x += Table(cfg.max_length, cfg.hidden_size, dtype, name="position_embedding")(jnp.arange(tokens.shape[1]))
@@ -196,7 +194,7 @@ class ClipMLP(nn.Module):
     cfg: TextEncoderConfig
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         cfg, dtype = self.cfg, jnp.dtype(self.cfg.param_dtype)
         x = _ACTIVATIONS[cfg.activation](Linear(cfg.intermediate_size, True, normal, dtype, name="fc1")(x))
         return Linear(cfg.hidden_size, True, normal, dtype, name="fc2")(x)
@@ -208,7 +206,7 @@ class ClipLayer(nn.Module):
     cfg: TextEncoderConfig
 
     @nn.compact
-    def __call__(self, x: Array, mask: Array) -> Array:
+    def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
         cfg, dtype = self.cfg, jnp.dtype(self.cfg.param_dtype)
         names = ("q_proj", "k_proj", "v_proj", "out_proj")
         y = LayerNorm(cfg.eps, dtype, name="layer_norm1")(x)
@@ -222,7 +220,7 @@ class Layers(nn.Module):
     cfg: TextEncoderConfig
 
     @nn.compact
-    def __call__(self, x: Array, mask: Array | None) -> Array:
+    def __call__(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
         bert = self.cfg.kind == BERT
         for i in range(self.cfg.num_layers):
             layer = BertLayer(self.cfg, name=f"layer_{i}") if bert else ClipLayer(self.cfg, name=f"layers_{i}")
@@ -236,7 +234,7 @@ class TextEncoder(nn.Module):
     cfg: TextEncoderConfig
 
     @nn.compact
-    def __call__(self, tokens: Array, mask: Array | None = None) -> Array:
+    def __call__(self, tokens: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """
         Args:
           tokens: int32 `[B, S]`, S <= max_length.
@@ -254,6 +252,6 @@ class TextEncoder(nn.Module):
         return LayerNorm(cfg.eps, jnp.dtype(cfg.param_dtype), name="final_layer_norm")(x)
 
 
-def init_params(cfg: TextEncoderConfig, key: Array) -> dict:
+def init_params(cfg: TextEncoderConfig, key: jax.Array) -> dict:
     """Random parameters."""
     return draw_params(TextEncoder(cfg), key, jnp.zeros((1, 2), jnp.int32), std=0.02)

@@ -28,7 +28,6 @@ from progemu_jax.models import attention, linear
 from progemu_jax.models import layers as nnl
 from progemu_jax.sharding import constrain, platform
 
-Array = jax.Array
 Params = Mapping[str, Any]
 
 # Logical axes of every parameter, by the last part of its path; `sharding.RULES` maps them onto the mesh.
@@ -161,7 +160,7 @@ def emu3_8b(**overrides) -> TransformerConfig:
     )
 
 
-def low_rank(module: nn.Module, name: str, rows: Array, outputs: tuple[int, ...]) -> Array | float:
+def low_rank(module: nn.Module, name: str, rows: jax.Array, outputs: tuple[int, ...]) -> jax.Array | float:
     """What LoRA adds to projection `name` of a module with `cfg`: `[R, ...]` -> `[R, *outputs]`; 0.0 without it."""
     cfg = module.cfg
     if not cfg.lora_rank or name not in cfg.lora_targets:
@@ -223,7 +222,7 @@ class Attention(nn.Module):
         return out.reshape(B, T, M), cache
 
 
-def _write(slots: Array, new: Array, offset: Array, prefill: bool) -> Array:
+def _write(slots: jax.Array, new: jax.Array, offset: jax.Array, prefill: bool) -> jax.Array:
     """Writes new `[B, K, T, D]` into slots `[B, K, S, D]` from each row's offset on (0 when prefilling)."""
     new = new.astype(slots.dtype)
     if prefill:
@@ -233,7 +232,7 @@ def _write(slots: Array, new: Array, offset: Array, prefill: bool) -> Array:
 
     # On CPU the scatter that vmap makes copies the whole cache, twice; a loop over the rows writes in place (and must
     # stay a loop: of one row, known as such, XLA makes a plain update, and copies for that too).
-    def row(index: Array, slots: Array) -> Array:
+    def row(index: jax.Array, slots: jax.Array) -> jax.Array:
         value = jax.lax.dynamic_slice_in_dim(new, index, 1, axis=0)
         return jax.lax.dynamic_update_slice(slots, value, (index, 0, offset[index], 0))
 
@@ -246,7 +245,7 @@ class SwiGLU(nn.Module):
     cfg: TransformerConfig
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         cfg = self.cfg
         M, F = cfg.hidden_size, cfg.intermediate_size
 
@@ -311,16 +310,16 @@ class Transformer(nn.Module):
     @nn.compact
     def __call__(
         self,
-        tokens: Array,
-        positions: Array | None = None,
+        tokens: jax.Array,
+        positions: jax.Array | None = None,
         *,
-        aligned: Array | None = None,
-        segments: Array | None = None,
+        aligned: jax.Array | None = None,
+        segments: jax.Array | None = None,
         cache: Params | None = None,
         prefill: bool = False,
         deterministic: bool = True,
-        embedded: tuple[Array, Array | None] | None = None,
-    ) -> tuple[Array, Params | None]:
+        embedded: tuple[jax.Array, jax.Array | None] | None = None,
+    ) -> tuple[jax.Array, Params | None]:
         cfg = self.cfg
         dtype, param_dtype = jnp.dtype(cfg.dtype), jnp.dtype(cfg.param_dtype)
         B, T = tokens.shape
@@ -376,19 +375,21 @@ class Transformer(nn.Module):
         return x, {**keys_values, "length": offset + added}
 
 
-def embed(table: Array, tokens: Array, aligned: Array | None, dtype: Any) -> tuple[Array, Array | None]:
+def embed(
+    table: jax.Array, tokens: jax.Array, aligned: jax.Array | None, dtype: Any
+) -> tuple[jax.Array, jax.Array | None]:
     """Rows of the table `[V, M]` for tokens and, where given, aligned (`Transformer`): `[B, T, M]` each, or None."""
     prior = None if aligned is None else _look_up(table, jnp.maximum(aligned, 0), dtype)
     return _look_up(table, tokens, dtype), prior
 
 
-def _look_up(table: Array, tokens: Array, dtype: Any) -> Array:
+def _look_up(table: jax.Array, tokens: jax.Array, dtype: Any) -> jax.Array:
     """Rows of a table `[V, M]` for tokens `[B, T]`. On a mesh it is the rows that travel, not the table."""
     x = constrain(jnp.take(table, tokens, axis=0), "lookup", None, "embed")
     return constrain(x.astype(dtype), "batch", None, None)
 
 
-def init_params(cfg: TransformerConfig, key: Array) -> Params:
+def init_params(cfg: TransformerConfig, key: jax.Array) -> Params:
     """Fresh parameters, a plain dict of arrays of cfg.param_dtype."""
     tokens = jnp.zeros((1, 1), jnp.int32)
     return Transformer(cfg).init(key, tokens)["params"]
@@ -400,7 +401,7 @@ def head(params: Params, rows: tuple[int, int] | None = None) -> linear.Weight:
     return table if rows is None else jax.tree.map(lambda x: jax.lax.slice_in_dim(x, *rows, axis=0), table)
 
 
-def logits(params: Params, hidden: Array, rows: tuple[int, int] | None = None) -> Array:
+def logits(params: Params, hidden: jax.Array, rows: tuple[int, int] | None = None) -> jax.Array:
     """Logits of the whole vocabulary, or of ids start..stop-1 only, in float32.
 
     params: the model's parameters, or anything with an `lm_head` (rows of a `head`, packed or not, say).

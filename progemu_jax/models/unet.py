@@ -23,8 +23,6 @@ from flax import linen as nn
 from progemu_jax.models import vqgan_layers as vl
 from progemu_jax.models.blocks import LayerNorm, Linear, attention, draw_params
 
-Array = jax.Array
-
 
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
@@ -96,7 +94,7 @@ def medjourney(**overrides) -> UNetConfig:
     return sd15(**({"in_channels": 8, "text_dim": 768} | overrides))
 
 
-def timestep_embedding(times: Array, features: int) -> Array:
+def timestep_embedding(times: jax.Array, features: int) -> jax.Array:
     """Sinusoids of a timestep: times `[B]` -> float32 `[B, features]`, cosines first (Ho et al. 2020)."""
     half = features // 2
     frequencies = jnp.exp(-jnp.log(10_000.0) * jnp.arange(half, dtype=jnp.float32) / half)
@@ -111,7 +109,7 @@ class TimestepEmbedding(nn.Module):
     param_dtype: Any
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         x = jax.nn.silu(Linear(self.features, param_dtype=self.param_dtype, name="linear_1")(x))
         return Linear(self.features, param_dtype=self.param_dtype, name="linear_2")(x)
 
@@ -123,7 +121,7 @@ class ResnetBlock(nn.Module):
     features: int
 
     @nn.compact
-    def __call__(self, x: Array, time: Array, train: bool) -> Array:
+    def __call__(self, x: jax.Array, time: jax.Array, train: bool) -> jax.Array:
         cfg, dtype = self.cfg, jnp.dtype(self.cfg.param_dtype)
         y = jax.nn.silu(group_norm(cfg, x, 1e-5, "norm1"))
         y = vl.Conv(self.features, param_dtype=dtype, name="conv1")(y)
@@ -136,7 +134,7 @@ class ResnetBlock(nn.Module):
         return x + y
 
 
-def group_norm(cfg: UNetConfig, x: Array, eps: float, name: str) -> Array:
+def group_norm(cfg: UNetConfig, x: jax.Array, eps: float, name: str) -> jax.Array:
     """cfg.groups groups; call it inside a module's `__call__`."""
     norm = vl.GroupNorm(jnp.dtype(cfg.param_dtype), max(1, x.shape[-1] // cfg.groups), eps, name=name)
     return norm(x)
@@ -148,7 +146,7 @@ class Attention(nn.Module):
     cfg: UNetConfig
 
     @nn.compact
-    def __call__(self, x: Array, text: Array | None, mask: Array | None) -> Array:
+    def __call__(self, x: jax.Array, text: jax.Array | None, mask: jax.Array | None) -> jax.Array:
         M, dtype = x.shape[-1], jnp.dtype(self.cfg.param_dtype)
         seen = x if text is None else text
         q, k, v = (
@@ -165,7 +163,7 @@ class GEGLU(nn.Module):
     param_dtype: Any
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         x, gate = jnp.split(Linear(2 * self.features, param_dtype=self.param_dtype, name="proj")(x), 2, axis=-1)
         return x * jax.nn.gelu(gate, approximate=False)
 
@@ -176,7 +174,7 @@ class FeedForward(nn.Module):
     param_dtype: Any
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         M = x.shape[-1]
         return Linear(M, param_dtype=self.param_dtype, name="net_2")(GEGLU(4 * M, self.param_dtype, name="net_0")(x))
 
@@ -187,10 +185,10 @@ class TransformerBlock(nn.Module):
     cfg: UNetConfig
 
     @nn.compact
-    def __call__(self, x: Array, text: Array, mask: Array | None) -> Array:
+    def __call__(self, x: jax.Array, text: jax.Array, mask: jax.Array | None) -> jax.Array:
         dtype = jnp.dtype(self.cfg.param_dtype)
 
-        def norm(i: int) -> Array:
+        def norm(i: int) -> jax.Array:
             return LayerNorm(1e-5, dtype, name=f"norm{i}")(x)
 
         x = x + Attention(self.cfg, name="attn1")(norm(1), None, None)
@@ -204,7 +202,7 @@ class SpatialTransformer(nn.Module):
     cfg: UNetConfig
 
     @nn.compact
-    def __call__(self, x: Array, text: Array, mask: Array | None) -> Array:
+    def __call__(self, x: jax.Array, text: jax.Array, mask: jax.Array | None) -> jax.Array:
         B, h, w, M = x.shape
         dtype = jnp.dtype(self.cfg.param_dtype)
         y = group_norm(self.cfg, x, 1e-6, "norm")
@@ -251,7 +249,7 @@ class Downsample(nn.Module):
     param_dtype: Any
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         return vl.Conv(x.shape[-1], 3, 2, ((1, 1), (1, 1)), param_dtype=self.param_dtype, name="conv")(x)
 
 
@@ -275,8 +273,8 @@ class UNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, latents: Array, times: Array, text: Array, mask: Array | None = None, train: bool = False
-    ) -> Array:
+        self, latents: jax.Array, times: jax.Array, text: jax.Array, mask: jax.Array | None = None, train: bool = False
+    ) -> jax.Array:
         """
         Args:
           latents: float `[B, h, w, in_channels]`, the prior's latent in the last channels; h, w multiples of
@@ -310,7 +308,7 @@ class UNet(nn.Module):
         return vl.Conv(cfg.out_channels, param_dtype=dtype, name="conv_out")(x).astype(jnp.float32)
 
 
-def init_params(cfg: UNetConfig, key: Array) -> dict:
+def init_params(cfg: UNetConfig, key: jax.Array) -> dict:
     """Random parameters; of a conditioned model the prior's channels start at zero (MedJourney, section 3.3)."""
     side = cfg.factor
     text = jnp.zeros((1, 1, cfg.text_dim or cfg.cross_attention_dim))

@@ -20,8 +20,6 @@ from flax import linen as nn
 
 from progemu_jax.models import vqgan_layers as vl
 
-Array = jax.Array
-
 
 @dataclasses.dataclass(frozen=True)
 class VQGANConfig:
@@ -94,7 +92,7 @@ class Level(nn.Module):
     group_channels: int
 
     @nn.compact
-    def __call__(self, x: Array, codes: Array | None, train: bool) -> Array:
+    def __call__(self, x: jax.Array, codes: jax.Array | None, train: bool) -> jax.Array:
         dtype, group = self.param_dtype, self.group_channels
         for index in range(self.blocks):
             block = vl.ResBlock(self.features, self.dropout, dtype, group, name=f"block_{index}")
@@ -116,7 +114,7 @@ class Middle(nn.Module):
     group_channels: int
 
     @nn.compact
-    def __call__(self, x: Array, codes: Array | None, train: bool) -> Array:
+    def __call__(self, x: jax.Array, codes: jax.Array | None, train: bool) -> jax.Array:
         C, dtype, group = x.shape[-1], self.param_dtype, self.group_channels
         x = vl.ResBlock(C, self.dropout, dtype, group, name="block_1")(x, codes, train)
         x = vl.AttnBlock(dtype, group, name="attn_1")(x, codes)
@@ -129,7 +127,7 @@ class Encoder(nn.Module):
     cfg: VQGANConfig
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         cfg, dtype = self.cfg, jnp.dtype(self.cfg.param_dtype)
         x = vl.Conv(cfg.ch, param_dtype=dtype, name="conv_in")(space_to_depth(x, cfg.patch))
         last = len(cfg.ch_mult) - 1
@@ -165,7 +163,7 @@ class Decoder(nn.Module):
     cfg: VQGANConfig
 
     @nn.compact
-    def __call__(self, z: Array, codes: Array, train: bool) -> Array:
+    def __call__(self, z: jax.Array, codes: jax.Array, train: bool) -> jax.Array:
         cfg, dtype = self.cfg, jnp.dtype(self.cfg.param_dtype)
         if cfg.temporal:  # the same layers carry the latents and the vectors that modulate the norms
             both = jnp.concatenate([z, codes], axis=0)
@@ -208,17 +206,17 @@ class Quantizer(nn.Module):
         shape = (cfg.codebook_size, cfg.embed_dim)
         self.embedding = self.param("embedding", nn.initializers.normal(1.0), shape, jnp.dtype(cfg.param_dtype))
 
-    def table(self) -> Array:
+    def table(self) -> jax.Array:
         """The codes' vectors, float32 `[Q, E]`, on the unit sphere with normalize_codes."""
         table = self.embedding.astype(jnp.float32)
         return unit(table) if self.cfg.normalize_codes else table
 
-    def distance(self, z: Array, codes: Array) -> Array:
+    def distance(self, z: jax.Array, codes: jax.Array) -> jax.Array:
         """Squared distance float32 `[...]` of latents `[..., E]` from codes int32 `[...]`."""
         z = z.astype(jnp.float32)
         return jnp.sum(jnp.square((unit(z) if self.cfg.normalize_codes else z) - self.table()[codes]), axis=-1)
 
-    def __call__(self, z: Array) -> tuple[Array, Array, dict[str, Array]]:
+    def __call__(self, z: jax.Array) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
         table = self.table()
         z32 = z.astype(jnp.float32)
         if self.cfg.normalize_codes:
@@ -244,12 +242,12 @@ class Quantizer(nn.Module):
         return straight.reshape(z.shape).astype(z.dtype), codes.reshape(z.shape[:-1]), aux
 
 
-def unit(x: Array) -> Array:
+def unit(x: jax.Array) -> jax.Array:
     """x scaled to length 1 along the last axis."""
     return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-12)
 
 
-def nearest(z: Array, table: Array, entries: int = 2**26) -> Array:
+def nearest(z: jax.Array, table: jax.Array, entries: int = 2**26) -> jax.Array:
     """Index of the closest row of table `[Q, E]` for each row of z `[N, E]` (float32) -> int32 `[N]`.
 
     At most `entries` distances are held at a time (4,096 latents against 32,768 codes would take 0.5 GB).
@@ -265,8 +263,8 @@ def nearest(z: Array, table: Array, entries: int = 2**26) -> Array:
 
 
 def ema_update(
-    embedding: Array, counts: Array, sums: Array, aux: Mapping[str, Array], decay: float
-) -> tuple[Array, Array, Array]:
+    embedding: jax.Array, counts: jax.Array, sums: jax.Array, aux: Mapping[str, jax.Array], decay: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Codes as moving averages of the latents that use them (van den Oord et al. 2017, appendix A.1).
 
     embedding `[Q, E]`; counts `[Q]`, sums `[Q, E]`: the averages so far (start: ones and the embedding);
@@ -296,25 +294,27 @@ class VQGAN(nn.Module):
         self.quant_conv = vl.CausalConv3D(cfg.embed_dim, kernel, param_dtype=dtype)
         self.post_quant_conv = vl.CausalConv3D(cfg.z_channels, kernel, param_dtype=dtype)
 
-    def __call__(self, images: Array, train: bool = False) -> tuple[Array, Array, dict[str, Array]]:
+    def __call__(self, images: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
         """-> (reconstruction float32 `[B, H, W, C]`, codes int32 `[B, h, w]`, aux of `Quantizer`)."""
         vectors, codes, aux = self.quantize(self.encode(images, train))
         return self.decode(vectors, train), codes, aux
 
-    def encode(self, images: Array, train: bool = False) -> Array:
+    def encode(self, images: jax.Array, train: bool = False) -> jax.Array:
         """-> latents `[B, h, w, E]` before quantisation, cfg.dtype."""
         return self.quant_conv(self.encoder(images.astype(self.cfg.dtype), train))[:, 0]
 
-    def quantize(self, z: Array) -> tuple[Array, Array, dict[str, Array]]:
+    def quantize(self, z: jax.Array) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
         """latents `[B, h, w, E]` -> (vectors `[B, h, w, E]`, codes int32 `[B, h, w]`, aux)."""
         return self.quantizer(z)
 
-    def decode(self, vectors: Array, train: bool = False) -> Array:
+    def decode(self, vectors: jax.Array, train: bool = False) -> jax.Array:
         """code vectors `[B, h, w, E]` -> images float32 `[B, H, W, C]`, not clipped."""
         vectors = vectors.astype(self.cfg.dtype)[:, None]
         return self.decoder(self.post_quant_conv(vectors), vectors, train).astype(jnp.float32)
 
-    def tokenize(self, images: Array, near: Array | None = None, slack: float = 0.0) -> tuple[Array, Array]:
+    def tokenize(
+        self, images: jax.Array, near: jax.Array | None = None, slack: float = 0.0
+    ) -> tuple[jax.Array, jax.Array]:
         """images -> (codes int32 `[B, h, w]`, squared distances of the latents from their nearest codes).
 
         A code of `near`, int32 `[B, h, w]`, is kept where its distance exceeds the nearest code's by at most slack.
@@ -326,18 +326,18 @@ class VQGAN(nn.Module):
             codes = jnp.where(self.quantizer.distance(z, near) <= least + slack, near, codes)
         return codes, least
 
-    def detokenize(self, codes: Array) -> Array:
+    def detokenize(self, codes: jax.Array) -> jax.Array:
         """codes int32 `[B, h, w]` -> images float32 `[B, H, W, C]`, clipped to [-1, 1]."""
         return jnp.clip(self.decode(self.quantizer.table()[codes]), -1.0, 1.0)
 
 
-def init_variables(cfg: VQGANConfig, key: Array) -> Mapping[str, Any]:
+def init_variables(cfg: VQGANConfig, key: jax.Array) -> Mapping[str, Any]:
     """Fresh variables: {"params"} and, with the temporal path, {"batch_stats"}."""
     side = 2 * cfg.factor
     return VQGAN(cfg).init(key, jnp.zeros((1, side, side, cfg.in_channels)))
 
 
-def space_to_depth(x: Array, patch: int) -> Array:
+def space_to_depth(x: jax.Array, patch: int) -> jax.Array:
     """`[B, H, W, C]` -> `[B, H / patch, W / patch, patch * patch * C]`."""
     if patch == 1:
         return x
@@ -346,7 +346,7 @@ def space_to_depth(x: Array, patch: int) -> Array:
     return x.reshape(B, H // patch, W // patch, patch * patch * C)
 
 
-def depth_to_space(x: Array, patch: int) -> Array:
+def depth_to_space(x: jax.Array, patch: int) -> jax.Array:
     """The inverse of `space_to_depth`."""
     if patch == 1:
         return x

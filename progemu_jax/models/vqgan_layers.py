@@ -13,11 +13,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from progemu_jax.models import winograd
+from progemu_jax.models.blocks import lecun
 from progemu_jax.sharding import platform
-
-Array = jax.Array
-
-lecun = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 
 
 class Conv(nn.Module):
@@ -35,7 +32,7 @@ class Conv(nn.Module):
     param_dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         k = self.kernel
         kernel = self.param("kernel", self.kernel_init, (k, k, x.shape[-1], self.features), self.param_dtype)
         bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
@@ -44,11 +41,11 @@ class Conv(nn.Module):
             return jnp.einsum("BHWC,CD->BHWD", x, kernel[0, 0]) + bias
         plain = (self.stride, self.padding) == (1, "SAME")
         if plain and self.has_variable(winograd.COLLECTION, "kernel") and winograd.pays(x):
-            return winograd.conv2d(x, self.get_variable(winograd.COLLECTION, "kernel")) + bias
+            return winograd.winograd_conv2d(x, self.get_variable(winograd.COLLECTION, "kernel")) + bias
         return conv2d(x, kernel, self.stride, self.padding) + bias
 
 
-def conv2d(x: Array, kernel: Array, stride: int = 1, padding: str | tuple = "SAME") -> Array:
+def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: str | tuple = "SAME") -> jax.Array:
     """Convolution of `[B, H, W, C]` with `[k, k, C, D]`.
 
     On a CPU some of 3 x 3 are matrix products, with sums in float32 in any case: in bfloat16 three, of rows of pixels
@@ -77,7 +74,7 @@ class Downsample(nn.Module):
     param_dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         conv = Conv(x.shape[-1], 3, 2, ((0, 1), (0, 1)), param_dtype=self.param_dtype, name="conv")
         return conv(x)
 
@@ -88,7 +85,7 @@ class Upsample(nn.Module):
     param_dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
         return Conv(x.shape[-1], 3, param_dtype=self.param_dtype, name="conv")(x)
 
@@ -112,7 +109,7 @@ class GroupNorm(nn.Module):
     eps: float = 1e-6
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         C = x.shape[-1]
         G = num_groups(C, self.group_channels)
         scale = self.param("scale", nn.initializers.ones, (C,), self.param_dtype).astype(jnp.float32)
@@ -140,7 +137,7 @@ class SpatialNorm(nn.Module):
     group_channels: int = 4
 
     @nn.compact
-    def __call__(self, x: Array, codes: Array) -> Array:
+    def __call__(self, x: jax.Array, codes: jax.Array) -> jax.Array:
         B, H, W, C = x.shape
         h, w = codes.shape[1:3]
         y = GroupNorm(self.param_dtype, self.group_channels, name="norm_layer")(x)
@@ -152,7 +149,7 @@ class SpatialNorm(nn.Module):
         return y.reshape(B, H, W, C)
 
 
-def make_norm(codes: Array | None, name: str, param_dtype, group_channels: int) -> nn.Module:
+def make_norm(codes: jax.Array | None, name: str, param_dtype, group_channels: int) -> nn.Module:
     """`GroupNorm` in the encoder (codes None), `SpatialNorm` in the decoder."""
     return (GroupNorm if codes is None else SpatialNorm)(param_dtype, group_channels, name=name)
 
@@ -166,7 +163,7 @@ class ResBlock(nn.Module):
     group_channels: int = 4
 
     @nn.compact
-    def __call__(self, x: Array, codes: Array | None = None, train: bool = False) -> Array:
+    def __call__(self, x: jax.Array, codes: jax.Array | None = None, train: bool = False) -> jax.Array:
         extra = () if codes is None else (codes,)
         dtype = self.param_dtype
         h = jax.nn.silu(make_norm(codes, "norm1", dtype, self.group_channels)(x, *extra))
@@ -186,7 +183,7 @@ class AttnBlock(nn.Module):
     group_channels: int = 4
 
     @nn.compact
-    def __call__(self, x: Array, codes: Array | None = None) -> Array:
+    def __call__(self, x: jax.Array, codes: jax.Array | None = None) -> jax.Array:
         B, H, W, C = x.shape
         extra = () if codes is None else (codes,)
         y = make_norm(codes, "norm", self.param_dtype, self.group_channels)(x, *extra)
@@ -205,7 +202,7 @@ class CausalConv3D(nn.Module):
     param_dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         shape = (*self.kernel, x.shape[-1], self.features)
         kernel = self.param("kernel", lecun, shape, self.param_dtype).astype(x.dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype).astype(x.dtype)
@@ -227,7 +224,7 @@ class FrozenBatchNorm(nn.Module):
     param_dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         shape = (x.shape[-1],)
         scale = self.param("scale", nn.initializers.ones, shape, self.param_dtype).astype(jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, shape, self.param_dtype).astype(jnp.float32)
@@ -243,7 +240,7 @@ class TemporalResBlock(nn.Module):
     param_dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         C, dtype = x.shape[-1], self.param_dtype
         h = jax.nn.silu(FrozenBatchNorm(dtype, name="norm1")(x))
         h = CausalConv3D(C, (3, 3, 3), param_dtype=dtype, name="conv1")(h)

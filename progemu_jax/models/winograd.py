@@ -16,8 +16,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-Array = jax.Array
-
 COLLECTION = "winograd"  # of variables, beside "params"
 TILES = 24  # times the bytes of an element; with fewer, reading the kernels is what takes the time
 
@@ -37,10 +35,10 @@ def kernels(params: dict) -> dict:
     return out
 
 
-def transform_kernel(kernel: Array) -> tuple[Array, ...]:
+def transform_kernel(kernel: jax.Array) -> tuple[jax.Array, ...]:
     """G k G': `[3, 3, C, D]` -> 16 of `[C, D]`, row by row of the 4 x 4 tile."""
 
-    def four(a: Array, b: Array, c: Array) -> tuple[Array, ...]:
+    def four(a: jax.Array, b: jax.Array, c: jax.Array) -> tuple[jax.Array, ...]:
         return a, 0.5 * (a + c) + 0.5 * b, 0.5 * (a + c) - 0.5 * b, c
 
     k = kernel.astype(jnp.float32)
@@ -48,13 +46,13 @@ def transform_kernel(kernel: Array) -> tuple[Array, ...]:
     return tuple(x.astype(kernel.dtype) for row in rows for x in four(row[0], row[1], row[2]))
 
 
-def pays(x: Array) -> bool:
+def pays(x: jax.Array) -> bool:
     """Whether `[B, H, W, C]` has whole tiles, and enough of them for kernels that are 16 / 9 as large."""
     B, H, W, _ = x.shape
     return H % 2 == 0 and W % 2 == 0 and TILES * x.dtype.itemsize <= B * H * W // 4
 
 
-def conv2d(x: Array, transformed: tuple[Array, ...]) -> Array:
+def winograd_conv2d(x: jax.Array, transformed: tuple[jax.Array, ...]) -> jax.Array:
     """Convolution of stride 1, padded to the same size: `[B, H, W, C]`, H and W even -> `[B, H, W, D]`.
 
     transformed: see `transform_kernel`. Products are of x's dtype, sums float32.
@@ -62,10 +60,10 @@ def conv2d(x: Array, transformed: tuple[Array, ...]) -> Array:
     B, H, W, C = x.shape
     h, w, D = H // 2, W // 2, transformed[0].shape[-1]
 
-    def tiles(a: Array, b: Array, c: Array, d: Array) -> tuple[Array, ...]:  # B' along one axis
+    def tiles(a: jax.Array, b: jax.Array, c: jax.Array, d: jax.Array) -> tuple[jax.Array, ...]:  # B' along one axis
         return a - c, b + c, c - b, b - d
 
-    def outputs(a: Array, b: Array, c: Array, d: Array) -> tuple[Array, ...]:  # A' along one axis
+    def outputs(a: jax.Array, b: jax.Array, c: jax.Array, d: jax.Array) -> tuple[jax.Array, ...]:  # A' along one axis
         return a + b + c, b - c - d
 
     # Each transformation goes over rows, is written out, and then over columns: as one, XLA would compute the sums over
