@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from progemu_jax.radtext import CHEXPERT
+from progemu_jax.text.findings import CHEXPERT
 
 SIZE, PER_PATIENT = 96, 2
 BUILD = """

@@ -20,13 +20,14 @@ from pathlib import Path
 import numpy as np
 
 import progemu_jax
-from progemu_jax import radtext, records
 from progemu_jax.data import phantom
 from progemu_jax.data.images import read_gray, resize
 from progemu_jax.eval.metrics.direction import MARGIN, TIE, moved
-from progemu_jax.predictions import Case
-from progemu_jax.radtext import FINDINGS, GRADES, PRESENT
+from progemu_jax.files import records
+from progemu_jax.files.predictions import Case
 from progemu_jax.scorers.phantom import PhantomScorer
+from progemu_jax.text import rules
+from progemu_jax.text.findings import FINDINGS, GRADES, PRESENT
 
 BATCH = 48
 SEVERITIES = (0.27, 0.5, 0.8)  # of GRADES
@@ -82,7 +83,7 @@ class Bench:
             finding = absent[i % len(absent)]
             chosen.append(FINDINGS.index(finding))
             for grade in GRADES:
-                prompt = radtext.with_grade(f"New {finding}.", grade)
+                prompt = rules.with_grade(f"New {finding}.", grade)
                 cases.append(Case(row["pair_id"], self.codes["prior"][i], prompt))
             true += [self.rendered(row, chosen[-1], severity) for severity in (0.0, *SEVERITIES)]
         chosen = np.asarray(chosen)
@@ -122,7 +123,7 @@ class Bench:
         free = np.stack([self.model.change_mask(c.prior, c.prompt) for c in cases])
         named = np.zeros((len(cases), len(FINDINGS)))
         for i, row in enumerate(self.rows):
-            for finding, sign in radtext.changes(row["prompt"]).items():
+            for finding, sign in rules.changes(row["prompt"]).items():
                 named[i, FINDINGS.index(finding)] = sign
         rebuilt = self.model.detokenize(prior)
         before, side = self.probability(rebuilt), rebuilt.shape[1] // free.shape[1]
@@ -152,7 +153,7 @@ class Bench:
                 before, later = row["states_before"], row["states_after"]
                 steps = {f: later[f] - before[f] for f in FINDINGS}
                 true = {f: int(np.sign(s)) for f, s in steps.items() if abs(s) >= PRESENT}
-                told = {f: s for f, s in radtext.changes(text).items() if s}
+                told = {f: s for f, s in rules.changes(text).items() if s}
                 recall += [told.get(f) == s for f, s in true.items()]
                 precision += [true.get(f) == s for f, s in told.items()]
             yield {"pair": name, "n": len(cases), "recall": share(recall), "precision": share(precision)}

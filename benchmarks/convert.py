@@ -18,7 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from progemu_jax.convert import huggingface, names, tensors
+from progemu_jax.convert import safetensors
+from progemu_jax.convert.emu3 import folder as emu3_folder
+from progemu_jax.convert.emu3 import names as emu3_names
 
 
 def main():
@@ -42,7 +44,7 @@ def run(folder, layers):
             sys.exit(done.stderr[-2000:])
         row = {"convert": what, "seconds": round(time.perf_counter() - start, 1)}
         print(json.dumps(row | json.loads(done.stdout.splitlines()[-1])), flush=True)
-    one, two = (tensors.open_folder(path) for path in (source, back))
+    one, two = (safetensors.open_folder(path) for path in (source, back))
     same = one.keys() == two.keys() and all(
         t.dtype == two[n].dtype and all(np.array_equal(*pair) for pair in zip(*map(bits, (t, two[n])), strict=True))
         for n, t in one.items()
@@ -58,7 +60,7 @@ def bits(tensor):
 
 def child(source, target):
     """One conversion; prints its peak resident memory."""
-    from progemu_jax.convert.run import convert
+    from progemu_jax.convert.convert import convert
 
     said = convert(source, target)
     # Not getrusage: its peak is inherited from the parent, which made the numbers.
@@ -72,10 +74,10 @@ def write(folder, layers):
     folder.mkdir()
     config = {"model_type": "Emu3", "num_hidden_layers": layers, "torch_dtype": "bfloat16"}
     (folder / "config.json").write_text(json.dumps(config))
-    model = huggingface.configs.language_model(folder, config, "bfloat16")
-    entries = huggingface.language_entries(model, names.LANGUAGE_PREFIXES["original"][0])
+    model = emu3_folder.configs.language_model(folder, config, "bfloat16")
+    entries = emu3_folder.language_entries(model, emu3_names.LANGUAGE_PREFIXES["original"][0])
     shapes = {entry.name: ("BF16", entry.tensor_shape) for entry in entries}
-    writer = tensors.Writer(folder, tensors.shard(shapes, limit=10**9))
+    writer = safetensors.Writer(folder, safetensors.shard(shapes, limit=10**9))
     rng = np.random.default_rng(0)
     for name, (_, shape) in shapes.items():
         rows = max(1, 2**26 // max(1, int(np.prod(shape[1:]))))

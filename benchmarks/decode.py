@@ -64,10 +64,11 @@ def parts():
     sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
     from emu3_reference import many_ranks
 
-    from progemu_jax import sequence, vocab
+    from progemu_jax.text import sequence
+    from progemu_jax.text.vocabulary import Vocabulary, visual_token
 
     names = ["<|image token|>", "<|image start|>", "<|image end|>"]
-    words = vocab.Vocabulary(many_ranks(), [*names, *(vocab.visual_token(i) for i in range(CODES))])
+    words = Vocabulary(many_ranks(), [*names, *(visual_token(i) for i in range(CODES))])
     prompt = "x" * TEXT
     while len(words.encode(prompt)) != TEXT:
         prompt = prompt + "\n" if len(words.encode(prompt)) < TEXT else prompt[:-1]
@@ -81,10 +82,10 @@ class Ours:
     def __init__(self, folder):
         import jax
 
-        from progemu_jax.convert import huggingface
+        from progemu_jax.convert.emu3 import folder as emu3_folder
 
         self.version = jax.__version__
-        part = next(iter(huggingface.open_folder(Path(folder)).parts.values()))
+        part = next(iter(emu3_folder.open_folder(Path(folder)).parts.values()))
         self.params, self.config = part.params(), part.model
         self.vocabulary, self.layout, self.prior, self.prompt = parts()
         self.ready = {}
@@ -93,10 +94,11 @@ class Ours:
         import jax
         import numpy as np
 
-        from progemu_jax import sequence
         from progemu_jax.models import linear
-        from progemu_jax.sampling import engine
+        from progemu_jax.sampling import engine, generate
         from progemu_jax.sampling.policy import Sampling
+        from progemu_jax.sampling.prompts import pad_prompts
+        from progemu_jax.text import sequence
 
         grammar = engine.Grammar.of(self.vocabulary)
         if (dtype, quantize) not in self.ready:
@@ -104,7 +106,7 @@ class Ours:
             params = jax.tree.map(lambda x: x.astype(dtype), self.params)
             if quantize:
                 params = linear.quantize(params)
-            self.ready[dtype, quantize] = engine.prepare(params, config, grammar)
+            self.ready[dtype, quantize] = generate.prepare(params, config, grammar)
         params, config = self.ready[dtype, quantize]
         heat = 0.0 if greedy else 1.0
         policy = Sampling(
@@ -112,11 +114,9 @@ class Ours:
             text_guidance=guidance, max_text=TEXT, min_text=TEXT,
         )  # fmt: skip
         start = time.perf_counter()
-        prompts = engine.pad_prompts(
-            self.vocabulary, self.layout, [self.prior] * batch, [self.prompt] * batch, policy=policy
-        )
+        prompts = pad_prompts(self.vocabulary, self.layout, [self.prior] * batch, [self.prompt] * batch, policy=policy)
         keys = jax.vmap(jax.random.key)(np.arange(seed, seed + batch, dtype=np.uint32))
-        out = jax.block_until_ready(engine.generate(params, config, self.layout, grammar, policy, prompts, keys))
+        out = jax.block_until_ready(generate.generate(params, config, self.layout, grammar, policy, prompts, keys))
         seconds = time.perf_counter() - start
         image = sequence.image_body(self.vocabulary, np.asarray(out.codes[0]))
         return seconds, [int(t) for t in (*image, *np.asarray(out.text[0]))], int(out.passes[0])
@@ -128,7 +128,7 @@ class Peer:
     def __init__(self, model):
         import torch
 
-        from progemu_jax import sequence
+        from progemu_jax.text import sequence
 
         self.models = {"float32": model}
         words, layout, prior, prompt = parts()

@@ -137,10 +137,11 @@ def our_steps(folder, dtype, x, steps):
 
     import jax
 
-    from progemu_jax.convert import diffusers
-    from progemu_jax.sampling.diffusion import DiffusionSampling, Schedule, generate
+    from progemu_jax.convert.diffusers.folder import folder as diffusers_folder
+    from progemu_jax.models.noise_schedule import Schedule
+    from progemu_jax.sampling.diffusion import DiffusionSampling, generate
 
-    part = next(iter(diffusers.open_folder(folder).parts.values()))
+    part = next(iter(diffusers_folder.open_folder(folder).parts.values()))
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), part.params())
     cfg = dataclasses.replace(part.model, dtype=dtype, param_dtype=dtype)
     policy = DiffusionSampling(steps=steps)

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
-from progemu_jax import radtext
 from progemu_jax.eval.bootstrap import Bootstrap
 from progemu_jax.eval.compare import differences
 from progemu_jax.eval.evaluate import derive
 from progemu_jax.eval.measure import Candidate, Truth, measure, measure_fidelity
 from progemu_jax.eval.predictions import References, Rows
 from progemu_jax.eval.scores import Scores
+from progemu_jax.text import findings
 
 POOL = 16
 
@@ -86,7 +86,7 @@ def pool(size, rng):
 
 def words(before, after):
     """The change in words."""
-    said = [f"{'New' if a > b else 'Resolved'} {f}." for f, b, a in zip(radtext.FINDINGS, before, after, strict=True)
+    said = [f"{'New' if a > b else 'Resolved'} {f}." for f, b, a in zip(findings.FINDINGS, before, after, strict=True)
             if a != b]  # fmt: skip
     return " ".join(said) or "No significant change."
 
@@ -97,12 +97,12 @@ def run(cases, size, resamples):
     before = 0.6 * (rng.random((cases, 8)) < 0.3)
     after = np.where(rng.random((cases, 8)) < 0.25, 0.6 - before, before)
     made = np.where(rng.random((cases, 8)) < 0.2, before, after)
-    states = lambda s: dict(zip(radtext.FINDINGS, s.tolist(), strict=True))  # noqa: E731
+    states = lambda s: dict(zip(findings.FINDINGS, s.tolist(), strict=True))  # noqa: E731
     rows = [
         {
             "pair_id": f"c{i}", "patient_id": f"p{i * 3 // 4}", "prompt": words(b, a), "interpretation": words(b, a),
             "states_before": states(b), "states_after": states(a), "counterfactual": "yes", "group": "ABC"[i % 3],
-            "prompt_changes": dict(zip(radtext.FINDINGS, np.sign(a - b).astype(int).tolist(), strict=True)),
+            "prompt_changes": dict(zip(findings.FINDINGS, np.sign(a - b).astype(int).tolist(), strict=True)),
             "age": float(20 + i % 70), "sex": "FM"[i % 2],
         }
         for i, (b, a) in enumerate(zip(before, after, strict=True))
@@ -152,11 +152,11 @@ def invent(rows, shown, size, rng):
     packed = np.repeat(np.packbits(masks.reshape(6, -1), axis=-1)[None], n, axis=0)
     group = np.array([[0.8 if r["group"] == g else 0.1 for g in "ABC"] for r in rows]) + 0.1 * rng.random((n, 3))
     return Scores(
-        Path("invented"), {(r["pair_id"], 0): i for i, r in enumerate(rows)}, radtext.FINDINGS,
+        Path("invented"), {(r["pair_id"], 0): i for i, r in enumerate(rows)}, findings.FINDINGS,
         (1 / (1 + np.exp(-10 * (shown - 0.3) - rng.normal(size=shown.shape)))).astype(np.float32), tuple("ABC"),
         (group / group.sum(1, keepdims=True)).astype(np.float32),
         np.array([r["age"] for r in rows], np.float32) + 5 * rng.normal(size=n).astype(np.float32),
-        rng.random(n).astype(np.float32), radtext.ORGANS, packed, (size, size),
+        rng.random(n).astype(np.float32), findings.ORGANS, packed, (size, size),
         rng.normal(size=(n, 1024)).astype(np.float32), "invented",
     )  # fmt: skip
 

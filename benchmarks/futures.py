@@ -11,9 +11,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 import progemu_jax
-from progemu_jax import records
 from progemu_jax.eval.report import STANDING
-from progemu_jax.radtext import PRESENT
+from progemu_jax.files import records
+from progemu_jax.text.findings import PRESENT
 
 PROMPT = "New moderate left pleural effusion."
 COURSE = (

@@ -10,9 +10,9 @@ import jax
 import numpy as np
 
 import progemu_jax
-from progemu_jax import sequence
 from progemu_jax.data import batches
 from progemu_jax.models.transformer import Transformer, logits
+from progemu_jax.text import sequence
 
 
 def main():

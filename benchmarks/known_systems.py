@@ -24,13 +24,13 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from progemu_jax import records
-from progemu_jax.controls import mean_image
 from progemu_jax.data import foreground, images, phantom
 from progemu_jax.data.sources import Rejected
 from progemu_jax.data.sources.phantom import read_truth
 from progemu_jax.data.tree import read_pairs
-from progemu_jax.radtext import NO_CHANGE
+from progemu_jax.files import records
+from progemu_jax.text.controls import mean_image
+from progemu_jax.text.findings import NO_CHANGE
 
 SHOWN = (
     "finding_auroc", "finding_auroc_changed", "directional_accuracy", "gap_closed", "others_still",

@@ -28,15 +28,18 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from progemu_jax import checkpoint, lora, sharding
-from progemu_jax.config import Config, from_dict
+from progemu_jax.checkpoints import export
+from progemu_jax.config import Config
 from progemu_jax.data import batches
-from progemu_jax.imported import open_folder
-from progemu_jax.model import Tokenizer
+from progemu_jax.devices import sharding
+from progemu_jax.files.settings import from_dict
+from progemu_jax.inference.progemu import Tokenizer
 from progemu_jax.models import transformer
 from progemu_jax.models.transformer import Transformer
+from progemu_jax.systems.progemu.initial_weights import open_folder
+from progemu_jax.systems.progemu.model_config import model_parts
+from progemu_jax.tasks import lora
 from progemu_jax.tasks.progemu import ProgEmuTask, packer
-from progemu_jax.workflow import model_parts
 
 
 def mirror(example):
@@ -117,8 +120,8 @@ class Tuning:
         batch = next(iter(self.batches("validation", False, False)))
         merged, plain = lora.merge(self.params, self.model)
         with tempfile.TemporaryDirectory() as folder:
-            checkpoint.export(merged, {}, f"{folder}/export")
-            merged = checkpoint.load_export(f"{folder}/export")[0]
+            export.export(merged, {}, f"{folder}/export")
+            merged = export.load_export(f"{folder}/export")[0]
 
         def logits(params, model):
             hidden, _ = Transformer(model).apply(

@@ -16,8 +16,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import jax.numpy as jnp
 
-from progemu_jax import losses
+from progemu_jax.kernels import head_loss
 from progemu_jax.tasks.progemu import ProgEmuConfig
+from progemu_jax.training import losses
 
 
 def main():
@@ -31,7 +32,7 @@ def main():
         return losses.cross_entropy(jnp.einsum("BTD,VD->BTV", hidden, table), ids, weights)[0]
 
     def blocks(hidden, table, ids, weights):
-        return losses.head_cross_entropy(hidden, table, ids, weights, chunk=chunk)[0]
+        return head_loss.head_cross_entropy(hidden, table, ids, weights, chunk=chunk)[0]
 
     shapes = ((1, args.tokens, args.hidden), (args.vocabulary, args.hidden), (1, args.tokens), (1, args.tokens))
     dtypes = (jnp.float32, jnp.float32, jnp.int32, jnp.float32)

@@ -43,10 +43,11 @@ def main():
     import numpy as np
 
     import progemu_jax
-    from progemu_jax.config import from_dict
     from progemu_jax.data import batches
-    from progemu_jax.sampling.engine import generate, pad_prompts
+    from progemu_jax.files.settings import from_dict
+    from progemu_jax.sampling.generate import generate
     from progemu_jax.sampling.policy import Sampling
+    from progemu_jax.sampling.prompts import pad_prompts
 
     model = progemu_jax.load(args.run)
     settings = json.loads((Path(args.run) / "config.json").read_text())["sample"]

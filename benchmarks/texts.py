@@ -12,10 +12,10 @@ import json
 
 import numpy as np
 
-from progemu_jax import radtext
 from progemu_jax.data.phantom import reports
 from progemu_jax.data.phantom.patient import sample_patient, sample_trajectory
 from progemu_jax.data.progression import progression
+from progemu_jax.text import findings, rules
 
 SIGN = {"new": 1, "worse": 1, "better": -1, "resolved": -1}
 
@@ -33,8 +33,8 @@ def main():
         before, after = sample_trajectory(rng, patient, 2)
         first, second = reports.report(rng, patient, before, None), reports.report(rng, patient, after, before)
         made = progression(first, second)
-        truth = {(f, SIGN[s]) for f in radtext.FINDINGS if (s := reports.status(f, after, before)) in SIGN}
-        told = (made.changes, radtext.changes(made.interpretation), radtext.changes(made.prompt))
+        truth = {(f, SIGN[s]) for f in findings.FINDINGS if (s := reports.status(f, after, before)) in SIGN}
+        told = (made.changes, rules.changes(made.interpretation), rules.changes(made.prompt))
         for place, values in zip(places, told, strict=True):
             values = {(f, v) for f, v in values.items() if v}
             found[place] += len(values)

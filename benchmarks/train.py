@@ -47,11 +47,11 @@ def ours(args, dtype, moments, size):
     import jax
     import numpy as np
 
-    from progemu_jax import sharding, speed
+    from progemu_jax.devices import accelerators, sharding
     from progemu_jax.models.transformer import TransformerConfig
-    from progemu_jax.sequence import Kind
     from progemu_jax.tasks.progemu import ProgEmuConfig, ProgEmuTask
-    from progemu_jax.train import TrainConfig
+    from progemu_jax.text.sequence import Kind
+    from progemu_jax.training.loop import TrainConfig
 
     model = TransformerConfig(
         vocab_size=VOCABULARY, head_dim=size["hidden_size"] // size["num_heads"], max_length=args.length, dtype=dtype,
@@ -79,7 +79,7 @@ def ours(args, dtype, moments, size):
     shardings = task.state_shardings(mesh, jax.eval_shape(task.init, jax.random.key(0)))
     state = jax.jit(task.init, out_shardings=shardings)(jax.random.key(0))
     step = jax.jit(task.train_step, donate_argnums=0, out_shardings=(shardings, None))
-    compiled = speed.compiled(step, state, batch, jax.random.key(1))
+    compiled = accelerators.compiled(step, state, batch, jax.random.key(1))
     memory = compiled.memory_analysis()
     said = {"parameters": sum(x.size for x in jax.tree.leaves(state["params"])), "jax": jax.__version__}
     said["loss_chunk"] = chunk
@@ -192,7 +192,7 @@ def accelerator(args):
     """Ours alone: tokens a second, MFU, peak device memory."""
     import jax
 
-    from progemu_jax import speed
+    from progemu_jax.devices import accelerators
     from progemu_jax.models import transformer
 
     one, said, model = ours(args, "bfloat16", "bfloat16", SIZES[args.config])
@@ -202,10 +202,10 @@ def accelerator(args):
         one()
     rate = args.steps * args.blocks * args.batch * args.length / (time.perf_counter() - start)
     flops = transformer.training_flops(model, args.length)
-    peak = speed.peak_flops()
+    peak = accelerators.peak_flops()
     row = {"config": args.config, "batch": args.batch, "length": args.length, **said, "tokens_per_second": round(rate)}
     row["mfu"] = round(rate * flops / (peak * jax.device_count()), 3) if peak else None
-    row["device_memory_gib"] = speed.memory_gib()
+    row["device_memory_gib"] = accelerators.memory_gib()
     print(json.dumps(row))
 
 

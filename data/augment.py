@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from progemu_jax import radtext
+from progemu_jax.text import rules
 
 IMAGES = ("prior", "followup", "image")
 TEXTS = ("prompt", "interpretation", "text")
@@ -35,7 +35,7 @@ class Augment:
         for name in TEXTS:
             if name in out:
                 drop = 0.0 if name == "prompt" else self.drop_negative
-                out[name] = radtext.augment(out[name], rng, self.shuffle_sentences, drop)
+                out[name] = rules.augment(out[name], rng, self.shuffle_sentences, drop)
         if null:
             out |= {"prior": np.full_like(out["prior"], 128), "prompt": ""}
         return out
@@ -45,4 +45,23 @@ def mirrored(example: dict) -> dict:
     """The example of the mirrored chest: images [H, W] flipped, left and right exchanged in the texts."""
     out = dict(example)
     out |= {name: np.ascontiguousarray(out[name][:, ::-1]) for name in IMAGES if name in out}
-    return out | {name: radtext.swap_sides(out[name]) for name in TEXTS if name in out}
+    return out | {name: rules.swap_sides(out[name]) for name in TEXTS if name in out}
+
+
+def shifted(images: np.ndarray, rng: np.random.Generator, on: bool) -> np.ndarray:
+    """uint8 [N, S, S] moved together by up to a sixteenth of the side, edges repeated; as they are when not `on`."""
+    if not on:
+        return images
+    size = images.shape[-1]
+    reach = max(1, size // 16)
+    padded = np.pad(images, ((0, 0), (reach, reach), (reach, reach)), mode="edge")
+    y, x = rng.integers(0, 2 * reach + 1, 2)
+    return padded[:, y : y + size, x : x + size]
+
+
+def shifted_pair(images: np.ndarray, rng: np.random.Generator, reach: int) -> np.ndarray:
+    """uint8 [N, S, S] moved together by up to `reach`, edges repeated."""
+    size = images.shape[-1]
+    padded = np.pad(images, ((0, 0), (reach, reach), (reach, reach)), mode="edge")
+    y, x = rng.integers(0, 2 * reach + 1, 2)
+    return padded[:, y : y + size, x : x + size]

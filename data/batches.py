@@ -1,7 +1,7 @@
 """Shards -> NumPy batches with Grain: shuffled anew each epoch, split over processes, resumed exactly."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -277,3 +277,40 @@ def _batches(source, batch_size, seed, transform, repeat, process_index, process
 
 def _stack(items: Sequence[dict]) -> dict[str, np.ndarray]:
     return {key: np.stack([item[key] for item in items]) for key in items[0]}
+
+
+class ArrayBatches:
+    """Endless shuffled batches of in-memory arrays; its state is the step, so a resumed run sees the same ones.
+
+    Of several processes each draws the whole batch and takes its own rows.
+    """
+
+    def __init__(
+        self,
+        arrays: dict[str, np.ndarray],
+        batch_size: int,
+        seed: int,
+        process_index: int = 0,
+        process_count: int = 1,
+    ):
+        self.arrays, self.batch_size, self.seed, self.step = arrays, batch_size, seed, 0
+        share = batch_size // process_count
+        self.own = slice(process_index * share, (process_index + 1) * share)
+        self.size = len(next(iter(arrays.values())))
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        per_epoch = max(1, self.size // self.batch_size)
+        epoch, index = divmod(self.step, per_epoch)
+        order = np.random.default_rng((self.seed, epoch)).permutation(self.size)
+        rows = order[index * self.batch_size : (index + 1) * self.batch_size]
+        self.step += 1
+        return {k: v[rows[self.own]] for k, v in self.arrays.items()}
+
+    def get_state(self) -> dict[str, int]:
+        return {"step": self.step}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        self.step = int(state["step"])

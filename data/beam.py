@@ -11,8 +11,8 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from progemu_jax import records
 from progemu_jax.errors import UserError
+from progemu_jax.files import records
 
 BATCH = 20_000  # patients a pipeline: what a killed driver loses at most
 

@@ -18,12 +18,22 @@ from pathlib import Path
 
 import numpy as np
 
-from progemu_jax import records
-from progemu_jax.data import duplicates, foreground, images, journeys, leaks, registration, sheets, texts, tree
+from progemu_jax.data import (
+    duplicates,
+    foreground,
+    images,
+    journeys,
+    leaks,
+    registration,
+    sheets,
+    texts,
+    tree,
+)
 from progemu_jax.data.pool import ordered_map
 from progemu_jax.data.sources import SOURCES, Given, Rejected, Study, open_source
 from progemu_jax.data.texts import TextOptions
 from progemu_jax.errors import UserError
+from progemu_jax.files import records
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
-from progemu_jax import records
 from progemu_jax.data.journeys import read_list
 from progemu_jax.errors import UserError
+from progemu_jax.files import records
 
 TRAINED = ("train", "validation")
 NEAR = 12  # bits

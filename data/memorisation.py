@@ -19,12 +19,12 @@ from pathlib import Path
 
 import numpy as np
 
-from progemu_jax import records
 from progemu_jax.data import images
 from progemu_jax.data.duplicates import SAME, thumbnail
 from progemu_jax.data.pool import ordered_map
 from progemu_jax.data.sources import inside
 from progemu_jax.errors import UserError, exit_status
+from progemu_jax.files import records
 
 IMAGES = {"pairs": ("pair_id", ("prior", "followup")), "single": ("image_id", ("image",))}  # config -> name, images
 

@@ -11,8 +11,9 @@ import hashlib
 import random
 from dataclasses import dataclass, replace
 
-from progemu_jax import radtext
-from progemu_jax.radtext import FINDINGS, LARGE, MODERATE, NO_CHANGE
+from progemu_jax.text import rules
+from progemu_jax.text.findings import CHEXPERT_OF, FINDINGS, NO_CHANGE
+from progemu_jax.text.rules import LARGE, MODERATE
 
 PROMPT_WORDS, INTERPRETATION_WORDS = 12, 35
 
@@ -59,7 +60,7 @@ def progression(prior: dict, followup: dict) -> Progression:
       the two reports' states and grades. Without any change the prompt is NO_CHANGE.
     """
     before, after = _text(prior), _text(followup)
-    found = _located(_compare(before, after), {**radtext.sites(before), **radtext.sites(after)})
+    found = _located(_compare(before, after), {**rules.sites(before), **rules.sites(after)})
     seed = hashlib.sha256(f"{before}\x00{after}".encode()).digest()
     rng = random.Random(int.from_bytes(seed[:8], "big"))
     moved = [c for c in found if c.kind in ("new", "worse", "better", "resolved")]
@@ -81,9 +82,9 @@ def _text(report: dict) -> str:
 
 
 def _compare(before: str, after: str) -> list[_Change]:
-    states0, states1 = radtext.states(before), radtext.states(after)
-    grade0, grade1 = radtext.severities(before), radtext.severities(after)
-    said = radtext.changes(after, context=states0)
+    states0, states1 = rules.states(before), rules.states(after)
+    grade0, grade1 = rules.severities(before), rules.severities(after)
+    said = rules.changes(after, context=states0)
     out = []
     for name in FINDINGS:
         was, now, told = states0.get(name), states1.get(name), said.get(name)
@@ -124,8 +125,8 @@ def _located(found: list[_Change], sites: dict) -> list[_Change]:
 
 def _is_new(text: str, finding: str) -> bool:
     """Whether the text introduces the finding as new rather than as larger."""
-    for mention in radtext.mentions(text):
-        if mention.change == 1 and radtext.CHEXPERT_OF[finding] == mention.finding and mention.is_new:
+    for mention in rules.mentions(text):
+        if mention.change == 1 and CHEXPERT_OF[finding] == mention.finding and mention.is_new:
             return True
     return False
 

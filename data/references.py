@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from progemu_jax import radtext, records
 from progemu_jax.data import foreground, images, registration, tree
 from progemu_jax.data.pool import ordered_map
 from progemu_jax.data.sources import Rejected
 from progemu_jax.errors import UserError
+from progemu_jax.files import records
+from progemu_jax.text import findings, rules
 
 _SIDES = ("reference", "followup")
 
@@ -78,7 +79,7 @@ def _reference(item, out: Path, split: str, size: int) -> dict | Rejected:
         "labels_after": ours.get("labels_after", {}),
         "states_before": _states(meta.get("reference-report")),
         "states_after": _states(meta.get("followup-report")),
-        "prompt_changes": dict(radtext.changes(pair.prompt)),
+        "prompt_changes": dict(rules.changes(pair.prompt)),
         "group": ours.get("group"),
         "age": ours.get("age"),
         "sex": ours.get("sex"),
@@ -142,7 +143,7 @@ def _truth(folder: str | Path) -> dict[str, dict]:
 
 
 def _severities(row: dict) -> dict[str, float]:
-    return {name: float(row["state"][name]) for name in radtext.FINDINGS}
+    return {name: float(row["state"][name]) for name in findings.FINDINGS}
 
 
 def _states(report: dict | None) -> dict[str, float] | None:
@@ -150,7 +151,7 @@ def _states(report: dict | None) -> dict[str, float] | None:
     if not isinstance(report, dict):
         return None
     text = " ".join(t for t in (report.get("findings"), report.get("impression")) if isinstance(t, str) and t)
-    return {name: float(value) for name, value in radtext.states(text).items()} if text else None
+    return {name: float(value) for name, value in rules.states(text).items()} if text else None
 
 
 def _write(path: Path, image: np.ndarray) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from progemu_jax import records
 from progemu_jax.data import images
+from progemu_jax.files import records
 
 TILE, ROWS, SAMPLE = 192, 12, 240  # pixels; pairs a sheet; strips that are kept to choose from
 _FOLDER = ".sheets"

@@ -22,10 +22,10 @@ from functools import cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from progemu_jax import records
 from progemu_jax.data.journeys import Pair
 from progemu_jax.data.progression import NO_CHANGE, progression
 from progemu_jax.errors import UserError
+from progemu_jax.files import records
 
 MODES = ("rules", "impression", "llm")
 INSTRUCTION = Path(__file__).with_name("prompts") / "progression.txt"

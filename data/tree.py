@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from progemu_jax import records
 from progemu_jax.data import images
 from progemu_jax.data.journeys import Options, Pair, split_of
 from progemu_jax.data.sources import Rejected, check_root, inside, safe_id
 from progemu_jax.errors import UserError
+from progemu_jax.files import records
 
 MAX_JSON = 1 << 20  # bytes of one pair's JSON
 _EXTRAS = {"singles", "sheets", "singles.jsonl", "images.jsonl", "rejected.jsonl", "funnel.json"}

@@ -28,7 +28,7 @@ from progemu_jax.eval.metrics.roc import RELIABLE
 from progemu_jax.eval.predictions import Rows, read_predictions, read_references
 from progemu_jax.eval.scores import name_ids, read_memorisation, read_scores
 from progemu_jax.eval.tables import METRICS
-from progemu_jax.records import write_text
+from progemu_jax.files.records import write_text
 
 SCHEMA = 2
 FINDING_METRICS = ("finding_auroc", "finding_auprc", "finding_auroc_changed", "finding_f1")

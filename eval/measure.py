@@ -8,15 +8,25 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from progemu_jax import radtext
 from progemu_jax.errors import UserError
-from progemu_jax.eval.metrics import amplification, direction, divergence, fidelity, retention, text, textmodels, words
+from progemu_jax.eval.metrics import (
+    amplification,
+    direction,
+    divergence,
+    fidelity,
+    retention,
+    text,
+    textmodels,
+    words,
+)
 from progemu_jax.eval.metrics.image import Region, dilate
 from progemu_jax.eval.metrics.retention import Correlation
 from progemu_jax.eval.metrics.roc import Ranking, SoftRanking
 from progemu_jax.eval.pictures import image_metrics
 from progemu_jax.eval.predictions import Rows, organs_of, read_image
 from progemu_jax.eval.scores import Scores, pack
+from progemu_jax.text import rules
+from progemu_jax.text.findings import CHEXPERT_OF, FINDINGS, ORGANS, PRESENT
 
 # Means over findings of what each finding has.
 OVER_FINDINGS = ("finding_auroc", "finding_auprc", "finding_auroc_changed", "finding_auroc_soft", "finding_f1")
@@ -74,12 +84,12 @@ class Truth:
         self.patients = len(names)
         self.true_changes = references.true_changes()
         self.named = np.array(
-            [[_sign((row.get("prompt_changes") or {}).get(f)) for f in radtext.FINDINGS] for row in references.rows]
-        ).reshape(len(references.rows), len(radtext.FINDINGS))
+            [[_sign((row.get("prompt_changes") or {}).get(f)) for f in FINDINGS] for row in references.rows]
+        ).reshape(len(references.rows), len(FINDINGS))
         # What the prompt speaks of at all: a text that only repeats it earns nothing on the other findings.
-        spoken = [{*(row.get("prompt_changes") or {}), *radtext.states(row["prompt"])} for row in references.rows]
-        self.mentioned = np.array([[f in s for f in radtext.FINDINGS] for s in spoken])
-        self.states = np.stack([references.present(f, "after") for f in radtext.FINDINGS], axis=1)
+        spoken = [{*(row.get("prompt_changes") or {}), *rules.states(row["prompt"])} for row in references.rows]
+        self.mentioned = np.array([[f in s for f in FINDINGS] for s in spoken])
+        self.states = np.stack([references.present(f, "after") for f in FINDINGS], axis=1)
         self.age = references.column("age")
         self.sex = np.array([{"F": 1.0, "M": 0.0}.get(row.get("sex"), np.nan) for row in references.rows])
         self.group = [row.get("group") for row in references.rows]
@@ -93,9 +103,9 @@ class Truth:
             if prompt == row["prompt"]:
                 continue
             if (case, prompt) not in seen:
-                before = {f: v >= radtext.PRESENT for f, v in (row.get("states_before") or {}).items() if v is not None}
-                said = radtext.changes(prompt, before)
-                seen[case, prompt] = [_sign(said.get(f)) for f in radtext.FINDINGS]
+                before = {f: v >= PRESENT for f, v in (row.get("states_before") or {}).items() if v is not None}
+                said = rules.changes(prompt, before)
+                seen[case, prompt] = [_sign(said.get(f)) for f in FINDINGS]
             out[r] = seen[case, prompt]
         return out
 
@@ -109,11 +119,11 @@ class Truth:
             step = np.abs(prior.astype(np.int16) - counterfactual)
             return Region(step > SAME), f"pixels in which the true counterfactual is within {SAME} of the prior"
         changed = (self.named[case] != 0) | (self.true_changes[case] != 0)
-        organs = list(radtext.ORGANS)
-        masks = [self.masks(which, radtext.ORGANS, prior.shape)[0] for which in ("prior", "followup")]
+        organs = list(ORGANS)
+        masks = [self.masks(which, ORGANS, prior.shape)[0] for which in ("prior", "followup")]
         if any(m is None for m in masks):
             return None, None
-        allowed = {o for f, on in zip(radtext.FINDINGS, changed, strict=True) if on for o in organs_of(f)}
+        allowed = {o for f, on in zip(FINDINGS, changed, strict=True) if on for o in organs_of(f)}
         out = np.zeros(prior.shape, bool)
         for packed in masks:
             for organ in allowed:
@@ -134,8 +144,8 @@ class Truth:
         scores = self.prior_scores if which == "prior" else self.followup_scores
         refs = self.references
         out = (None, "")
-        if all(row.get(f"masks_{which}") for row in refs.rows) and set(organs) <= set(radtext.ORGANS):
-            order = [radtext.ORGANS.index(o) for o in organs]
+        if all(row.get(f"masks_{which}") for row in refs.rows) and set(organs) <= set(ORGANS):
+            order = [ORGANS.index(o) for o in organs]
             packed = []
             for i in range(len(refs.rows)):
                 masks = refs.masks(i, which)[order]
@@ -159,8 +169,8 @@ def by_column(named, columns):
     out = np.zeros((len(named), len(columns)))
     for j, name in enumerate(columns):
         members = [
-            i for i, f in enumerate(radtext.FINDINGS)
-            if f == name or (f not in columns and radtext.CHEXPERT_OF[f] == name)
+            i for i, f in enumerate(FINDINGS)
+            if f == name or (f not in columns and CHEXPERT_OF[f] == name)
         ]  # fmt: skip
         if members:
             up, down = (named[:, members] > 0).any(1), (named[:, members] < 0).any(1)

@@ -11,13 +11,14 @@ from pathlib import Path, PurePath
 import numpy as np
 from PIL import Image
 
-from progemu_jax import radtext, records
-from progemu_jax.controls import mean_image
 from progemu_jax.errors import UserError
 from progemu_jax.eval.scores import BROKEN_NPZ, name_ids, no_duplicates
+from progemu_jax.files import records
+from progemu_jax.text import findings, rules
+from progemu_jax.text.controls import mean_image
 
 REQUIRED_REFERENCE = ("pair_id", "patient_id", "prior", "followup", "prompt", "interpretation")
-CHANGE = PRESENT = radtext.PRESENT
+CHANGE = PRESENT = findings.PRESENT
 # Organs in which a finding may show, by CheXpert's name: where an edit is allowed to change the image.
 WHERE = {
     "Pleural Effusion": ("lung", "facies diaphragmatica"),
@@ -33,10 +34,10 @@ def organs_of(finding):
     """Names of radtext.ORGANS in which a finding of radtext.FINDINGS may show; a sided one on its side only."""
     side = finding.split()[0]
     out = []
-    for organ in radtext.ORGANS:
+    for organ in findings.ORGANS:
         kind = organ.split()[-1] if organ.endswith("lung") else organ
         other_side = organ.endswith("lung") and side in ("left", "right") and not organ.startswith(side)
-        if kind in WHERE[radtext.CHEXPERT_OF[finding]] and not other_side:
+        if kind in WHERE[findings.CHEXPERT_OF[finding]] and not other_side:
             out.append(organ)
     return out
 
@@ -105,7 +106,7 @@ class References:
                 masks = file["masks"].astype(bool)
         except BROKEN_NPZ as error:
             raise UserError(f"{self.root / name}: no readable array 'masks' ({type(error).__name__})") from None
-        if masks.ndim != 3 or len(masks) != len(radtext.ORGANS):
+        if masks.ndim != 3 or len(masks) != len(findings.ORGANS):
             raise UserError(f"{self.root / name}: masks {masks.shape} of case {self.pair_ids[i]} are no [6, S, S]")
         return masks
 
@@ -117,7 +118,7 @@ class References:
         """
         values = np.full(len(self.rows), np.nan)
         for i, row in enumerate(self.rows):
-            if finding in radtext.FINDINGS:
+            if finding in findings.FINDINGS:
                 severity = (row.get(f"states_{when}") or {}).get(finding)
                 if severity is not None:
                     values[i] = severity >= PRESENT
@@ -130,7 +131,7 @@ class References:
     def changed(self, finding):
         """float [N]: the true change of `finding`: +1, -1, 0; NaN unknown (states by 0.15, labels flip)."""
         values = np.full(len(self.rows), np.nan)
-        if finding not in radtext.FINDINGS:
+        if finding not in findings.FINDINGS:
             return self.present(finding, "after") - self.present(finding, "before")
         for i, row in enumerate(self.rows):
             before = (row.get("states_before") or {}).get(finding)
@@ -147,11 +148,11 @@ class References:
         from the words of the reference interpretation: states read from reports cannot tell worse from
         unchanged.
         """
-        by_state = np.stack([self.changed(f) for f in radtext.FINDINGS], axis=1)
+        by_state = np.stack([self.changed(f) for f in findings.FINDINGS], axis=1)
         from_words = np.array([row.get("counterfactual") is None for row in self.rows])
         for i in np.flatnonzero(np.isnan(by_state).any(1) | from_words):
-            said = radtext.changes(self.rows[i]["interpretation"])
-            by_state[i] = [said.get(f, 0) for f in radtext.FINDINGS]
+            said = rules.changes(self.rows[i]["interpretation"])
+            by_state[i] = [said.get(f, 0) for f in findings.FINDINGS]
         return by_state
 
     def column(self, key):

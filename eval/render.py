@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 
 from progemu_jax.eval.tables import METRICS, SECTIONS, cell, features_line, shown
-from progemu_jax.records import write_text
+from progemu_jax.files.records import write_text
 
 FOOT = "* few positives or undefined resamples: see the flags in metrics.json. Brackets: 95 % intervals over patients."
 _LATEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",

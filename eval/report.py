@@ -4,12 +4,12 @@ from html import escape
 from pathlib import Path
 from string import Template
 
-from progemu_jax import radtext
 from progemu_jax.eval.figures import COLD, DIFFERENCE, WARM, difference_map, drawn_cases, figure, first_rows
 from progemu_jax.eval.plots import forest
 from progemu_jax.eval.render import html, memorisation_table
 from progemu_jax.eval.saliency import saliency_section
 from progemu_jax.eval.tables import METRICS, SECTIONS, features_line, number, shown
+from progemu_jax.text import findings
 
 STANDING = (
     "Generated images and texts are synthetic and may be wrong. For research only; not for diagnosis or any "
@@ -281,7 +281,7 @@ def _chips(values, r):
 def _foot(result):
     notes = {f"{s['title']}: {n}" for s in result["systems"].values() for n in s["notes"]}
     items = "".join(f"<li>{escape(n)}</li>" for n in sorted(notes))
-    organs = ", ".join(radtext.ORGANS)
+    organs = ", ".join(findings.ORGANS)
     terms = result["cmig_terms"]
     right, kept = (", ".join(METRICS[k].title for k in terms[half]) for half in ("accuracies", "retentions"))
     text = (

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from progemu_jax import radtext
 from progemu_jax.errors import UserError
-from progemu_jax.records import read_json
+from progemu_jax.files.records import read_json
+from progemu_jax.text.findings import CHEXPERT, FINDINGS, ORGANS
 
 # What a broken npz file raises, depending on where it is broken.
 BROKEN_NPZ = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
@@ -123,7 +123,7 @@ def read_scores(path):
         raise UserError(f"{path}: saliency of {saliency.shape[1]} findings, but there are {len(out.findings)}")
     out.saliency = saliency
     if "masks" in data and "mask_shape" in data:
-        out.organs = tuple(str(o) for o in data.get("organs", radtext.ORGANS))
+        out.organs = tuple(str(o) for o in data.get("organs", ORGANS))
         out.masks, out.mask_shape = _unpack_file(path, data["masks"], data["mask_shape"], len(pairs), len(out.organs))
     return out
 
@@ -157,7 +157,7 @@ def _read_csv(path):
             data[name] = np.array(cells)
         elif name in CSV_PLAIN:
             data[name] = _floats(path, name, cells)
-        elif name in radtext.FINDINGS or name in radtext.CHEXPERT:
+        elif name in FINDINGS or name in CHEXPERT:
             parts["finding"].append((name, _floats(path, name, cells)))
         elif rest and kind in CSV_PREFIX:
             parts[kind].append((rest, _floats(path, name, cells)))

@@ -12,7 +12,7 @@ __all__ = ["load"]
 
 
 def load(path, tokenizer=None, quantize=None):
-    """The model of a run directory, an export or a Hugging Face folder; see `progemu_jax.model.load`."""
-    from progemu_jax.model import load as load_model
+    """The model of a run directory, an export or a Hugging Face folder; see `progemu_jax.inference.progemu.load`."""
+    from progemu_jax.inference.load import load as load_model
 
     return load_model(path, tokenizer, quantize)

@@ -6,32 +6,24 @@ what differs from the defaults below. `main` turns it into a `Config` before any
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import types
-import typing
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from progemu_jax.data.journeys import Options
 from progemu_jax.data.texts import TextOptions
-from progemu_jax.errors import UserError
-from progemu_jax.lora import TuneConfig
 from progemu_jax.models.autoencoder import AutoencoderConfig
 from progemu_jax.models.text_encoder import TextEncoderConfig
 from progemu_jax.models.transformer import TransformerConfig
 from progemu_jax.models.unet import UNetConfig
 from progemu_jax.models.vqgan import VQGANConfig
-from progemu_jax.records import normal
 from progemu_jax.sampling.diffusion import DiffusionSampling
 from progemu_jax.sampling.policy import Sampling
 from progemu_jax.tasks.autoencoder import AutoencoderLossConfig
 from progemu_jax.tasks.diffusion import DiffusionConfig
+from progemu_jax.tasks.lora import TuneConfig
 from progemu_jax.tasks.progemu import ProgEmuConfig
 from progemu_jax.tasks.scorer import ScorerConfig
 from progemu_jax.tasks.tokenizer import TokenizerLossConfig
-from progemu_jax.train import TrainConfig
+from progemu_jax.training.loop import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -175,7 +167,7 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Mesh axis sizes (`progemu_jax.sharding`); data -1 takes the devices that the others leave."""
+    """Mesh axis sizes (`progemu_jax.devices.sharding`); data -1 takes the devices that the others leave."""
 
     data: int = -1
     fsdp: int = 1
@@ -184,7 +176,7 @@ class MeshConfig:
 
 @dataclass(frozen=True)
 class PlanConfig:
-    """`--stages=plan` (`progemu_jax.plan`).
+    """`--stages=plan` (`progemu_jax.plan.plan`).
 
     Attributes:
       devices: sizes of the slice or cluster; the mesh's data axis takes what fsdp and tensor leave.
@@ -222,75 +214,3 @@ class Config:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
-
-
-def from_dict(cls: type, values: Any, path: str = "config") -> Any:
-    """Builds the frozen dataclass `cls` from nested mappings.
-
-    Args:
-      cls: a dataclass type.
-      values: mapping (a ConfigDict too) from field name to value; missing fields keep their default.
-      path: where `values` stands, for messages.
-
-    Raises:
-      UserError: on an unknown key or a value of the wrong type, naming the key.
-    """
-    if dataclasses.is_dataclass(values) and not isinstance(values, type):
-        values = dataclasses.asdict(values)
-    if not hasattr(values, "items"):
-        raise UserError(f"{path}: expected a section, got {values!r}; write it as a nested mapping")
-    hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    kwargs = {}
-    for key, value in values.items():
-        if key not in fields:
-            raise _unknown(path, str(key), fields)
-        kwargs[key] = _coerce(hints[key], value, f"{path}.{key}")
-    try:
-        return cls(**kwargs)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: {error}") from None
-
-
-def known_key(values: Mapping[str, Any], name: str) -> None:
-    """Raises UserError unless `name` ("config.data.root") is a key of the nested mapping `values`."""
-    path, *keys = name.split(".")
-    for key in keys:
-        if not isinstance(values, Mapping) or key not in values:
-            raise _unknown(path, key, values if isinstance(values, Mapping) else ())
-        path, values = f"{path}.{key}", values[key]
-
-
-def _unknown(path: str, key: str, known: Iterable[str]) -> UserError:
-    known = list(known)
-    close = difflib.get_close_matches(key, known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known) or 'none, it is a value'}"
-    return UserError(f"{path}.{key}: unknown key; {hint}")
-
-
-def _coerce(hint: Any, value: Any, path: str) -> Any:
-    origin = typing.get_origin(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in typing.get_args(hint):
-            return None
-        hint = next(a for a in typing.get_args(hint) if a is not type(None))
-        origin = typing.get_origin(hint)
-    if dataclasses.is_dataclass(hint):
-        return from_dict(hint, value, path)
-    if origin is tuple:
-        if isinstance(value, str) or not hasattr(value, "__iter__"):
-            raise UserError(f"{path}: expected a list, got {value!r}")
-        inner = typing.get_args(hint)[0]
-        return tuple(_coerce(inner, v, f"{path}[{i}]") for i, v in enumerate(value))
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint in (int, float, str, bool):
-        if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-            raise UserError(f"{path}: expected {hint.__name__}, got {value!r}")
-        return value
-    return value
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """The plain nested dict of a config dataclass: JSON-ready (tuples become lists)."""
-    return normal(dataclasses.asdict(config))

@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 
 from progemu_jax.errors import UserError, exit_status
-from progemu_jax.records import write_text
+from progemu_jax.files.records import write_text
 
 SHARED = ("data", "autoencoder", "text_encoder", "scorer")  # also the stages that make them
 TABLE_1 = ("medjourney", "instructpix2pix", "text-only")

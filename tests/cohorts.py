@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from progemu_jax.radtext import CHEXPERT
+from progemu_jax.text.findings import CHEXPERT
 
 SECRET = "Zebrastripe"  # a word of every report, which must not come out anywhere but in the data
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from progemu_jax import checkpoint
+from progemu_jax.checkpoints import export
 
 ROOT = Path(__file__).resolve().parents[1]
 TOY = """
@@ -63,7 +63,7 @@ def whole_run(folder, config):
 def same_parameters(one, two, parts):
     """Bit for bit, in the exports `parts` of two runs."""
     for part in parts:
-        pair = [checkpoint.load_export(workdir / part)[0] for workdir in (one, two)]
+        pair = [export.load_export(workdir / part)[0] for workdir in (one, two)]
         same = jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), *pair)
         assert all(jax.tree.leaves(same)), part
 

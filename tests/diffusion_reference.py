@@ -125,7 +125,7 @@ def wordpieces() -> list[str]:
 
 def clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     """CLIP's kind of vocabulary and merges."""
-    from progemu_jax.text_tokens import byte_characters
+    from progemu_jax.text.text_tokenizers import byte_characters
 
     merges = [tuple(line.split()) for line in MERGES.split(",")]
     characters = list(byte_characters().values())
@@ -141,7 +141,7 @@ def token_ids(folder: Path) -> dict[str, list[list[int]]]:
     """What the tokenizers of `transformers` make of LINES, padded to 24."""
     from transformers import BertTokenizer, CLIPTokenizer
 
-    from progemu_jax.text_tokens import ClipBPE, WordPiece
+    from progemu_jax.text.text_tokenizers import ClipBPE, WordPiece
 
     out = {}
     for name, ours, cls in (

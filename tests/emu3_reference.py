@@ -57,8 +57,8 @@ BROKEN = ([0xE2], [0xE2, 0x82], [0xFF, 0x41], [0xE2, 151_849, 0x82, 0xAC], [0xF0
 
 def write_run(folder: Path, model, vocabulary, layout: dict, policy: dict) -> None:
     """The exports of a run directory, of a loaded model with both parts."""
-    from progemu_jax import checkpoint
-    from progemu_jax.config import to_dict
+    from progemu_jax.checkpoints import export
+    from progemu_jax.files.settings import to_dict
 
     config = {
         "model": to_dict(model.config),
@@ -68,9 +68,9 @@ def write_run(folder: Path, model, vocabulary, layout: dict, policy: dict) -> No
         "vocabulary_hash": vocabulary.hash,
         "hash": "0" * 12,
     }
-    checkpoint.export(model.params, config, folder / "train/export")
+    export.export(model.params, config, folder / "train/export")
     vq = {"model": to_dict(model.tokenizer.config)}
-    checkpoint.export(model.tokenizer.variables, vq, folder / "tokenizer/export")
+    export.export(model.tokenizer.variables, vq, folder / "tokenizer/export")
 
 
 def uniform(name: str, shape) -> np.ndarray:
@@ -133,9 +133,13 @@ def many_ranks() -> dict[bytes, int]:
     """151,643 text tokens, Emu3's number: the built-in ones, then words of three bytes that never merge."""
     import itertools
 
-    from progemu_jax import vocab
+    from progemu_jax.text.vocabulary import (
+        BUILT_IN,
+        TEXT_FILE,
+        read_ranks,
+    )
 
-    ranks = vocab.read_ranks(vocab.BUILT_IN / vocab.TEXT_FILE)
+    ranks = read_ranks(BUILT_IN / TEXT_FILE)
     for triple in itertools.product(range(256), repeat=3):
         if len(ranks) == 151_643:
             return ranks
@@ -181,9 +185,11 @@ def torch_full(vq: dict, **lm):
 
 
 def token_map() -> dict[str, int]:
-    from progemu_jax import vocab
+    from progemu_jax.text.vocabulary import (
+        load,
+    )
 
-    v = vocab.load(None, CODES)
+    v = load(None, CODES)
     return {v.decode([i]): i for i in range(v.text_size, v.size)}
 
 
@@ -213,10 +219,13 @@ def original_vq(emu3: str, vq: dict):
 
 
 def original_text_tokenizer(emu3: str, folder: Path):
-    from progemu_jax import vocab
+    from progemu_jax.text.vocabulary import (
+        TEXT_FILE,
+        VISION_FILE,
+    )
 
     module = original(emu3, "emu3.mllm.tokenization_emu3")
-    return module.Emu3Tokenizer(str(folder / vocab.TEXT_FILE), str(folder / vocab.VISION_FILE))
+    return module.Emu3Tokenizer(str(folder / TEXT_FILE), str(folder / VISION_FILE))
 
 
 def greedy(model, prompt: np.ndarray, vocabulary, count: int) -> np.ndarray:
@@ -248,7 +257,7 @@ def greedy(model, prompt: np.ndarray, vocabulary, count: int) -> np.ndarray:
 
 def prompt_of(vocabulary) -> np.ndarray:
     """BOS, a prior, a prompt, and the target's header: what greedy decoding starts from."""
-    from progemu_jax import sequence
+    from progemu_jax.text import sequence
 
     layout = sequence.Layout(*GRID, 512)
     return sequence.prompt_tokens(vocabulary, layout, some_codes(1, GRID)[0], "New small left pleural effusion.")[
@@ -281,10 +290,16 @@ def main():
 
     import torch
 
-    from progemu_jax import vocab
+    from progemu_jax.text.vocabulary import (
+        TEXT_FILE,
+        VISION_FILE,
+        load,
+        write_ranks,
+        write_vision_tokens,
+    )
 
     torch.set_num_threads(1)
-    vocabulary = vocab.load(None, CODES)
+    vocabulary = load(None, CODES)
     full, lm = torch_full(TINY_VQ), torch_lm()
     vq = original_vq(emu3, TINY_VQ)
     tokens = torch.from_numpy(some_tokens(2, 40).astype(np.int64))
@@ -303,8 +318,8 @@ def main():
         out[f"pixels_{size[0]}x{size[1]}"] = np.rint((values + 1) * 127.5).astype(np.uint8)
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        vocab.write_ranks(folder / vocab.TEXT_FILE, many_ranks())
-        vocab.write_vision_tokens(folder / vocab.VISION_FILE, 32_768)
+        write_ranks(folder / TEXT_FILE, many_ranks())
+        write_vision_tokens(folder / VISION_FILE, 32_768)
         reference = original_text_tokenizer(emu3, folder)
         ids = [reference.convert_tokens_to_ids(reference.tokenize(text)) for text in TEXTS]
         texts = [reference._decode(list(row)) for row in BROKEN]

@@ -5,7 +5,7 @@ import json
 import numpy as np
 from PIL import Image
 
-from progemu_jax import radtext
+from progemu_jax.text import findings
 
 SIZE = 32
 GROUPS = ("A", "B", "C")
@@ -37,12 +37,12 @@ def masks_of(seed, size=SIZE):
 def words(before, after, only=None):
     """A sentence a changed finding (of `only`, if given), then persisting ones."""
     out = []
-    for f, b, a in zip(radtext.FINDINGS, before, after, strict=True):
-        if abs(a - b) >= radtext.PRESENT and (only is None or f in only):
+    for f, b, a in zip(findings.FINDINGS, before, after, strict=True):
+        if abs(a - b) >= findings.PRESENT and (only is None or f in only):
             out.append((WORSE if a > b else BETTER).format(f))
     if only is None:
-        same = zip(radtext.FINDINGS, before, after, strict=True)
-        out += [f"Unchanged {f}." for f, b, a in same if a == b and a >= radtext.PRESENT]
+        same = zip(findings.FINDINGS, before, after, strict=True)
+        out += [f"Unchanged {f}." for f, b, a in same if a == b and a >= findings.PRESENT]
     return " ".join(out) or "No significant change."
 
 
@@ -59,7 +59,7 @@ class Cohort:
                 before = 0.6 * (rng.random(8) < 0.4)
                 after = np.where(rng.random(8) < 0.3, 0.6 - before, before)
                 changes = {
-                    f: int(np.sign(a - b)) for f, b, a in zip(radtext.FINDINGS, before, after, strict=True) if a != b
+                    f: int(np.sign(a - b)) for f, b, a in zip(findings.FINDINGS, before, after, strict=True) if a != b
                 }
                 named = dict(list(changes.items())[:2])  # the prompt keeps the two leading changes
                 pair = f"p{p:03d}-{k}"
@@ -69,8 +69,8 @@ class Cohort:
                         "prior": f"images/{pair}-prior.png", "followup": f"images/{pair}-followup.png",
                         "counterfactual": f"images/{pair}-counterfactual.png",
                         "prompt": words(before, after, named), "interpretation": words(before, after),
-                        "states_before": dict(zip(radtext.FINDINGS, before.tolist(), strict=True)),
-                        "states_after": dict(zip(radtext.FINDINGS, after.tolist(), strict=True)),
+                        "states_before": dict(zip(findings.FINDINGS, before.tolist(), strict=True)),
+                        "states_after": dict(zip(findings.FINDINGS, after.tolist(), strict=True)),
                         "labels_before": {}, "labels_after": {}, "prompt_changes": named,
                         "group": group, "age": age, "sex": sex,
                         "masks_prior": f"masks/{pair}-prior.npz",
@@ -142,13 +142,13 @@ class Cohort:
         out = {
             "pair_id": repeat(np.array([r["pair_id"] for r in self.rows])),
             "sample": np.tile(np.arange(samples), n),
-            "findings": np.array(radtext.FINDINGS),
+            "findings": np.array(findings.FINDINGS),
             "finding_prob": repeat(probability).astype(np.float32),
             "groups": np.array(GROUPS),
             "group_prob": repeat(group / group.sum(1, keepdims=True)).astype(np.float32),
             "age": repeat(age if person else rng.permutation(age)).astype(np.float32),
             "sex_prob": repeat(sex).astype(np.float32),
-            "organs": np.array(radtext.ORGANS),
+            "organs": np.array(findings.ORGANS),
             "masks": np.packbits(repeat(masks)),
             "mask_shape": np.array([n * samples, 6, self.size, self.size]),
             "features": repeat(features).astype(np.float32),

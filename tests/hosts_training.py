@@ -12,17 +12,18 @@ import sys
 import jax
 import numpy as np
 
-from progemu_jax import hosts, sharding, train
+from progemu_jax.devices import hosts, sharding
 from progemu_jax.models.transformer import TransformerConfig
-from progemu_jax.sequence import Kind
 from progemu_jax.tasks.progemu import ProgEmuConfig, ProgEmuTask
+from progemu_jax.text.sequence import Kind
+from progemu_jax.training import loop
 
 # 61 ids: no tensor axis divides them, the padded table's rows do.
 MODEL = TransformerConfig(
     vocab_size=61, padded_vocab_size=64, hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8,
     intermediate_size=48, max_length=16, scan_layers=True, prior_alignment=True, dropout=0.1,
 )  # fmt: skip
-CFG = train.TrainConfig(
+CFG = loop.TrainConfig(
     steps=20, batch_size=8, learning_rate=3e-3, final_learning_rate=1e-3, warmup_steps=3, log_every=1, eval_every=20,
     save_every=5, seed=4,
 )  # fmt: skip
@@ -80,7 +81,7 @@ def run(workdir, mesh, steps=20, **options):
     options = {"batches": Batches, **options}
     batches = options.pop("batches")
     cfg = dataclasses.replace(CFG, steps=steps)
-    return train.fit(task(cfg), cfg, batches, eval_batches, workdir, mesh=mesh, **options)
+    return loop.fit(task(cfg), cfg, batches, eval_batches, workdir, mesh=mesh, **options)
 
 
 def make_mesh(text, devices=None):

@@ -74,7 +74,7 @@ def test_the_reader_of_imports_sees_all_forms():
     found = _imports(source, "progemu_jax.data.a", False)
     assert found == {"jax.numpy", "progemu_jax.data", "progemu_jax.errors", "flax"}
     assert "progemu_jax.data" in _imports("from progemu_jax import data", "x", False)
-    assert {"progemu_jax.data", "progemu_jax.eval", "progemu_jax.train"} <= set(MODULES)
+    assert {"progemu_jax.data", "progemu_jax.eval", "progemu_jax.training.loop"} <= set(MODULES)
 
 
 @pytest.mark.parametrize("room", ["data", "eval"])

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from progemu_jax import sharding
-from progemu_jax.models import attention, layers
+from progemu_jax.devices import sharding
+from progemu_jax.kernels import attention
 from progemu_jax.models.transformer import Transformer, TransformerConfig, init_params, logits
 
 BF16, F32, WORDS, PADDING = jnp.bfloat16, jnp.float32, jnp.zeros((1, 4), jnp.int32), jnp.ones((1, 4), bool)
@@ -49,7 +49,7 @@ def test_splash_is_blockwise_attention_with_its_gradients(packed):
         return lambda *x: (jnp.sin(out := run(*x)).sum(), out)
 
     ours = total(lambda q, k, v: attention.splash(q, k, v, segments, interpret=True))
-    plain = total(lambda q, k, v: layers.causal_attend(q, k, v, segments, 64))
+    plain = total(lambda q, k, v: attention.causal_attend(q, k, v, segments, 64))
     (ga, a), (gb, b) = (jax.jit(jax.grad(f, (0, 1, 2), has_aux=True))(*inputs(T)) for f in (ours, plain))
     np.testing.assert_allclose(a, b, atol=2e-6)
     for x, y in zip(ga, gb, strict=True):
@@ -72,7 +72,7 @@ def test_splash_on_a_mesh_runs_on_each_devices_rows_and_heads(local):
             axes = set(sharding.RULES["batch"])
             splash = jax.shard_map(splash, in_specs=rows, out_specs=rows, axis_names=axes, check_vma=False)
         out = jax.jit(splash)(*(jax.device_put(x, spec) for x in (q, k, v)))
-    np.testing.assert_allclose(out, layers.causal_attend(q, k, v, None, 128), atol=2e-6)
+    np.testing.assert_allclose(out, attention.causal_attend(q, k, v, None, 128), atol=2e-6)
 
 
 def test_cudnns_shapes_are_right():
@@ -82,7 +82,7 @@ def test_cudnns_shapes_are_right():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax.nn, "dot_product_attention", lambda *x, implementation, **o: real(*x, **o))
         out = attention.self_attend(q, k, v, jnp.ones((2, 20), bool), "cudnn", 8)
-    np.testing.assert_allclose(out, layers.causal_attend(q, k, v, None, 8), atol=2e-6)
+    np.testing.assert_allclose(out, attention.causal_attend(q, k, v, None, 8), atol=2e-6)
 
 
 def test_a_kernel_asked_for_by_name_says_what_it_cannot_do():

@@ -3,10 +3,10 @@
 import cohorts
 import pytest
 
-from progemu_jax import records
 from progemu_jax.data.build import build
 from progemu_jax.data.texts import TextOptions
 from progemu_jax.errors import UserError
+from progemu_jax.files import records
 
 # The local runner without Prism, a binary that DirectRunner would download first.
 RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"

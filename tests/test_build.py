@@ -16,7 +16,6 @@ import pytest
 from PIL import Image
 from test_sources import OPEN
 
-from progemu_jax import records
 from progemu_jax.data import build as building
 from progemu_jax.data import images, texts, tree
 from progemu_jax.data.batches import Examples
@@ -24,7 +23,8 @@ from progemu_jax.data.build import build, build_tree
 from progemu_jax.data.references import build_references
 from progemu_jax.data.sources.phantom import write_cohort
 from progemu_jax.errors import UserError
-from progemu_jax.radtext import FINDINGS
+from progemu_jax.files import records
+from progemu_jax.text.findings import FINDINGS
 
 QUIET = {"size": 64, "processes": 1, "progress": False}
 

@@ -10,8 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from progemu_jax import checkpoint
-from progemu_jax.checkpoint import Checkpoints
+from progemu_jax.checkpoints import export
+from progemu_jax.checkpoints.resume import Checkpoints
 from progemu_jax.errors import UserError
 
 
@@ -172,35 +172,35 @@ def test_export_round_trip_and_replacement(tmp_path):
     folder = tmp_path / "model"
     for seed in (0, 1):
         params = make(seed)["params"]
-        checkpoint.export(params, {"width": 33, "seed": seed}, folder)
-        assert checkpoint.read_export_config(folder) == {"width": 33, "seed": seed}
-        back, config = checkpoint.load_export(folder)
+        export.export(params, {"width": 33, "seed": seed}, folder)
+        assert export.read_export_config(folder) == {"width": 33, "seed": seed}
+        back, config = export.load_export(folder)
         assert config["seed"] == seed
         assert_same(back, params)
-        assert_same(checkpoint.load_export(folder, jax.eval_shape(lambda: make()["params"]))[0], params)
+        assert_same(export.load_export(folder, jax.eval_shape(lambda: make()["params"]))[0], params)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_exports_that_cannot_be_read_are_user_errors(tmp_path):
     folder = tmp_path / "model"
     with pytest.raises(UserError, match="is missing"):
-        checkpoint.load_export(folder)
-    checkpoint.export(make()["params"], {}, folder)
+        export.load_export(folder)
+    export.export(make()["params"], {}, folder)
     other = {"dense": {"kernel": jnp.zeros((64, 32)), "half": jnp.zeros(3, jnp.bfloat16)}}
     with pytest.raises(UserError, match=r"dense\.kernel is float32\[64, 33\].*float32\[64, 32\]"):
-        checkpoint.load_export(folder, other)
+        export.load_export(folder, other)
     path = _largest(folder / "params")
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match="damaged"):
-        checkpoint.load_export(folder)
+        export.load_export(folder)
     (folder / "export.json").write_text("{")
     with pytest.raises(UserError, match="does not parse"):
-        checkpoint.load_export(folder)
+        export.load_export(folder)
     (folder / "export.json").write_text(json.dumps({"format": "other"}))
     with pytest.raises(UserError, match="other"):
-        checkpoint.load_export(folder)
+        export.load_export(folder)
     precious = tmp_path / "precious"
     precious.mkdir()
     with pytest.raises(UserError, match="not an export"):
-        checkpoint.export(make()["params"], {}, precious)
+        export.export(make()["params"], {}, precious)
     assert precious.is_dir()

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from progemu_jax import records
 from progemu_jax.data import images, tree
 from progemu_jax.data.batches import Examples
 from progemu_jax.data.build import build, build_tree
 from progemu_jax.data.sources import SOURCES, Given, Rejected, needed_files, open_source
 from progemu_jax.errors import UserError
+from progemu_jax.files import records
 
 QUIET = {"size": 64, "processes": 1, "progress": False}
 HASH = {"split": "hash", "validation": 0.3, "test": 0.3}

@@ -15,10 +15,14 @@ from PIL import Image
 from tiny_run import CODES, GRID, SIZE
 
 import progemu_jax
-from progemu_jax import control, main, predictions, provenance, radtext, requests
-from progemu_jax.counterfactual import _feathered
+from progemu_jax import provenance
+from progemu_jax import run as run_
 from progemu_jax.errors import UserError
-from progemu_jax.predictions import Case, Prediction
+from progemu_jax.files import predictions
+from progemu_jax.files.predictions import Case, Prediction
+from progemu_jax.inference import change_map, request
+from progemu_jax.inference.counterfactual import _feathered
+from progemu_jax.text import findings, rules
 
 PROMPT = "New small left pleural effusion."
 SIDE = SIZE // GRID[0]
@@ -119,15 +123,15 @@ class TestMask:
         assert found.max() <= 1
         out = model.counterfactual(prior, PROMPT, num_samples=3, mask="auto")
         assert 0 < out.mask.sum() < out.mask.size
-        np.testing.assert_array_equal(out.mask, found >= control.CHANGE_THRESHOLD)
+        np.testing.assert_array_equal(out.mask, found >= change_map.CHANGE_THRESHOLD)
         assert (out.codes[:, ~out.mask] == out.prior_codes[~out.mask]).all()
         assert (model.change_mask(prior, PROMPT, threshold=1.1) == np.zeros(GRID, bool)).all()
 
     def test_the_map_is_the_distance_of_next_code_distributions(self, model, codes):
         """By whole rows of logits of the public API: no padding is cut, no row is batched with another."""
-        from progemu_jax import sequence
         from progemu_jax.models import transformer
-        from progemu_jax.radtext import NO_CHANGE
+        from progemu_jax.text import sequence
+        from progemu_jax.text.findings import NO_CHANGE
 
         start, stop = model.vocabulary.visual_start, model.vocabulary.visual_start + CODES
         shares = []
@@ -165,7 +169,7 @@ class TestComposite:
 class TestDialAndRollout:
     def test_the_dial_is_three_requests_with_one_seed(self, model, prior):
         dial = model.dial(prior, "New left pleural effusion.", seed=1)
-        assert list(dial) == list(radtext.GRADES)
+        assert list(dial) == list(findings.GRADES)
         for word, out in zip(("small", "moderate", "large"), dial.values(), strict=True):
             assert out.prompt == f"New {word} left pleural effusion."
         batch = [Case("request", dial["mild"].prior_codes, out.prompt) for out in dial.values()]
@@ -225,28 +229,28 @@ class TestGrades:
         ],
     )  # fmt: skip
     def test_a_grade_is_set_and_nothing_else(self, text, mild, severe):
-        assert radtext.with_grade(text, "mild") == mild
-        assert radtext.with_grade(text, "severe") == severe
+        assert rules.with_grade(text, "mild") == mild
+        assert rules.with_grade(text, "severe") == severe
 
     @pytest.mark.parametrize(
         "text",
         ["Resolved edema.", "No pneumothorax.", "Unchanged edema.", "Possible edema.", "Lines are in place.", ""],
     )
     def test_what_is_not_there_has_no_grade(self, text):
-        assert radtext.with_grade(text, "mild") is None
+        assert rules.with_grade(text, "mild") is None
 
     @pytest.mark.parametrize(
         "text", ["No significant interval change.", "Unchanged. Stable edema.", "No worsening of edema."]
     )
     def test_no_change(self, text):
-        assert radtext.says_no_change(text)
+        assert rules.says_no_change(text)
 
     @pytest.mark.parametrize(
         "text", ["New edema.", "Unchanged edema. New effusion.", "No pneumothorax.", "x", "", "Edema is not stable.",
                  "Stable effusion, worsening edema.", "Continued improvement of edema."],
     )  # fmt: skip
     def test_change_or_no_word_of_it(self, text):
-        assert not radtext.says_no_change(text)
+        assert not rules.says_no_change(text)
 
 
 class TestProvenance:
@@ -417,8 +421,8 @@ class TestBadRequests:
         fails(words, model.counterfactual, CHEST, PROMPT, **field)
 
     def test_any_integer_type_is_a_seed(self):
-        assert requests.seed(np.uint32(2**32 - 1)) == 2**32 - 1
-        assert requests.num_samples(np.int64(4)) == 4
+        assert request.seed(np.uint32(2**32 - 1)) == 2**32 - 1
+        assert request.num_samples(np.int64(4)) == 4
 
     def test_a_case_is_named(self, model, codes):
         fails("case b: prompt", model.sample, [Case("a", codes, PROMPT), Case("b", codes, "a " * 300)])
@@ -474,12 +478,12 @@ class TestQueue:
         fails("no case can be predicted", self.write, model, tmp_path, self.CASES[1:3])
 
     def test_the_command_ends_with_the_line(self, model, tmp_path, monkeypatch):
-        from progemu_jax import stages
         from progemu_jax.configs import demo
+        from progemu_jax.files import stages
 
         self.write(model, tmp_path / "predictions/progemu", self.CASES)
         monkeypatch.setattr(stages, "run_stages", lambda *_: None)
         with pytest.raises(UserError, match="2 cases could not be predicted"):
-            main.run(demo.get_config(), tmp_path, None)
+            run_.run(demo.get_config(), tmp_path, None)
         assert (tmp_path / "config.json").exists()
-        main.run(demo.get_config(), tmp_path, ["data"])
+        run_.run(demo.get_config(), tmp_path, ["data"])

@@ -12,13 +12,18 @@ import pytest
 from emu3_reference import CODES, LM, TINY_VQ, transformers_vq, weight, write_run
 
 import progemu_jax
-from progemu_jax import checkpoint, vocab
-from progemu_jax.convert import huggingface, names, tensors
+from progemu_jax.checkpoints import arrays, export
+from progemu_jax.convert import components, safetensors
 from progemu_jax.convert.__main__ import main
-from progemu_jax.convert.run import convert, default_layout
+from progemu_jax.convert.convert import convert
+from progemu_jax.convert.emu3 import folder as emu3_folder
+from progemu_jax.convert.emu3 import names as emu3_names
+from progemu_jax.convert.emu3.image_processor import ImageProcessor, smart_resize
+from progemu_jax.convert.emu3.transfer import default_layout
 from progemu_jax.errors import UserError
-from progemu_jax.image_processor import ImageProcessor, luma, smart_resize
+from progemu_jax.inference.pixels import luma
 from progemu_jax.models import transformer, vqgan
+from progemu_jax.text.vocabulary import VISION_FILE, load
 
 VQ_CONFIG = {"model_type": "Emu3VisionVQ", **TINY_VQ}
 LM_CONFIG = {"model_type": "Emu3", **LM, "attention_dropout": 0.1, "auto_map": {"AutoModel": "x.Y"}}
@@ -37,19 +42,19 @@ def entries_of(kind, newer=False):
     """Entries of a whole checkpoint; newer: the prefixes of later versions of transformers."""
     from pathlib import Path
 
-    lm = huggingface.configs.language_model(Path(), LM, "float32")
+    lm = emu3_folder.configs.language_model(Path(), LM, "float32")
     at = int(newer)
     if kind == "both":
-        vq = huggingface.configs.tokenizer(Path(), transformers_vq(TINY_VQ), "transformers", "float32")
-        prefixes = names.LANGUAGE_PREFIXES["transformers"][at]
+        vq = emu3_folder.configs.tokenizer(Path(), transformers_vq(TINY_VQ), "transformers", "float32")
+        prefixes = emu3_names.LANGUAGE_PREFIXES["transformers"][at]
         return [
-            *huggingface.language_entries(lm, prefixes),
-            *huggingface.tokenizer_entries(vq, "transformers", names.TOKENIZER_PREFIXES["transformers"][at]),
+            *emu3_folder.language_entries(lm, prefixes),
+            *emu3_folder.tokenizer_entries(vq, "transformers", emu3_names.TOKENIZER_PREFIXES["transformers"][at]),
         ]
     if kind == "language_model":
-        return huggingface.language_entries(lm, names.LANGUAGE_PREFIXES["original"][0])
-    vq = huggingface.configs.tokenizer(Path(), TINY_VQ, "original", "float32")
-    return huggingface.tokenizer_entries(vq, "original", "")
+        return emu3_folder.language_entries(lm, emu3_names.LANGUAGE_PREFIXES["original"][0])
+    vq = emu3_folder.configs.tokenizer(Path(), TINY_VQ, "original", "float32")
+    return emu3_folder.tokenizer_entries(vq, "original", "")
 
 
 def checkpoint_folder(path, kind, dtype="F32", shards=1, newer=False):
@@ -58,21 +63,21 @@ def checkpoint_folder(path, kind, dtype="F32", shards=1, newer=False):
     values = {}
     for entry in entries_of(kind, newer):
         wide = "norm" in entry.name or "quantize" in entry.name
-        values[entry.name] = weight(entry.name, entry.tensor_shape).astype(tensors.DTYPES["F32" if wide else dtype])
+        values[entry.name] = weight(entry.name, entry.tensor_shape).astype(safetensors.DTYPES["F32" if wide else dtype])
         if entry.name.endswith("running_mean"):
             values[entry.name.replace("running_mean", "num_batches_tracked")] = np.asarray(7, np.int64)
     order = sorted(values, key=lambda n: (-values[n].itemsize, n))
-    heads = {n: (tensors.NAMES[str(values[n].dtype)], values[n].shape) for n in order}
-    files = {tensors.WEIGHTS: heads}
+    heads = {n: (safetensors.NAMES[str(values[n].dtype)], values[n].shape) for n in order}
+    files = {safetensors.WEIGHTS: heads}
     if shards > 1:
         files = {f"part-{i}.safetensors": {n: heads[n] for n in order[i::shards]} for i in range(shards)}
-    writer = tensors.Writer(path, files)
+    writer = safetensors.Writer(path, files)
     for name, value in values.items():
         writer.write(name, value)
     writer.close()
     (path / "config.json").write_text(json.dumps(CONFIGS[kind]))
     if kind != "tokenizer":
-        vocab.load(None, CODES).save(path)
+        load(None, CODES).save(path)
     if kind != "language_model":
         (path / "preprocessor_config.json").write_text(json.dumps({"min_pixels": 256, "max_pixels": 4096}))
     (path / "modeling.py").write_text("raise SystemExit('executed')")
@@ -80,7 +85,7 @@ def checkpoint_folder(path, kind, dtype="F32", shards=1, newer=False):
 
 
 def data_of(folder):
-    return {n: (t.file.name, t.dtype, t.shape, t.read().tobytes()) for n, t in tensors.open_folder(folder).items()}
+    return {n: (t.file.name, t.dtype, t.shape, t.read().tobytes()) for n, t in safetensors.open_folder(folder).items()}
 
 
 @pytest.mark.parametrize(
@@ -93,8 +98,8 @@ def data_of(folder):
     ],
 )
 def test_in_and_out_again_is_bit_identical(tmp_path, monkeypatch, kind, dtype, shards, newer):
-    monkeypatch.setattr(checkpoint, "PART_BYTES", 100_000)  # several parts, and blocks of rows of the embeddings
-    monkeypatch.setattr(tensors, "BLOCK_BYTES", 50_000)
+    monkeypatch.setattr(export, "PART_BYTES", 100_000)  # several parts, and blocks of rows of the embeddings
+    monkeypatch.setattr(safetensors, "BLOCK_BYTES", 50_000)
     source = checkpoint_folder(tmp_path / "source", kind, dtype, shards, newer)
     convert(source, tmp_path / "run")
     said = convert(tmp_path / "run", tmp_path / "back")
@@ -109,18 +114,18 @@ def test_in_and_out_again_is_bit_identical(tmp_path, monkeypatch, kind, dtype, s
 def test_the_export_keeps_dtypes_config_and_content_hash(tmp_path):
     source = checkpoint_folder(tmp_path / "source", "language_model", "BF16", 2)
     convert(source, tmp_path / "run")
-    params, config = checkpoint.load_export(tmp_path / "run/train/export")
+    params, config = export.load_export(tmp_path / "run/train/export")
     assert params["embed_tokens"].dtype == ml_dtypes.bfloat16
     assert params["norm"]["scale"].dtype == np.float32
     assert config["source"]["config"] == LM_CONFIG
     one = config["source"]["content_hash"]
     whole = checkpoint_folder(tmp_path / "whole", "language_model", "BF16", 1)
     convert(whole, tmp_path / "run2")
-    assert checkpoint.read_export_config(tmp_path / "run2/train/export")["source"]["content_hash"] == one
-    data = (whole / tensors.WEIGHTS).read_bytes()
-    (whole / tensors.WEIGHTS).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert export.read_export_config(tmp_path / "run2/train/export")["source"]["content_hash"] == one
+    data = (whole / safetensors.WEIGHTS).read_bytes()
+    (whole / safetensors.WEIGHTS).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     convert(whole, tmp_path / "run3")
-    assert checkpoint.read_export_config(tmp_path / "run3/train/export")["source"]["content_hash"] != one
+    assert export.read_export_config(tmp_path / "run3/train/export")["source"]["content_hash"] != one
 
 
 def test_a_folder_and_what_it_converts_to_load_the_same(tmp_path):
@@ -132,7 +137,7 @@ def test_a_folder_and_what_it_converts_to_load_the_same(tmp_path):
     assert direct.grammar == converted.grammar
     assert direct.tokenizer.config == converted.tokenizer.config
     assert direct.tokenizer.processor == converted.tokenizer.processor == ImageProcessor(256, 4096, 2)
-    flat = [checkpoint.flatten({"a": m.params, "b": m.tokenizer.variables}) for m in (direct, converted)]
+    flat = [arrays.flatten({"a": m.params, "b": m.tokenizer.variables}) for m in (direct, converted)]
     assert flat[0].keys() == flat[1].keys()
     for name, leaf in flat[0].items():
         np.testing.assert_array_equal(leaf, flat[1][name])
@@ -142,7 +147,7 @@ def test_models_of_our_own_become_checkpoints_of_either_dialect(tmp_path):
     """Names and shapes against those that PyTorch saved are in test_emu3_parity; here, the way back."""
     import jax
 
-    vocabulary = vocab.load(None, CODES)
+    vocabulary = load(None, CODES)
     source = checkpoint_folder(tmp_path / "source", "both")
     model = progemu_jax.load(source)
     layout = {"height": 4, "width": 4, "length": 300, "prompt_budget": 0}
@@ -168,9 +173,9 @@ def test_what_emu3s_format_has_no_place_for_is_refused(tmp_path):
     for change, words in (({"prior_alignment": True}, "prior_alignment"), ({"head_dim": 8}, "head_dim")):
         cfg = transformer.TransformerConfig(**({"vocab_size": 50} | change))
         with pytest.raises(UserError, match=words):
-            huggingface.configs.write_language_model(cfg, "x", "original", {})
+            emu3_folder.configs.write_language_model(cfg, "x", "original", {})
     with pytest.raises(UserError, match="temporal"):
-        huggingface.configs.write_tokenizer(vqgan.VQGANConfig(), "x", "original")
+        emu3_folder.configs.write_tokenizer(vqgan.VQGANConfig(), "x", "original")
 
 
 def test_parts_that_are_missing_are_named(tmp_path):
@@ -212,24 +217,24 @@ def edit_header(path, change):
 
 
 def index_entry(folder, name, file):
-    index = json.loads((folder / tensors.INDEX).read_text())
+    index = json.loads((folder / safetensors.INDEX).read_text())
     index["weight_map"][name] = file
-    (folder / tensors.INDEX).write_text(json.dumps(index))
+    (folder / safetensors.INDEX).write_text(json.dumps(index))
 
 
 NORM = "model.norm.weight"
 
 
 def rename(old, new):
-    return lambda folder: edit_header(folder / tensors.WEIGHTS, lambda h: h.__setitem__(new, h.pop(old)))
+    return lambda folder: edit_header(folder / safetensors.WEIGHTS, lambda h: h.__setitem__(new, h.pop(old)))
 
 
 def entry(**changes):
-    return lambda folder: edit_header(folder / tensors.WEIGHTS, lambda h: h[NORM].update(changes))
+    return lambda folder: edit_header(folder / safetensors.WEIGHTS, lambda h: h[NORM].update(changes))
 
 
 def cut(folder):
-    path = folder / tensors.WEIGHTS
+    path = folder / safetensors.WEIGHTS
     path.write_bytes(path.read_bytes()[:-10])
 
 
@@ -239,11 +244,11 @@ def overlap(folder):
         start, end = header[two]["data_offsets"]
         header[two]["data_offsets"] = [start - 4, end - 4]
 
-    edit_header(folder / tensors.WEIGHTS, change)
+    edit_header(folder / safetensors.WEIGHTS, change)
 
 
 def only_pickle(folder):
-    (folder / tensors.WEIGHTS).rename(folder / "pytorch_model.bin")
+    (folder / safetensors.WEIGHTS).rename(folder / "pytorch_model.bin")
 
 
 def config(**changes):
@@ -259,19 +264,22 @@ def poison(folder, name="pytorch_model.bin"):
     ("spoil", "words"),
     [
         (rename(NORM, "other.weight"), [f"tensor {NORM} is missing", "model.safetensors"]),
-        (lambda f: edit_header(f / tensors.WEIGHTS, _add_empty), ["tensor extra", "model.safetensors", "no parameter"]),
+        (
+            lambda f: edit_header(f / safetensors.WEIGHTS, _add_empty),
+            ["tensor extra", "model.safetensors", "no parameter"],
+        ),
         (entry(shape=[8, 8]), [NORM, "[8, 8]", "[64]", "model.safetensors"]),
         (cut, ["is truncated", "tensor", "model.safetensors"]),
         (overlap, ["does not begin where", "model.safetensors"]),
-        (lambda f: (f / tensors.WEIGHTS).write_bytes(b"\xff" * 100), ["not a safetensors file"]),
-        (lambda f: (f / tensors.WEIGHTS).write_bytes(b""), ["not a safetensors file"]),
-        (lambda f: (f / tensors.WEIGHTS).write_bytes(struct.pack("<Q", 4) + b"[[[["), ["header does not parse"]),
+        (lambda f: (f / safetensors.WEIGHTS).write_bytes(b"\xff" * 100), ["not a safetensors file"]),
+        (lambda f: (f / safetensors.WEIGHTS).write_bytes(b""), ["not a safetensors file"]),
+        (lambda f: (f / safetensors.WEIGHTS).write_bytes(struct.pack("<Q", 4) + b"[[[["), ["header does not parse"]),
         (entry(dtype="F8_E5M2"), [NORM, "F8_E5M2"]),
         (entry(shape=[-64]), [NORM, "damaged"]),
         (entry(shape=[2**62]), [NORM, "needs"]),
         (only_pickle, ["pytorch_model.bin", "pickle", "weights_only=True"]),
         (poison, ["pytorch_model.bin", "pickle"]),
-        (lambda f: (f / tensors.WEIGHTS).unlink(), ["neither", "model.safetensors"]),
+        (lambda f: (f / safetensors.WEIGHTS).unlink(), ["neither", "model.safetensors"]),
         (lambda f: (f / "config.json").unlink(), ["config.json"]),
         (lambda f: (f / "config.json").write_text("{"), ["config.json", "JSON"]),
         (lambda f: (f / "config.json").write_text("[1]"), ["config.json", "JSON"]),
@@ -285,7 +293,7 @@ def poison(folder, name="pytorch_model.bin"):
         (config(num_hidden_layers=4), ["model.layers.3", "is missing"]),
         (config(num_hidden_layers="3"), ["num_hidden_layers='3'"]),
         (config(hidden_size=-1), ["hidden_size=-1"]),
-        (lambda f: (f / vocab.VISION_FILE).unlink(), [vocab.VISION_FILE]),
+        (lambda f: (f / VISION_FILE).unlink(), [VISION_FILE]),
     ],
 )
 def test_bad_folders_end_in_one_line_and_leave_nothing(tmp_path, monkeypatch, capsys, spoil, words):
@@ -322,7 +330,7 @@ def _add_empty(header):
 def test_an_index_may_not_leave_the_folder(tmp_path, file, words):
     source = checkpoint_folder(tmp_path / "source", "language_model", shards=2)
     shutil.copyfile(source / "part-0.safetensors", tmp_path / "secret.safetensors")
-    name = next(iter(tensors.read_header(source / "part-0.safetensors")))
+    name = next(iter(safetensors.read_header(source / "part-0.safetensors")))
     index_entry(source, name, file)
     with pytest.raises(UserError) as caught:
         convert(source, tmp_path / "run")
@@ -373,15 +381,15 @@ def test_links_out_of_the_folder_are_refused_and_those_of_the_hub_cache_followed
     source = checkpoint_folder(tmp_path / "snapshots/rev", "tokenizer")
     for place, allowed in (("blobs", True), ("elsewhere", False)):
         (tmp_path / place).mkdir()
-        for name in ("config.json", tensors.WEIGHTS):
+        for name in ("config.json", safetensors.WEIGHTS):
             (source / name).resolve().rename(tmp_path / place / name)
             (source / name).unlink(missing_ok=True)
             (source / name).symlink_to(tmp_path / place / name)
         if allowed:
-            huggingface.open_folder(source)
+            emu3_folder.open_folder(source)
             continue
         with pytest.raises(UserError, match="link out of the folder"):
-            huggingface.open_folder(source)
+            emu3_folder.open_folder(source)
 
 
 def test_a_pickle_given_as_the_source_is_refused(tmp_path):
@@ -395,7 +403,7 @@ def test_a_vocabulary_of_other_codes_is_refused(tmp_path):
     vq = checkpoint_folder(tmp_path / "vq", "tokenizer")
     for codes, words in ((CODES // 2, "32 visual tokens"), (2 * CODES, "128 visual tokens")):
         source = checkpoint_folder(tmp_path / f"lm{codes}", "language_model")
-        vocab.load(None, codes).save(source)
+        load(None, codes).save(source)
         with pytest.raises(UserError, match=words):
             progemu_jax.load(source, tokenizer=vq)
     with pytest.raises(UserError, match="ids, the model"):
@@ -404,33 +412,33 @@ def test_a_vocabulary_of_other_codes_is_refused(tmp_path):
 
 def test_the_vocabulary_of_a_tokenizer_json(tmp_path):
     """The form that transformers stores: bytes as printable characters, special tokens apart."""
-    want = vocab.load(None, CODES)
-    alphabet = {byte: char for char, byte in huggingface._byte_characters().items()}
+    want = load(None, CODES)
+    alphabet = {byte: char for char, byte in emu3_folder._byte_characters().items()}
     assert len(alphabet) == 256
     assert (alphabet[ord("A")], alphabet[ord(" ")], alphabet[10]) == ("A", "Ġ", "Ċ")
     text = {"".join(alphabet[b] for b in token): i for token, i in want._ranks.items()}
-    special = huggingface.vocabulary_map(want)
+    special = emu3_folder.vocabulary_map(want)
     values = {
         "added_tokens": [{"id": i, "content": token} for token, i in special.items()],
         "model": {"vocab": {**text, **special}, "merges": []},
     }
     (tmp_path / "tokenizer.json").write_text(json.dumps(values))
-    found = huggingface.read_vocabulary(tmp_path)
+    found = emu3_folder.read_vocabulary(tmp_path)
     assert found.hash == want.hash
     (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"Ġ": 0}}}))
     with pytest.raises(UserError, match=r"tokenizer\.json"):
-        huggingface.read_vocabulary(tmp_path)
+        emu3_folder.read_vocabulary(tmp_path)
 
 
 def test_layouts():
-    conv = names.Entry("params.x.kernel", (3, 3, 2, 5), "x.weight", "conv")
+    conv = components.Entry("params.x.kernel", (3, 3, 2, 5), "x.weight", "conv")
     theirs = np.arange(90).reshape(5, 2, 3, 3)
     assert conv.tensor_shape == theirs.shape
     assert conv.ours(theirs)[1, 2, 0, 4] == theirs[4, 0, 1, 2]
-    query = names.Entry("layers_0.self_attn.q_proj", (6, 2, 4), "q", "linear")
+    query = components.Entry("layers_0.self_attn.q_proj", (6, 2, 4), "q", "linear")
     theirs = np.arange(48).reshape(8, 6)
     assert query.ours(theirs)[5, 1, 2] == theirs[1 * 4 + 2, 5]
-    out = names.Entry("layers_0.self_attn.o_proj", (2, 4, 6), "o", "linear")
+    out = components.Entry("layers_0.self_attn.o_proj", (2, 4, 6), "o", "linear")
     theirs = np.arange(48).reshape(6, 8)
     assert out.ours(theirs)[1, 2, 5] == theirs[5, 1 * 4 + 2]
     for entry, shape in ((conv, (5, 2, 3, 3)), (query, (8, 6)), (out, (6, 8))):
@@ -460,6 +468,6 @@ def test_luma_is_pillows():
 
 
 def test_importing_the_converter_loads_no_torch():
-    script = "import sys, progemu_jax.convert.run; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    script = "import sys, progemu_jax.convert.convert; print('torch' in sys.modules, 'transformers' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]

@@ -8,25 +8,28 @@ import numpy as np
 import pytest
 
 import progemu_jax
-from progemu_jax import checkpoint, text_tokens
-from progemu_jax.config import to_dict
-from progemu_jax.convert import diffusers
+from progemu_jax.checkpoints import arrays, export
+from progemu_jax.convert import components
+from progemu_jax.convert.diffusers.folder import folder as diffusers_folder
+from progemu_jax.devices.sharding import make_mesh
 from progemu_jax.errors import UserError
+from progemu_jax.files.predictions import Case
+from progemu_jax.files.settings import to_dict
 from progemu_jax.models import autoencoder, text_encoder, unet
 from progemu_jax.models.autoencoder import AutoencoderConfig
+from progemu_jax.models.noise_schedule import Schedule
 from progemu_jax.models.text_encoder import TextEncoderConfig
 from progemu_jax.models.unet import UNet, UNetConfig
-from progemu_jax.predictions import Case
-from progemu_jax.sampling.diffusion import DiffusionSampling, Schedule, first_noise, guide, solver_table
-from progemu_jax.sharding import make_mesh
+from progemu_jax.sampling.diffusion import DiffusionSampling, first_noise, guide, solver_table
 from progemu_jax.tasks.diffusion import DiffusionConfig, DiffusionTask, packer
-from progemu_jax.train import TrainConfig, fit
+from progemu_jax.text import text_tokenizers
+from progemu_jax.training.loop import TrainConfig, fit
 
 SIZE, LENGTH = 32, 12
 CODEC = AutoencoderConfig(channels=(8,), patch=4, scale=0.8)
 TEXT = TextEncoderConfig(hidden_size=16, num_layers=1, num_heads=2, intermediate_size=16, text_length=LENGTH)
 MODEL = UNetConfig(in_channels=8, channels=(16,), attention=(True,), heads=2, cross_attention_dim=16, text_dim=16)
-WORDS = text_tokens.WordPiece.of_texts(["New small left pleural effusion.", "Resolved edema."])
+WORDS = text_tokenizers.WordPiece.of_texts(["New small left pleural effusion.", "Resolved edema."])
 POLICY = DiffusionSampling(steps=3, guidance=2.0, image_guidance=1.5)
 
 
@@ -39,9 +42,9 @@ def params():
         kernel = denoiser[name]["kernel"]
         denoiser[name]["kernel"] = 0.1 * jax.random.normal(jax.random.key(2), kernel.shape)
     return {
-        diffusers.UNET: denoiser,
-        diffusers.AUTOENCODER: autoencoder.init_params(CODEC, keys[1]),
-        diffusers.TEXT_ENCODER: text_encoder.init_params(TEXT, keys[2]),
+        components.UNET: denoiser,
+        components.AUTOENCODER: autoencoder.init_params(CODEC, keys[1]),
+        components.TEXT_ENCODER: text_encoder.init_params(TEXT, keys[2]),
     }
 
 
@@ -50,21 +53,21 @@ def run(params, tmp_path_factory):
     """A run directory with the three exports, as the stages leave them."""
     folder = tmp_path_factory.mktemp("run")
     configs = {
-        diffusers.UNET: {
+        components.UNET: {
             "model": to_dict(MODEL),
             "schedule": to_dict(Schedule()),
             "policy": to_dict(POLICY),
             "image_size": SIZE,
             "hash": "0" * 64,
         },
-        diffusers.AUTOENCODER: {"model": to_dict(CODEC)},
-        diffusers.TEXT_ENCODER: {"model": to_dict(TEXT)},
+        components.AUTOENCODER: {"model": to_dict(CODEC)},
+        components.TEXT_ENCODER: {"model": to_dict(TEXT)},
     }
     for kind, config in configs.items():
-        with checkpoint.ExportWriter(folder / diffusers.IN_RUN[kind]) as writer:
-            for name, leaf in checkpoint.flatten(params[kind]).items():
+        with export.ExportWriter(folder / components.DIFFUSION_IN_RUN[kind]) as writer:
+            for name, leaf in arrays.flatten(params[kind]).items():
                 writer.add(name, leaf)
-            if kind == diffusers.TEXT_ENCODER:
+            if kind == components.TEXT_ENCODER:
                 (writer.folder / "tokenizer").mkdir()
                 WORDS.save(writer.folder / "tokenizer")
             writer.finish({"kind": kind, **config})
@@ -171,7 +174,7 @@ def test_recomputing_in_the_backward_pass_changes_no_gradient(params):
 
     def grad(cfg):
         loss = lambda p: jnp.sum(jnp.square(UNet(cfg).apply({"params": p}, x, jnp.asarray([5]), text)))  # noqa: E731
-        return jax.jit(jax.grad(loss))(params[diffusers.UNET])
+        return jax.jit(jax.grad(loss))(params[components.UNET])
 
     plain, saved = grad(MODEL), grad(dataclasses.replace(MODEL, remat=True))
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(saved), strict=True):
@@ -180,18 +183,19 @@ def test_recomputing_in_the_backward_pass_changes_no_gradient(params):
 
 @pytest.mark.parametrize("limits", [{"SCORES": 64}, {"CACHED": 64}, {"SCORES": 64, "CACHED": 64}])
 def test_attention_in_blocks_of_queries_or_heads_is_attention(monkeypatch, limits):
+    from progemu_jax.kernels import attention
     from progemu_jax.models import blocks
 
     q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 16, 8))
     some = jnp.arange(16)[None] < jnp.asarray([[11], [3]])
     causal = jnp.tril(jnp.ones((16, 16), bool))[None, None]
     masks = (None, some[:, None, None], causal)
-    whole = [blocks.attention(q, k, v, 2, mask) for mask in masks]
+    whole = [attention.attention(q, k, v, 2, mask) for mask in masks]
     assert not np.allclose(whole[0], whole[1])
     for name, value in limits.items():
         monkeypatch.setattr(blocks, name, value)
     for mask, want in zip(masks, whole, strict=True):
-        np.testing.assert_allclose(blocks.attention(q, k, v, 2, mask), want, atol=1e-6)
+        np.testing.assert_allclose(attention.attention(q, k, v, 2, mask), want, atol=1e-6)
 
 
 # --- sampling ---
@@ -246,12 +250,12 @@ def test_a_run_without_all_parts_says_what_is_missing(run, tmp_path):
 
 
 def test_a_run_becomes_a_diffusers_folder_unless_its_autoencoder_cannot(run, tmp_path):
-    from progemu_jax.convert.run import convert
+    from progemu_jax.convert.convert import convert
 
     with pytest.raises(UserError, match="patch=4 has no place"):
         convert(run, tmp_path / "out")
     convert(run / "train/unet", tmp_path / "unet")
-    part = diffusers.open_folder(tmp_path / "unet").parts[diffusers.UNET]
+    part = diffusers_folder.open_folder(tmp_path / "unet").parts[components.UNET]
     assert part.model == MODEL
 
 

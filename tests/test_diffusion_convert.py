@@ -10,14 +10,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from progemu_jax import checkpoint, text_tokens
-from progemu_jax.convert import diffusers, tensors
-from progemu_jax.convert import diffusion_configs as configs
-from progemu_jax.convert.run import convert
+from progemu_jax.checkpoints import export
+from progemu_jax.convert import safetensors
+from progemu_jax.convert.convert import convert
+from progemu_jax.convert.diffusers.folder import configs as diffusers_configs
+from progemu_jax.convert.diffusers.folder import folder as diffusers_folder
+from progemu_jax.convert.diffusers.folder import names as diffusers_names
 from progemu_jax.errors import UserError
 from progemu_jax.models import text_encoder, unet
 from progemu_jax.models.autoencoder import AutoencoderConfig
-from progemu_jax.sampling.diffusion import Schedule
+from progemu_jax.models.noise_schedule import Schedule
+from progemu_jax.text import text_tokenizers
 
 UNET_CONFIG = {"_class_name": "UNet2DConditionModel", **ref.PAIRS_UNET, "encoder_hid_dim": 40}
 VAE_CONFIG = {"_class_name": "AutoencoderKL", **ref.VAE}
@@ -29,18 +32,18 @@ def component(folder, config, dtype=np.float32, shards=1, extra=None, dialect=No
     """A component's folder with known weights."""
     folder.mkdir(parents=True)
     at = folder / "config.json"
-    build = {"UNet2DConditionModel": configs.unet, "AutoencoderKL": configs.autoencoder}
-    model = build.get(config.get("_class_name"), configs.text_model)(at, config, "float32")
-    entries = diffusers.entries_of(model, dialect or diffusers.Dialect())
+    build = {"UNet2DConditionModel": diffusers_configs.unet, "AutoencoderKL": diffusers_configs.autoencoder}
+    model = build.get(config.get("_class_name"), diffusers_configs.text_model)(at, config, "float32")
+    entries = diffusers_names.entries_of(model, dialect or diffusers_names.Dialect())
     values = {e.name: ref.weight(e.name, e.tensor_shape).astype(dtype) for e in entries} | (extra or {})
     stem = "diffusion_pytorch_model" if "_class_name" in config else "model"
     if shards == 1:
         save_file(values, folder / f"{stem}.safetensors")
     else:
         names = sorted(values)
-        heads = {n: (tensors.NAMES[str(values[n].dtype)], values[n].shape) for n in names}
+        heads = {n: (safetensors.NAMES[str(values[n].dtype)], values[n].shape) for n in names}
         files = {f"{stem}-{i}.safetensors": {n: heads[n] for n in names[i::shards]} for i in range(shards)}
-        writer = tensors.Writer(folder, files, stem)
+        writer = safetensors.Writer(folder, files, stem)
         for name, value in values.items():
             writer.write(name, value)
         writer.close()
@@ -51,15 +54,15 @@ def component(folder, config, dtype=np.float32, shards=1, extra=None, dialect=No
 def pipeline(folder):
     """A whole pipeline: BERT, two shards of the UNet in bfloat16, old names in the autoencoder."""
     component(folder / "unet", UNET_CONFIG, ml_dtypes.bfloat16, 2)
-    component(folder / "vae", VAE_CONFIG, dialect=diffusers.Dialect(old=True))
+    component(folder / "vae", VAE_CONFIG, dialect=diffusers_names.Dialect(old=True))
     extra = {
         "bert.pooler.dense.weight": np.ones((40, 40), np.float32),
         "bert.embeddings.position_ids": np.arange(32, dtype=np.int64)[None],
         "cls.predictions.bias": np.ones(90, np.float16),
     }
-    component(folder / "text_encoder", BERT_CONFIG, extra=extra, dialect=diffusers.Dialect("bert.", old=True))
+    component(folder / "text_encoder", BERT_CONFIG, extra=extra, dialect=diffusers_names.Dialect("bert.", old=True))
     (folder / "tokenizer").mkdir()
-    text_tokens.WordPiece(ref.wordpieces()).save(folder / "tokenizer")
+    text_tokenizers.WordPiece(ref.wordpieces()).save(folder / "tokenizer")
     (folder / "scheduler").mkdir()
     scheduler = {"_class_name": "PNDMScheduler", **ref.SCHEDULE, "steps_offset": 1, "set_alpha_to_one": False}
     (folder / "scheduler/scheduler_config.json").write_text(json.dumps(scheduler))
@@ -85,12 +88,12 @@ def data_of(folder):
     return {
         (str(path.relative_to(folder)), name): (t.dtype, t.shape, t.read().tobytes())
         for path in sorted(folder.rglob("*.safetensors"))
-        for name, t in tensors.read_header(path).items()
+        for name, t in safetensors.read_header(path).items()
     }
 
 
 def test_a_pipeline_in_and_out_again_is_bit_identical(sound, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "PART_BYTES", 1_000_000)
+    monkeypatch.setattr(export, "PART_BYTES", 1_000_000)
     source = sound
     assert "from Diffusers" in convert(source, tmp_path / "run")
     said = convert(tmp_path / "run", tmp_path / "back")
@@ -106,7 +109,7 @@ def test_a_pipeline_in_and_out_again_is_bit_identical(sound, tmp_path, monkeypat
 
 
 def test_what_a_pipeline_says_of_its_schedule_and_texts(sound):
-    opened = diffusers.open_folder(sound)
+    opened = diffusers_folder.open_folder(sound)
     assert opened.schedule == Schedule()
     assert opened.text_tokens().tokens == ref.wordpieces()
     assert opened.parts["unet"].model.conditioned
@@ -122,16 +125,16 @@ def test_text_encoders_in_and_out_again(tmp_path, kind):
         extra = {"visual.trunk.cls_token": np.ones((1, 1, 8), np.float32), "logit_scale": np.float32(4.6)}
         extra |= {"text.proj.0.weight": np.ones((30, 40), np.float32)}
         extra = {k: np.asarray(v) for k, v in extra.items()}
-        component(source, BERT_CONFIG, extra=extra, dialect=diffusers.Dialect("text.transformer."))
+        component(source, BERT_CONFIG, extra=extra, dialect=diffusers_names.Dialect("text.transformer."))
         (source / "config.json").unlink()
         text = {"hf_model_name": "x", "context_length": 20}
         (source / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"text_cfg": text}}))
-        model = diffusers.open_folder(source).parts["text_encoder"].model
+        model = diffusers_folder.open_folder(source).parts["text_encoder"].model
         assert (model.text_length, model.num_heads, model.num_layers) == (20, 1, 2)
     else:
         prefix = "text_model." if kind == "clip" else ""
-        component(source, CLIP_CONFIG if kind == "clip" else BERT_CONFIG, dialect=diffusers.Dialect(prefix))
-    text_tokens.WordPiece(ref.wordpieces()).save(source)
+        component(source, CLIP_CONFIG if kind == "clip" else BERT_CONFIG, dialect=diffusers_names.Dialect(prefix))
+    text_tokenizers.WordPiece(ref.wordpieces()).save(source)
     convert(source, tmp_path / "run")
     assert "bit for bit" in convert(tmp_path / "run", tmp_path / "back")
     assert data_of(tmp_path / "back") == data_of(source)
@@ -141,18 +144,18 @@ def test_text_encoders_in_and_out_again(tmp_path, kind):
 def test_configs_of_our_own_models_come_back():
     small = AutoencoderConfig(patch=1, channels=(64, 128), group_channels=1)
     cases = [
-        (unet.sd15(), configs.write_unet, configs.unet),
-        (unet.medjourney(heads=4), configs.write_unet, configs.unet),
-        (small, configs.write_autoencoder, configs.autoencoder),
-        (text_encoder.pubmedbert(), configs.write_text_model, configs.text_model),
-        (text_encoder.clip_l(), configs.write_text_model, configs.text_model),
+        (unet.sd15(), diffusers_configs.write_unet, diffusers_configs.unet),
+        (unet.medjourney(heads=4), diffusers_configs.write_unet, diffusers_configs.unet),
+        (small, diffusers_configs.write_autoencoder, diffusers_configs.autoencoder),
+        (text_encoder.pubmedbert(), diffusers_configs.write_text_model, diffusers_configs.text_model),
+        (text_encoder.clip_l(), diffusers_configs.write_text_model, diffusers_configs.text_model),
     ]
     for model, write, read in cases:
         assert read(Path("config.json"), write(model, "x"), "float32") == model
     schedule = Schedule(steps=100, offset=0, last_alpha_one=True)
-    assert configs.schedule(Path("x"), configs.write_schedule(schedule)) == schedule
+    assert diffusers_configs.schedule(Path("x"), diffusers_configs.write_schedule(schedule)) == schedule
     with pytest.raises(UserError, match="patch=2 has no place"):
-        configs.write_autoencoder(AutoencoderConfig(), "run")
+        diffusers_configs.write_autoencoder(AutoencoderConfig(), "run")
 
 
 def edit(name, **values):

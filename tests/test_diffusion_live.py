@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from test_diffusion_parity import near, run_autoencoder, run_sampler, run_text, run_unet
 
-from progemu_jax.convert import diffusers
-from progemu_jax.convert.run import convert
+from progemu_jax.convert.convert import convert
+from progemu_jax.convert.diffusers.folder import folder as diffusers_folder
 
 pytestmark = pytest.mark.parity
 
@@ -35,7 +35,7 @@ def folders(modules, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def parts(folders):
-    return {name: next(iter(diffusers.open_folder(folder).parts.values())) for name, folder in folders.items()}
+    return {name: next(iter(diffusers_folder.open_folder(folder).parts.values())) for name, folder in folders.items()}
 
 
 def test_every_model(parts, theirs):

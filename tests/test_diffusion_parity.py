@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from progemu_jax.convert import diffusers
+from progemu_jax.convert.diffusers.folder import folder as diffusers_folder
 from progemu_jax.models import autoencoder, text_encoder, unet
 from progemu_jax.models.autoencoder import Autoencoder
+from progemu_jax.models.noise_schedule import Schedule
 from progemu_jax.models.text_encoder import TextEncoder
 from progemu_jax.models.unet import UNet
-from progemu_jax.sampling.diffusion import DiffusionSampling, Schedule, generate
+from progemu_jax.sampling.diffusion import DiffusionSampling, generate
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def parts(outputs, tmp_path_factory):
     out = {}
     for name in ref.KINDS:
         folder = write_component(tmp_path_factory.mktemp(name), outputs, name)
-        (out[name],) = diffusers.open_folder(folder).parts.values()
+        (out[name],) = diffusers_folder.open_folder(folder).parts.values()
     return out
 
 

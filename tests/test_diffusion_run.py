@@ -7,7 +7,8 @@ import pytest
 from command_line import kill_at, one_line, run, same_parameters, same_results, whole_run
 
 import progemu_jax
-from progemu_jax import places, provenance
+from progemu_jax import provenance
+from progemu_jax.convert import folders
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 TOY = """
@@ -67,7 +68,7 @@ def test_killed_in_its_own_stages_it_ends_in_the_same_results(toy, tmp_path):
     kill_at(toy, workdir, signs)
     out = run(toy, workdir)
     assert out.returncode == 0, out.stdout + out.stderr
-    parts = [folder.relative_to(workdir) for folder in places.diffusion_exports(workdir).values()]
+    parts = [folder.relative_to(workdir) for folder in folders.diffusion_exports(workdir).values()]
     assert len(parts) == 3
     same_parameters(toy / "run", workdir, parts)
     same_results(toy / "run", workdir, ("medjourney", "shuffled-prompts", "null-prompt", "reconstruction"))

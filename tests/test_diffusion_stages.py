@@ -7,10 +7,8 @@ import numpy as np
 import pytest
 from test_diffusion_convert import UNET_CONFIG, component
 
-from progemu_jax import diffusion_stages, main, workflow
 from progemu_jax import eval as evaluation
-from progemu_jax import tables as tables_
-from progemu_jax.config import Config, from_dict, to_dict
+from progemu_jax.config import Config
 from progemu_jax.configs import diffusion as configs
 from progemu_jax.configs import (
     instructpix2pix,
@@ -22,10 +20,15 @@ from progemu_jax.configs import (
     text_only,
     text_only_full,
 )
-from progemu_jax.convert import diffusers
-from progemu_jax.convert.diffusers import Dialect
+from progemu_jax.convert.diffusers.folder import folder as diffusers_folder
+from progemu_jax.convert.diffusers.folder import names as diffusers_names
+from progemu_jax.convert.diffusers.folder.names import Dialect
 from progemu_jax.errors import UserError
+from progemu_jax.files.settings import from_dict, to_dict
 from progemu_jax.models import unet
+from progemu_jax.run import build_stages
+from progemu_jax.systems.diffusion import conditioning, train
+from progemu_jax.systems.progemu.system import check
 from progemu_jax.tables import RUNS, TABLE_1, tables, verdict
 
 ALL = {f"phantom {n}": lambda n=n: configs.phantom(n) for n in configs.SYSTEMS}
@@ -39,19 +42,19 @@ SHIPPED = {
 
 
 def stages_of(config):
-    return {stage.name: stage for stage in main.build_stages(config, to_dict(config))}
+    return {stage.name: stage for stage in build_stages(config, to_dict(config))}
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_every_shipped_config_is_sound_and_its_models_fit_together(name):
     config = from_dict(Config, ALL[name]())
-    workflow.check(config)
+    check(config)
     model, text, codec = config.diffusion.model, config.text_encoder.model, config.autoencoder.model
     assert model.out_channels == codec.latent_channels
     if name.startswith("phantom"):
         assert (model.text_dim or model.cross_attention_dim) == text.hidden_size
         for cfg in (model, codec, text):
-            assert diffusers.entries_of(cfg, Dialect())
+            assert diffusers_names.entries_of(cfg, Dialect())
     else:
         assert model == (unet.sd15 if not model.text_dim else unet.medjourney)(
             in_channels=model.in_channels, dtype="bfloat16", remat=True
@@ -73,14 +76,14 @@ def test_every_row_of_the_tables_has_a_config_and_they_differ(size):
     for system, registered, title in RUNS.values():
         config = configs.for_tables(system, registered=registered, steps=8, small=True, size=size)
         config.name = ""
-        workflow.check(from_dict(Config, config))
+        check(from_dict(Config, config))
         config.diffusion.name, config.sample.systems = "x", ("x",)
         seen.add(config.to_json())
         assert title
     assert len(seen) == len(RUNS)
     progemu = configs.for_tables("progemu", registered=True, steps=24, small=False, size=size)
     assert progemu.data.image_size == size
-    workflow.check(from_dict(Config, progemu))
+    check(from_dict(Config, progemu))
 
 
 def test_table_1_has_its_page_before_table_2_is_begun(monkeypatch, tmp_path):
@@ -135,7 +138,7 @@ def test_impressions_come_from_the_tree(tmp_path):
     folder.mkdir(parents=True)
     values = {"progression-description": "New edema.", "followup-report": {"impression": "Edema.", "findings": "x"}}
     (folder / "a.json").write_text(json.dumps(values | {"progemu": {"pair_id": "pair-a"}}))
-    text_of = diffusion_stages.texts(from_dict(Config, configs.phantom("medjourney-impression")), tmp_path)
+    text_of = conditioning.texts(from_dict(Config, configs.phantom("medjourney-impression")), tmp_path)
     assert text_of({"pair_id": "pair-a", "prompt": "New edema."}) == "Edema."
     assert text_of({"text": "A report."}) == "A report."
     with pytest.raises(UserError, match="no report of pair-b"):
@@ -161,16 +164,16 @@ def test_a_config_that_makes_no_sense_is_refused_before_any_work(change, message
     with config.unlocked():
         config.update(change)
     with pytest.raises(UserError, match=message):
-        workflow.check(from_dict(Config, config))
+        check(from_dict(Config, config))
 
 
 def test_training_starts_from_the_named_weights(tmp_path):
     values = UNET_CONFIG | {"in_channels": 4, "encoder_hid_dim": None, "encoder_hid_dim_type": None}
     folder = component(tmp_path / "unet", values, dialect=Dialect())
-    plain = diffusers.open_folder(folder).parts["unet"]
+    plain = diffusers_folder.open_folder(folder).parts["unet"]
     model = unet.UNetConfig(**{**plain.model.__dict__, "in_channels": 8, "text_dim": 24})
     config = from_dict(Config, {"diffusion": {"weights": str(folder), "model": to_dict(model)}})
-    params = diffusion_stages.first_params(config, model)
+    params = train.first_params(config, model)
     name = "down_blocks.0.resnets.0.conv1.weight"
     kernel = params["down_blocks_0"]["resnets_0"]["conv1"]["kernel"]
     np.testing.assert_array_equal(np.asarray(kernel).transpose(3, 2, 0, 1), ref.weight(name, (32, 32, 3, 3)))
@@ -178,7 +181,7 @@ def test_training_starts_from_the_named_weights(tmp_path):
     np.testing.assert_array_equal(params["encoder_hid_proj"]["kernel"], np.eye(24))
     other = unet.UNetConfig(**{**model.__dict__, "layers": 2})
     with pytest.raises(UserError, match=r"config\.diffusion\.model\.layers=2"):
-        diffusion_stages.first_params(config, other)
+        train.first_params(config, other)
 
 
 def test_the_verdict_says_when_the_evaluation_cannot_be_right():

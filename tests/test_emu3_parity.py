@@ -28,10 +28,14 @@ from emu3_reference import (
 from safetensors.numpy import save_file
 
 import progemu_jax
-from progemu_jax import image_processor, sequence, vocab
+from progemu_jax.convert.emu3 import image_processor
+from progemu_jax.inference import pixels
 from progemu_jax.models import transformer
-from progemu_jax.sampling import engine
+from progemu_jax.sampling import generate
 from progemu_jax.sampling.policy import Sampling
+from progemu_jax.sampling.prompts import pad_prompts
+from progemu_jax.text import sequence
+from progemu_jax.text.vocabulary import TEXT_FILE, VISION_FILE, load, write_ranks, write_vision_tokens
 
 PARTS = {"transformers": "transformers", "language_model": "original_lm", "tokenizer": "original_vq"}
 
@@ -53,7 +57,7 @@ def folders(outputs, tmp_path_factory):
         save_file({n: weight(n, tuple(shape)) for n, shape in shapes.items()}, folder / "model.safetensors")
         (folder / "config.json").write_text(json.dumps(outputs["saved"][f"{key}_config"]))
         if key != "original_vq":
-            vocab.load(None, CODES).save(folder)
+            load(None, CODES).save(folder)
         if key != "original_lm":
             (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR | {"image_mean": [0.5] * 3}))
     return out
@@ -100,10 +104,10 @@ def test_every_greedy_token(models, outputs):
     model, (h, w) = models["original"], GRID
     layout = sequence.Layout(h, w, LM["max_position_embeddings"])
     policy = Sampling(temperature=0.0, text_temperature=0.0, max_text=TEXT_TOKENS, min_text=TEXT_TOKENS)
-    prompts = engine.pad_prompts(model.vocabulary, layout, [some_codes(1, GRID)[0]], [PROMPT], policy=policy)
+    prompts = pad_prompts(model.vocabulary, layout, [some_codes(1, GRID)[0]], [PROMPT], policy=policy)
     assert prompts.tokens[0, : len(prompt_of(model.vocabulary))].tolist() == prompt_of(model.vocabulary).tolist()
     keys = jax.vmap(jax.random.key)(np.zeros(1, np.uint32))
-    out = engine.generate(model.params, model.config, layout, model.grammar, policy, prompts, keys)
+    out = generate.generate(model.params, model.config, layout, model.grammar, policy, prompts, keys)
     tokens = [*sequence.image_body(model.vocabulary, np.asarray(out.codes[0])), *np.asarray(out.text[0])]
     assert len(tokens) == 64
     assert tokens == outputs["greedy"].tolist()
@@ -124,7 +128,7 @@ def test_decoded_images(models, outputs, dialect):
     assert theirs.std() > 20
     assert np.abs(ours.astype(int) - theirs).max() <= 1
     gray = models[dialect].detokenize(some_codes(2, (12, 12)))
-    np.testing.assert_array_equal(gray, image_processor.luma(ours))
+    np.testing.assert_array_equal(gray, pixels.luma(ours))
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -134,9 +138,9 @@ def test_the_image_processor_makes_the_references_pixels(outputs, size):
 
 
 def test_the_text_tokenizer_equals_the_reference_token_for_token(outputs, tmp_path):
-    vocab.write_ranks(tmp_path / vocab.TEXT_FILE, many_ranks())
-    vocab.write_vision_tokens(tmp_path / vocab.VISION_FILE, 32_768)
-    vocabulary = vocab.load(tmp_path)
+    write_ranks(tmp_path / TEXT_FILE, many_ranks())
+    write_vision_tokens(tmp_path / VISION_FILE, 32_768)
+    vocabulary = load(tmp_path)
     for text, ids in zip(TEXTS, outputs["ids"], strict=True):
         assert vocabulary.encode(text, allow_special=True) == ids, text
     for row, text in zip(BROKEN, outputs["texts"], strict=True):

@@ -9,7 +9,6 @@ import pytest
 from eval_cohort import GROUPS, Cohort, words
 from PIL import Image
 
-from progemu_jax import radtext
 from progemu_jax.errors import UserError
 from progemu_jax.eval import System, evaluate
 from progemu_jax.eval.__main__ import main
@@ -17,6 +16,7 @@ from progemu_jax.eval.figures import difference_map
 from progemu_jax.eval.predictions import read_predictions, read_references
 from progemu_jax.eval.scores import read_scores
 from progemu_jax.eval.tables import METRICS
+from progemu_jax.text import findings
 
 NAMES = ("perfect", "null", "shuffled")
 REFERENCE_IMAGES = ("prior", "followup", "counterfactual", "reconstruction")
@@ -310,7 +310,7 @@ class TestLittleIsThere:
     def test_one_class_only_is_undefined(self, small):
         root, cohort = small
         for row in cohort.rows:
-            row["states_after"] = dict.fromkeys(radtext.FINDINGS, 0.6)
+            row["states_after"] = dict.fromkeys(findings.FINDINGS, 0.6)
             row["group"] = GROUPS[0]
         cohort.write_rows(root / "references")
         for name in ("ours", "prior", "followup"):

@@ -7,11 +7,11 @@ import pytest
 from eval_cohort import Cohort
 from PIL import Image
 
-from progemu_jax import radtext
 from progemu_jax.errors import UserError
 from progemu_jax.eval.__main__ import find_reference_scores, find_scores, main
 from progemu_jax.eval.predictions import organs_of, read_predictions, read_references
 from progemu_jax.eval.scores import read_scores
+from progemu_jax.text import findings
 
 
 def one_line(match, function, *arguments):
@@ -28,7 +28,9 @@ class TestCsv:
     def test_equals_the_npz(self, tmp_path):
         cohort = Cohort(patients=4, pairs=1)
         npz = read_scores(cohort.write_scores(tmp_path / "a.npz", cohort.after))
-        lines = [",".join(["pair_id", "sample", *radtext.FINDINGS, "group:A", "group:B", "group:C", "age", "sex_prob"])]
+        lines = [
+            ",".join(["pair_id", "sample", *findings.FINDINGS, "group:A", "group:B", "group:C", "age", "sex_prob"])
+        ]
         for (pair, sample), i in npz.keys.items():
             values = [*npz.finding_prob[i], *npz.group_prob[i], npz.age[i], npz.sex_prob[i]]
             lines.append(",".join([pair, str(sample), *(repr(float(v)) for v in values)]))
@@ -220,4 +222,4 @@ def test_organs_in_which_a_finding_may_show():
     assert organs_of("right pneumothorax") == ["right lung"]
     assert organs_of("cardiomegaly") == ["heart", "mediastinum"]
     assert organs_of("pulmonary edema") == ["left lung", "right lung"]
-    assert all(organs_of(f) for f in radtext.FINDINGS)
+    assert all(organs_of(f) for f in findings.FINDINGS)

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from eval_cohort import Cohort, words
 
-from progemu_jax import radtext
-from progemu_jax.controls import contradicting_prompt, mean_image
 from progemu_jax.eval import System, evaluate
 from progemu_jax.eval.compare import holm, p_value
 from progemu_jax.eval.metrics import amplification
-from progemu_jax.radtext import NO_CHANGE
+from progemu_jax.text import findings, rules
+from progemu_jax.text.controls import contradicting_prompt, mean_image
+from progemu_jax.text.findings import NO_CHANGE
 
 
 @pytest.fixture(scope="module")
@@ -19,8 +19,8 @@ def cohort():
 
 def after_prompt(before, prompt):
     """What a system that obeys its prompt, and nothing else, shows: severities [8]."""
-    said = radtext.changes(prompt)
-    return np.array([{1: 1.0, -1: 0.0}.get(said.get(f), b) for f, b in zip(radtext.FINDINGS, before, strict=True)])
+    said = rules.changes(prompt)
+    return np.array([{1: 1.0, -1: 0.0}.get(said.get(f), b) for f, b in zip(findings.FINDINGS, before, strict=True)])
 
 
 @pytest.fixture(scope="module")
@@ -94,18 +94,18 @@ class TestContradiction:
     def test_prompts_contradict_the_truth(self, cohort):
         for row, before, after in zip(cohort.rows, cohort.before, cohort.after, strict=True):
             prompt = contradicting_prompt(row["states_before"], row["states_after"], row["prompt"], row["pair_id"])
-            (finding, way), *more = radtext.changes(prompt).items()
-            i = radtext.FINDINGS.index(finding)
+            (finding, way), *more = rules.changes(prompt).items()
+            i = findings.FINDINGS.index(finding)
             assert not more
             assert way != np.sign(after[i] - before[i])
-            assert way == 1 or before[i] >= radtext.PRESENT  # nothing resolves that is not there
+            assert way == 1 or before[i] >= findings.PRESENT  # nothing resolves that is not there
 
     def test_without_states_the_prompt_is_turned_round(self):
         assert contradicting_prompt(None, None, "New pulmonary edema.", "a") == "Resolved pulmonary edema."
         assert contradicting_prompt({}, {}, "Resolved cardiomegaly.", "a") == "Worsening cardiomegaly."
-        assert radtext.changes(contradicting_prompt(None, None, "Stable.", "a"))
-        assert radtext.changes(NO_CHANGE).get("cardiomegaly", 0) == 0
-        assert not any(radtext.changes(NO_CHANGE).values())
+        assert rules.changes(contradicting_prompt(None, None, "Stable.", "a"))
+        assert rules.changes(NO_CHANGE).get("cardiomegaly", 0) == 0
+        assert not any(rules.changes(NO_CHANGE).values())
 
 
 class TestNullEdit:

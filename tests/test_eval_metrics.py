@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from progemu_jax import radtext
 from progemu_jax.eval.metrics import cmig, direction, divergence, image, retention, roc, text
+from progemu_jax.text import findings
 
 NAN = float("nan")
 
@@ -341,7 +341,7 @@ def row(**said):
     """float [1, 8]: values of the named findings (underscores for spaces)."""
     out = np.zeros((1, 8))
     for name, value in said.items():
-        out[0, radtext.FINDINGS.index(name.replace("_", " "))] = value
+        out[0, findings.FINDINGS.index(name.replace("_", " "))] = value
     return out
 
 
@@ -349,7 +349,7 @@ class TestText:
     everywhere = np.ones((1, 8), bool)
 
     def test_other_side(self):
-        names = [radtext.FINDINGS[i] if i >= 0 else None for i in text.OTHER_SIDE]
+        names = [findings.FINDINGS[i] if i >= 0 else None for i in text.OTHER_SIDE]
         assert names[:4] == [
             "right pleural effusion",
             "left pleural effusion",
@@ -362,7 +362,7 @@ class TestText:
         changes, states = text.claims(["New left pleural effusion. Stable cardiomegaly.", ""])
         np.testing.assert_array_equal(changes, np.concatenate([row(left_pleural_effusion=1), np.zeros((1, 8))]))
         assert states[0, 0] == 1
-        assert states[0, radtext.FINDINGS.index("cardiomegaly")] == 1
+        assert states[0, findings.FINDINGS.index("cardiomegaly")] == 1
         assert np.isnan(states[1]).all()
 
     def test_change_counts(self):
@@ -405,7 +405,7 @@ class TestText:
     def test_agreement_with_the_image(self):
         states = np.array([[1, NAN, 0, 0, 1, NAN, NAN, NAN]])
         prob = np.array([[0.9, 0.9, 0.8, 0.1, 0.2, 0.9, 0.9, 0.9]])
-        agree, count = text.agreement_counts(states, prob, radtext.FINDINGS, self.everywhere)
+        agree, count = text.agreement_counts(states, prob, findings.FINDINGS, self.everywhere)
         assert (agree[0], count[0]) == (2, 4)
 
     def test_agreement_with_chexpert_columns(self):

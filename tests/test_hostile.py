@@ -10,7 +10,7 @@ import pytest
 from cohorts import chest
 from PIL import Image
 
-from progemu_jax import main
+from progemu_jax import run as run_
 from progemu_jax.configs import open_cxr
 from progemu_jax.errors import UserError, disk_trouble
 
@@ -45,7 +45,7 @@ def run(root, workdir, **journeys):
     config.data.tree_size = config.data.image_size = 64
     config.data.journeys.duplicates = False
     config.data.journeys.update(journeys)
-    main.run(config, workdir, ["data"])
+    run_.run(config, workdir, ["data"])
     rejected = (workdir / "data/tree/rejected.jsonl").read_text().splitlines()
     funnel = json.loads((workdir / "data/tree/funnel.json").read_text())["funnel"]
     return [json.loads(line) for line in rejected], funnel

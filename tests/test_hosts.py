@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from command_line import ROOT, TOY, command, environment, run
 
-from progemu_jax import checkpoint
+from progemu_jax.checkpoints import export
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -42,7 +42,7 @@ def test_two_processes_make_the_run_of_one(tmp_path):
     assert [process.returncode for process in processes] == [0, 0], outputs[0][-3000:] + outputs[1][-3000:]
     worst = 0.0
     for part in ("tokenizer/export", "train/export", "scorer/export"):
-        pair = [checkpoint.load_export(tmp_path / name / part)[0] for name in ("one", "two")]
+        pair = [export.load_export(tmp_path / name / part)[0] for name in ("one", "two")]
         for a, b in zip(*map(jax.tree.leaves, pair), strict=True):
             worst = max(worst, float(np.abs(np.asarray(a, np.float32) - np.asarray(b, np.float32)).max()))
     print(f"largest difference of a parameter: {worst:.1e}")

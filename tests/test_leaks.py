@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from test_duplicates import OPEN, chest, saved_again
 
-from progemu_jax import records
 from progemu_jax.data import foreground, images, leaks
 from progemu_jax.data.build import build_tree
 from progemu_jax.data.duplicates import perceptual_hash, thumbnail
 from progemu_jax.data.sources import open_source
+from progemu_jax.files import records
 
 QUIET = {"size": 64, "processes": 1, "progress": False}
 

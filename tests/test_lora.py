@@ -8,20 +8,24 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from progemu_jax import checkpoint, lora, vocab
-from progemu_jax.config import to_dict
-from progemu_jax.convert import huggingface
+from progemu_jax.checkpoints import export
+from progemu_jax.checkpoints.arrays import flatten
+from progemu_jax.convert import peft
+from progemu_jax.convert.emu3 import folder as emu3_folder
 from progemu_jax.errors import UserError
-from progemu_jax.imported import open_folder
-from progemu_jax.lora import TuneConfig
+from progemu_jax.files.settings import to_dict
 from progemu_jax.models import transformer, vqgan
 from progemu_jax.models.transformer import Transformer, TransformerConfig
 from progemu_jax.models.vqgan import VQGANConfig
 from progemu_jax.sampling.policy import Sampling
-from progemu_jax.sequence import Kind
+from progemu_jax.systems.progemu.initial_weights import open_folder
+from progemu_jax.tasks import lora
+from progemu_jax.tasks.lora import TuneConfig
 from progemu_jax.tasks.progemu import ProgEmuConfig, ProgEmuTask
 from progemu_jax.tasks.tokenizer import TokenizerLossConfig, TokenizerTask
-from progemu_jax.train import TrainConfig
+from progemu_jax.text import vocabulary
+from progemu_jax.text.sequence import Kind
+from progemu_jax.training.loop import TrainConfig
 
 MODEL = TransformerConfig(
     vocab_size=64, hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, intermediate_size=48,
@@ -52,7 +56,7 @@ def trained(model=MODEL, tune=None, steps=3, **more):
 
 
 def changed(first, last):
-    one, two = (checkpoint.flatten(x) for x in (first, last))
+    one, two = (flatten(x) for x in (first, last))
     return {name for name in one if np.any(np.asarray(one[name]) != np.asarray(two[name]))}
 
 
@@ -72,7 +76,7 @@ def test_lora_starts_as_the_base_and_trains_its_own_parameters_only(lora_run):
     plain, _ = lora.merge(before, LORA)
     np.testing.assert_array_equal(logits(before, LORA), logits(plain, MODEL))  # B is zero
     moved = changed(before, after)
-    assert moved == {name for name in checkpoint.flatten(after) if "_lora_" in name}
+    assert moved == {name for name in flatten(after) if "_lora_" in name}
     assert len(moved) == 2 * 7 * 2
     moments = sum(leaf.size for leaf in jax.tree.leaves(last["opt_state"]) if leaf.ndim)
     assert moments == 2 * sum(leaf.size for leaf in jax.tree.leaves(last["params"]))
@@ -86,7 +90,7 @@ def test_merged_gives_the_logits_of_the_adapter(lora_run, scan):
         params, model = transformer.stack_layers(params), dataclasses.replace(LORA, scan_layers=True)
     merged, plain = lora.merge(params, model)
     assert plain.lora_rank == 0
-    assert not any("_lora_" in name for name in checkpoint.flatten(merged))
+    assert not any("_lora_" in name for name in flatten(merged))
     np.testing.assert_allclose(logits(merged, plain), logits(params, model), atol=1e-5)
     assert (
         np.abs(logits(merged, plain) - logits(lora.join({}, task.params(trained(LORA, steps=0)[1])), LORA)).max() > 0.1
@@ -97,14 +101,14 @@ def test_peft_files_rebuild_the_merged_weights(lora_run, tmp_path):
     """As PEFT reads them: W + B A alpha / r, of the names and shapes of torch's linear layers."""
     task, _, last = lora_run
     params = task.params(last)
-    lora.export_peft(params, LORA, tmp_path, "BASE")
+    peft.export_peft(params, LORA, tmp_path, "BASE")
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 4, 8.0)
     assert config["base_model_name_or_path"] == "BASE"
     arrays = load_file(tmp_path / "adapter_model.safetensors")
     merged, _ = lora.merge(params, LORA)
-    flat_base, flat_merged = checkpoint.flatten(params), checkpoint.flatten(merged)
-    entries = huggingface.language_entries(MODEL, ("model.", ""))
+    flat_base, flat_merged = flatten(params), flatten(merged)
+    entries = emu3_folder.language_entries(MODEL, ("model.", ""))
     targets = [entry for entry in entries if entry.layout == "linear"]
     assert len(arrays) == 2 * len(targets) == 28
     for entry in targets:
@@ -113,12 +117,12 @@ def test_peft_files_rebuild_the_merged_weights(lora_run, tmp_path):
         wanted = entry.theirs(np.asarray(flat_base[entry.leaf])) + b @ a * (8.0 / 4)
         np.testing.assert_allclose(wanted, entry.theirs(np.asarray(flat_merged[entry.leaf])), atol=1e-6)
     with pytest.raises(UserError, match="no LoRA"):
-        lora.export_peft(params, MODEL, tmp_path, "BASE")
+        peft.export_peft(params, MODEL, tmp_path, "BASE")
 
 
 def test_targets_limit_what_is_added():
     model = dataclasses.replace(MODEL, lora_rank=2, lora_targets=("q_proj", "down_proj"))
-    names = {n.rsplit(".", 1)[-1] for n in checkpoint.flatten(transformer.init_params(model, jax.random.key(0)))}
+    names = {n.rsplit(".", 1)[-1] for n in flatten(transformer.init_params(model, jax.random.key(0)))}
     assert {n for n in names if "_lora_" in n} == {f"{t}_lora_{x}" for t in ("q_proj", "down_proj") for x in "ab"}
     with pytest.raises(ValueError, match="lora_targets: 'w'"):
         dataclasses.replace(MODEL, lora_targets=("w",))
@@ -158,12 +162,12 @@ def test_average_of_a_lora_run_is_what_is_evaluated():
 
 
 def language_export(folder, model=MODEL):
-    words = vocab.load(None, 16)
+    words = vocabulary.load(None, 16)
     model = dataclasses.replace(model, vocab_size=words.size)
     params = jax.jit(lambda key: transformer.init_params(model, key))(jax.random.key(3))
     config = {"model": to_dict(model), "layout": {"height": 2, "width": 2, "length": 64}, "vocabulary": "",
               "policy": to_dict(Sampling()), "vocabulary_hash": words.hash, "hash": "0" * 12}  # fmt: skip
-    checkpoint.export(params, config, folder)
+    export.export(params, config, folder)
     return params, model
 
 
@@ -179,12 +183,7 @@ def test_a_start_is_the_imported_function_whatever_is_added(tmp_path, scan):
     hidden, _ = Transformer(start.model).apply({"params": read}, batch()["tokens"], aligned=aligned)
     np.testing.assert_allclose(transformer.logits(read, hidden), logits(params, model), atol=1e-5)
     assert (
-        float(
-            np.abs(
-                checkpoint.flatten(read)["layers.mlp.up_proj_lora_a" if scan else "layers_0.mlp.up_proj_lora_a"]
-            ).max()
-        )
-        > 0
+        float(np.abs(flatten(read)["layers.mlp.up_proj_lora_a" if scan else "layers_0.mlp.up_proj_lora_a"]).max()) > 0
     )
 
 
@@ -208,7 +207,7 @@ def test_emu3_tokenizer_is_fine_tuned_with_its_statistics_and_codes_kept(tmp_pat
     variables["batch_stats"] = jax.tree.map(
         lambda x: rng.uniform(0.5, 1.5, x.shape).astype(x.dtype), variables["batch_stats"]
     )
-    checkpoint.export(variables, {"model": to_dict(config)}, tmp_path / "vq")
+    export.export(variables, {"model": to_dict(config)}, tmp_path / "vq")
     start = open_folder(str(tmp_path / "vq"), "tokenizer", VQGANConfig())
     train = TrainConfig(steps=10, batch_size=2, learning_rate=3e-3, warmup_steps=0, weight_decay=0.0)
     freeze = ("encoder", "quant_conv", "quantize")

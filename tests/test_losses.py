@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from progemu_jax import losses, sharding
+from progemu_jax.devices import sharding
+from progemu_jax.kernels import head_loss
+from progemu_jax.training import losses
 
 
 def _reference(logits, labels, weights):
@@ -76,7 +78,7 @@ def test_head_equals_the_whole_with_gradients(tokens, chunk, padded, monkeypatch
         return losses.cross_entropy(h @ t[:11].T, labels, weights)[0]
 
     def chunked(h, t):
-        return losses.head_cross_entropy(h, t, labels, weights, chunk=chunk, vocab_size=11)
+        return head_loss.head_cross_entropy(h, t, labels, weights, chunk=chunk, vocab_size=11)
 
     a, ga = jax.value_and_grad(whole, argnums=(0, 1))(hidden, table)
     (b, nll), gb = jax.jit(jax.value_and_grad(chunked, argnums=(0, 1), has_aux=True))(hidden, table)
@@ -93,7 +95,7 @@ def test_head_weighs_the_gradient_of_what_follows(tokens):
     hidden, head, labels, weights = map(jnp.asarray, tokens)
 
     def scaled(h, scale):
-        return scale * losses.head_cross_entropy(h, head.T, labels, weights, chunk=4)[0]
+        return scale * head_loss.head_cross_entropy(h, head.T, labels, weights, chunk=4)[0]
 
     one, three = (jax.grad(scaled)(hidden, scale) for scale in (1.0, 3.0))
     np.testing.assert_allclose(three, 3 * one, rtol=1e-6)
@@ -105,7 +107,7 @@ def test_tokens_that_do_not_count_are_not_computed(tokens):
     marked = jnp.where(weights[..., None] > 0, hidden, jnp.nan)
 
     def loss(h, w):
-        return losses.head_cross_entropy(h, head.T, labels, w, chunk=2)[0]
+        return head_loss.head_cross_entropy(h, head.T, labels, w, chunk=2)[0]
 
     value, grad = jax.value_and_grad(loss)(hidden, weights)
     again, grad_again = jax.value_and_grad(loss)(marked, weights)
@@ -122,7 +124,7 @@ def test_soft_targets_are_cross_entropy_against_their_rows(tokens):
     codebook, start = jnp.asarray(rng.normal(size=(6, 2)), jnp.float32), 4
     on = jnp.asarray(rng.random((3, 7)) < 0.5)
     labels = jnp.where(on, jnp.asarray(rng.integers(start, start + 6, (3, 7))), 2)
-    soft = losses.SoftCodes(on, codebook, 0.7, start)
+    soft = head_loss.SoftCodes(on, codebook, 0.7, start)
 
     def whole(h):
         rows = soft.similar(jnp.arange(6), jnp.arange(6))
@@ -132,7 +134,7 @@ def test_soft_targets_are_cross_entropy_against_their_rows(tokens):
         return -(weights[..., None] * wanted * jax.nn.log_softmax(h @ head)).sum() / weights.sum()
 
     def chunked(h):
-        return losses.head_cross_entropy(h, head.T, labels, weights, chunk=3, soft=soft)[0]
+        return head_loss.head_cross_entropy(h, head.T, labels, weights, chunk=3, soft=soft)[0]
 
     (a, ga), (b, gb) = (jax.value_and_grad(f)(hidden) for f in (whole, chunked))
     np.testing.assert_allclose(b, a, rtol=1e-5)
@@ -147,7 +149,7 @@ def test_head_on_a_mesh_gives_the_same(tokens):
     mesh = sharding.make_mesh(2, 1, 2, devices=jax.devices()[:4])
 
     def loss(h, t):
-        return losses.head_cross_entropy(h, t, labels, weights, chunk=4, vocab_size=11)[0]
+        return head_loss.head_cross_entropy(h, t, labels, weights, chunk=4, vocab_size=11)[0]
 
     expected = jax.value_and_grad(loss, argnums=(0, 1))(hidden, table)
     placed = [jax.device_put(x, jax.sharding.NamedSharding(mesh, sharding.spec(axes))) for x, axes in (
@@ -168,7 +170,7 @@ def test_logits_never_exist():
         return compiled.memory_analysis().temp_size_in_bytes
 
     whole = memory(lambda h, t: losses.cross_entropy(h @ t.T, labels)[0])
-    small = memory(lambda h, t: losses.head_cross_entropy(h, t, labels, jnp.ones_like(labels), chunk=32)[0])
+    small = memory(lambda h, t: head_loss.head_cross_entropy(h, t, labels, jnp.ones_like(labels), chunk=32)[0])
     assert whole >= tokens * vocab * 4
     assert small < whole / 10
 

@@ -8,7 +8,7 @@ import pytest
 from command_line import TOY, kill_at, one_line, run, same_parameters, same_results, whole_run
 
 import progemu_jax
-from progemu_jax import checkpoint
+from progemu_jax.checkpoints import arrays, export
 
 pytestmark = pytest.mark.timeout(900)  # the first test pays for a whole run
 
@@ -59,8 +59,8 @@ def test_a_run_starts_from_another_ones_weights_with_lora(toy, tmp_path):
     out = run(toy, tmp_path / "run", "--stages=tokenizer,tokens,train", *flags)
     assert out.returncode == 0, out.stdout + out.stderr
     for part, expected in (("tokenizer", set()), ("train", {"layers_0.self_attn.q_proj", "layers_0.mlp.up_proj"})):
-        old, new = (checkpoint.load_export(folder / part / "export")[0] for folder in (start, tmp_path / "run"))
-        old, new = checkpoint.flatten(old), checkpoint.flatten(new)
+        old, new = (export.load_export(folder / part / "export")[0] for folder in (start, tmp_path / "run"))
+        old, new = arrays.flatten(old), arrays.flatten(new)
         assert old.keys() == new.keys()
         assert {name for name in old if np.any(np.asarray(old[name]) != np.asarray(new[name]))} == expected
     assert {p.name for p in (tmp_path / "run/train/adapter").iterdir()} == {

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 from test_duplicates import chest
 
-from progemu_jax import records
 from progemu_jax.data import icg_cxr, journeys, memorisation, tree
 from progemu_jax.data.sources import Study
+from progemu_jax.files import records
 
 
 @pytest.fixture

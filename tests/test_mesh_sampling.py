@@ -6,20 +6,21 @@ import jax
 import numpy as np
 import pytest
 
-from progemu_jax import sharding, vocab
+from progemu_jax.devices import sharding
 from progemu_jax.errors import UserError
-from progemu_jax.model import Model, Tokenizer
+from progemu_jax.files.predictions import Case, Prediction, merge_predictions, write_predictions
+from progemu_jax.inference.progemu import Model, Tokenizer
 from progemu_jax.models import transformer, vqgan
-from progemu_jax.predictions import Case, Prediction, merge_predictions, write_predictions
 from progemu_jax.sampling.policy import Sampling
-from progemu_jax.sequence import Layout
+from progemu_jax.text import vocabulary
+from progemu_jax.text.sequence import Layout
 
 CODES = 24
 POLICY = Sampling(guidance=2.0, keep_prior=True, top_k=12, text_top_k=20, max_text=5)
 
 
 def make_model():
-    words = vocab.load(None, CODES)
+    words = vocabulary.load(None, CODES)
     config = transformer.TransformerConfig(
         vocab_size=words.size, hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8,
         intermediate_size=48, prior_alignment=True, initializer_range=0.5,

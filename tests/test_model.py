@@ -9,10 +9,11 @@ import pytest
 import tiny_run
 
 import progemu_jax
-from progemu_jax import workflow
-from progemu_jax.config import Config, from_dict
+from progemu_jax.config import Config
 from progemu_jax.errors import UserError
+from progemu_jax.files.settings import from_dict
 from progemu_jax.models import transformer, vqgan
+from progemu_jax.systems.progemu import model_config
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ def test_load_of_nothing_says_so(tmp_path):
 def test_every_shipped_config_builds_its_models(name):
     """Shapes only: the transformer and the tokenizer of each config."""
     config = from_dict(Config, importlib.import_module(f"progemu_jax.configs.{name}").get_config())
-    _, layout, model = workflow.model_parts(config)
+    _, layout, model = model_config.model_parts(config)
     assert layout.height * config.tokenizer.model.factor == config.data.image_size
     params = jax.eval_shape(lambda k: transformer.init_params(model, k), jax.random.key(0))
     assert params["embed_tokens"].shape[0] == model.vocab_size

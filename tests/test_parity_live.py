@@ -39,13 +39,16 @@ from emu3_reference import (
 )
 
 import progemu_jax
-from progemu_jax import sequence, vocab
-from progemu_jax.config import to_dict
-from progemu_jax.convert import huggingface, tensors
-from progemu_jax.convert.run import convert
+from progemu_jax.convert import safetensors
+from progemu_jax.convert.convert import convert
+from progemu_jax.convert.emu3 import folder as emu3_folder
+from progemu_jax.files.settings import to_dict
 from progemu_jax.models import transformer, vqgan
-from progemu_jax.sampling import engine
+from progemu_jax.sampling import generate
 from progemu_jax.sampling.policy import Sampling
+from progemu_jax.sampling.prompts import pad_prompts
+from progemu_jax.text import sequence
+from progemu_jax.text.vocabulary import TEXT_FILE, VISION_FILE, load, write_ranks, write_vision_tokens
 
 torch = pytest.importorskip("torch")
 pytestmark = [pytest.mark.parity, pytest.mark.timeout(3600)]
@@ -75,7 +78,7 @@ def lm():
 def folder(full, tmp_path_factory):
     path = tmp_path_factory.mktemp("full")
     full.save_pretrained(path)
-    vocab.load(None, CODES).save(path)
+    load(None, CODES).save(path)
     return path
 
 
@@ -84,8 +87,8 @@ def lm_folder(lm, tmp_path_factory):
     """In shards."""
     path = tmp_path_factory.mktemp("lm")
     lm.save_pretrained(path, max_shard_size="150KB")
-    assert (path / tensors.INDEX).exists()
-    vocab.load(None, CODES).save(path)
+    assert (path / safetensors.INDEX).exists()
+    load(None, CODES).save(path)
     return path
 
 
@@ -123,9 +126,9 @@ def test_logits_and_every_greedy_token(models, full, lm, dialect):
     assert largest_error(model.logits(tokens), torch_logits(theirs, tokens)) <= 1e-4
     layout = sequence.Layout(*GRID, LM["max_position_embeddings"])
     policy = Sampling(temperature=0.0, text_temperature=0.0, max_text=TEXT_TOKENS, min_text=TEXT_TOKENS)
-    prompts = engine.pad_prompts(model.vocabulary, layout, [some_codes(1, GRID)[0]], [PROMPT], policy=policy)
+    prompts = pad_prompts(model.vocabulary, layout, [some_codes(1, GRID)[0]], [PROMPT], policy=policy)
     keys = jax.vmap(jax.random.key)(np.zeros(1, np.uint32))
-    out = engine.generate(model.params, model.config, layout, model.grammar, policy, prompts, keys)
+    out = generate.generate(model.params, model.config, layout, model.grammar, policy, prompts, keys)
     ours = [*sequence.image_body(model.vocabulary, np.asarray(out.codes[0])), *np.asarray(out.text[0]).tolist()]
     assert len(ours) == 64
     assert ours == greedy(theirs, prompt_of(model.vocabulary), model.vocabulary, 64).tolist()
@@ -214,7 +217,7 @@ def test_every_layer_of_the_image_tokenizer(models, vqs, dialect):
         return one, two
 
     halves = jax.jit(run)(tokenizer.variables, images, codes)
-    entries = huggingface.tokenizer_entries(tokenizer.config, dialect, "")
+    entries = emu3_folder.tokenizer_entries(tokenizer.config, dialect, "")
     modules = {e.leaf.split(".", 1)[1].rpartition(".")[0]: e.name.rpartition(".")[0] for e in entries}
     compared = 0
     for path, name in modules.items():
@@ -287,7 +290,7 @@ def test_round_trip_loads_in_transformers(part, folder, lm_folder, full, lm, tmp
     source, model = (folder, full) if part == "full" else (lm_folder, lm)
     convert(source, tmp_path / "run")
     assert "bit for bit" in convert(tmp_path / "run", tmp_path / "back")
-    one, two = (tensors.open_folder(path) for path in (source, tmp_path / "back"))
+    one, two = (safetensors.open_folder(path) for path in (source, tmp_path / "back"))
     assert one.keys() == two.keys()
     assert all((t.dtype, t.shape) == (two[n].dtype, two[n].shape) for n, t in one.items())
     assert all(np.array_equal(t.read(), two[n].read()) for n, t in one.items())
@@ -304,7 +307,7 @@ def check_in_transformers(kind, path, model):
 def test_models_of_our_own_load_in_transformers(folder, full, lm, tmp_path):
     from transformers import Emu3ForCausalLM
 
-    model, vocabulary = progemu_jax.load(folder), vocab.load(None, CODES)
+    model, vocabulary = progemu_jax.load(folder), load(None, CODES)
     write_run(tmp_path / "run", model, vocabulary, to_dict(model.layout), to_dict(model.policy))
     convert(tmp_path / "run", tmp_path / "both")
     check_in_transformers(type(full), tmp_path / "both", full)
@@ -314,9 +317,9 @@ def test_models_of_our_own_load_in_transformers(folder, full, lm, tmp_path):
 
 @needs_emu3
 def test_the_text_tokenizer(tmp_path):
-    vocab.write_ranks(tmp_path / vocab.TEXT_FILE, many_ranks())
-    vocab.write_vision_tokens(tmp_path / vocab.VISION_FILE, 32_768)
-    ours, theirs = vocab.load(tmp_path), original_text_tokenizer(EMU3, tmp_path)
+    write_ranks(tmp_path / TEXT_FILE, many_ranks())
+    write_vision_tokens(tmp_path / VISION_FILE, 32_768)
+    ours, theirs = load(tmp_path), original_text_tokenizer(EMU3, tmp_path)
     for text in TEXTS:
         assert ours.encode(text, allow_special=True) == theirs.convert_tokens_to_ids(theirs.tokenize(text)), text
     for row in BROKEN:

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from progemu_jax import radtext
 from progemu_jax.data import phantom
 from progemu_jax.data.sources import phantom as cohort
 from progemu_jax.errors import UserError
+from progemu_jax.text import findings
 
 S = 128
 LEFT, RIGHT = 1, -1
@@ -201,8 +201,8 @@ def test_trajectories_keep_prevalence_and_persistence():
         days = [s.days for s in states]
         assert days[0] == 0
         assert (np.diff(days) > 0).all()
-        present.append(severities >= radtext.PRESENT)
-        changed.append((np.abs(np.diff(severities, axis=0)) >= radtext.PRESENT).sum(1))
+        present.append(severities >= findings.PRESENT)
+        changed.append((np.abs(np.diff(severities, axis=0)) >= findings.PRESENT).sum(1))
     present, changed = np.stack(present), np.stack(changed)
     prevalence = present.mean((0, 1))
     assert (prevalence > 0.14).all()
@@ -306,8 +306,8 @@ def test_cohort_has_mimic_layout(root):
         text = (folder / f"s{study}.txt").read_text()
         assert text.index("FINDINGS:") < text.index("IMPRESSION:")
     chexpert = _table(root / "mimic-cxr-2.0.0-chexpert.csv.gz")
-    assert list(chexpert[0]) == ["subject_id", "study_id", *radtext.CHEXPERT]
-    assert {row[name] for row in chexpert for name in radtext.CHEXPERT} == {"", "0.0", "1.0", "-1.0"}
+    assert list(chexpert[0]) == ["subject_id", "study_id", *findings.CHEXPERT]
+    assert {row[name] for row in chexpert for name in findings.CHEXPERT} == {"", "0.0", "1.0", "-1.0"}
     people = {row["subject_id"]: row for row in _table(root / "patients.csv.gz")}
     races = {row["race"] for row in _table(root / "admissions.csv.gz")}
     assert len(people) == 30
@@ -337,7 +337,7 @@ def test_cohort_dates_increase_and_truth_renders_the_files(root):
     folder = root / "files" / f"p{rows[0]['subject_id'][:2]}" / f"p{rows[0]['subject_id']}"
     file = folder / f"s{rows[0]['study_id']}" / f"{rows[0]['dicom_id']}.jpg"
     assert np.abs(np.asarray(Image.open(file), float) - again).mean() < 2  # JPEG
-    assert set(first["state"]) == set(radtext.FINDINGS)
+    assert set(first["state"]) == set(findings.FINDINGS)
     moved = phantom.counterfactual(first, second, 32)
     expected = phantom.render(
         phantom.Patient.from_dict(second["patient"]),
@@ -355,8 +355,8 @@ def test_labels_are_the_truth_but_for_the_stated_noise(tmp_path):
         patient = phantom.sample_patient(rng)
         state = phantom.sample_trajectory(rng, patient, 1)[0]
         true = {
-            name: any(v >= radtext.PRESENT for f, v in state.as_mapping().items() if radtext.CHEXPERT_OF[f] == name)
-            for name in radtext.CHEXPERT_OF.values()
+            name: any(v >= findings.PRESENT for f, v in state.as_mapping().items() if findings.CHEXPERT_OF[f] == name)
+            for name in findings.CHEXPERT_OF.values()
         }
         exact = cohort._labels(rng, state, 0.0, 0.0)
         noisy = cohort._labels(rng, state, 0.03, 0.04)

@@ -5,10 +5,12 @@ import json
 
 import pytest
 
-from progemu_jax import main, plan
-from progemu_jax.config import Config, from_dict
+from progemu_jax import run
+from progemu_jax.config import Config
 from progemu_jax.configs import demo, progemu_8b
 from progemu_jax.errors import UserError
+from progemu_jax.files.settings import from_dict
+from progemu_jax.plan.plan import counts, plan
 
 SIZES = {
     "hidden_size": 64, "num_layers": 1, "num_heads": 2, "num_kv_heads": 2, "head_dim": 128, "intermediate_size": 64,
@@ -29,7 +31,7 @@ def small(*accelerators, devices=(8,), **mesh):
 
 
 def rows(config, workdir):
-    main.run(config, workdir, ["plan"])
+    run.run(config, workdir, ["plan"])
     return {(r["program"], r["target"]): r for r in json.loads((workdir / "plan.json").read_text())["rows"]}
 
 
@@ -83,18 +85,18 @@ def test_what_does_not_compile_is_a_row(tmp_path, monkeypatch, no_tpu_compiler, 
 )
 def test_senseless_plans_are_one_line(tmp_path, config, words):
     with pytest.raises(UserError, match=words):
-        main.run(config, tmp_path, ["plan"])
+        run.run(config, tmp_path, ["plan"])
 
 
 def test_the_8b_model_is_counted_as_it_is():
     config = from_dict(Config, progemu_8b.get_config())
-    model, layout, _ = plan._parts(config, 1)
-    parts = plan._parameters(model)
+    model, layout, _ = counts._parts(config, 1)
+    parts = counts._parameters(model)
     norms = 65 * 4096
     padding = 2 * 4096 * (184_640 - 184_622)
     assert model.num_layers * parts["layer"] + parts["tables"] + norms - padding == 8_492_011_520
-    case = plan.Case("train", (8, 8, 1), 1, "v5p")
-    found = plan.counts(model, layout, case, config)
+    case = counts.Case("train", (8, 8, 1), 1, "v5p")
+    found = counts.counts(model, layout, case, config)
     assert found["tokens"] == 64 * 9216
     dense = 6 * (model.num_layers * parts["layer"] + parts["head"])
     assert found["flops"] == pytest.approx(found["tokens"] * (dense + 6 * 32 * 4096 * 9216))
@@ -103,6 +105,6 @@ def test_the_8b_model_is_counted_as_it_is():
 def test_rooflines_take_the_network_where_the_fast_links_end():
     row = {"mesh": [8, 8, 1], "flops_done": 64 * 989e12, "moved": 3.35e12 / 2}
     row["sent"] = {"all-gather": 450e9 / 4, "all-reduce (data)": 50e9 / 2}
-    times = plan.roofline(row, "H100")
+    times = counts.roofline(row, "H100")
     assert times == {"arithmetic": 1.0, "memory": 0.5, "links": 0.75, "step": 1.0}
-    assert plan.roofline({**row, "mesh": [1, 8, 1], "flops_done": 0}, "H100")["links"] == pytest.approx(0.25 + 1 / 18)
+    assert counts.roofline({**row, "mesh": [1, 8, 1], "flops_done": 0}, "H100")["links"] == pytest.approx(0.25 + 1 / 18)

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from progemu_jax import radtext, vocab
 from progemu_jax.data.phantom import reports
 from progemu_jax.data.phantom.patient import sample_patient, sample_trajectory
 from progemu_jax.data.progression import progression
-from progemu_jax.radtext import NO_CHANGE
+from progemu_jax.text import findings, rules, vocabulary
+from progemu_jax.text.findings import NO_CHANGE
 
-LE, RE, LP, RP, CM, ED, AT, CO = radtext.FINDINGS
+LE, RE, LP, RP, CM, ED, AT, CO = findings.FINDINGS
 SIGN = {"new": 1, "worse": 1, "better": -1, "resolved": -1}
 
 
@@ -33,14 +33,14 @@ def test_phantom_pairs():
     """200 pairs of known states: all changes right in at least 95 %, and the texts say what was found."""
     right = hidden = 0
     for before, after, made in _pairs(200, seed=11):
-        truth = {name: SIGN[s] for name in radtext.FINDINGS if (s := reports.status(name, after, before)) in SIGN}
+        truth = {name: SIGN[s] for name in findings.FINDINGS if (s := reports.status(name, after, before)) in SIGN}
         right += _moved(made.changes) == truth
-        assert _moved(radtext.changes(made.interpretation)) == _moved(made.changes)
-        told = radtext.changes(made.prompt)
+        assert _moved(rules.changes(made.interpretation)) == _moved(made.changes)
+        told = rules.changes(made.prompt)
         assert told.items() <= _moved(made.changes).items()
         assert bool(told) == bool(_moved(made.changes))
         assert (made.prompt == NO_CHANGE) == (not told)
-        states = radtext.states(made.interpretation)
+        states = rules.states(made.interpretation)
         hidden += any(v and name not in told for name, v in states.items())
     assert right >= 190
     # Enough interpretations hold a finding that the prompt does not give away.
@@ -49,7 +49,7 @@ def test_phantom_pairs():
 
 def test_phantom_texts_are_short():
     """Short sequences keep the demo on a CPU: tokens of the built-in vocabulary."""
-    v = vocab.load()
+    v = vocabulary.load()
     made = [m for _, _, m in _pairs(200, seed=12)]
     prompts = [len(v.encode(m.prompt)) for m in made]
     texts = [len(v.encode(m.interpretation)) for m in made]
@@ -99,16 +99,16 @@ CASES = [
 def test_cases(prior, followup, changes):
     made = progression({"findings": prior}, {"findings": followup, "impression": ""})
     assert made.changes == changes
-    assert radtext.changes(made.interpretation) == changes
+    assert rules.changes(made.interpretation) == changes
     assert 1 <= made.confidence <= 5
 
 
 def test_kinds():
     made = progression({"findings": "No edema. Mild cardiomegaly."}, {"findings": "New edema. Normal heart size."})
     assert made.changes == {ED: 1, CM: -1}
-    assert {s.split()[0] for s in radtext.sentences(made.prompt)} & {"New", "Interval"}
-    assert not radtext.states(made.interpretation)[CM]
-    assert radtext.states(made.interpretation)[ED]
+    assert {s.split()[0] for s in rules.sentences(made.prompt)} & {"New", "Interval"}
+    assert not rules.states(made.interpretation)[CM]
+    assert rules.states(made.interpretation)[ED]
 
 
 def test_sides_and_places_are_kept():
@@ -116,7 +116,7 @@ def test_sides_and_places_are_kept():
         {"findings": "Lungs are clear."},
         {"findings": "Development of severe right upper lobe consolidation."},
     )
-    assert radtext.sites(made.prompt) == {CO: ("right", "upper")}
+    assert rules.sites(made.prompt) == {CO: ("right", "upper")}
 
 
 def test_confidence():

@@ -5,11 +5,11 @@ import time
 import numpy as np
 import pytest
 
-from progemu_jax import radtext
 from progemu_jax.data.phantom import reports
 from progemu_jax.data.phantom.patient import sample_patient, sample_trajectory
+from progemu_jax.text import findings, rules
 
-LE, RE, LP, RP, CM, ED, AT, CO = radtext.FINDINGS
+LE, RE, LP, RP, CM, ED, AT, CO = findings.FINDINGS
 
 # text, changes, states. Written by hand, in the ways of radiologists; none is from data/phantom/reports.py.
 HOSTILE = [
@@ -369,8 +369,8 @@ HOSTILE = [
 
 @pytest.mark.parametrize(("text", "changes", "states"), HOSTILE, ids=range(len(HOSTILE)))
 def test_hostile_phrases(text, changes, states):
-    assert radtext.changes(text) == changes
-    assert radtext.states(text) == {name: bool(v) for name, v in states.items()}
+    assert rules.changes(text) == changes
+    assert rules.states(text) == {name: bool(v) for name, v in states.items()}
 
 
 @pytest.mark.parametrize(("text", "changes", "states"), HOSTILE, ids=range(len(HOSTILE)))
@@ -378,22 +378,20 @@ def test_mirrored_phrases(text, changes, states):
     """What a text says of the left, its mirror image says of the right; and mirroring twice is nothing."""
 
     def mirror(found):
-        return {radtext.swap_sides(name): v for name, v in found.items()}
+        return {rules.swap_sides(name): v for name, v in found.items()}
 
-    mirrored = radtext.swap_sides(text)
-    assert radtext.changes(mirrored) == mirror(changes)
-    assert radtext.states(mirrored) == mirror(states)
-    assert radtext.swap_sides(mirrored) == text
+    mirrored = rules.swap_sides(text)
+    assert rules.changes(mirrored) == mirror(changes)
+    assert rules.states(mirrored) == mirror(states)
+    assert rules.swap_sides(mirrored) == text
 
 
 def test_mentions_fields():
-    found = radtext.mentions(
-        "New small left upper lobe consolidation. A right effusion, possibly loculated, is larger."
-    )
+    found = rules.mentions("New small left upper lobe consolidation. A right effusion, possibly loculated, is larger.")
     first, second = found
     assert (first.finding, first.side, first.present, first.change) == ("Consolidation", "left", True, 1)
     assert (first.is_new, first.zone) == (True, "upper")
-    assert first.severity < radtext.MODERATE
+    assert first.severity < rules.MODERATE
     assert first.sentence == "New small left upper lobe consolidation."
     assert (second.finding, second.side, second.change, second.is_new) == (
         "Pleural Effusion",
@@ -401,7 +399,7 @@ def test_mentions_fields():
         1,
         False,
     )
-    hedged = radtext.mentions("Possible pneumothorax on the left.")[0]
+    hedged = rules.mentions("Possible pneumothorax on the left.")[0]
     assert (hedged.present, hedged.uncertain, hedged.side) == (None, True, "left")
 
 
@@ -409,53 +407,53 @@ def test_mentions_fields():
 def test_grades_rise(grade):
     order = ["trace", "small", "small to moderate", "moderate", "moderate to large", "large", "very large"]
     low, high = grade, order[order.index(grade) + 1]
-    values = [radtext.severities(f"There is a {g} left pleural effusion.")[LE] for g in (low, high)]
-    assert radtext.PRESENT <= values[0] < values[1] <= 1
+    values = [rules.severities(f"There is a {g} left pleural effusion.")[LE] for g in (low, high)]
+    assert findings.PRESENT <= values[0] < values[1] <= 1
 
 
 def test_size_of_a_change_is_not_a_grade():
-    assert radtext.severities("Slight interval increase in the large left effusion.") == {LE: 0.8}
-    assert radtext.severities("Markedly improved small right pneumothorax.") == {RP: 0.27}
-    assert radtext.severities("Previously large left effusion is now small.") == {LE: 0.27}
-    assert radtext.severities("Right effusion was moderate and is now large.") == {RE: 0.8}
+    assert rules.severities("Slight interval increase in the large left effusion.") == {LE: 0.8}
+    assert rules.severities("Markedly improved small right pneumothorax.") == {RP: 0.27}
+    assert rules.severities("Previously large left effusion is now small.") == {LE: 0.27}
+    assert rules.severities("Right effusion was moderate and is now large.") == {RE: 0.8}
 
 
 def test_unsided_change_goes_where_the_finding_is():
-    assert radtext.changes("The effusion has decreased.") == {}
-    assert radtext.changes("The effusion has decreased.", context={LE: True, RE: False}) == {LE: -1}
-    assert radtext.changes("The effusion has decreased.", context={LE: True, RE: True}) == {}
-    assert radtext.changes("Left pleural effusion. Effusion has decreased.") == {LE: -1}
-    assert radtext.changes("Effusions have decreased.") == {LE: -1, RE: -1}
+    assert rules.changes("The effusion has decreased.") == {}
+    assert rules.changes("The effusion has decreased.", context={LE: True, RE: False}) == {LE: -1}
+    assert rules.changes("The effusion has decreased.", context={LE: True, RE: True}) == {}
+    assert rules.changes("Left pleural effusion. Effusion has decreased.") == {LE: -1}
+    assert rules.changes("Effusions have decreased.") == {LE: -1, RE: -1}
 
 
 def test_conflicts():
-    assert radtext.states("No effusion. Small left pleural effusion.") == {LE: True, RE: False}
-    assert radtext.changes("Left effusion is unchanged. Impression: left effusion is larger.") == {LE: 1}
-    assert radtext.states("") == radtext.changes("") == radtext.severities("") == {}
-    assert radtext.mentions("Bright uprights, copyright 2024.") == []
+    assert rules.states("No effusion. Small left pleural effusion.") == {LE: True, RE: False}
+    assert rules.changes("Left effusion is unchanged. Impression: left effusion is larger.") == {LE: 1}
+    assert rules.states("") == rules.changes("") == rules.severities("") == {}
+    assert rules.mentions("Bright uprights, copyright 2024.") == []
 
 
 def test_labels():
-    found = radtext.labels(
+    found = rules.labels(
         "Small left effusion. No pneumothorax. Possible pneumonia. Right PICC in place. Lungs otherwise clear."
     )
-    assert list(found) == list(radtext.CHEXPERT)
+    assert list(found) == list(findings.CHEXPERT)
     assert found["Pleural Effusion"] == 1
     assert found["Pneumothorax"] == found["Edema"] == 0
     assert found["Pneumonia"] == -1
     assert found["Support Devices"] == 1
     assert found["Fracture"] is None
     assert found["No Finding"] is None
-    assert radtext.labels("No acute cardiopulmonary process.")["No Finding"] == 1
-    assert radtext.labels("No pneumothorax. Chest tube in place.")["No Finding"] == 1
-    assert radtext.labels("") == dict.fromkeys(radtext.CHEXPERT)
+    assert rules.labels("No acute cardiopulmonary process.")["No Finding"] == 1
+    assert rules.labels("No pneumothorax. Chest tube in place.")["No Finding"] == 1
+    assert rules.labels("") == dict.fromkeys(findings.CHEXPERT)
 
 
 def test_constants():
-    assert set(radtext.CHEXPERT_OF) == set(radtext.FINDINGS)
-    assert set(radtext.CHEXPERT_OF.values()) <= set(radtext.CHEXPERT)
-    assert len(radtext.CHEXPERT) == 14
-    assert list(radtext.CHEXPERT) == sorted(radtext.CHEXPERT)
+    assert set(findings.CHEXPERT_OF) == set(findings.FINDINGS)
+    assert set(findings.CHEXPERT_OF.values()) <= set(findings.CHEXPERT)
+    assert len(findings.CHEXPERT) == 14
+    assert list(findings.CHEXPERT) == sorted(findings.CHEXPERT)
 
 
 MIMIC = """                                 FINAL REPORT
@@ -480,34 +478,34 @@ MIMIC = """                                 FINAL REPORT
 
 
 def test_sections():
-    found = radtext.sections(MIMIC)
+    found = rules.sections(MIMIC)
     assert found["findings"].startswith("The right pleural effusion, measuring 2.5 cm, has decreased.")
     assert found["impression"] == "1. Decreased right effusion. 2. Dr. ___ was notified."
     assert "evaluate for left effusion" in found["indication"]
-    assert radtext.sections(MIMIC.replace("\n", "\r\n")) == found
-    both = radtext.sections("FINDINGS AND IMPRESSION: No change.")
+    assert rules.sections(MIMIC.replace("\n", "\r\n")) == found
+    both = rules.sections("FINDINGS AND IMPRESSION: No change.")
     assert "No change." in (both["findings"], both["impression"])
-    assert radtext.sections("CONCLUSION: Edema.")["impression"] == "Edema."
-    plain = radtext.sections("WET READ: ___\n\nDear colleague.\n\nLeft effusion is larger.")
+    assert rules.sections("CONCLUSION: Edema.")["impression"] == "Edema."
+    plain = rules.sections("WET READ: ___\n\nDear colleague.\n\nLeft effusion is larger.")
     assert plain["findings"] == "Left effusion is larger."
-    assert radtext.sections("") == {"findings": "", "impression": ""}
+    assert rules.sections("") == {"findings": "", "impression": ""}
     # A colon inside a sentence is not a header.
-    assert radtext.sections("FINDINGS: Heart: normal. Note: none.")["findings"] == "Heart: normal. Note: none."
+    assert rules.sections("FINDINGS: Heart: normal. Note: none.")["findings"] == "Heart: normal. Note: none."
 
 
 def test_sentences():
-    assert radtext.sentences("A 2.5 cm nodule vs. scar.  Seen by Dr. Who. Two\nlines") == [
+    assert rules.sentences("A 2.5 cm nodule vs. scar.  Seen by Dr. Who. Two\nlines") == [
         "A 2.5 cm nodule vs. scar.",
         "Seen by Dr. Who.",
         "Two lines",
     ]
-    assert radtext.sentences("1. Left effusion. 2. No edema.") == ["Left effusion.", "No edema."]
-    assert radtext.sentences("Effusion measures 3 cm. New edema.") == [
+    assert rules.sentences("1. Left effusion. 2. No edema.") == ["Left effusion.", "No edema."]
+    assert rules.sentences("Effusion measures 3 cm. New edema.") == [
         "Effusion measures 3 cm.",
         "New edema.",
     ]
-    assert radtext.sentences(" \n. ") == []
-    assert radtext.sentences("Seen on image 3. New edema.")[-1] == "New edema."
+    assert rules.sentences(" \n. ") == []
+    assert rules.sentences("Seen on image 3. New edema.")[-1] == "New edema."
 
 
 @pytest.mark.parametrize("piece", ["1. ", "slightly ", "no slight ", "pulmonary ", "left, ", ". ", "Dr. ", "A: "])
@@ -516,8 +514,8 @@ def test_time_is_linear(piece):
 
     def seconds(n):
         start = time.perf_counter()
-        radtext.mentions(piece * n)
-        radtext.sections(piece * n)
+        rules.mentions(piece * n)
+        rules.sections(piece * n)
         return time.perf_counter() - start
 
     seconds(10)
@@ -525,7 +523,7 @@ def test_time_is_linear(piece):
 
 
 def test_swap_sides_keeps_case_and_words():
-    assert radtext.swap_sides("LEFT Left left-sided, RLL; upright, bright") == (
+    assert rules.swap_sides("LEFT Left left-sided, RLL; upright, bright") == (
         "RIGHT Right right-sided, LLL; upright, bright"
     )
 
@@ -533,11 +531,11 @@ def test_swap_sides_keeps_case_and_words():
 def test_augment():
     text = "Small left effusion. No pneumothorax. Unchanged cardiomegaly. Persistent edema. Worse atelectasis."
     rng = np.random.default_rng(0)
-    assert radtext.augment(text, rng, 0.0, 0.0) == text
-    parts = radtext.sentences(text)
+    assert rules.augment(text, rng, 0.0, 0.0) == text
+    parts = rules.sentences(text)
     orders, dropped = set(), set()
     for _ in range(100):
-        out = radtext.sentences(radtext.augment(text, rng, 1.0, 1.0))
+        out = rules.sentences(rules.augment(text, rng, 1.0, 1.0))
         assert len(out) == 4
         (gone,) = set(parts) - set(out)
         dropped.add(gone)
@@ -545,8 +543,8 @@ def test_augment():
     assert dropped == set(parts[1:4])
     assert len(orders) > 30
     for kept in ("No pneumothorax.", "Small left effusion. Large right effusion.", ""):
-        assert radtext.augment(kept, rng, 0.0, 1.0) == kept
-    shares = np.mean([radtext.augment(text, rng, 0.0, 0.05) != text for _ in range(4000)])
+        assert rules.augment(kept, rng, 0.0, 1.0) == kept
+    shares = np.mean([rules.augment(text, rng, 0.0, 0.05) != text for _ in range(4000)])
     assert 0.035 < shares < 0.065
 
 
@@ -560,11 +558,11 @@ def test_phantom_reports_say_what_is_there():
         before, after = sample_trajectory(rng, patient, 2)
         written = reports.report(rng, patient, after, before)
         text = f"{written['findings']} {written['impression']}"
-        found, moved = radtext.states(text), radtext.changes(text)
-        for name in radtext.FINDINGS:
+        found, moved = rules.states(text), rules.changes(text)
+        for name in findings.FINDINGS:
             status = reports.status(name, after, before)
             total += 1
-            told = found.get(name, False) == (after[name] >= radtext.PRESENT)
+            told = found.get(name, False) == (after[name] >= findings.PRESENT)
             right += told and (moved.get(name) or 0) == signs.get(status, 0)
     assert right / total >= 0.95
 

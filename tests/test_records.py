@@ -2,8 +2,8 @@
 
 import pytest
 
-from progemu_jax import records
 from progemu_jax.errors import UserError
+from progemu_jax.files import records
 
 
 def test_lines_come_back_and_broken_ones_keep_their_number(tmp_path):

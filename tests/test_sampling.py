@@ -8,15 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from progemu_jax import sequence, vocab
 from progemu_jax.errors import UserError
 from progemu_jax.models import linear, transformer
 from progemu_jax.models.transformer import Transformer, TransformerConfig
 from progemu_jax.sampling import memory
-from progemu_jax.sampling.engine import Engine, Grammar, generate, pad_prompts
+from progemu_jax.sampling.engine import Engine, Grammar
+from progemu_jax.sampling.generate import generate
 from progemu_jax.sampling.policy import Sampling, draw, guide, top_k_threshold
+from progemu_jax.sampling.prompts import pad_prompts
 from progemu_jax.sampling.queue import Request, sample_queue
-from progemu_jax.sequence import Layout, unpack
+from progemu_jax.text import sequence, vocabulary
+from progemu_jax.text.sequence import Layout, unpack
 
 CODES, LAYOUT = 24, Layout(height=2, width=3, length=96, prompt_budget=12)
 GREEDY = Sampling(temperature=0.0, text_temperature=0.0, max_text=6)
@@ -24,7 +26,7 @@ GREEDY = Sampling(temperature=0.0, text_temperature=0.0, max_text=6)
 
 @pytest.fixture(scope="module")
 def parts():
-    words = vocab.load(None, CODES)
+    words = vocabulary.load(None, CODES)
     config = TransformerConfig(
         vocab_size=words.size, hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8,
         intermediate_size=48, prior_alignment=True, initializer_range=0.5,

@@ -16,10 +16,14 @@ import pytest
 from jax.sharding import PartitionSpec
 from toy_training import compiled_in
 
-from progemu_jax import checkpoint, hlo, main, sharding, train
+from progemu_jax import run
+from progemu_jax.checkpoints import arrays, resume
 from progemu_jax.configs import demo
+from progemu_jax.devices import sharding
 from progemu_jax.errors import UserError
 from progemu_jax.models import transformer
+from progemu_jax.plan.plan import hlo
+from progemu_jax.training import loop
 
 SCRIPT = Path(toy.__file__)
 # What each parameter must be split over, by its name; with the stacked layer axis in front.
@@ -112,12 +116,12 @@ def test_checksums_do_not_depend_on_the_sharding_and_see_a_flipped_bit():
     array = np.random.default_rng(0).normal(size=(8, 16)).astype(np.float32)
     mesh = toy.make_mesh("2x2x2")
     split = jax.device_put(array, jax.sharding.NamedSharding(mesh, PartitionSpec("fsdp", ("data", "tensor"))))
-    one = checkpoint.checksums({"x": array})
-    assert checkpoint.checksums({"x": split}) == one
+    one = arrays.checksums({"x": array})
+    assert arrays.checksums({"x": split}) == one
     array.view(np.uint32)[3, 4] ^= 1
-    assert checkpoint.checksums({"x": array}) != one
+    assert arrays.checksums({"x": array}) != one
     array.view(np.uint32)[3, 4] ^= 1
-    assert checkpoint.checksums({"x": array[::-1].copy()}) != one
+    assert arrays.checksums({"x": array[::-1].copy()}) != one
 
 
 @pytest.mark.parametrize(
@@ -127,15 +131,15 @@ def test_checksums_do_not_depend_on_the_sharding_and_see_a_flipped_bit():
 def test_a_batch_that_does_not_divide_is_one_line_before_any_work(tmp_path, shape, batch, words):
     cfg = dataclasses.replace(toy.CFG, batch_size=batch)
     with pytest.raises(UserError) as caught:
-        train.fit(toy.task(cfg), cfg, None, None, tmp_path / "run", mesh=toy.make_mesh(shape))
+        loop.fit(toy.task(cfg), cfg, None, None, tmp_path / "run", mesh=toy.make_mesh(shape))
     assert "\n" not in str(caught.value)
     assert all(word in str(caught.value) for word in words), caught.value
     assert not (tmp_path / "run").exists()
 
 
 def test_a_full_disk_is_one_line_before_the_first_step(tmp_path, monkeypatch):
-    usage = train.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(train.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    usage = loop.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(loop.shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(UserError, match=r"3 checkpoints of .* GB are to come and 1e-06 GB are free"):
         toy.run(tmp_path, None)
 
@@ -222,15 +226,15 @@ def test_processes_that_do_not_meet_end_in_one_line(tmp_path):
 
 
 def test_resume_elsewhere_names_everything_that_changed(tmp_path, caplog):
-    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+    with resume.Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, {"x": np.ones(3)})
-        real = checkpoint.environment()
+        real = resume.environment()
     try:
-        checkpoint.environment, old = (lambda: {**real, "cores": 999, "jax": "0.0"}), checkpoint.environment
-        with caplog.at_level(logging.WARNING), checkpoint.Checkpoints(tmp_path) as checkpoints:
+        resume.environment, old = (lambda: {**real, "cores": 999, "jax": "0.0"}), resume.environment
+        with caplog.at_level(logging.WARNING), resume.Checkpoints(tmp_path) as checkpoints:
             checkpoints.restore({"x": np.ones(3)})
     finally:
-        checkpoint.environment = old
+        resume.environment = old
     assert "cores" in caplog.text
     assert "(now 0.0)" in caplog.text
     assert "not bit for bit" in caplog.text
@@ -250,7 +254,7 @@ def test_a_mesh_that_cannot_be_is_one_line_before_anything_is_made(tmp_path, mes
     config.mesh = mesh
     config.progemu.stage2.batch_size = batch
     with pytest.raises(UserError) as caught:
-        main.run(config, tmp_path / "run", None)
+        run.run(config, tmp_path / "run", None)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
@@ -259,10 +263,10 @@ def test_a_mesh_that_cannot_be_is_one_line_before_anything_is_made(tmp_path, mes
 def test_a_run_directory_that_cannot_be_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"--workdir=.*cannot be made \(Not a directory\)"):
-        main.run(demo.get_config(), tmp_path / "file/run", None)
+        run.run(demo.get_config(), tmp_path / "file/run", None)
     # Not even root writes there.
     with pytest.raises(UserError, match=r"--workdir=/proc/self: cannot be written \(.*\); choose another"):
-        main.run(demo.get_config(), "/proc/self", None)
+        run.run(demo.get_config(), "/proc/self", None)
 
 
 KERNEL = """\

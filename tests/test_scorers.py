@@ -11,14 +11,14 @@ from eval_cohort import Cohort
 
 from progemu_jax.errors import UserError
 from progemu_jax.eval.scores import read_scores
-from progemu_jax.radtext import FINDINGS, ORGANS
+from progemu_jax.models.scorer import ScorerNet, ScorerNetConfig
 from progemu_jax.scorers import xrv
 from progemu_jax.scorers.__main__ import main
 from progemu_jax.scorers.cache import Cached
 from progemu_jax.scorers.files import source_of, write_prediction_scores, write_reference_scores
-from progemu_jax.scorers.network import ScorerNet, ScorerNetConfig
 from progemu_jax.scorers.phantom import PhantomScorer
 from progemu_jax.scorers.saliency import score_and_explain
+from progemu_jax.text.findings import FINDINGS, ORGANS
 
 SMALL = ScorerNetConfig(widths=(8, 8, 8))
 

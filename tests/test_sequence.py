@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from progemu_jax import sequence, vocab
 from progemu_jax.errors import UserError
-from progemu_jax.sequence import Kind, Layout
+from progemu_jax.text import sequence, vocabulary
+from progemu_jax.text.sequence import Kind, Layout
 
 
 @pytest.fixture(scope="module")
 def words():
-    return vocab.load(None, 16)
+    return vocabulary.load(None, 16)
 
 
 PRIOR = np.array([[1, 2, 3], [4, 5, 6]])

@@ -4,7 +4,7 @@ import jax
 import pytest
 from jax.sharding import PartitionSpec
 
-from progemu_jax import sharding
+from progemu_jax.devices import sharding
 from progemu_jax.errors import UserError
 from progemu_jax.models import transformer
 

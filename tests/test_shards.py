@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 from test_tree import META, external
 
-from progemu_jax import records
 from progemu_jax.data import icg_cxr, images
 from progemu_jax.data.batches import Examples
 from progemu_jax.errors import UserError
-from progemu_jax.radtext import CHEXPERT
+from progemu_jax.files import records
+from progemu_jax.text.findings import CHEXPERT
 
 
 def make_tree(root, pairs=6, singles=4):

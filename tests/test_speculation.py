@@ -8,13 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from progemu_jax import sequence, vocab
 from progemu_jax.models import transformer
 from progemu_jax.models.transformer import Transformer, TransformerConfig
-from progemu_jax.sampling.engine import Grammar, generate, pad_prompts
+from progemu_jax.sampling.engine import Grammar
+from progemu_jax.sampling.generate import generate
 from progemu_jax.sampling.policy import Sampling, guide, restrict
+from progemu_jax.sampling.prompts import pad_prompts
 from progemu_jax.sampling.speculation import couple
-from progemu_jax.sequence import Layout
+from progemu_jax.text import sequence, vocabulary
+from progemu_jax.text.sequence import Layout
 
 PROMPT = "New edema."
 WARM = Sampling(temperature=0.7, top_k=5, guidance=3.0, max_text=3)
@@ -22,7 +24,7 @@ WARM = Sampling(temperature=0.7, top_k=5, guidance=3.0, max_text=3)
 
 def build(codes, height, width):
     """A random model whose next code depends strongly on what came before."""
-    words = vocab.load(None, codes)
+    words = vocabulary.load(None, codes)
     layout = Layout(height=height, width=width, length=128, prompt_budget=8)
     config = TransformerConfig(
         vocab_size=words.size, hidden_size=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8,

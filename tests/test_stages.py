@@ -10,7 +10,7 @@ import textwrap
 import pytest
 
 from progemu_jax.errors import UserError
-from progemu_jax.stages import Stage, list_stages, run_stages, stage_record
+from progemu_jax.files.stages import Stage, list_stages, run_stages, stage_record
 
 
 class Recorder:
@@ -174,7 +174,7 @@ def test_list_shows_state_and_files(root, workdir):
 def test_killed_process_leaves_a_partial_stage_and_no_lock(root, workdir):
     script = f"""
         import os, pathlib, signal
-        from progemu_jax.stages import Stage, run_stages
+        from progemu_jax.files.stages import Stage, run_stages
         def run(workdir):
             (workdir / "train").mkdir()
             os.kill(os.getpid(), signal.SIGKILL)
@@ -190,7 +190,7 @@ def test_killed_process_leaves_a_partial_stage_and_no_lock(root, workdir):
 
 def test_two_processes_do_not_share_a_run_directory(workdir):
     def nested(workdir):
-        script = f"from progemu_jax.stages import run_stages; run_stages([], {str(workdir)!r})"
+        script = f"from progemu_jax.files.stages import run_stages; run_stages([], {str(workdir)!r})"
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
         assert "another process is at work" in done.stderr
         os.mkdir(workdir / "out")
@@ -199,13 +199,13 @@ def test_two_processes_do_not_share_a_run_directory(workdir):
 
 
 def test_listing_imports_nothing_heavy():
-    script = "import sys, progemu_jax.stages; print([m for m in ('jax', 'numpy', 'orbax') if m in sys.modules])"
+    script = "import sys, progemu_jax.files.stages; print([m for m in ('jax', 'numpy', 'orbax') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
 def test_what_a_killed_write_left_is_removed(tmp_path):
-    from progemu_jax import records
+    from progemu_jax.files import records
 
     records.write_bytes(tmp_path / "a/b.png", b"1")
     (tmp_path / "a/.b.png.123.tmp").write_bytes(b"half")

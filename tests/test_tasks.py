@@ -7,15 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from progemu_jax import vocab
+from progemu_jax.data.batches import ArrayBatches
 from progemu_jax.models.discriminator import DiscriminatorConfig
 from progemu_jax.models.transformer import TransformerConfig
 from progemu_jax.models.vqgan import VQGANConfig
-from progemu_jax.sequence import Kind, Layout
 from progemu_jax.tasks.progemu import ProgEmuConfig, ProgEmuTask, code_embeddings, packer, soft_codes
-from progemu_jax.tasks.scorer import ArrayBatches, augment
+from progemu_jax.tasks.scorer import augment
 from progemu_jax.tasks.tokenizer import TokenizerLossConfig, TokenizerTask
-from progemu_jax.train import TrainConfig
+from progemu_jax.text import vocabulary
+from progemu_jax.text.sequence import Kind, Layout
+from progemu_jax.training.loop import TrainConfig
 
 CODES, LAYOUT = 16, Layout(2, 3, 64, prompt_budget=12)
 RNG = np.random.default_rng(0)
@@ -24,7 +25,7 @@ CODEBOOK = RNG.standard_normal((CODES, 4)).astype(np.float32)
 
 @pytest.fixture(scope="module")
 def words():
-    return vocab.load(None, CODES)
+    return vocabulary.load(None, CODES)
 
 
 def example(**more):

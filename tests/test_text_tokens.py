@@ -7,8 +7,8 @@ import diffusion_reference as ref
 import numpy as np
 import pytest
 
-from progemu_jax import text_tokens
 from progemu_jax.errors import UserError
+from progemu_jax.text import text_tokenizers
 
 
 @pytest.fixture(scope="module")
@@ -19,16 +19,20 @@ def ids():
 
 @pytest.mark.parametrize("name", ["bert", "clip"])
 def test_every_id_is_the_librarys(ids, tmp_path, name):
-    made = text_tokens.WordPiece(ref.wordpieces()) if name == "bert" else text_tokens.ClipBPE(*ref.clip_vocabulary())
+    made = (
+        text_tokenizers.WordPiece(ref.wordpieces())
+        if name == "bert"
+        else text_tokenizers.ClipBPE(*ref.clip_vocabulary())
+    )
     made.save(tmp_path)
-    tokens, mask = text_tokens.load(tmp_path)(ref.LINES, 24)
+    tokens, mask = text_tokenizers.load(tmp_path)(ref.LINES, 24)
     for line, ours, theirs in zip(ref.LINES, tokens.tolist(), ids[name], strict=True):
         assert ours == theirs, line
     assert all(row[m][-1] == made.last and m[: m.sum()].all() for row, m in zip(tokens, mask, strict=True))
 
 
 def test_a_vocabulary_of_texts_knows_their_words_and_spells_others():
-    tokenizer = text_tokens.WordPiece.of_texts(["New small left pleural effusion.", "Heart is larger."])
+    tokenizer = text_tokenizers.WordPiece.of_texts(["New small left pleural effusion.", "Heart is larger."])
     assert len(tokenizer.ids("SMALL LEFT effusion.")) == 4
     assert len(tokenizer.ids("right")) == 5
     assert tokenizer.unknown not in tokenizer.ids("Right-sided opacity, 3 cm?")
@@ -53,5 +57,5 @@ def test_damaged_files_end_in_one_line(tmp_path, files, message):
     for name, content in files.items():
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match=message) as error:
-        text_tokens.load(tmp_path)
+        text_tokenizers.load(tmp_path)
     assert "\n" not in str(error.value)

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 from toy_training import CFG, LONG, Batches, Toy, compiled_in, eval_batches, run
 
-from progemu_jax import checkpoint, optim, train
+from progemu_jax.checkpoints import resume
 from progemu_jax.errors import UserError
-from progemu_jax.optim import make_schedule
+from progemu_jax.training import loop, optim
+from progemu_jax.training.optim import make_schedule
 
 TOY = Path(__file__).with_name("toy_training.py")
 
@@ -86,7 +87,7 @@ def test_killed_twenty_times_it_ends_the_same_and_restores_nothing_half_written(
         done = subprocess.run([sys.executable, TOY, killed, str(delay), str(last)], capture_output=True)
         assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
         cut += any((killed / "checkpoints").glob("*tmp*"))
-        with checkpoint.Checkpoints(killed / "checkpoints", keep=2) as checkpoints:
+        with resume.Checkpoints(killed / "checkpoints", keep=2) as checkpoints:
             steps = checkpoints.steps()
         assert max(steps, default=0) < 200
         reached.append(max(steps, default=0))
@@ -337,7 +338,7 @@ def test_init_state_is_used_once_and_survives(tmp_path):
 )  # fmt: skip
 def test_senseless_values_are_named(key, value):
     with pytest.raises(UserError, match=rf"train\.{key}={value!r}"):
-        train.check(dataclasses.replace(CFG, **{key: value}))
+        loop.check(dataclasses.replace(CFG, **{key: value}))
 
 
 def test_mesh_gives_the_same_parameters_and_resumes(undisturbed, tmp_path):
@@ -354,8 +355,8 @@ def test_mesh_gives_the_same_parameters_and_resumes(undisturbed, tmp_path):
 def test_resume_on_another_machine_warns(tmp_path, monkeypatch, caplog):
     with pytest.raises(Stop):
         run(tmp_path, hooks=[stop_at(28)])
-    here = checkpoint.environment()
-    monkeypatch.setattr(checkpoint, "environment", lambda: {**here, "cores": 999})
+    here = resume.environment()
+    monkeypatch.setattr(resume, "environment", lambda: {**here, "cores": 999})
     with caplog.at_level(logging.WARNING):
         run(tmp_path)
     assert "cores" in caplog.text

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from progemu_jax.kernels import attention
 from progemu_jax.models import layers as nnl
 from progemu_jax.models import linear
 from progemu_jax.models import transformer as tf
@@ -139,7 +140,7 @@ def test_attention_matches_a_direct_float64_computation():
     q, k = (nnl.rope(jnp.asarray(x, jnp.float32), cos, sin) for x in (q, k))
     q = q.reshape(1, T, K, G, D).transpose(0, 2, 3, 1, 4)
     for block in (3, 100):
-        out = nnl.causal_attend(
+        out = attention.causal_attend(
             q, k.transpose(0, 2, 1, 3), jnp.asarray(v, jnp.float32).transpose(0, 2, 1, 3), None, block
         )
         np.testing.assert_allclose(out.transpose(0, 3, 1, 2, 4).reshape(want.shape), want, atol=1e-5)
@@ -188,7 +189,7 @@ def test_prior_alignment_changes_only_where_a_code_is_given(params):
 
 
 def test_dropout_acts_at_its_rate_and_only_in_training(params):
-    kept = nnl.dropout(jnp.ones((200, 500)), 0.1, jax.random.key(0))
+    kept = attention.dropout(jnp.ones((200, 500)), 0.1, jax.random.key(0))
     assert abs(float((kept == 0).mean()) - 0.1) < 5 * math.sqrt(0.09 / 1e5)
     np.testing.assert_allclose(kept.mean(), 1.0, atol=0.01)
     cfg, tokens = dataclasses.replace(CFG, dropout=0.1), tokens_of(2, 6)

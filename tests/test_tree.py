@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 from test_journeys import study
 
-from progemu_jax import records
 from progemu_jax.data import images, tree
 from progemu_jax.data.journeys import Options, journeys
 from progemu_jax.data.sources import Rejected
 from progemu_jax.errors import UserError
+from progemu_jax.files import records
 
 META = {"progression-description": "New edema.", "changes-of-findings": "Edema is new."}
 PRIOR, FOLLOWUP = cohorts.chest(1), cohorts.chest(2)

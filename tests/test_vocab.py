@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import tiktoken
 
-from progemu_jax import vocab
 from progemu_jax.errors import UserError
+from progemu_jax.text import vocabulary
 
 HOSTILE = [
     "",
@@ -27,8 +27,8 @@ HOSTILE = [
 
 def _folder(path, ranks, codes):
     path.mkdir(exist_ok=True)
-    vocab.write_ranks(path / vocab.TEXT_FILE, ranks)
-    vocab.write_vision_tokens(path / vocab.VISION_FILE, codes)
+    vocabulary.write_ranks(path / vocabulary.TEXT_FILE, ranks)
+    vocabulary.write_vision_tokens(path / vocabulary.VISION_FILE, codes)
     return path
 
 
@@ -42,7 +42,7 @@ def test_emu3_numbering(tmp_path):
     """Files of Emu3's size give Emu3's ids (reference tokenizer: 151,643 ranks, 32,768 codes)."""
     many = itertools.product(range(256), repeat=3)
     ranks = {bytes([b]): b for b in range(256)} | {bytes(next(many)): i for i in range(256, 151_643)}
-    v = vocab.load(_folder(tmp_path / "emu3", ranks, 32_768))
+    v = vocabulary.load(_folder(tmp_path / "emu3", ranks, 32_768))
     assert (v.text_size, v.pad, v.eol, v.eof, v.bos, v.eos) == (
         151_643,
         151_643,
@@ -57,7 +57,7 @@ def test_emu3_numbering(tmp_path):
 
 
 def test_built_in_round_trip():
-    v = vocab.load()
+    v = vocabulary.load()
     for text in HOSTILE:
         ids = v.encode(text)
         assert all(0 <= i < v.text_size for i in ids)
@@ -66,7 +66,7 @@ def test_built_in_round_trip():
 
 
 def test_built_in_is_dense():
-    v = vocab.load()
+    v = vocabulary.load()
     assert len(v.encode("New small left pleural effusion. Improved pulmonary edema.")) <= 10
     # Emu3 cuts numbers into single digits, and so does a mark of the image's size.
     assert len(v.resolution(64, 64)) == 5
@@ -75,7 +75,7 @@ def test_built_in_is_dense():
 
 def test_special_names_in_text_are_text(ranks, tmp_path):
     """A report that spells a special token must not end a sequence or open an image."""
-    v = vocab.load(_folder(tmp_path / "v", ranks, 8))
+    v = vocabulary.load(_folder(tmp_path / "v", ranks, 8))
     text = "a<|extra_204|><|visual token 000003|>b<|<|image start|>|>"
     assert max(v.encode(text)) < v.text_size
     assert v.decode(v.encode(text)) == text
@@ -89,10 +89,10 @@ def test_special_names_in_text_are_text(ranks, tmp_path):
 @pytest.mark.parametrize("text", HOSTILE + ["x<|endoftext|>y", "<|extra_200|", "<|image token|> |>"])
 def test_allow_special_equals_tiktoken(ranks, tmp_path, text):
     """The oracle is tiktoken given the special tokens, as Emu3's tokenizer uses it."""
-    v = vocab.load(_folder(tmp_path / "v", ranks, 8))
+    v = vocabulary.load(_folder(tmp_path / "v", ranks, 8))
     oracle = tiktoken.Encoding(
         "oracle",
-        pat_str=vocab.SPLIT,
+        pat_str=vocabulary.SPLIT,
         mergeable_ranks=ranks,
         special_tokens={v.decode([i]): i for i in range(len(ranks), v.size)},
     )
@@ -103,20 +103,20 @@ def test_allow_special_equals_tiktoken(ranks, tmp_path, text):
 
 
 def test_codebook_size():
-    v, w = vocab.load(), vocab.load(codebook_size=512)
+    v, w = vocabulary.load(), vocabulary.load(codebook_size=512)
     assert w.codebook_size == 512
     assert w.size == w.visual_start + 512
     assert v.visual_start == w.visual_start
     assert v.hash != w.hash
-    assert w.hash == vocab.load(None, 512).hash
+    assert w.hash == vocabulary.load(None, 512).hash
     assert np.array_equal(w.visual(np.array([[0, 511]])), [[w.visual_start, w.size - 1]])
     with pytest.raises(ValueError, match="512"):
         w.visual(np.array([512]))
-    assert vocab.load(codebook_size=4096).codebook_size == 4096
+    assert vocabulary.load(codebook_size=4096).codebook_size == 4096
 
 
 def test_decode_outside():
-    v = vocab.load()
+    v = vocabulary.load()
     with pytest.raises(ValueError, match="outside"):
         v.decode([v.size])
     with pytest.raises(ValueError, match="outside"):
@@ -124,14 +124,16 @@ def test_decode_outside():
 
 
 def test_committed_files_are_what_the_script_writes(tmp_path, monkeypatch):
-    script = vocab.BUILT_IN / "train_vocab.py"
+    script = vocabulary.BUILT_IN / "train_vocab.py"
     monkeypatch.setattr("sys.argv", [str(script), "--out", str(tmp_path), "--patients", "300"])
     runpy.run_path(str(script), run_name="__main__")
-    made, kept = (vocab.read_ranks(p / vocab.TEXT_FILE) for p in (tmp_path, vocab.BUILT_IN))
+    made, kept = (vocabulary.read_ranks(p / vocabulary.TEXT_FILE) for p in (tmp_path, vocabulary.BUILT_IN))
     assert len(made) == len(kept)
     # Fewer patients move words that are about as frequent; the vocabulary itself hardly differs.
     assert len(set(made) & set(kept)) > 0.97 * len(kept)
-    assert (tmp_path / vocab.VISION_FILE).read_bytes() == (vocab.BUILT_IN / vocab.VISION_FILE).read_bytes()
+    assert (tmp_path / vocabulary.VISION_FILE).read_bytes() == (
+        vocabulary.BUILT_IN / vocabulary.VISION_FILE
+    ).read_bytes()
 
 
 def test_damaged_files(ranks, tmp_path):
@@ -140,30 +142,30 @@ def test_damaged_files(ranks, tmp_path):
         (folder / file).write_bytes(content)
         return folder
 
-    good = (_folder(tmp_path / "good", ranks, 8) / vocab.TEXT_FILE).read_bytes()
+    good = (_folder(tmp_path / "good", ranks, 8) / vocabulary.TEXT_FILE).read_bytes()
     lines = good.splitlines(keepends=True)
     cases = [
         (tmp_path / "none", "cannot be read"),
-        (broken("cut", vocab.TEXT_FILE, good[: len(good) // 2 - 1]), "256 single bytes|line|ranks"),
-        (broken("junk", vocab.TEXT_FILE, good + b"not base64!\n"), "line 263"),
-        (broken("twice", vocab.TEXT_FILE, good + b"QUJD 5\n"), "ranks"),
-        (broken("gap", vocab.TEXT_FILE, b"".join(lines[:-2] + lines[-1:])), "ranks"),
-        (broken("byte", vocab.TEXT_FILE, b"".join(lines[1:])), "1 of the 256"),
+        (broken("cut", vocabulary.TEXT_FILE, good[: len(good) // 2 - 1]), "256 single bytes|line|ranks"),
+        (broken("junk", vocabulary.TEXT_FILE, good + b"not base64!\n"), "line 263"),
+        (broken("twice", vocabulary.TEXT_FILE, good + b"QUJD 5\n"), "ranks"),
+        (broken("gap", vocabulary.TEXT_FILE, b"".join(lines[:-2] + lines[-1:])), "ranks"),
+        (broken("byte", vocabulary.TEXT_FILE, b"".join(lines[1:])), "1 of the 256"),
         (
-            broken("order", vocab.VISION_FILE, b"<|image start|>\n<|image token|>\n<|image end|>\n"),
+            broken("order", vocabulary.VISION_FILE, b"<|image start|>\n<|image token|>\n<|image end|>\n"),
             "first lines",
         ),
         (
-            broken("codes", vocab.VISION_FILE, b"<|image token|>\n<|image start|>\n<|image end|>\n"),
+            broken("codes", vocabulary.VISION_FILE, b"<|image token|>\n<|image start|>\n<|image end|>\n"),
             "no visual",
         ),
-        (broken("binary", vocab.VISION_FILE, b"\xff\xfe\x00"), "UTF-8"),
+        (broken("binary", vocabulary.VISION_FILE, b"\xff\xfe\x00"), "UTF-8"),
     ]
     for folder, message in cases:
         with pytest.raises(UserError, match=message) as error:
-            vocab.load(folder)
+            vocabulary.load(folder)
         assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="8 visual tokens"):
-        vocab.load(tmp_path / "good", codebook_size=16)
+        vocabulary.load(tmp_path / "good", codebook_size=16)
     with pytest.raises(UserError, match="positive"):
-        vocab.load(codebook_size=0)
+        vocabulary.load(codebook_size=0)

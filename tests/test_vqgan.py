@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from progemu_jax.models import conv_layers as vl
 from progemu_jax.models import discriminator, vqgan
-from progemu_jax.models import vqgan_layers as vl
 
 CFG = vqgan.VQGANConfig(ch=8, ch_mult=(1, 2), attn_levels=(1,), z_channels=4, embed_dim=3, codebook_size=11)
 

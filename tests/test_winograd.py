@@ -5,9 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from progemu_jax.models import unet, winograd
-from progemu_jax.models.vqgan_layers import Conv, conv2d
-from progemu_jax.sampling.diffusion import DiffusionSampling, Schedule, generate
+from progemu_jax.kernels import convolution
+from progemu_jax.kernels.convolution import conv2d
+from progemu_jax.models import unet
+from progemu_jax.models.conv_layers import Conv
+from progemu_jax.models.noise_schedule import Schedule
+from progemu_jax.sampling.diffusion import DiffusionSampling, generate
 
 
 def reference(x, kernel):
@@ -27,7 +30,7 @@ def drawn(*shape):
 def test_winograd_is_a_convolution(shape, features):
     x, kernel = drawn(*shape), drawn(3, 3, shape[-1], features)
     want = reference(x, kernel)
-    found = jax.jit(winograd.winograd_conv2d)(x, winograd.transform_kernel(kernel))
+    found = jax.jit(convolution.winograd_conv2d)(x, convolution.transform_kernel(kernel))
     np.testing.assert_allclose(found, want, atol=2e-6 * np.abs(want).max())
 
 
@@ -45,7 +48,7 @@ def test_in_bfloat16_the_error_is_that_of_the_dtype():
     """Kernels and tiles are rounded once more than in the plain convolution, by the dtype's precision."""
     x, kernel = (a.astype(jnp.bfloat16) for a in (drawn(2, 16, 16, 64), drawn(3, 3, 64, 64)))
     want = reference(x, kernel)
-    found = np.asarray(winograd.winograd_conv2d(x, winograd.transform_kernel(kernel)), np.float64)
+    found = np.asarray(convolution.winograd_conv2d(x, convolution.transform_kernel(kernel)), np.float64)
     assert np.sqrt(np.mean(np.square(found - want)) / np.mean(np.square(want))) < jnp.finfo(jnp.bfloat16).eps
 
 
@@ -56,15 +59,15 @@ def test_transformed_kernels_are_used_where_they_pay(size, stride, used):
     """Wrong ones show where."""
     conv, x = Conv(4, stride=stride), drawn(1, *size, 3)
     params = conv.init(jax.random.key(0), x)["params"]
-    wrong = jax.tree.map(jnp.zeros_like, winograd.kernels(params))
-    found = conv.apply({"params": params, winograd.COLLECTION: wrong}, x)
+    wrong = jax.tree.map(jnp.zeros_like, convolution.kernels(params))
+    found = conv.apply({"params": params, convolution.COLLECTION: wrong}, x)
     assert np.array_equal(found, conv.apply({"params": params}, x)) is not used
 
 
 def test_only_kernels_of_3_by_3_are_transformed_at_their_places():
     params = {"a": {"conv": {"kernel": drawn(3, 3, 2, 5), "bias": drawn(5)}}, "b": {"kernel": drawn(1, 1, 2, 5)}}
     params["c"] = {"kernel": drawn(2, 5), "scale": drawn(3, 3, 1, 1)}
-    found = winograd.kernels(params)
+    found = convolution.kernels(params)
     assert set(found) == {"a"}
     assert [k.shape for k in found["a"]["conv"]["kernel"]] == [(2, 5)] * 16
 
@@ -78,7 +81,7 @@ def test_sampling_with_transformed_kernels_is_sampling(monkeypatch):
     # A case's three rows of 8 x 8: always, never.
     results, products = [], []
     for tiles in (0, 10**9):
-        monkeypatch.setattr(winograd, "TILES", tiles)
+        monkeypatch.setattr(convolution, "TILES", tiles)
         generate.clear_cache()
         lowered = generate.lower(params, cfg, Schedule(), DiffusionSampling(steps=3), *inputs)
         products.append(lowered.as_text().count("dot_general"))

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 from emu3_reference import write_run
 
-from progemu_jax import vocab
 from progemu_jax.models import transformer, vqgan
+from progemu_jax.text import vocabulary
 
 CODES, SIZE, GRID = 64, 32, (4, 4)
 POLICY = {"temperature": 1.0, "top_k": 0, "guidance": 2.0, "keep_prior": True, "max_text": 6}
@@ -16,7 +16,7 @@ POLICY = {"temperature": 1.0, "top_k": 0, "guidance": 2.0, "keep_prior": True, "
 
 def write(folder: Path) -> Path:
     """32 x 32 images, 4 x 4 codes of 64, one layer, prompts of up to 24 tokens."""
-    words = vocab.load(None, CODES)
+    words = vocabulary.load(None, CODES)
     model = transformer.TransformerConfig(
         vocab_size=words.size, hidden_size=32, num_layers=1, num_heads=4, num_kv_heads=4, head_dim=8,
         intermediate_size=48, prior_alignment=True, initializer_range=0.5, max_length=112,

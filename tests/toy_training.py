@@ -14,9 +14,9 @@ import numpy as np
 import optax
 from jax.experimental.compilation_cache import compilation_cache
 
-from progemu_jax import optim, train
+from progemu_jax.training import loop, optim
 
-CFG = train.TrainConfig(
+CFG = loop.TrainConfig(
     steps=120, batch_size=8, accumulate=1, learning_rate=1e-2, final_learning_rate=1e-3, warmup_steps=10,
     log_every=7, eval_every=30, save_every=20, seed=3,
 )  # fmt: skip
@@ -99,7 +99,7 @@ def eval_batches():
 
 
 def run(workdir, cfg=CFG, task=None, batches=Batches, **options):
-    return train.fit(task or Toy(cfg), cfg, batches, eval_batches, workdir, **options)
+    return loop.fit(task or Toy(cfg), cfg, batches, eval_batches, workdir, **options)
 
 
 class Deadly(Batches):

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
-from progemu_jax import records
 from progemu_jax.data import images, tree
 from progemu_jax.data.pool import ordered_map
 from progemu_jax.data.sources import Rejected, safe_id
 from progemu_jax.errors import UserError
+from progemu_jax.files import records
 
 NAME, VERSION = "icg_cxr", "1.0.0"
 
@@ -236,8 +236,8 @@ def _labels(labels):
     """CheXpert names -> int8 [14]: 1, 0, -1 uncertain, -2 not mentioned."""
     import numpy as np
 
-    from progemu_jax import radtext
+    from progemu_jax.text import findings
 
     labels = labels if isinstance(labels, dict) else {}
-    values = [labels.get(name) for name in radtext.CHEXPERT]
+    values = [labels.get(name) for name in findings.CHEXPERT]
     return np.array([v if v in (1, 0, -1) else -2 for v in values], np.int8)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from progemu_jax.radtext import FINDINGS, ORGANS
+from progemu_jax.text.findings import FINDINGS, ORGANS
 
 from .patient import (
     GROUPS,

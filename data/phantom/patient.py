@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from progemu_jax.radtext import FINDINGS, PRESENT
+from progemu_jax.text.findings import FINDINGS, PRESENT
 
 GROUPS = ("A", "B")
 LEFT, RIGHT = 1, -1

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from progemu_jax.radtext import FINDINGS, ORGANS, PRESENT
+from progemu_jax.text.findings import FINDINGS, ORGANS, PRESENT
 
 from .fields import AXIS, F, Places, bump, grid, hill, noise, ramp, read_cycle
 from .patient import LEFT, RIGHT, Acquisition, Patient, State

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from progemu_jax.radtext import FINDINGS, LARGE, MODERATE, PRESENT
+from progemu_jax.text.findings import FINDINGS, PRESENT
+from progemu_jax.text.rules import LARGE, MODERATE
 
 _SIZE = (("trace", "tiny", "small", "small"), ("moderate", "moderate-sized"), ("large",))
 _DEGREE = (("minimal", "mild", "mild"), ("moderate",), ("severe", "marked"))

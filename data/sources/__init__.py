@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from progemu_jax import radtext
 from progemu_jax.errors import UserError
+from progemu_jax.text import rules
 
 MAX_LINE = 1 << 20  # characters of one CSV line
 MAX_REPORT = 1 << 18  # bytes of one report file
@@ -299,5 +299,5 @@ def read_report(path: Path | None) -> dict | str:
         return f"the report cannot be read ({type(error).__name__})"
     if len(content) > MAX_REPORT or b"\0" in content:
         return "the report is not a text file"
-    found = radtext.sections(content.decode("utf-8", "replace"))
+    found = rules.sections(content.decode("utf-8", "replace"))
     return {"findings": found["findings"], "impression": found["impression"]}

@@ -10,7 +10,6 @@ Reports are dated by their order only (patient_report_date_order), so intervals 
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from progemu_jax import radtext, records
 from progemu_jax.data.sources import (
     Rejected,
     Study,
@@ -24,6 +23,8 @@ from progemu_jax.data.sources import (
     sex_of,
 )
 from progemu_jax.errors import UserError
+from progemu_jax.files import records
+from progemu_jax.text import findings, rules
 
 NAME, TABLE, LABELS = "chexpertplus", "df_chexpert_plus_240401.csv", "chexbert_labels/impression_fixed.json"
 _COLUMNS = (
@@ -71,7 +72,7 @@ class CheXpertPlus:
                 yield Rejected(study, where, "the image's path leaves the root")
                 continue
             report = report_of(row)
-            found = radtext.labels(" ".join(report.values())) if labels is None else labels.get("/".join(parts), {})
+            found = rules.labels(" ".join(report.values())) if labels is None else labels.get("/".join(parts), {})
             yield Study(
                 source=NAME,
                 patient_id=patient,
@@ -99,8 +100,8 @@ class CheXpertPlus:
             name = row.get("path_to_image") if isinstance(row, dict) else None
             if not isinstance(name, str):
                 raise UserError(f"{path}: line {line} is no JSON object with path_to_image; restore the file")
-            cells = tuple(label_of(row.get(name)) for name in radtext.CHEXPERT)
-            shared.setdefault(cells, dict(zip(radtext.CHEXPERT, cells, strict=True)))
+            cells = tuple(label_of(row.get(name)) for name in findings.CHEXPERT)
+            shared.setdefault(cells, dict(zip(findings.CHEXPERT, cells, strict=True)))
             labels[name.rsplit(".", 1)[0]] = shared[cells]
         return labels
 
@@ -117,6 +118,6 @@ def report_of(row: dict[str, str]) -> dict[str, str]:
     """Findings and impression of a row, white space made single; from the whole report where both are blank."""
     report = {key: " ".join(row[f"section_{key}"].split()) for key in ("findings", "impression")}
     if not any(report.values()) and row.get("report"):
-        found = radtext.sections(row["report"])
+        found = rules.sections(row["report"])
         report = {key: found[key] for key in report}
     return report

@@ -15,7 +15,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from progemu_jax import radtext
 from progemu_jax.data.sources import (
     Given,
     Rejected,
@@ -32,6 +31,7 @@ from progemu_jax.data.sources import (
 )
 from progemu_jax.data.sources.chexpertplus import find_table, report_of
 from progemu_jax.errors import UserError
+from progemu_jax.text import findings, rules
 
 MAX_JSON = 1 << 20  # bytes of one pair's JSON
 BRANCHES = ("chexpertplus", "mimic_cxr")
@@ -144,9 +144,9 @@ class IcgCxr:
             if isinstance(report, str):
                 return report
             diseases = meta.get(f"{side}-diseases")
-            labels = {k: label_of(diseases.get(k)) for k in radtext.CHEXPERT} if isinstance(diseases, dict) else {}
+            labels = {k: label_of(diseases.get(k)) for k in findings.CHEXPERT} if isinstance(diseases, dict) else {}
             if not labels and any(report.values()):
-                labels = radtext.labels(" ".join(report.values()))
+                labels = rules.labels(" ".join(report.values()))
             studies.append(
                 Study(
                     source=branch,

@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from progemu_jax import radtext
 from progemu_jax.data.sources import (
     Rejected,
     Study,
@@ -26,6 +25,7 @@ from progemu_jax.data.sources import (
     safe_id,
 )
 from progemu_jax.errors import UserError
+from progemu_jax.text import findings, rules
 
 _TABLE = "mimic-cxr-2.0.0-{}.csv"
 _METADATA = ("dicom_id", "subject_id", "study_id", "ViewPosition", "StudyDate", "StudyTime")
@@ -90,7 +90,7 @@ class MimicCxr:
             if isinstance(report_of[1], str):
                 yield Rejected(study, f"s{study}.txt", report_of[1])
                 continue
-            found = radtext.labels(" ".join(report_of[1].values())) if labels is None else labels.get(study, {})
+            found = rules.labels(" ".join(report_of[1].values())) if labels is None else labels.get(study, {})
             if found is None:
                 yield Rejected(study, self._table("chexpert").name, "the study's labels do not parse")
                 continue
@@ -127,13 +127,13 @@ class MimicCxr:
         """study -> labels, None where they do not parse; None altogether: none are given, our rules make them."""
         values = {"": None, "1.0": 1, "0.0": 0, "-1.0": -1, "1": 1, "0": 0, "-1": -1}
         labels, shared = {}, {}
-        for _, row in read_table(self._table("chexpert"), ("study_id", *radtext.CHEXPERT)):
+        for _, row in read_table(self._table("chexpert"), ("study_id", *findings.CHEXPERT)):
             if row is None:
                 continue
-            cells = tuple(row[name] for name in radtext.CHEXPERT)
+            cells = tuple(row[name] for name in findings.CHEXPERT)
             if cells not in shared:  # few distinct rows among hundreds of thousands
                 known = all(c in values for c in cells)
-                shared[cells] = {n: values[c] for n, c in zip(radtext.CHEXPERT, cells, strict=True)} if known else None
+                shared[cells] = {n: values[c] for n, c in zip(findings.CHEXPERT, cells, strict=True)} if known else None
             labels[row["study_id"]] = shared[cells]
         return labels
 

@@ -16,9 +16,9 @@ import shutil
 from functools import partial
 from pathlib import Path
 
-from progemu_jax import radtext
 from progemu_jax.data import phantom
 from progemu_jax.errors import UserError
+from progemu_jax.text import findings
 
 _FOLDERS = (10, 19, 11, 12, 13, 14, 15, 16, 17, 18)  # p19 second, so that tiny cohorts have a test patient
 _METADATA = (
@@ -197,10 +197,10 @@ def _report_file(report: dict, previous) -> str:
 
 def _labels(rng, state, noise: float, uncertain: float) -> dict[str, float | None]:
     """CheXpert observation -> 1, 0, -1 or None (not mentioned), as the labeller would read the report."""
-    labels: dict[str, float | None] = dict.fromkeys(radtext.CHEXPERT)
+    labels: dict[str, float | None] = dict.fromkeys(findings.CHEXPERT)
     present = state.present
-    for name in dict.fromkeys(radtext.CHEXPERT_OF.values()):
-        true = any(present[i] for i, f in enumerate(radtext.FINDINGS) if radtext.CHEXPERT_OF[f] == name)
+    for name in dict.fromkeys(findings.CHEXPERT_OF.values()):
+        true = any(present[i] for i, f in enumerate(findings.FINDINGS) if findings.CHEXPERT_OF[f] == name)
         flip, doubt, silent = rng.random(3)
         value = float(true != (flip < noise))
         labels[name] = -1.0 if doubt < uncertain else None if value == 0 and silent < 0.3 else value
@@ -227,7 +227,7 @@ def _write_tables(root: Path, rows: list[dict]) -> None:
     )  # fmt: skip
     _csv(
         root / name("chexpert"),
-        ("subject_id", "study_id", *radtext.CHEXPERT),
+        ("subject_id", "study_id", *findings.CHEXPERT),
         ((r["subject_id"], r["study_id"], *("" if v is None else v for v in r["labels"].values())) for r in rows),
     )
     _csv(

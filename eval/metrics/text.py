@@ -16,9 +16,9 @@ resolved) and a *state* (present or absent after the change). All counts are ove
 
 import numpy as np
 
-from progemu_jax import radtext
+from progemu_jax.text import findings, rules
 
-FINDINGS = radtext.FINDINGS
+FINDINGS = findings.FINDINGS
 
 
 def _other_side():
@@ -46,7 +46,7 @@ def claims(texts):
     seen = {}
     for i, text in enumerate(texts):
         if text not in seen:
-            change, state = radtext.changes(text), radtext.states(text)
+            change, state = rules.changes(text), rules.states(text)
             seen[text] = (
                 [change.get(f) or 0 for f in FINDINGS],
                 [np.nan if state.get(f) is None else float(state[f]) for f in FINDINGS],
@@ -101,7 +101,7 @@ def agreement_counts(states, prob, columns, where):
     columns = list(columns)
     for j, name in enumerate(columns):
         members = [
-            i for i, f in enumerate(FINDINGS) if f == name or (f not in columns and radtext.CHEXPERT_OF[f] == name)
+            i for i, f in enumerate(FINDINGS) if f == name or (f not in columns and findings.CHEXPERT_OF[f] == name)
         ]
         if not members:
             continue

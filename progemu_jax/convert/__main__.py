@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dialect", metavar="original|transformers")
     args = parser.parse_args(argv)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing is computed
-    from progemu_jax.convert.run import convert
+    from progemu_jax.convert.convert import convert
 
     def work():
         try:

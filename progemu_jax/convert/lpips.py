@@ -13,7 +13,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from progemu_jax.convert import tensors
+from progemu_jax.convert import safetensors
 from progemu_jax.errors import UserError
 from progemu_jax.models.lpips import STAGES, WIDTHS
 
@@ -26,10 +26,10 @@ def load(path: str | os.PathLike) -> dict:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; give LPIPS' weights as one safetensors file")
-    if path.suffix in tensors.PICKLES:
-        tensors.refuse_pickles(path)
+    if path.suffix in safetensors.PICKLES:
+        safetensors.refuse_pickles(path)
     found: dict = {}
-    for name, tensor in tensors.read_header(path).items():
+    for name, tensor in safetensors.read_header(path).items():
         if match := _CONV.match(name):
             found[int(match[1]), match[2]] = tensor
         elif match := _LIN.match(name):

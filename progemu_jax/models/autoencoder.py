@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from progemu_jax.models import vqgan_layers as vl
-from progemu_jax.models.blocks import draw_params
+from progemu_jax.models import conv_layers as vl
+from progemu_jax.models.layers import draw_params
 from progemu_jax.models.vqgan import Level, Middle, depth_to_space, space_to_depth
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from progemu_jax.models import vqgan_layers as vl
+from progemu_jax.models import conv_layers as vl
 
 
 @dataclasses.dataclass(frozen=True)

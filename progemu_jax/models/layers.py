@@ -8,13 +8,13 @@ Axis legend (einsum strings use these letters only)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-
-MASKED = -1e30  # finite: a row that sees nothing stays finite instead of turning into NaN
 
 
 def fan_in(*axes: int) -> nn.initializers.Initializer:
@@ -46,19 +46,6 @@ class RMSNorm(nn.Module):
         return (x32 * scale.astype(jnp.float32)).astype(x.dtype)
 
 
-def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Zeroes entries with probability `rate` (to 1 / 65,536) and rescales the rest; `key=None` is identity.
-
-    16 random bits an entry: half the cost of the usual 32, which is most of a small model's dropout on CPU.
-    """
-    dropped = round(rate * 65536)
-    if key is None or dropped == 0:
-        return x
-    bits = jax.random.bits(key, x.shape, jnp.uint16)
-    scale = jnp.asarray(65536 / (65536 - dropped), x.dtype)
-    return jnp.where(bits >= dropped, x * scale, jnp.zeros((), x.dtype))
-
-
 def rope_angles(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
     """Cosines and sines of the rotary angles (Su et al. 2021), in float32.
 
@@ -80,50 +67,61 @@ def rope(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     return rotated.astype(x.dtype)
 
 
-def attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, rate: float = 0.0, key: jax.Array | None = None
-) -> jax.Array:
-    """Grouped-query attention with softmax in float32.
+normal = nn.initializers.normal(0.02)
+lecun = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 
-    q: `[B, K, G, T, D]`; k, v: `[B, K, S, D]`; mask: bool, broadcasts to `[B, 1, 1, T, S]`, True = seen;
-    rate, key: dropout of the attention probabilities -> `[B, K, G, T, D]`.
 
-    The group axis is folded into the queries, so that each of the two products is one matrix product per
-    key/value head with the batch axes in front, which XLA hands to the CPU's matrix routine as it is.
+def draw_params(module: nn.Module, key: jax.Array, *args: Any, std: float | None = None) -> dict:
+    """Random parameters of a module that is called with `args` (arrays, only their shapes and dtypes count).
+
+    All are slices of one draw, for a compiler takes minutes over hundreds of them. Kernels have the standard deviation
+    `std`, or fan-in^-0.5 without; embeddings 0.02; scales are ones, biases zeros.
     """
-    B, K, G, T, D = q.shape
-    scale = jnp.asarray(D**-0.5, q.dtype)
-    scores = jnp.einsum("BKTD,BKSD->BKTS", (q * scale).reshape(B, K, G * T, D), k, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask, scores.reshape(B, K, G, T, -1), MASKED)
-    probabilities = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    probabilities = dropout(probabilities, rate, key)
-    out = jnp.einsum("BKTS,BKSD->BKTD", probabilities.reshape(B, K, G * T, -1), v)
-    return out.reshape(B, K, G, T, D)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *args)["params"]
+    paths, structure = jax.tree_util.tree_flatten_with_path(shapes)
+    drawn = sum(leaf.size for path, leaf in paths if path[-1].key in ("kernel", "embedding"))
+    normals, start, leaves = jax.random.normal(key, (drawn,)), 0, []
+    for path, leaf in paths:
+        name, shape = path[-1].key, leaf.shape
+        if name in ("kernel", "embedding"):
+            width = 0.02 if name == "embedding" else std or math.prod(shape[:-1]) ** -0.5
+            values = width * normals[start : start + leaf.size].reshape(shape)
+            start += leaf.size
+        else:
+            values = jnp.ones(shape) if name == "scale" else jnp.zeros(shape)
+        leaves.append(values.astype(leaf.dtype))
+    return jax.tree.unflatten(structure, leaves)
 
 
-def causal_attend(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    segments: jax.Array | None,
-    block: int,
-    rate: float = 0.0,
-    key: jax.Array | None = None,
-) -> jax.Array:
-    """Causal attention of T tokens over themselves, in blocks of queries that skip the keys to their right.
+class Linear(nn.Module):
+    """`[..., M]` -> `[..., features]` in x's dtype; kernel `[M, features]`."""
 
-    q: `[B, K, G, T, D]`; k, v: `[B, K, T, D]`; segments: int `[B, T]` (tokens see their own segment only) or
-    None; block: queries at a time -> `[B, K, G, T, D]`.
-    """
-    T = q.shape[3]
-    outs = []
-    for start in range(0, T, block):
-        stop = min(start + block, T)
-        rows, columns = jnp.arange(start, stop), jnp.arange(stop)
-        mask = rows[:, None] >= columns[None, :]
-        if segments is not None:
-            mask = mask & (segments[:, start:stop, None] == segments[:, None, :stop])
-            mask = mask[:, None, None]
-        block_key = None if key is None else jax.random.fold_in(key, start)
-        outs.append(attend(q[:, :, :, start:stop], k[:, :, :stop], v[:, :, :stop], mask, rate, block_key))
-    return outs[0] if len(outs) == 1 else jnp.concatenate(outs, axis=3)
+    features: int
+    bias: bool = True
+    kernel_init: nn.initializers.Initializer = lecun
+    param_dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), self.param_dtype)
+        y = x @ kernel.astype(x.dtype)
+        if self.bias:
+            y = y + self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype).astype(x.dtype)
+        return y
+
+
+class LayerNorm(nn.Module):
+    """Layer norm (Ba et al. 2016) over the last axis, computed in float32: `[..., M]` -> the same."""
+
+    eps: float = 1e-5
+    param_dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (x.shape[-1],)
+        scale = self.param("scale", nn.initializers.ones, shape, self.param_dtype).astype(jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, shape, self.param_dtype).astype(jnp.float32)
+        x32 = x.astype(jnp.float32)
+        x32 = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+        x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
+        return (x32 * scale + bias).astype(x.dtype)

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from progemu_jax import products
-from progemu_jax.sharding import data_parts
+from progemu_jax.devices.sharding import data_parts
+from progemu_jax.kernels import matmul
 
 # Input axes of each linear map, by the last part of its path: the others are output channels.
 INPUTS = {
@@ -83,10 +83,10 @@ def einsum(spec: str, x: jax.Array, w: Weight, out: Any = None) -> jax.Array:
         y = jnp.einsum(spec, x, w.values.astype(x.dtype), preferred_element_type=jnp.float32)
         # Input axes are of size 1 and in front or behind: what remains are the output axes, the last of the result.
         return (y * w.scale.reshape([n for n in w.scale.shape if n > 1] or [1])).astype(out)
-    if products.wants_rows(x) and INPUTS_FIRST.fullmatch(spec):
+    if matmul.wants_rows(x) and INPUTS_FIRST.fullmatch(spec):
         mesh = jax.sharding.get_abstract_mesh()
         whole = mesh.empty or data_parts(mesh) == 1
-        y = products.product(whole, x.reshape(len(x), -1), w.reshape(math.prod(x.shape[1:]), -1))
+        y = matmul.product(whole, x.reshape(len(x), -1), w.reshape(math.prod(x.shape[1:]), -1))
         return y.reshape(-1, *w.shape[x.ndim - 1 :]).astype(out)
     return jnp.einsum(spec, x, w.astype(x.dtype), preferred_element_type=out)
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from progemu_jax.models.vqgan_layers import conv2d
+from progemu_jax.kernels.convolution import conv2d
 
 # Convolutions of VGG-16 by torchvision's index in `features`; a tuple is a stage, and stages are pooled between.
 STAGES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from progemu_jax.models.blocks import LayerNorm, Linear, attention, draw_params, normal
+from progemu_jax.kernels.attention import attention
+from progemu_jax.models.layers import LayerNorm, Linear, draw_params, normal
 
 BERT, CLIP = "bert", "clip"
 

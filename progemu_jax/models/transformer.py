@@ -24,9 +24,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
-from progemu_jax.models import attention, linear
+from progemu_jax.devices.sharding import constrain, platform
+from progemu_jax.kernels import attention as attention_
+from progemu_jax.kernels.attention import IMPLEMENTATIONS, attend, self_attend
 from progemu_jax.models import layers as nnl
-from progemu_jax.sharding import constrain, platform
+from progemu_jax.models import linear
 
 Params = Mapping[str, Any]
 
@@ -116,7 +118,7 @@ class TransformerConfig:
             raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} is odd; rotary embedding needs an even head_dim")
-        choices = {"attention": attention.IMPLEMENTATIONS, "remat_policy": tuple(_SAVED)}
+        choices = {"attention": IMPLEMENTATIONS, "remat_policy": tuple(_SAVED)}
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose among {', '.join(known)}")
@@ -209,14 +211,14 @@ class Attention(nn.Module):
         if cache is not None:
             cache = {"k": _write(cache["k"], k, offset, prefill), "v": _write(cache["v"], v, offset, prefill)}
         if cache is None or prefill:
-            out = attention.self_attend(q, k, v, segments, cfg.attention, cfg.attention_block, rate, key)
+            out = self_attend(q, k, v, segments, cfg.attention, cfg.attention_block, rate, key)
             out = checkpoint_name(out, "attention")
         else:
             S = cache["k"].shape[2]
             last = offset[:, None] + jnp.arange(T)  # [B, T]: the slot of each query
             mask = jnp.arange(S)[None, None, :] <= last[:, :, None]
             q = q.astype(cache["k"].dtype)  # the cache may be of more bits than the model (`init_cache`)
-            out = nnl.attend(q, cache["k"], cache["v"], mask[:, None, None], rate, key).astype(dtype)
+            out = attend(q, cache["k"], cache["v"], mask[:, None, None], rate, key).astype(dtype)
         out = out.transpose(0, 3, 1, 2, 4).reshape(B * T, N, D)
         out = linear.einsum("RND,NDM->RM", out, o) + low_rank(self, "o_proj", out, (M,))
         return out.reshape(B, T, M), cache
@@ -278,7 +280,7 @@ class Layer(nn.Module):
         def drop(y):
             if self.deterministic or cfg.dropout == 0:
                 return y
-            return nnl.dropout(y, cfg.dropout, self.make_rng("dropout"))
+            return attention_.dropout(y, cfg.dropout, self.make_rng("dropout"))
 
         y, cache = Attention(cfg, name="self_attn")(
             norm("input_layernorm")(x), cos, sin, segments, offset, cache, self.prefill, self.deterministic
@@ -341,7 +343,7 @@ class Transformer(nn.Module):
             prior = jnp.where(aligned[..., None] >= 0, prior, 0)
             x = x + linear.einsum("RM,ME->RE", prior.reshape(B * T, M), prior_proj).reshape(B, T, M)
         if not deterministic and cfg.dropout > 0:
-            x = nnl.dropout(x, cfg.dropout, self.make_rng("dropout"))
+            x = attention_.dropout(x, cfg.dropout, self.make_rng("dropout"))
 
         cos, sin = nnl.rope_angles(positions, cfg.head_dim, cfg.rope_theta)
         layer_type = Layer
@@ -421,7 +423,7 @@ def training_flops(cfg: TransformerConfig, length: int) -> float:
     M, N, K, D, F = cfg.hidden_size, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim, cfg.intermediate_size
     layer = M * D * (2 * N + 2 * K) + 3 * M * F
     attention = 2 * N * D * length / 2  # two products, half of the pairs
-    return 6.0 * (cfg.num_layers * (layer + attention) + M * cfg.vocab_size)
+    return 6.0 * (cfg.num_layers * (layer + attention_) + M * cfg.vocab_size)
 
 
 def init_cache(cfg: TransformerConfig, batch: int, length: int, dtype: str | None = None) -> Params:

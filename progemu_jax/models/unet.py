@@ -20,8 +20,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from progemu_jax.models import vqgan_layers as vl
-from progemu_jax.models.blocks import LayerNorm, Linear, attention, draw_params
+from progemu_jax.kernels.attention import attention
+from progemu_jax.models import conv_layers as vl
+from progemu_jax.models.layers import LayerNorm, Linear, draw_params
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,10 +22,12 @@ from progemu_jax.errors import UserError
 from progemu_jax.models import transformer
 from progemu_jax.models.transformer import TransformerConfig
 from progemu_jax.sampling import memory
-from progemu_jax.sampling.engine import Engine, Grammar, Params, Prompts, State, pad_prompts, prepared
+from progemu_jax.sampling.engine import Engine, Grammar, Params, State
+from progemu_jax.sampling.generate import prepared
 from progemu_jax.sampling.policy import Sampling
-from progemu_jax.sequence import Layout
-from progemu_jax.vocab import Vocabulary
+from progemu_jax.sampling.prompts import Prompts, pad_prompts
+from progemu_jax.text.sequence import Layout
+from progemu_jax.text.vocabulary import Vocabulary
 
 
 @dataclasses.dataclass(frozen=True)

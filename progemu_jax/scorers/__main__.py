@@ -11,8 +11,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from progemu_jax import records
 from progemu_jax.errors import UserError, exit_status
+from progemu_jax.files import records
 from progemu_jax.scorers.cache import Cached
 from progemu_jax.scorers.files import source_of, write_prediction_scores, write_reference_scores
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from progemu_jax import records
+from progemu_jax.files import records
 
 _NAMES = ("findings", "groups", "organs", "backbone")
 _BROKEN = (OSError, ValueError, KeyError, EOFError)

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from progemu_jax import records
-from progemu_jax.controls import mean_image
 from progemu_jax.errors import UserError
+from progemu_jax.files import records
+from progemu_jax.text.controls import mean_image
 
 REFERENCE_IMAGES = ("prior", "followup", "counterfactual")
 

@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from progemu_jax import checkpoint
+from progemu_jax.checkpoints import export
 from progemu_jax.data.phantom import GROUPS
 from progemu_jax.errors import UserError
-from progemu_jax.radtext import FINDINGS, ORGANS
-from progemu_jax.scorers.network import ScorerNet, ScorerNetConfig
+from progemu_jax.models.scorer import ScorerNet, ScorerNetConfig
 from progemu_jax.scorers.saliency import score_and_explain
 from progemu_jax.tasks.scorer import AGE_MEAN, AGE_STD
+from progemu_jax.text.findings import FINDINGS, ORGANS
 
 VERSION = 2  # of what is made of the network's outputs; a cached score of another version is made again
 
@@ -41,7 +41,7 @@ class PhantomScorer:
     @classmethod
     def load(cls, folder: str | os.PathLike) -> PhantomScorer:
         """From an export of the scorer stage; UserError when there is none."""
-        params, config = checkpoint.load_export(Path(folder))
+        params, config = export.load_export(Path(folder))
         net = {k: tuple(v) if isinstance(v, list) else v for k, v in config["net"].items()}
         return cls(params, ScorerNetConfig(**net), config["image_size"])
 

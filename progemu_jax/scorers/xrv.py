@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from progemu_jax.errors import UserError
-from progemu_jax.radtext import CHEXPERT, ORGANS
+from progemu_jax.text.findings import CHEXPERT, ORGANS
 
 WEIGHTS = "densenet121-res224-all"
 # The library's name of a finding where it is not CheXpert's.

@@ -8,10 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from progemu_jax import losses, optim
 from progemu_jax.models import autoencoder
 from progemu_jax.models.autoencoder import Autoencoder, AutoencoderConfig
-from progemu_jax.train import TrainConfig
+from progemu_jax.models.pixels import pixels
+from progemu_jax.training import losses, optim
+from progemu_jax.training.loop import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -28,14 +29,8 @@ class AutoencoderLossConfig:
     kl: float = 1e-4
 
 
-def pixels(images: jax.Array, channels: int) -> jax.Array:
-    """uint8 [B, H, W] -> f32 [B, H, W, channels] in [-1, 1]."""
-    x = images.astype(jnp.float32)[..., None] / 127.5 - 1
-    return jnp.repeat(x, channels, axis=-1)
-
-
 class AutoencoderTask:
-    """See `progemu_jax.train.fit` for the protocol; batches hold image uint8 [B, S, S]."""
+    """See `progemu_jax.training.loop.fit` for the protocol; batches hold image uint8 [B, S, S]."""
 
     name = "autoencoder"
 

@@ -14,16 +14,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from progemu_jax import optim, sharding
+from progemu_jax.data.augment import shifted_pair
+from progemu_jax.devices import sharding
 from progemu_jax.errors import UserError
 from progemu_jax.models import unet
 from progemu_jax.models.autoencoder import Autoencoder, AutoencoderConfig
+from progemu_jax.models.noise_schedule import Schedule
+from progemu_jax.models.pixels import pixels
 from progemu_jax.models.text_encoder import TextEncoder, TextEncoderConfig
 from progemu_jax.models.unet import UNet, UNetConfig
-from progemu_jax.sampling.diffusion import Schedule
-from progemu_jax.tasks.autoencoder import pixels
-from progemu_jax.text_tokens import TextTokenizer
-from progemu_jax.train import TrainConfig
+from progemu_jax.text.text_tokenizers import TextTokenizer
+from progemu_jax.training import optim
+from progemu_jax.training.loop import TrainConfig
 
 PROMPTS = ("description", "impression")
 DUMMY_PRIOR = 128  # gray level of stage 1's constant prior (MedJourney, section 3.3)
@@ -72,23 +74,15 @@ def packer(
         prior = example["prior"] if "followup" in example else np.full_like(image, DUMMY_PRIOR)
         both = np.stack([prior, image])
         if train and task.crop:
-            both = _shift(both, rng, max(1, int(image.shape[0] * task.crop)))
+            both = shifted_pair(both, rng, max(1, int(image.shape[0] * task.crop)))
         tokens, mask = tokenizer([text_of(example)], length)
         return {"prior": both[0], "image": both[1], "tokens": tokens[0], "mask": mask[0]}
 
     return transform
 
 
-def _shift(images: np.ndarray, rng: np.random.Generator, reach: int) -> np.ndarray:
-    """uint8 [N, S, S] moved together by up to `reach`, edges repeated."""
-    size = images.shape[-1]
-    padded = np.pad(images, ((0, 0), (reach, reach), (reach, reach)), mode="edge")
-    y, x = rng.integers(0, 2 * reach + 1, 2)
-    return padded[:, y : y + size, x : x + size]
-
-
 class DiffusionTask:
-    """See `progemu_jax.train.fit` for the protocol; batches are as `packer` makes them.
+    """See `progemu_jax.training.loop.fit` for the protocol; batches are as `packer` makes them.
 
     frozen: {"autoencoder": params, "text_encoder": params}. null_text: ids int32 and mask bool [L] of the empty text.
     """

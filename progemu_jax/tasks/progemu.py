@@ -1,4 +1,4 @@
-"""ProgEmu's training task: next-token prediction over the packed sequence (`progemu_jax.sequence`)."""
+"""ProgEmu's training task: next-token prediction over the packed sequence (`progemu_jax.text.sequence`)."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from progemu_jax import lora, losses, optim, radtext, sequence, sharding
-from progemu_jax.lora import TuneConfig
-from progemu_jax.losses import SoftCodes
+from progemu_jax.devices import sharding
+from progemu_jax.kernels import head_loss
+from progemu_jax.kernels.head_loss import SoftCodes
 from progemu_jax.models import transformer
 from progemu_jax.models.transformer import Transformer, TransformerConfig
-from progemu_jax.sequence import Kind, Layout
-from progemu_jax.train import TrainConfig
-from progemu_jax.vocab import Vocabulary
+from progemu_jax.tasks import lora
+from progemu_jax.tasks.lora import TuneConfig
+from progemu_jax.text import rules, sequence
+from progemu_jax.text.sequence import Kind, Layout
+from progemu_jax.text.vocabulary import Vocabulary
+from progemu_jax.training import optim
+from progemu_jax.training.loop import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -75,8 +79,8 @@ def packer(
         prior, prompt, text = example["prior"], example["prompt"], example["interpretation"]
         if train:
             null, empty = rng.random() < task.null_prompt, rng.random() < task.empty_prompt
-            prompt = radtext.augment(prompt, rng, task.shuffle_sentences, 0.0)
-            text = radtext.augment(text, rng, task.shuffle_sentences, task.drop_negative)
+            prompt = rules.augment(prompt, rng, task.shuffle_sentences, 0.0)
+            text = rules.augment(text, rng, task.shuffle_sentences, task.drop_negative)
             if null:
                 prior = prompt = None
             elif empty:
@@ -137,7 +141,7 @@ def soft_codes(codebook: np.ndarray, soften: float, start: int) -> SoftCodes:
 
 
 class ProgEmuTask:
-    """See `progemu_jax.train.fit` for the protocol; batches come from `packer`.
+    """See `progemu_jax.training.loop.fit` for the protocol; batches come from `packer`.
 
     visual_start, codebook (f32 [Q, E]) are those of the tokenizer; needed when `task.soften` is positive.
     tune: which parameters are trained. The state holds those as "params" and the others as "frozen".
@@ -187,7 +191,7 @@ class ProgEmuTask:
         return lora.join(optim.averaged(state), state.get("frozen", {}))
 
     def state_shardings(self, mesh: Any, abstract: Any) -> Any:
-        """Parameters and optimizer state by the rules table of `progemu_jax.sharding`."""
+        """Parameters and optimizer state by the rules table of `progemu_jax.devices.sharding`."""
         self.mesh = mesh.abstract_mesh
         return sharding.param_shardings(abstract, transformer.LOGICAL_AXES, mesh)
 
@@ -223,7 +227,7 @@ class ProgEmuTask:
         changed = (aligned >= 0) & (aligned != targets)
         weights = jnp.asarray(self.kind_weights)[kinds] * batch["weights"][:, 1:]
         visual, text = kinds == Kind.VISUAL, (kinds == Kind.TEXT) | (kinds == Kind.EOS)
-        loss, nll = losses.head_cross_entropy(
+        loss, nll = head_loss.head_cross_entropy(
             hidden,
             transformer.head(params),
             targets,

@@ -5,22 +5,16 @@ The scorer judges images: it never enters a loss of a generator, a selection, or
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from progemu_jax import optim, records
-from progemu_jax.radtext import PRESENT
-from progemu_jax.scorers.network import ScorerNet, ScorerNetConfig
-from progemu_jax.train import TrainConfig
+from progemu_jax.models.scorer import ScorerNet, ScorerNetConfig
+from progemu_jax.training import optim
+from progemu_jax.training.loop import TrainConfig
 
 AGE_MEAN, AGE_STD = 60.0, 16.0  # years; the head predicts (age - mean) / std
 
@@ -42,7 +36,7 @@ class ScorerConfig:
 
 
 class ScorerTask:
-    """Multi-head classification, regression and segmentation; see `progemu_jax.train.fit` for the protocol.
+    """Multi-head classification, regression and segmentation; see `progemu_jax.training.loop.fit` for the protocol.
 
     Batches: image uint8 [B, H, W], findings f32 [B, 8] in {0, 1}, group int [B], age f32 [B] in years, sex int [B]
     (1 is F), masks bool [B, H, W, 6].
@@ -115,88 +109,3 @@ def augment(key: jax.Array, batch: dict[str, jax.Array]) -> tuple[jax.Array, dic
     )
     images = jnp.where(outside, 0.0, jnp.clip(images, 0, 1))
     return images, {**batch, "masks": masks}
-
-
-def labelled_arrays(
-    path: str | os.PathLike, seed: int, start: int, n: int, render_size: int, image_size: int, processes: int
-) -> dict[str, np.ndarray]:
-    """Phantom images `start`..`start + n` of the scorer's own patients, as the cohort's chain would make them.
-
-    Rendered at `render_size`, cropped to the foreground, resized to `image_size`; kept in `path` once made.
-
-    Returns:
-      The arrays of a batch (`ScorerTask`), with n rows.
-    """
-    from tqdm import tqdm
-
-    path = Path(path)
-    if path.exists():
-        with np.load(path) as file:
-            return dict(file)
-    step = 64
-    jobs = [(seed, start + i, min(step, n - i), render_size, image_size) for i in range(0, n, step)]
-    with get_context("spawn").Pool(processes) as pool:
-        parts = list(tqdm(pool.imap(_labelled_part, jobs), total=len(jobs), desc=f"render {path.stem}", unit="part"))
-    arrays = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
-    records.write_npz(path, arrays)
-    return arrays
-
-
-def _labelled_part(job: tuple[int, int, int, int, int]) -> dict[str, np.ndarray]:
-    from progemu_jax.data import foreground, images, phantom
-
-    seed, start, n, render_size, image_size = job
-    drawn = phantom.labelled_set(seed, n, render_size, start=start)
-    out = {
-        "image": np.empty((n, image_size, image_size), np.uint8),
-        "masks": np.empty((n, image_size, image_size, drawn["masks"].shape[1]), bool),
-        "findings": (drawn["findings"] >= PRESENT).astype(np.float32),
-        **{k: drawn[k] for k in ("group", "age", "sex")},
-    }
-    for i, image in enumerate(drawn["image"]):
-        corners = foreground.rectangle(image)
-
-        def place(x: np.ndarray, corners: np.ndarray | None = corners) -> np.ndarray:
-            return images.resize(x if corners is None else foreground.warp(x, corners), image_size)
-
-        out["image"][i] = place(image)
-        for organ, mask in enumerate(drawn["masks"][i]):
-            out["masks"][i, :, :, organ] = place(mask.astype(np.uint8) * 255) >= 128
-    return out
-
-
-class ArrayBatches:
-    """Endless shuffled batches of in-memory arrays; its state is the step, so a resumed run sees the same ones.
-
-    Of several processes each draws the whole batch and takes its own rows.
-    """
-
-    def __init__(
-        self,
-        arrays: dict[str, np.ndarray],
-        batch_size: int,
-        seed: int,
-        process_index: int = 0,
-        process_count: int = 1,
-    ):
-        self.arrays, self.batch_size, self.seed, self.step = arrays, batch_size, seed, 0
-        share = batch_size // process_count
-        self.own = slice(process_index * share, (process_index + 1) * share)
-        self.size = len(next(iter(arrays.values())))
-
-    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        return self
-
-    def __next__(self) -> dict[str, np.ndarray]:
-        per_epoch = max(1, self.size // self.batch_size)
-        epoch, index = divmod(self.step, per_epoch)
-        order = np.random.default_rng((self.seed, epoch)).permutation(self.size)
-        rows = order[index * self.batch_size : (index + 1) * self.batch_size]
-        self.step += 1
-        return {k: v[rows[self.own]] for k, v in self.arrays.items()}
-
-    def get_state(self) -> dict[str, int]:
-        return {"step": self.step}
-
-    def set_state(self, state: dict[str, int]) -> None:
-        self.step = int(state["step"])

@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from progemu_jax import losses, optim
 from progemu_jax.convert import lpips as convert_lpips
 from progemu_jax.errors import UserError
 from progemu_jax.models import discriminator, lpips, vqgan
 from progemu_jax.models.discriminator import Discriminator, DiscriminatorConfig
 from progemu_jax.models.vqgan import VQGAN, VQGANConfig
-from progemu_jax.train import TrainConfig
+from progemu_jax.training import losses, optim
+from progemu_jax.training.loop import TrainConfig
 
 PARTS = ("encoder", "quant_conv", "quantize", "post_quant_conv", "decoder")
 
@@ -57,7 +57,7 @@ class TokenizerLossConfig:
 
 
 class TokenizerTask:
-    """See `progemu_jax.train.fit` for the protocol; batches hold image uint8 [B, S, S].
+    """See `progemu_jax.training.loop.fit` for the protocol; batches hold image uint8 [B, S, S].
 
     freeze: parts that are not trained, of encoder, quant_conv, quantize (the code-book), post_quant_conv, decoder;
       without the first three, codes keep their meaning for a language model. The state holds them as "frozen".

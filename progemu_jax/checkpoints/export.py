@@ -1,0 +1,277 @@
+"""Exports: parameters and the config that builds their model, for use without the training run."""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from progemu_jax.checkpoints.arrays import abstract, as_text, crc, flatten, shape_and_dtype, unflatten
+from progemu_jax.devices import hosts
+from progemu_jax.errors import UserError
+from progemu_jax.files.records import first_difference, write_json
+
+_FIRST_FORMAT, _EXPORT_FORMAT = "progemu-jax-export-1", "progemu-jax-export-2"
+PART_BYTES = 2**27  # of an export that are written at a time
+
+
+def export(
+    params: Any,
+    config: dict,
+    directory: str | os.PathLike,
+    beside: Mapping[str, Callable[[Path], object]] | None = None,
+) -> None:
+    """Writes parameters and the config that builds their model, for use without the training run.
+
+    Args:
+      params: nested dict of arrays. config: JSON-able. directory: must not exist, or be an earlier export
+        (which is replaced once the new one is complete). beside: {name: writes a file or folder of that name}. Of
+        several hosts every one calls and the first writes.
+    """
+    with ExportWriter(directory) if hosts.first() else contextlib.nullcontext() as writer:
+        for name, leaf in flatten(params).items():
+            leaf = whole(leaf)  # every host has a hand in it
+            if writer:
+                writer.add(name, leaf)
+
+        def finish():
+            for name, write in (beside or {}).items():
+                write(writer.folder / name)
+            writer.finish(config)
+
+        hosts.once(finish, str(directory))
+
+
+def whole(tree: Any) -> Any:
+    """Arrays whose parts other hosts may hold, in NumPy; the rest as they are. Every host calls."""
+
+    def one(leaf):
+        if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+            from jax.experimental import multihost_utils
+
+            return multihost_utils.process_allgather(leaf, tiled=True)
+        return leaf
+
+    return jax.tree.map(one, tree)
+
+
+class ExportWriter:
+    """Writes an export array by array; memory holds one part of about PART_BYTES, or one array that is larger.
+
+    Each part is an Orbax checkpoint of some arrays, or of blocks of rows of a large one. Leaving the context
+    without `finish` (an error) removes what was written.
+
+    Args:
+      directory: must not exist, or be an earlier export, which `finish` replaces.
+    """
+
+    def __init__(self, directory: str | os.PathLike):
+
+        self.directory = Path(directory).absolute()
+        if self.directory.exists() and not (self.directory / "export.json").exists():
+            raise UserError(f"{self.directory}: exists and is not an export: choose another folder")
+        self.folder = self.directory.with_name(f"{self.directory.name}.tmp")  # other files may be put there, too
+        shutil.rmtree(self.folder, ignore_errors=True)
+        (self.folder / "params").mkdir(parents=True)
+        self._orbax = _checkpointer()
+        self._pending: dict = {}
+        self._parts: list[dict] = []
+        self._tree: dict = {}
+        self._sums: dict = {}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self._orbax.close()
+        shutil.rmtree(self.folder, ignore_errors=True)  # renamed by now, when complete
+
+    def add(self, name: str, array: Any) -> None:
+        """One array; it must not change before the next `add` or `finish` returns."""
+        self._tree[name] = shape_and_dtype(array)
+        if np.size(array):  # Orbax refuses the empty ones; their shape is in the record
+            array = np.asarray(array)
+            self._sums[name] = crc(array)
+            self._put(name, array, None)
+
+    def add_rows(self, name: str, shape: tuple[int, ...], dtype: Any, blocks: Iterable[np.ndarray]) -> None:
+        """An array as blocks of whole rows (first axis), in order."""
+        self._tree[name] = [list(shape), str(jnp.dtype(dtype))]
+        start, crc = 0, 0
+        for block in blocks:
+            crc = crc(block, crc)
+            self._put(name, block, [start, start + len(block)])
+            start += len(block)
+        if start != shape[0]:
+            raise ValueError(f"{name}: {start} rows given, {shape[0]} promised")
+        self._sums[name] = crc
+
+    def _put(self, name, array, rows):
+        if name in self._pending:
+            self._flush()
+        self._pending[name] = array, rows
+        if sum(a.nbytes for a, _ in self._pending.values()) >= PART_BYTES:
+            self._flush()
+
+    def _flush(self):
+        if not self._pending:
+            return
+        self._orbax.save(_part(self.folder, len(self._parts)), {name: a for name, (a, _) in self._pending.items()})
+        self._orbax.wait_until_finished()
+        self._parts.append({name: rows for name, (_, rows) in self._pending.items()})
+        self._pending = {}
+
+    def finish(self, config: dict) -> None:
+        """Writes what is left and the record, and gives the folder its name."""
+        self._flush()
+        record = {
+            "format": _EXPORT_FORMAT,
+            "config": config,
+            "tree": self._tree,
+            "crc32": self._sums,
+            "parts": self._parts,
+        }
+        write_json(self.folder / "export.json", record)
+        if self.directory.exists():
+            shutil.rmtree(self.directory)
+        self.folder.rename(self.directory)
+
+
+def _checkpointer():
+    """Of exports: of several hosts each works by itself and waits for no other."""
+    import orbax.checkpoint as ocp
+
+    if jax.process_count() == 1:
+        return ocp.StandardCheckpointer()
+    me = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"export{me}"
+    )
+    return ocp.StandardCheckpointer(multiprocessing_options=options)
+
+
+def _part(folder: Path, index: int) -> Path:
+    return folder / "params" / f"{index:05d}"
+
+
+def read_export_config(directory: str | os.PathLike) -> dict:
+    """The config of an export, without its parameters."""
+    return _read_export_record(Path(directory).absolute())["config"]
+
+
+def read_export_tree(directory: str | os.PathLike) -> dict[str, list]:
+    """{name: [shape, dtype]} of an export's arrays."""
+    return _read_export_record(Path(directory).absolute())["tree"]
+
+
+def load_export(directory: str | os.PathLike, template: Any = None) -> tuple[Any, dict]:
+    """(params, config) of an export. Raises UserError when it is absent, damaged, or of another model.
+
+    Args:
+      template: nested dict of ShapeDtypeStructs (with shardings, when on a mesh) that the parameters must
+        match; None takes what is there, on the default device.
+    """
+    directory = Path(directory).absolute()
+    record = _read_export_record(directory)
+    tree = record["tree"]
+    if template is not None:
+        found = first_difference(tree, {name: shape_and_dtype(leaf) for name, leaf in flatten(template).items()})
+        if found:
+            key, old, new = found
+            raise UserError(f"{directory}: array {key} is {as_text(old)} there and {as_text(new)} in this model")
+        wanted = {name: abstract(leaf) for name, leaf in flatten(template).items()}
+    else:
+        structs = {n: jax.ShapeDtypeStruct(tuple(s[0]), jnp.dtype(s[1])) for n, s in tree.items()}
+        wanted = {name: abstract(s) for name, s in structs.items()}
+    flat: dict = {}
+    try:
+        for name, rows, array in _read_parts(directory, record, wanted):
+            if rows is None:
+                flat[name] = array
+            else:
+                shape, dtype = tree[name]
+                if rows[0] == 0:
+                    flat[name] = np.empty(shape, jnp.dtype(dtype))
+                flat[name][slice(*rows)] = array
+                if rows[1] == shape[0]:
+                    flat[name] = jax.device_put(flat[name], wanted[name].sharding)
+        for name, expected in record["crc32"].items():
+            if crc(np.asarray(flat[name])) != expected:
+                raise ValueError(f"array {name} does not have its checksum")
+    except Exception as error:
+        raise _damaged(directory, error) from error
+    params = {name: flat[name] if name in flat else jnp.zeros(shape, dtype) for name, (shape, dtype) in tree.items()}
+    return unflatten(params), record["config"]
+
+
+def iterate_export(directory: str | os.PathLike) -> Iterator[tuple[str, list[int] | None, np.ndarray]]:
+    """(name, rows, array) of everything in an export; rows is None, or [start, stop] of a block of rows.
+
+    Blocks of one array come in order. Memory holds one part. UserError for a damaged export, at its end for a
+    checksum that is wrong.
+    """
+    directory = Path(directory).absolute()
+    record = _read_export_record(directory)
+    sums: dict = {}
+    try:
+        for name, rows, array in _read_parts(directory, record, None):
+            sums[name] = crc(array, sums.get(name, 0))
+            yield name, rows, array
+        for name, (shape, dtype) in record["tree"].items():
+            if 0 in shape:
+                yield name, None, np.zeros(shape, jnp.dtype(dtype))
+        for name, expected in record["crc32"].items():
+            if sums.get(name) != expected:
+                raise ValueError(f"array {name} does not have its checksum")
+    except GeneratorExit:
+        raise
+    except Exception as error:
+        raise _damaged(directory, error) from error
+
+
+def _damaged(directory, error):
+    reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+    return UserError(f"{directory}: the export is damaged ({reason}): export it again")
+
+
+def _read_parts(directory, record, wanted):
+    """(name, rows, array) in the stored order; jax arrays placed as `wanted` says, blocks of rows in NumPy.
+
+    wanted: {name: ShapeDtypeStruct with a sharding}, or None: NumPy throughout.
+    """
+
+    tree = record["tree"]
+    parts = record.get("parts")
+    whole = [{name: None for name, (shape, _) in tree.items() if 0 not in shape}]  # the first format: one part
+    with _checkpointer() as reader:
+        for index, names in enumerate(whole if parts is None else parts):
+            template = {}
+            for name, rows in names.items():
+                shape, dtype = tree[name]
+                if rows is None and wanted is not None:
+                    template[name] = wanted[name]
+                else:
+                    shape = shape if rows is None else [rows[1] - rows[0], *shape[1:]]
+                    template[name] = np.empty(shape, jnp.dtype(dtype))
+            folder = directory / "params" if parts is None else _part(directory, index)
+            for name, array in reader.restore(folder, template).items():
+                yield name, names[name], array
+
+
+def _read_export_record(directory):
+    path = directory / "export.json"
+    if not path.exists():
+        raise UserError(f"{directory}: no export here (export.json is missing): check the path")
+    try:
+        record = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path}: does not parse as JSON ({error}): export it again") from error
+    if record.get("format") not in (_EXPORT_FORMAT, _FIRST_FORMAT):
+        raise UserError(f"{path}: format {record.get('format')!r} is not {_EXPORT_FORMAT!r}: export it again")
+    return record

@@ -1,0 +1,60 @@
+"""The parts of a model, where their exports lie, and how a parameter is laid out in a checkpoint."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+LANGUAGE_MODEL, TEXT_TOKENIZER = "language_model", "tokenizer"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One parameter: `leaf` and `shape` are ours, `name` and `tensor_shape` the checkpoint's.
+
+    layout: "same"; "linear": `[out, in]`, which is ours transposed, with axes split; "conv": `[out, in, k, ...]`
+    against ours `[k, ..., in, out]`; "point": `[out, in]` against `[1, 1, in, out]`.
+    """
+
+    leaf: str
+    shape: tuple[int, ...]
+    name: str
+    layout: str
+
+    @property
+    def tensor_shape(self) -> tuple[int, ...]:
+        shape = self.shape
+        if self.layout == "linear":
+            inputs = -1 if self.leaf.endswith("o_proj") else 1  # o_proj is [N, D, M], the others [M, ...]
+            return math.prod(shape[inputs:]), math.prod(shape[:inputs])
+        if self.layout == "conv":
+            return shape[-1], shape[-2], *shape[:-2]
+        if self.layout == "point":
+            return shape[-1], shape[-2]
+        return shape
+
+    def ours(self, tensor: np.ndarray) -> np.ndarray:
+        """The checkpoint's tensor in our layout, contiguous."""
+        if self.layout == "conv":
+            tensor = tensor.transpose(*range(2, tensor.ndim), 1, 0)
+        elif self.layout != "same":
+            tensor = tensor.T
+        return np.ascontiguousarray(tensor).reshape(self.shape)
+
+    def theirs(self, array: np.ndarray) -> np.ndarray:
+        """Our parameter in the checkpoint's layout, contiguous."""
+        if self.layout == "conv":
+            array = array.transpose(array.ndim - 1, array.ndim - 2, *range(array.ndim - 2))
+        elif self.layout != "same":
+            array = array.reshape(self.tensor_shape[::-1]).T
+        return np.ascontiguousarray(array)
+
+
+DIFFUSION_IN_RUN = {LANGUAGE_MODEL: "train/export", TEXT_TOKENIZER: "tokenizer/export"}  # exports in a run directory
+VOCABULARY, SOURCE = "vocabulary", "source"  # folders in an export that was converted
+UNET, AUTOENCODER, TEXT_ENCODER = "unet", "autoencoder", "text_encoder"
+DIFFUSION_IN_RUN = {UNET: "train/unet", AUTOENCODER: "autoencoder/export", TEXT_ENCODER: "text_encoder/export"}
+UNUSED = "unused"  # parameters of other heads and towers, kept for the way back
+TEXT_TOKENIZER = "tokenizer"  # folder of the text tokenizer, in a pipeline and in our export

@@ -1,0 +1,80 @@
+"""Conversion both ways, streaming: memory holds a few blocks of 128 MB, whatever the checkpoint's size."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from progemu_jax.convert import folders
+from progemu_jax.convert.components import LANGUAGE_MODEL, TOKENIZER
+from progemu_jax.convert.diffusers.folder import folder as diffusers_folder
+from progemu_jax.convert.diffusers.folder import transfer as diffusers_transfer
+from progemu_jax.convert.emu3 import folder as emu3_folder
+from progemu_jax.convert.emu3.transfer import Plan, _to_hugging_face, to_run
+from progemu_jax.errors import UserError, disk_trouble
+from progemu_jax.models.transformer import TransformerConfig
+from progemu_jax.models.vqgan import VQGANConfig
+
+DIALECTS = ("original", "transformers")
+_CONFIGS = {LANGUAGE_MODEL: TransformerConfig, TOKENIZER: VQGANConfig}
+
+
+def convert(source: str | os.PathLike, target: str | os.PathLike, dialect: str | None = None) -> str:
+    """Converts a Hugging Face or Diffusers folder to a run directory, or a run directory or export back to one.
+
+    Args:
+      source: what it is is found out.
+      target: must not exist; it appears when it is complete.
+      dialect: of a Hugging Face target, "original" or "transformers"; None: the one it came from, else "original"
+        for one part and "transformers" for a language model and a tokenizer in one folder.
+
+    Returns:
+      A sentence saying what was written.
+
+    Raises:
+      UserError: anything about source or target that stands in the way.
+    """
+    source, target = Path(source), Path(target)
+    kind = folders.detect(source)
+    if dialect and (kind == folders.DIFFUSERS or folders.diffusion_exports(source)):
+        raise UserError(f"--dialect={dialect}: diffusion models have one dialect; leave it out")
+    if kind == folders.HUGGING_FACE and dialect:
+        raise UserError(f"--dialect={dialect}: is of a Hugging Face target, and {source} is converted to ours")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"--target={target}: exists; choose another folder, or delete it")
+    if dialect not in (None, *DIALECTS):
+        raise UserError(f"--dialect={dialect}: expected one of {', '.join(DIALECTS)}")
+    temporary = target.with_name(f"{target.name}.tmp")
+    if kind == folders.DIFFUSERS:
+        pipeline = diffusers_folder.open_folder(source)
+        write = lambda: diffusers_transfer.to_run(pipeline, temporary)  # noqa: E731
+    elif found := folders.diffusion_exports(source):
+        parts = diffusers_transfer.plan(found)
+        write = lambda: diffusers_transfer.from_run(parts, temporary)  # noqa: E731
+    elif kind == folders.HUGGING_FACE:
+        folder = emu3_folder.open_folder(source)
+        write = lambda: to_run(folder, temporary)  # noqa: E731
+    else:
+        plan = Plan(folders.exports(source), dialect)
+        write = lambda: _to_hugging_face(plan, temporary)  # noqa: E731
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        said = write()
+        if target.exists():
+            target.rmdir()
+        temporary.rename(target)
+    except (OSError, ValueError) as error:
+        if why := disk_trouble(error) or getattr(error, "strerror", None):
+            raise UserError(f"--target={target}: cannot be written ({why}); choose another") from None
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return f"{target}: {said}"
+
+
+# --- Hugging Face -> run directory ---
+
+
+# --- run directory or export -> Hugging Face ---

@@ -1,0 +1,1 @@
+"""Emu3 and ProgEmu checkpoints."""

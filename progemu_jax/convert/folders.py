@@ -1,0 +1,103 @@
+"""What a folder is (run directory, export, Hugging Face checkpoint), and where its parts lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from progemu_jax.checkpoints.export import read_export_config
+from progemu_jax.convert import components
+from progemu_jax.convert.components import IN_RUN, LANGUAGE_MODEL, TOKENIZER, VOCABULARY
+from progemu_jax.convert.diffusers.folder import folder as diffusers_folder
+from progemu_jax.convert.emu3 import folder as emu3_folder
+from progemu_jax.errors import UserError
+from progemu_jax.files.records import read_json
+from progemu_jax.text.vocabulary import Vocabulary, load
+
+HUGGING_FACE, OURS, DIFFUSERS = "Hugging Face folder", "run directory or export", "Diffusers folder"
+
+
+def detect(path: Path) -> str:
+    """OURS, HUGGING_FACE or DIFFUSERS. Raises UserError for anything else, and for pickled weights."""
+    if not path.exists():
+        raise UserError(f"{path}: no such folder; give a run directory, an export or a Hugging Face folder")
+    if not path.is_dir():
+        emu3_folder.tensors.refuse_pickles(path)
+        raise UserError(f"{path}: is a file; give the folder that it is in")
+    if diffusion_exports(path) or exports(path):
+        return OURS
+    if diffusers_folder.is_folder(path):
+        return DIFFUSERS
+    if emu3_folder.is_folder(path):
+        return HUGGING_FACE
+    emu3_folder.tensors.refuse_pickles(path)
+    raise UserError(
+        f"{path}: no model here: expected a run directory ({' or '.join(IN_RUN.values())}), an export (export.json) or "
+        "a Hugging Face folder (config.json, model.safetensors; model_index.json)"
+    )
+
+
+def diffusion_exports(path: Path) -> dict[str, Path]:
+    """{part: folder} of the exports of a diffusion model's run directory, or of an export itself; {} without."""
+    if (path / "export.json").exists():
+        kind = read_export_config(path).get("kind")
+        return {kind: path} if kind in components.DIFFUSION_IN_RUN else {}
+    found = {part: path / place for part, place in components.DIFFUSION_IN_RUN.items()}
+    return {part: folder for part, folder in found.items() if (folder / "export.json").exists()}
+
+
+def exports(path: Path) -> dict[str, Path]:
+    """{part: folder} of the exports of a run directory, or of an export itself; {} when there is none."""
+    if (path / "export.json").exists():
+        model = read_export_config(path).get("model", {})
+        for part, key in ((LANGUAGE_MODEL, "hidden_size"), (TOKENIZER, "codebook_size")):
+            if key in model:
+                return {part: path}
+        raise UserError(f"{path}: an export of neither a language model nor an image tokenizer")
+    found = {part: path / place for part, place in IN_RUN.items()}
+    return {part: folder for part, folder in found.items() if (folder / "export.json").exists()}
+
+
+def run_policy(path: Path) -> tuple[dict[str, Any], str] | None:
+    """The sampling policy in a run directory's config.json, and its place for messages; None without one.
+
+    Raises UserError for a config.json that does not parse: it may say otherwise than the export.
+    """
+    file = path / "config.json"
+    if not file.exists():
+        return None
+    config = read_json(file)
+    policy = config.get("sample", {}).get("policy") if isinstance(config, dict) else None
+    if policy is None:
+        raise UserError(f"{file}: holds no sample.policy; run a stage again, which writes it, or delete the file")
+    return policy, f"{file}: sample.policy"
+
+
+def weights(path: Path, kind: str) -> Path:
+    """The folder in which a part's weights lie: of a run directory its export, else the folder itself."""
+    inside = path / IN_RUN[kind]
+    return inside if (inside / "export.json").exists() else path
+
+
+def vocabulary(export: Path, config: dict[str, Any], codebook_size: int | None = None) -> Vocabulary | None:
+    """The vocabulary of a language model's export, or None when its source had none.
+
+    Raises:
+      UserError: it is not the one that the model was trained with, or has another number of codes.
+    """
+    if (export / VOCABULARY).is_dir():
+        found = load(export / VOCABULARY, codebook_size)
+    elif config["vocabulary"] is None:
+        return None
+    else:
+        if not config["vocabulary"] and codebook_size is None:
+            codebook_size = config["model"]["vocab_size"] - load().visual_start
+        found = load(config["vocabulary"] or None, codebook_size)
+    if found.hash != config["vocabulary_hash"]:
+        raise UserError(f"{export}: trained with another vocabulary (hash {config['vocabulary_hash'][:12]})")
+    return found
+
+
+def is_diffusion(path: Path) -> bool:
+    """Whether the folder holds a diffusion model, ours or Diffusers'."""
+    return bool(diffusion_exports(path)) or (path.is_dir() and not exports(path) and diffusers_folder.is_folder(path))

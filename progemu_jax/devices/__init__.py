@@ -1,0 +1,1 @@
+"""Meshes, hosts and what a device can do."""

@@ -1,0 +1,184 @@
+"""The predictions folder: `predictions.jsonl`, one row a sample, and its PNG files. Written so that a kill loses
+at most the batch in flight."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from progemu_jax import provenance
+from progemu_jax.errors import UserError
+from progemu_jax.files import records
+
+REJECTED = "rejected.jsonl"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to predict: the prior (None: no prior), the prompt, and its seed's parts.
+
+    The prior is its codes int32 [h, w]; for a diffusion model, the image uint8 [S, S].
+    """
+
+    pair_id: str
+    prior: np.ndarray | None
+    prompt: str
+    sample: int = 0
+
+    def fold(self, seed: int) -> int:
+        """The case's own seed, of `seed`, its id and its sample number: not of its place in a batch."""
+        return zlib.crc32(f"{seed}/{self.pair_id}/{self.sample}".encode())
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """image uint8 [H, W] or None; text or None."""
+
+    image: np.ndarray | None
+    text: str | None
+
+
+def write_predictions(
+    folder: str | os.PathLike,
+    cases: Sequence[Case],
+    predict: Callable[[list[Case]], list[Prediction]],
+    *,
+    batch_size: int,
+    seed: int,
+    checkpoint: str,
+    sampling: dict[str, Any],
+    model: str = "",
+    check: Callable[[Case], None] = lambda case: None,
+    name: str = "sampling",
+) -> Path:
+    """Predicts all cases, batch by batch, into `folder`; goes on where an earlier, killed call stopped.
+
+    Batches are cut from `cases` in their order, so a resumed run computes the same batches. Rows:
+    pair_id, sample, seed, prompt, text, image (path in the folder or null), checkpoint, sampling. PNG files carry the
+    same and `model`, the hash of the weights (`progemu_jax.provenance`).
+
+    check: raises UserError for a case that cannot be asked for. Such a case is named in `rejected.jsonl` and the others
+    go on; when no case is left, that is a UserError.
+
+    Returns the path of predictions.jsonl.
+    """
+    from tqdm import tqdm
+
+    folder = Path(folder)
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    cases = _accepted(folder, cases, check)
+    path = folder / "predictions.jsonl"
+    rows = _read_whole_batches(path, cases, batch_size)
+    with (
+        open(path, "w", encoding="utf-8") as file,
+        tqdm(total=len(cases), initial=len(rows), desc=name, unit="case") as bar,
+    ):
+        file.writelines(line + "\n" for line in rows)
+        for start in range(len(rows), len(cases), batch_size):
+            batch = list(cases[start : start + batch_size])
+            for case, out in zip(batch, predict(batch), strict=True):
+                facts = {
+                    "sample": case.sample,
+                    "seed": seed,
+                    "prompt": case.prompt,
+                    "checkpoint": checkpoint,
+                    "sampling": sampling,
+                }
+                image = None
+                if out.image is not None:
+                    image = f"images/{case.pair_id}-{case.sample}.png"
+                    provenance.write_png(folder / image, out.image, model=model, **facts)
+                row = {"pair_id": case.pair_id, **facts, "text": out.text, "image": image}
+                file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+            bar.update(len(batch))
+    return path
+
+
+def _accepted(folder: Path, cases: Sequence[Case], check: Callable[[Case], None]) -> list[Case]:
+    """The cases that pass; the others are written to rejected.jsonl, which is absent when there are none."""
+    accepted, rejected = [], []
+    for case in cases:
+        try:
+            check(case)
+            accepted.append(case)
+        except UserError as error:
+            rejected.append({"pair_id": case.pair_id, "sample": case.sample, "reason": str(error)})
+    path = folder / REJECTED
+    if rejected:
+        records.write_text(path, "".join(json.dumps(row) + "\n" for row in rejected))
+    else:
+        path.unlink(missing_ok=True)
+    if rejected and not accepted:
+        raise UserError(
+            f"{path}: no case can be predicted; the first, {rejected[0]['pair_id']}: {rejected[0]['reason']}"
+        )
+    return accepted
+
+
+def rejections(root: str | os.PathLike) -> str | None:
+    """One line that says which cases the predictions folders under `root` lack and why; None when none are missing."""
+    rows = []
+    for path in sorted(Path(root).glob(f"*/{REJECTED}")):
+        rows += [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    if not rows:
+        return None
+    return (
+        f"{root}: {len(rows)} cases could not be predicted, the others are complete; the first, "
+        f"{rows[0]['pair_id']}: {rows[0]['reason']} (all: */{REJECTED})"
+    )
+
+
+def merge_predictions(shards: Sequence[Path], folder: str | os.PathLike, cases: Sequence[Case]) -> Path:
+    """One predictions folder from the shards of several hosts: rows in the order of `cases`, images moved.
+
+    The rows are written last, at once; the shards go then. Raises UserError for a case that no shard holds.
+    """
+    folder, rows = Path(folder), {}
+    for shard in shards:
+        for line in (shard / "predictions.jsonl").read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            rows[row["pair_id"], row["sample"]] = line
+    lost = [case.pair_id for case in cases if (case.pair_id, case.sample) not in rows]
+    if lost:
+        raise UserError(
+            f"{folder}: no host has predicted {lost[0]} and {len(lost) - 1} more; run the same command again"
+        )
+    for shard in shards:
+        for image in (shard / "images").rglob("*.png"):
+            target = folder / image.relative_to(shard)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            image.replace(target)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "predictions.jsonl"
+    records.write_text(path, "".join(f"{rows[case.pair_id, case.sample]}\n" for case in cases))
+    for shard in shards:
+        shutil.rmtree(shard)
+    return path
+
+
+def _read_whole_batches(path: Path, cases: Sequence[Case], batch_size: int) -> list[str]:
+    """The lines of complete batches of an earlier call; a batch cut short is predicted again."""
+    if not path.exists():
+        return []
+    kept = []
+    for line, case in zip(path.read_text(encoding="utf-8").splitlines(), cases, strict=False):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break
+        if (row.get("pair_id"), row.get("sample")) != (case.pair_id, case.sample):
+            break
+        kept.append(line)
+    if len(kept) < len(cases):
+        kept = kept[: len(kept) // batch_size * batch_size]
+    return kept

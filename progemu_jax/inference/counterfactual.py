@@ -1,0 +1,125 @@
+"""What a request gives back: futures of one prior, how sure they are, and where they came from."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from progemu_jax.errors import UserError
+from progemu_jax.files.predictions import Case, Prediction, write_predictions
+
+
+@dataclasses.dataclass(frozen=True)
+class Counterfactual:
+    """S futures of one prior and prompt. Synthetic: for research only.
+
+    Attributes:
+      images: uint8 [S, H, W], always `model.detokenize(codes)`. With a mask, pixels outside it are those of the
+        tokenizer's decoder, which sees beyond a place: codes are kept exactly, pixels nearly; see `composite`.
+      texts: S interpretations, or None when no text was asked for.
+      codes: int32 [S, h, w].
+      prior: uint8 [H, W], the prior as the model sees it: its codes, detokenized ([S, H, W] in a roll-out).
+      prior_codes: int32 [h, w] ([S, h, w] in a roll-out).
+      mask: bool [h, w], places that were free to change ([S, h, w] in a roll-out); elsewhere codes equal prior_codes.
+      prompt: as asked.
+      given: uint8 [H, W], the prior's pixels as given, at the model's size; None when codes were given.
+      settings: seed, checkpoint and sampling, as PNG files carry them; free_codes counts each future's free places.
+      model_hash: gives the hash of the weights (`Sampler.hash`), which takes a moment for a large model.
+    """
+
+    images: np.ndarray
+    texts: list[str] | None
+    codes: np.ndarray
+    prior: np.ndarray
+    prior_codes: np.ndarray
+    mask: np.ndarray
+    prompt: str
+    given: np.ndarray | None
+    settings: dict[str, Any]
+    model_hash: Callable[[], str] = dataclasses.field(repr=False)
+
+    @property
+    def difference(self) -> np.ndarray:
+        """images minus prior, int16 [S, H, W] gray levels: what the edit did, without the tokenizer's own error."""
+        return self.images.astype(np.int16) - self.prior
+
+    @cached_property
+    def uncertainty(self) -> np.ndarray:
+        """Standard deviation (n - 1) over the futures at each pixel, f32 [H, W], gray levels: the map whose calibration
+        `progemu_jax.eval` measures. Needs two futures."""
+        self._several()
+        return self.images.std(axis=0, ddof=1, dtype=np.float64).astype(np.float32)
+
+    @cached_property
+    def entropy(self) -> np.ndarray:
+        """Entropy over the futures of the code at each place, f32 [h, w], bits: 0 where all agree, log2(S) where no two
+        do (the plug-in estimate, which a few futures cannot take further). Needs two futures."""
+        self._several()
+        out = np.empty(self.codes.shape[1:], np.float32)
+        for place in np.ndindex(*out.shape):
+            share = np.unique(self.codes[:, *place], return_counts=True)[1] / len(self.codes)
+            out[place] = abs(share @ np.log2(share))
+        return out
+
+    def _several(self) -> None:
+        if len(self.images) < 2:
+            raise UserError("uncertainty: one future has none; ask for several, num_samples=8")
+
+    def composite(self, feather: int | None = None) -> np.ndarray:
+        """The futures with the prior's own pixels outside the mask, uint8 [S, H, W].
+
+        Outside the mask they are exactly the prior given (or, where codes were given, those detokenized), so that the
+        patient's fine detail, which the tokenizer loses, stays; where nothing was free they are the prior bit for bit.
+        Inside, within `feather` pixels of the mask's border, prior and future are blended linearly. The result mixes
+        real and synthetic pixels: `images` is what the model says, and what an evaluation should score.
+
+        feather: None takes one less than half the side of a place.
+        """
+        prior = self.prior if self.given is None else self.given
+        side = self.images.shape[1] // self.codes.shape[1]
+        feather = max(side // 2 - 1, 0) if feather is None else feather
+        mask = np.broadcast_to(self.mask, self.codes.shape)
+        weight = _feathered(mask.repeat(side, axis=1).repeat(side, axis=2), feather)
+        return np.rint(prior + weight * (self.images - prior.astype(np.float64))).astype(np.uint8)
+
+    def save(self, folder: str | os.PathLike, name: str = "request") -> Path:
+        """Writes a predictions folder: predictions.jsonl and a PNG a future, each with its provenance.
+
+        name: of the case, its `pair_id`. UserError when the folder already holds predictions.
+        """
+        folder = Path(folder)
+        if (folder / "predictions.jsonl").exists():
+            raise UserError(f"{folder}: holds predictions already; choose another folder")
+        texts = self.texts or [None] * len(self.images)
+        made = {s: Prediction(image, text) for s, (image, text) in enumerate(zip(self.images, texts, strict=True))}
+        cases = [Case(name, None, self.prompt, s) for s in made]
+        return write_predictions(
+            folder,
+            cases,
+            lambda batch: [made[case.sample] for case in batch],
+            batch_size=len(cases),
+            name="save",
+            model=self.model_hash(),
+            **self.settings,
+        )
+
+
+def _feathered(mask: np.ndarray, feather: int) -> np.ndarray:
+    """bool [..., H, W] -> weights in [0, 1]: 0 outside, rising in feather + 1 steps from the border inwards.
+
+    The image's own edge is no border.
+    """
+    total, inner = mask.astype(np.float64), mask
+    for _ in range(feather):
+        padded = np.pad(inner, [(0, 0)] * (mask.ndim - 2) + [(1, 1), (1, 1)], mode="edge")
+        height, width = mask.shape[-2:]
+        windows = (padded[..., y : y + height, x : x + width] for y in range(3) for x in range(3))
+        inner = np.logical_and.reduce(list(windows))
+        total += inner
+    return total / (feather + 1)

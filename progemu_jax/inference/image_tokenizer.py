@@ -1,0 +1,109 @@
+"""The image tokenizer as users meet it: pixels <-> codes."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from progemu_jax.checkpoints import export
+from progemu_jax.convert.emu3.image_processor import ImageProcessor
+from progemu_jax.devices import sharding
+from progemu_jax.devices.sharding import in_batches
+from progemu_jax.errors import UserError
+from progemu_jax.files.settings import from_dict
+from progemu_jax.inference import pixels
+from progemu_jax.models.vqgan import VQGAN, VQGANConfig
+
+
+class Tokenizer:
+    """VQGAN with its parameters: gray or RGB images <-> codes.
+
+    `processor` is Emu3's image processor for checkpoints that came with it, else None.
+    """
+
+    def __init__(self, variables: Any, config: VQGANConfig, processor: ImageProcessor | None = None):
+        self.variables, self.config, self.processor = variables, config, processor
+        self.mesh = None
+        net = VQGAN(config)
+        self._encode = jax.jit(lambda v, x, *near: net.apply(v, self._pixels(x), *near, method="tokenize"))
+        self._decode = jax.jit(lambda v, c: net.apply(v, c, method="detokenize"))
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike) -> Tokenizer:
+        variables, config = export.load_export(folder)
+        processor = config.get("image") and from_dict(ImageProcessor, config["image"], "image")
+        return cls(variables, from_dict(VQGANConfig, config["model"], "tokenizer"), processor)
+
+    def on(self, mesh: jax.sharding.Mesh) -> Tokenizer:
+        """The same, working on a mesh of this host's devices: images over its data axes, parameters on each."""
+        self.mesh, self.variables = mesh, jax.device_put(self.variables, sharding.replicated(mesh))
+        return self
+
+    def _pixels(self, images: jax.Array) -> jax.Array:
+        """uint8 [B, H, W] or [B, H, W, 3] -> f32 [B, H, W, C] in [-1, 1]."""
+        x = images.astype(jnp.float32) / 127.5 - 1
+        return x if x.ndim == 4 else jnp.repeat(x[..., None], self.config.in_channels, axis=-1)
+
+    def tokenize(
+        self, images: np.ndarray, batch_size: int = 64, near: np.ndarray | None = None, slack: float = 0.0
+    ) -> np.ndarray:
+        """Images to codes.
+
+        Args:
+          images: uint8 [N, H, W] (or one [H, W]), for a model of RGB images also [N, H, W, 3] (or [H, W, 3]); sides
+            divisible by the spatial factor. Their size is kept: `resize` gives the one that Emu3 would use.
+          near: codes to keep where they fit nearly as well, int32 as the result: of the prior, so that the
+            follow-up has other codes only where the image has changed.
+          slack: how much further than the nearest code they may be, in squared distance (see `error`).
+
+        Returns:
+          int32 [N, h, w] (or [h, w]).
+        """
+        images = np.asarray(images)
+        if images.ndim == 2 or (images.ndim == 3 and images.shape[-1] == 3 and self.config.in_channels == 3):
+            return self.tokenize(images[None], 1, None if near is None else near[None], slack)[0]
+        self._check(images)
+        how = {"batch_size": batch_size, "mesh": self.mesh}
+        if near is None:
+            return in_batches(lambda x: self._encode(self.variables, x)[0], images, **how)
+        return in_batches(lambda x, near: self._encode(self.variables, x, near, slack)[0], images, near, **how)
+
+    def error(self, images: np.ndarray, batch_size: int = 64) -> float:
+        """Mean squared distance of latents from their codes, over images uint8 [N, H, W]."""
+        self._check(images)
+        errors = in_batches(lambda x: self._encode(self.variables, x)[1], images, batch_size=batch_size, mesh=self.mesh)
+        return float(errors.mean())
+
+    def _check(self, images: np.ndarray) -> None:
+        rgb = images.ndim == 4 and images.shape[-1] == self.config.in_channels == 3
+        if images.dtype != np.uint8 or not (images.ndim == 3 or rgb):
+            shapes = "[N, H, W] or [N, H, W, 3]" if self.config.in_channels == 3 else "[N, H, W]"
+            raise UserError(f"images: expected uint8 {shapes}, got {images.dtype} {images.shape}")
+        if any(side % self.config.factor or not side for side in images.shape[1:3]):
+            raise UserError(
+                f"images: sides {images.shape[1:3]} are not divisible by {self.config.factor}; resize or pad them"
+            )
+
+    def resize(self, image: Any) -> np.ndarray:
+        """An image in any form (array, PIL, path) -> uint8 [H, W, 3] of the size that Emu3's processor gives it."""
+        return (self.processor or ImageProcessor(factor=self.config.factor))(image)
+
+    def detokenize(self, codes: np.ndarray, batch_size: int = 64, rgb: bool = False) -> np.ndarray:
+        """int32 [N, h, w] (or one [h, w]) in [0, codebook size) -> uint8 [N, H, W] (or [H, W]).
+
+        rgb: keep the channels of a model of RGB images, [..., 3]; else they become luminance.
+        """
+        codes = np.asarray(codes, np.int32)
+        if codes.ndim == 2:
+            return self.detokenize(codes[None], rgb=rgb)[0]
+        if codes.size and not (codes.min() >= 0 and codes.max() < self.config.codebook_size):
+            raise UserError(
+                f"codes: values must lie in [0, {self.config.codebook_size}), got {codes.min()}..{codes.max()}"
+            )
+        images = in_batches(lambda c: self._decode(self.variables, c), codes, batch_size=batch_size, mesh=self.mesh)
+        images = pixels.to_bytes(images)
+        return images if rgb else pixels.to_gray(images)

@@ -1,0 +1,1 @@
+"""Computations written for the device: attention, convolutions, products, the loss of a large head."""

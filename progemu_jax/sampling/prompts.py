@@ -1,0 +1,60 @@
+"""Batches of prompts, padded for the engine."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from progemu_jax.sampling.policy import Sampling
+from progemu_jax.text import sequence
+from progemu_jax.text.sequence import Layout
+from progemu_jax.text.vocabulary import Vocabulary
+
+
+class Prompts(NamedTuple):
+    """A batch of prompts, padded on the right (`pad_prompts`).
+
+    tokens, positions: int32 [R, P]; valid: bool [R, P]; aligned: int32 [R, h, w + 1] (see `sequence.aligned_rows`).
+    """
+
+    tokens: jax.Array
+    positions: jax.Array
+    valid: jax.Array
+    aligned: jax.Array
+
+
+def pad_prompts(
+    vocab: Vocabulary,
+    layout: Layout,
+    priors: list[np.ndarray | None],
+    prompts: list[str | None],
+    *,
+    policy: Sampling,
+    slots: int | None = None,
+) -> Prompts:
+    """Packs cases for `generate`; a prior of None is the null prompt.
+
+    Args:
+      priors: int [h, w] codes each, or None.
+      prompts: as many texts.
+      policy: with guidance, a twin of every case without its prompt (and prior) is appended.
+      slots: P; None takes the longest prompt, rounded up to a multiple of 32 so that few shapes compile.
+
+    Raises:
+      UserError: a prompt longer than the model's context, or than `slots`.
+    """
+    cases = list(zip(priors, prompts, strict=True))
+    if policy.guided:
+        cases += [(prior, "") if policy.keep_prior else (None, None) for prior, _ in cases]
+    rows = [sequence.prompt_tokens(vocab, layout, prior, prompt) for prior, prompt in cases]
+    slots = slots or -(-max(len(r["tokens"]) for r in rows) // 32) * 32
+    tokens = np.full((len(rows), slots), vocab.pad, np.int32)
+    positions = np.zeros((len(rows), slots), np.int32)
+    valid = np.zeros((len(rows), slots), bool)
+    for i, row in enumerate(rows):
+        n = len(row["tokens"])
+        tokens[i, :n], positions[i, :n], valid[i, :n] = row["tokens"], row["positions"], True
+    aligned = np.stack([sequence.aligned_rows(vocab, layout, prior) for prior, _ in cases])
+    return Prompts(tokens, positions, valid, aligned)

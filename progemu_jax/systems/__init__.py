@@ -1,0 +1,1 @@
+"""The systems that a run can train: ProgEmu and latent diffusion."""

@@ -1,0 +1,1 @@
+"""A latent diffusion model's stages."""

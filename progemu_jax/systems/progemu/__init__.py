@@ -1,0 +1,1 @@
+"""ProgEmu's stages."""

@@ -1,0 +1,164 @@
+"""Stages `tokenizer` and `tokens`: the VQGAN, and the codes of all pairs and single images."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from progemu_jax.checkpoints import export
+from progemu_jax.config import Config
+from progemu_jax.convert.components import TOKENIZER
+from progemu_jax.data import batches, icg_cxr
+from progemu_jax.data.augment import mirrored, shifted
+from progemu_jax.data.progression import progression
+from progemu_jax.devices import hosts
+from progemu_jax.files import records
+from progemu_jax.files.settings import to_dict
+from progemu_jax.systems.interface import SHOWN
+from progemu_jax.systems.meshes import local_mesh, share, training_mesh
+from progemu_jax.systems.progemu.initial_weights import open_folder
+from progemu_jax.systems.progemu.model_config import load_tokenizer
+from progemu_jax.text.controls import DUMMY_PRIOR
+from progemu_jax.training.loop import fit
+
+
+def tokenizer(config: Config, workdir: Path) -> None:
+    """Trains the VQGAN on the images of the training split; exports it."""
+    import jax
+
+    from progemu_jax.tasks.tokenizer import TokenizerTask
+
+    c, shards = config.tokenizer, workdir / "data/shards"
+    start = open_folder(c.init, TOKENIZER, c.model) if c.init else None
+    model = start.model if start else c.model
+    task = TokenizerTask(model, c.loss, c.train, config.data.image_size, c.freeze, fresh=start is None)
+    first = start and (lambda: task.from_variables(start.variables(), jax.random.key(c.train.seed)))
+    held_out = batches.examples(shards, "pairs", "validation")
+    shown = np.stack([held_out[i]["followup"] for i in range(min(len(held_out), SHOWN))])
+    train = batches.examples(shards, "single", "train")
+    state = fit(
+        task,
+        c.train,
+        lambda seed: batches.image_batches(
+            shards, "single", "train", c.train.batch_size, seed, source=train, **share()
+        ),
+        lambda: batches.image_batches(
+            shards, "pairs", "validation", c.train.batch_size, 0, repeat=False, source=held_out
+        ),
+        workdir / "tokenizer",
+        mesh=training_mesh(config),
+        init_state=first,
+        config=to_dict(dataclasses.replace(c, init="", model=model)),  # where the start lies does not count
+        show=lambda state: task.pictures(state, {"image": shown}),
+    )
+    export.export(task.inference_variables(state), {"model": to_dict(model)}, workdir / "tokenizer/export")
+
+
+def tokens(config: Config, workdir: Path) -> None:
+    """Images -> codes: token shards of all pairs, and of the training split's single images for stage 1."""
+    coder = load_tokenizer(workdir).on(local_mesh(config))
+    shards, size = workdir / "data/shards", config.data.image_size
+    shared = _SharedCodes(workdir / ".cache/tokens")
+    dummy = coder.tokenize(np.full((size, size), DUMMY_PRIOR, np.uint8))
+
+    def chunks(source: Any, n: int = 256) -> Iterator[list[dict]]:
+        for start in range(0, len(source), n):
+            yield [source[i] for i in range(start, min(start + n, len(source)))]
+
+    def pairs(split: str, slack: float) -> Iterator[dict]:
+        crops = config.tokens.crops if split == "train" else 1
+        for crop, flip in ((c, f) for f in range(1 + (config.tokens.flip and split == "train")) for c in range(crops)):
+            rng = np.random.default_rng((config.seed, crop))
+            for number, chunk in enumerate(chunks(batches.examples(shards, "pairs", split))):
+                chunk = [mirrored(e) for e in chunk] if flip else chunk
+                # A pair moves as one: its images stay registered.
+                views = [shifted(np.stack([e["prior"], e["followup"]]), rng, crop > 0) for e in chunk]
+                priors, followups = (np.stack(side) for side in zip(*views, strict=True))
+
+                def codes(priors: np.ndarray = priors, followups: np.ndarray = followups) -> tuple:
+                    prior = coder.tokenize(priors)
+                    return prior, coder.tokenize(followups, near=prior, slack=slack)
+
+                found = shared(f"{split}-{crop}-{flip:d}-{number}", codes)
+                if found is None:
+                    continue
+                prior, followup = found
+                for e, p, f in zip(chunk, prior, followup, strict=True):
+                    row = {k: e[k] for k in ("patient_id", "prompt", "interpretation")}
+                    name = f"{e['pair_id']}#{crop}" if crop else e["pair_id"]
+                    name = f"{name}#mirrored" if flip else name
+                    yield {**row, "pair_id": name, "kind": "pair", "prior": p, "followup": f}
+
+    def singles(split: str) -> Iterator[dict]:
+        for number, chunk in enumerate(chunks(batches.examples(shards, "single", split))):
+            images = np.stack([e["image"] for e in chunk])
+            found = shared(f"{split}-single-{number}", lambda images=images: (coder.tokenize(images),))
+            if found is None:
+                continue
+            for e, f in zip(chunk, found[0], strict=True):
+                # The report as a change from nothing: the same short language as a pair's.
+                text = progression({}, {"findings": e["text"]})
+                row = {"pair_id": e["image_id"], "patient_id": e["patient_id"], "kind": "single"}
+                yield {
+                    **row,
+                    "prompt": text.prompt,
+                    "interpretation": text.interpretation,
+                    "prior": dummy,
+                    "followup": f,
+                }
+
+    slack = config.tokens.slack
+    if slack:
+        sample = batches.examples(shards, "single", "train")
+        slack *= coder.error(np.stack([sample[i]["image"] for i in range(min(len(sample), 512))]))
+    # The test split's follow-ups are what the tokenizer alone makes of them: the ceiling of every system.
+    splits = {s: (lambda s=s: pairs(s, 0.0 if s == "test" else slack)) for s in ("train", "validation", "test")}
+    splits["train_single"] = lambda: singles("train")
+    height, width = dummy.shape
+    shared.fill(splits.values())
+    hosts.once(lambda: icg_cxr.write_tokens(shards, splits, height=height, width=width), "stage tokens")
+    shared.close()
+
+
+class _SharedCodes:
+    """Codes that several hosts compute: each its share of the chunks, into a folder that all of them see.
+
+    shared(name, compute) -> tuple of arrays; with one process it is compute(). While `fill` runs it is None.
+    """
+
+    def __init__(self, folder: Path):
+        import jax
+
+        self.folder, self.turns, self.filling = folder, itertools.count(), False
+        self.count, self.index = jax.process_count(), jax.process_index()
+
+    def __call__(self, name: str, compute: Callable[[], tuple]) -> tuple | None:
+        if self.count == 1:
+            return compute()
+        path = self.folder / f"{name}.npz"
+        if self.filling:
+            if next(self.turns) % self.count == self.index and not path.exists():
+                records.write_npz(path, {str(i): array for i, array in enumerate(compute())})
+            return None
+        with np.load(path) as file:
+            return tuple(file[key] for key in sorted(file))
+
+    def fill(self, generators: Any) -> None:
+        """Runs through all of them, so that every chunk has been computed by one of the hosts."""
+        if self.count > 1:
+            self.filling = True
+            for generator in generators:
+                for _ in generator():
+                    pass
+            self.filling = False
+            hosts.barrier()
+
+    def close(self) -> None:
+        """Removes the folder."""
+        hosts.once(lambda: shutil.rmtree(self.folder, ignore_errors=True), str(self.folder))

@@ -1,0 +1,166 @@
+"""What each stage of a run does. `main` strings them together through `progemu_jax.files.stages`.
+
+data -> tokenizer -> tokens -> train -> scorer -> sample -> score -> evaluate
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from progemu_jax.checkpoints import export
+from progemu_jax.config import Config
+from progemu_jax.data import build, memorisation
+from progemu_jax.data.sources import PLACES
+from progemu_jax.devices import hosts
+from progemu_jax.errors import UserError
+from progemu_jax.files import records
+from progemu_jax.files.settings import to_dict
+from progemu_jax.systems.interface import by_one_host, processes
+from progemu_jax.systems.meshes import share, training_mesh
+from progemu_jax.training.loop import fit
+
+
+@by_one_host
+def data(config: Config, workdir: Path) -> None:
+    """Source layout -> ICG-CXR tree, references of the test split, shards."""
+    source, root, truth = config.data.source, config.data.root, None
+    if source == "phantom":
+        from progemu_jax.data.sources.phantom import write_cohort
+
+        root = write_cohort(
+            workdir / "data/source",
+            patients=config.data.phantom.patients,
+            studies_per_patient=config.data.phantom.studies_per_patient,
+            size=config.data.phantom.size,
+            seed=config.seed,
+            processes=processes(config),
+        )
+        source, truth = "mimic_cxr", root / "truth"
+    elif not root:
+        raise UserError(f"config.data.root is empty; give the folder of {source}, --config.data.root=DIR")
+    result = build.build(
+        source,
+        root,
+        workdir / "data",
+        size=config.data.tree_size,
+        image_size=config.data.image_size,
+        options=config.data.journeys,
+        unchanged=config.data.no_change_share,
+        text_options=config.data.texts,
+        exclude=config.data.exclude or None,
+        truth=truth,
+        processes=processes(config),
+        source_options={k: v for k in PLACES if (v := getattr(config.data, k))} or None,
+        beam=config.data.beam,
+    )
+    for split in ("train", "validation"):
+        if not result["funnel"][f"pairs kept, {split}"]:
+            raise UserError(
+                f"{workdir / 'data/tree'}: no pair of the {split} split; give more patients or other shares "
+                f"(config.data.journeys.validation, .test)"
+            )
+
+
+def scorer(config: Config, workdir: Path) -> None:
+    """Trains the phantom scorer on its own patients; nothing to do for real cohorts."""
+    if config.data.source != "phantom":
+        print(f"scorer: phantom scorers do not judge {config.data.source}; pathology metrics will be undefined")
+        (workdir / "scorer").mkdir(parents=True, exist_ok=True)
+        return
+    from progemu_jax.data.batches import ArrayBatches
+    from progemu_jax.data.phantom.scorer_set import labelled_arrays
+    from progemu_jax.tasks.scorer import ScorerTask
+
+    c, folder = config.scorer, workdir / "scorer"
+
+    def labelled() -> dict[str, dict]:
+        sizes = (config.data.phantom.size, config.data.image_size, processes(config))
+        parts = (("train", 0, c.images), ("valid", c.images, c.valid_images))
+        return {name: labelled_arrays(folder / f"{name}.npz", c.seed, start, n, *sizes) for name, start, n in parts}
+
+    hosts.once(labelled, "stage scorer")  # they lie in files then
+    arrays = labelled()
+    task = ScorerTask(c.net, c.train, config.data.image_size)
+
+    def valid() -> Iterator[dict]:
+        for start in range(0, c.valid_images, c.train.batch_size):
+            yield {k: v[start : start + c.train.batch_size] for k, v in arrays["valid"].items()}
+
+    state = fit(
+        task,
+        c.train,
+        lambda seed: ArrayBatches(arrays["train"], c.train.batch_size, seed, **share()),
+        valid,
+        folder,
+        mesh=training_mesh(config),
+        config=to_dict(c.net),
+    )
+    export.export(state["params"], {"net": to_dict(c.net), "image_size": config.data.image_size}, folder / "export")
+
+
+def score(config: Config, workdir: Path) -> None:
+    """Scores of every predictions folder and of the references' images; the audit for copies of training images."""
+    out, source = workdir / "scores", config.data.source
+    out.mkdir(parents=True, exist_ok=True)
+    name = config.sample.systems[0]
+
+    def audit() -> None:
+        folders = (workdir / "data/shards", workdir / "predictions" / name, workdir / "data/references")
+        found = memorisation.audit(*folders, processes=processes(config), progress=True)
+        records.write_json(out / f"{name}.memorisation.json", found)
+
+    hosts.once(audit, "stage score")
+    if source != "phantom":
+        return
+    from progemu_jax.scorers.cache import Cached
+    from progemu_jax.scorers.files import write_prediction_scores, write_reference_scores
+    from progemu_jax.scorers.phantom import PhantomScorer
+
+    judge = Cached(PhantomScorer.load(workdir / "scorer/export"), workdir / ".cache/scores")
+    folders = sorted(p.parent for p in (workdir / "predictions").glob("*/predictions.jsonl"))
+    for folder in hosts.mine(folders):  # each host fills the cache, process 0 writes the files from it
+        write_prediction_scores(judge, folder, out / f".{folder.name}.npz.tmp", source)
+    hosts.barrier()
+
+    def write() -> None:
+        for folder in folders:
+            write_prediction_scores(judge, folder, out / f"{folder.name}.npz", source)
+        write_reference_scores(judge, workdir / "data/references", out, source)
+
+    hosts.once(write, "stage score")
+
+
+@by_one_host
+def evaluate(config: Config, workdir: Path) -> None:
+    """metrics.json and report/index.html."""
+    from progemu_jax import eval as evaluation
+
+    scores = workdir / "scores"
+
+    def score_file(name: str, kind: str = "npz") -> Path | None:
+        path = scores / f"{name}.{kind}"
+        return path if path.exists() else None
+
+    names = [*config.sample.systems, "reconstruction"]
+    systems = {
+        name.replace("-", "_"): evaluation.System(
+            workdir / "predictions" / name, score_file(name), memorisation=score_file(name, "memorisation.json")
+        )
+        for name in names
+    }
+    kinds = ("prior", "followup", "counterfactual", "mean", "reconstruction")
+    reference_scores = {n: p for n in kinds if (p := score_file(n))}
+    result = evaluation.evaluate(
+        systems,
+        workdir / "data/references",
+        reference_scores,
+        workdir,
+        bootstrap=config.evaluate.bootstrap,
+        seed=config.evaluate.seed,
+        title=config.name,
+        caveats=config.evaluate.caveats,
+        cases_shown=config.evaluate.cases,
+    )
+    del result
+    print(f"report: {workdir / 'report/index.html'}")

@@ -1,0 +1,1 @@
+"""Reports, prompts and tokens as text: no jax."""

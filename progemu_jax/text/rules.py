@@ -1,0 +1,375 @@
+"""Rules for the language of chest X-ray reports: what a text says is there, on which side, and how it moved.
+
+Pure Python, imported by the data pipeline (progression texts), the losses' augmentation and the evaluation.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+
+from progemu_jax.text import lexicon
+from progemu_jax.text.findings import CHEXPERT, CHEXPERT_OF, FINDINGS, SIDED
+from progemu_jax.text.parse import Mention, parse
+
+"""The eight finding states, in the order of every array's columns. Left and right are the patient's."""
+
+"""The 14 CheXpert observations, in the column order of `mimic-cxr-2.0.0-chexpert.csv.gz`."""
+
+"""FINDINGS name -> CheXpert observation."""
+
+"""The six organs that Dice is measured on. Left and right are the patient's."""
+
+"""The prompt of a pair without any change; also what a system is asked when nothing shall change."""
+
+"""A finding is present (label 1) from this severity on; the change of a severity counts from it too."""
+
+MODERATE, LARGE = 0.35, 0.65
+"""Severity grades: trace, small or mild below MODERATE; moderate below LARGE; then large or severe."""
+
+"""Observations that have a side of their own in FINDINGS."""
+
+"""Grades of severity, ascending; `grade_word` has the word that a finding takes for each."""
+
+# ---------------------------------------------------------------------------------------------- structure
+
+_HEADER = re.compile(
+    r"^[ \t]*(?:\d+[.)][ \t]*)?((?:[A-Z][A-Z ,/&()-]{2,60}|"
+    r"(?:Final )?(?:Findings?|Impressions?|Conclusions?|Indication|Comparisons?|Technique|History|"
+    r"Clinical (?:history|information|indication)|Examination|Exam|Reason for exam(?:ination)?"
+    r"|Recommendations?)"
+    r"(?: and impressions?)?))[ \t]*:",
+    re.MULTILINE | re.IGNORECASE,
+)
+_KNOWN = re.compile(
+    r"finding|impression|conclusion|opinion|indication|comparison|technique|history|exam|report|reason|"
+    r"recommendation|notification|clinical|wet read|views?$|chest|information|procedure|study|addendum|"
+    r"diagnosis",
+    re.IGNORECASE,
+)
+
+
+def sections(text: str) -> dict[str, str]:
+    """Cuts a report into its sections, in order: {lower-case header: text with single spaces}.
+
+    Follows the headers of MIMIC-CXR reports ("FINDINGS:", "IMPRESSION:", "FINDINGS AND IMPRESSION:",
+    "COMPARISON:" ...). "findings" and "impression" are always there, "" when absent; conclusions count as the
+    impression. What stands before the first header is "preamble". A text that has neither findings nor
+    impression gives its last paragraph as the findings, as the MIMIC-CXR project does.
+    """
+    text = text.replace("\r\n", "\n")
+    heads = [m for m in _HEADER.finditer(text) if _KNOWN.search(m.group(1))]
+    out: dict[str, str] = {}
+    starts = [(0, 0, "preamble"), *((m.start(), m.end(), m.group(1).strip().lower()) for m in heads)]
+    for i, (_, begin, name) in enumerate(starts):
+        end = starts[i + 1][0] if i + 1 < len(starts) else len(text)
+        body = text[begin:end]
+        if re.search(r"\bfindings?\b", name):
+            name = "findings"
+        elif re.search(r"impressions?|conclusions?|opinion|diagnosis", name):
+            name = "impression"
+        body = _flat(body)
+        if body:
+            out[name] = f"{out[name]} {body}" if name in out else body
+    if not out.get("findings") and not out.get("impression"):
+        tail = text[heads[-1].end() :] if heads else text
+        paragraphs = [p for p in re.split(r"\n\s*\n", tail) if p.strip()]
+        if paragraphs:
+            out["findings"] = _flat(paragraphs[-1])
+    out.setdefault("findings", "")
+    out.setdefault("impression", "")
+    return out
+
+
+def _flat(text: str) -> str:
+    return re.sub(r"\s+", " ", text).strip()
+
+
+_ABBREVIATION = re.compile(r"\b(?:dr|drs|mr|mrs|ms|vs|approx|lt|rt|e\.g|i\.e|a\.m|p\.m|etc|cf|st)\.$", re.IGNORECASE)
+_NUMBERED = re.compile(r"\d{1,2}\.$")
+
+
+def sentences(text: str) -> list[str]:
+    """Cuts a text into sentences, white space collapsed; numbers of list items ("1.") are dropped.
+
+    Decimals ("2.5 cm"), usual abbreviations ("Dr.", "vs.") and de-identification marks ("___") end none.
+    """
+    out, current = [], ""
+    for paragraph in re.split(r"\n\s*\n", text):
+        for piece in re.split(r"(?<=[.!?])\s+|\s+(?=\d{1,2}[.)]\s+[A-Z])", _flat(paragraph)):
+            current = f"{current} {piece}".strip()
+            if not (_ABBREVIATION.search(current[-8:]) or _NUMBERED.match(current)):
+                out.append(current)
+                current = ""
+        if current:
+            out.append(current)
+            current = ""
+    out = [re.sub(r"^(?:\d{1,2}[.)]|[-*•])\s+", "", s) for s in out]
+    return [s for s in out if re.search(r"[A-Za-z]", s)]
+
+
+def mentions(text: str) -> list[Mention]:
+    """All statements about CheXpert observations, in the order of the text.
+
+    Pronouns at the start of a sentence ("It has increased.") refer to the last finding named before.
+    """
+    return list(_mentions(text))
+
+
+@functools.lru_cache(maxsize=256)  # states, changes and grades of one text are asked for one after the other
+def _mentions(text: str) -> tuple[Mention, ...]:
+    out: list[Mention] = []
+    for sentence in sentences(text):
+        out += parse(sentence, out[-1] if out else None)
+    return tuple(out)
+
+
+# ---------------------------------------------------------------------------------------------- states
+
+
+def _columns(mention: Mention) -> list[str]:
+    """FINDINGS that a mention speaks of; [] when its side is needed and open."""
+    names = [name for name in FINDINGS if CHEXPERT_OF[name] == mention.finding]
+    if mention.finding not in SIDED:
+        return names
+    if mention.side in ("left", "right"):
+        return [name for name in names if name.startswith(mention.side)]
+    if mention.side == "both" or mention.plural or mention.present is False:
+        return names
+    return []
+
+
+def _states(found: list[Mention]) -> dict[str, bool]:
+    seen: dict[str, set] = {}
+    for mention in found:
+        # "The left lung is clear": says nothing of the right, and atelectasis has one column for both.
+        half = mention.side in ("left", "right") and mention.finding not in SIDED
+        if half and mention.present is False and mention.change != -1:
+            continue
+        for name in _columns(mention):
+            if mention.present is not None or mention.uncertain:
+                seen.setdefault(name, set()).add(mention.present)
+    out = {}
+    for name in FINDINGS:
+        if True in seen.get(name, ()):
+            out[name] = True
+        elif name in seen and None not in seen[name]:
+            out[name] = False
+    return out
+
+
+def states(text: str) -> dict[str, bool]:
+    """{finding of FINDINGS: present} for those that the text settles. A finding said to be present anywhere
+    is present; one that is only hedged, or whose side is open, is left out."""
+    return _states(mentions(text))
+
+
+def changes(text: str, context: dict[str, bool] | None = None) -> dict[str, int]:
+    """{finding of FINDINGS: +1 new or worse, -1 better or resolved, 0 said to be unchanged}.
+
+    Findings on both sides count for each. A change whose side is not said goes to the side that the rest of
+    the text, or else `context` (the states before), has the finding on, and is left out when that is open.
+    Where a text speaks of one finding several times, a change beats "unchanged" and the last change stands.
+    """
+    found = mentions(text)
+    known = _states(found)
+    moved: dict[str, int] = {}
+    open_side = []
+    for mention in found:
+        if mention.change is None:
+            continue
+        unsided = mention.finding in SIDED and mention.side is None and not mention.plural
+        if unsided:
+            open_side.append(mention)
+            continue
+        for name in _columns(mention):
+            _note(moved, name, mention.change)
+    for mention in open_side:
+        names = [name for name in FINDINGS if CHEXPERT_OF[name] == mention.finding]
+        told = [n for n in names if known.get(n) or n in moved]
+        told = told or [n for n in names if (context or {}).get(n)]
+        if len(told) == 1 or (told and mention.present is False):
+            for name in told:
+                _note(moved, name, mention.change)
+    return {name: moved[name] for name in FINDINGS if name in moved}
+
+
+def _note(moved: dict[str, int], name: str, change: int) -> None:
+    if change or name not in moved:
+        moved[name] = change
+
+
+def severities(text: str) -> dict[str, float]:
+    """{finding of FINDINGS: severity in [0, 1]} for findings that the text grades; the last grade stands."""
+    out: dict[str, float] = {}
+    for mention in mentions(text):
+        if mention.present and mention.severity is not None:
+            for name in _columns(mention):
+                out[name] = mention.severity
+    return {name: out[name] for name in FINDINGS if name in out}
+
+
+def sites(text: str) -> dict[str, tuple[str | None, str | None]]:
+    """{"atelectasis" or "consolidation": (side, zone)} as far as the text says where they are."""
+    out: dict[str, tuple[str | None, str | None]] = {}
+    for mention in mentions(text):
+        name = mention.finding.lower()
+        if name in ("atelectasis", "consolidation") and (mention.present or mention.change):
+            side, zone = out.get(name, (None, None))
+            out[name] = (side or mention.side, zone or mention.zone)
+    return out
+
+
+def labels(text: str) -> dict[str, int | None]:
+    """CheXpert labels of a text: {each of CHEXPERT: 1, 0, -1 (uncertain) or None (not mentioned)}.
+
+    Positive beats uncertain beats negative. "No Finding" is 1 when nothing but support devices is positive or
+    uncertain and something was said, else None.
+    """
+    out: dict[str, int | None] = dict.fromkeys(CHEXPERT)
+    rank = {1: 3, -1: 2, 0: 1, None: 0}
+    found = mentions(text)
+    for mention in found:
+        value = -1 if mention.uncertain else None if mention.present is None else int(mention.present)
+        if mention.finding != "No Finding" and rank[value] > rank[out[mention.finding]]:
+            out[mention.finding] = value
+    ill = any(out[name] in (1, -1) for name in CHEXPERT if name not in ("No Finding", "Support Devices"))
+    if found and not ill:
+        out["No Finding"] = 1
+    return out
+
+
+# ---------------------------------------------------------------------------------------------- rewriting
+
+_SWAP = {"left": "right", "right": "left", "lt": "rt", "rt": "lt", "lll": "rll", "rll": "lll", "lul": "rul"}
+_SWAP |= {"rul": "lul", "leftward": "rightward", "rightward": "leftward"}
+
+
+def swap_sides(text: str) -> str:
+    """The text of the mirrored chest: left and right (and LLL, RUL ...) exchanged, case kept."""
+
+    def other(found: re.Match) -> str:
+        word = found.group()
+        new = _SWAP[word.lower()]
+        return new.upper() if word.isupper() else new.capitalize() if word[0].isupper() else new
+
+    return re.sub(r"\b(?:left|right|leftward|rightward|lt|rt|lll|rll|lul|rul)\b", other, text, flags=re.IGNORECASE)
+
+
+def shuffle_sentences(text: str, rng) -> str:
+    """The sentences of the text in another order. rng: numpy.random.Generator."""
+    parts = sentences(text)
+    return " ".join(parts[i] for i in rng.permutation(len(parts)))
+
+
+def drop_negative(text: str, rng) -> str:
+    """The text without one of the sentences that start with No, Unchanged or Persistent; the same text where
+    there is none, or nothing would be left. rng: numpy.random.Generator."""
+    parts = sentences(text)
+    drop = [i for i, s in enumerate(parts) if re.match(r"(?:no|unchanged|persistent)\b", s, re.IGNORECASE)]
+    if not drop or len(parts) < 2:
+        return text
+    gone = drop[int(rng.integers(len(drop)))]
+    return " ".join(s for i, s in enumerate(parts) if i != gone)
+
+
+def augment(text: str, rng, p_shuffle: float = 0.05, p_drop: float = 0.05) -> str:
+    """ProgEmu's text augmentation: p_drop to drop a negative sentence, p_shuffle to shuffle the rest."""
+    if rng.random() < p_drop:
+        text = drop_negative(text, rng)
+    if rng.random() < p_shuffle:
+        text = shuffle_sentences(text, rng)
+    return text
+
+
+# ---------------------------------------------------------------------------------------------- grades
+
+
+def grade_word(observation: str, grade: str) -> str:
+    """The word for a grade of GRADES: fluid and air have sizes (small, moderate, large), the others degrees."""
+    return {"mild": "small", "severe": "large"}.get(grade, grade) if observation in SIDED else grade
+
+
+def with_grade(text: str, grade: str) -> str | None:
+    """The text with every finding that it says is there, and not unchanged, at one grade of GRADES.
+
+    "New left pleural effusion." becomes "New large left pleural effusion.", "Increased edema, now mild." becomes
+    "Increased edema, now severe."; what is absent, resolved or unchanged keeps its words. None when the text has no
+    such finding, or the rules do not read the result as that grade with everything else as before.
+    """
+    found = mentions(text)
+    moving = [m for m in found if m.present and m.change != 0 and m.finding in CHEXPERT_OF.values()]
+    if not moving:
+        return None
+    graded = " ".join(_sentence_with_grade(sentence, grade) for sentence in sentences(text))
+    read = mentions(graded)
+    if len(read) != len(found):
+        return None
+    low, high = {"mild": (0.0, MODERATE), "moderate": (MODERATE, LARGE), "severe": (LARGE, 1.01)}[grade]
+    for old, new in zip(found, read, strict=True):
+        kept = ("finding", "side", "present", "change", "plural", "uncertain")
+        if any(getattr(old, name) != getattr(new, name) for name in kept):
+            return None
+        if old in moving:
+            good = new.severity is not None and low <= new.severity < high
+        else:
+            good = new.severity == old.severity
+        if not good:
+            return None
+    return graded
+
+
+def _sentence_with_grade(sentence: str, grade: str) -> str:
+    moving = {m.finding for m in mentions(sentence) if m.present and m.change != 0} & {*CHEXPERT_OF.values()}
+    lower = sentence.lower()
+    if not moving or len(lower) != len(sentence):
+        return sentence
+    found = lexicon.spans(lower)
+    terms = [i for i, (atom, _) in enumerate(found) if atom.kind == "TERM" and atom.value[0] in moving]
+    edits: list[tuple[int, int, str]] = []  # start, end, text instead
+    graded = set()
+    for i, (atom, (start, end)) in enumerate(found):
+        past = i > 0 and found[i - 1][0].kind == "PAST"
+        if atom.kind != "SEVERITY" or past or not terms:
+            continue
+        named = [j for j, (other, _) in enumerate(found) if other.kind == "TERM"]
+        after = next((j for j in named if j > i), None)
+        between = [other.kind for other, _ in found[i + 1 : after]]
+        # "small effusion" belongs to what follows, "effusion, now small" to what stands before it.
+        j = after if after is not None and "JOIN" not in between else max((k for k in named if k < i), default=after)
+        if j in terms:
+            edits.append((start, end, grade_word(found[j][0].value[0], grade)))
+            graded.add(j)
+    for j in (j for j in terms if j not in graded):
+        finding, form = found[j][0].value
+        word = grade_word(finding, grade)
+        moved = any(atom.kind == "CHANGE" and atom.value in ("up", "down") for atom, _ in found)
+        if len(terms) == 1 and (moved or form not in ("plain", "many")):
+            at = len(sentence.rstrip(" .!"))
+            edits.append((at, at, f", now {word}"))
+            continue
+        first = j
+        while first and found[first - 1][0].kind in ("SIDE", "PLACE"):
+            first -= 1
+        at = found[first][1][0]
+        edits.append((at, at, f"{word} "))
+    for start, end, word in sorted(edits, reverse=True):
+        before, rest = sentence[:start], sentence[end:]
+        if not before:  # the first word of the sentence
+            word = word[0].upper() + word[1:]
+            rest = rest if start != end else rest[:1].lower() + rest[1:]
+        sentence = re.sub(r"\b([Aa])n $", r"\1 ", before) + word + rest
+    return sentence
+
+
+def says_no_change(text: str) -> bool:
+    """Whether every sentence says that something, or everything, is as before ("Unchanged small left effusion.",
+    "No significant change."), and none that anything changed or was denied."""
+    parts = sentences(text)
+    for part in parts:
+        kinds = [(atom.kind, atom.value) for atom in lexicon.atoms(part)]
+        moves = {value for kind, value in kinds if kind == "CHANGE"}
+        denied = any(kind in ("NEG", "DENIED", "UNSURE", "ASKED") for kind, _ in kinds)
+        if moves != {"same"} or denied or any(m.change != 0 for m in mentions(part)):
+            return False
+    return bool(parts)
