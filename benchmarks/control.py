@@ -21,7 +21,8 @@ import numpy as np
 
 import progemu_jax
 from progemu_jax.data import phantom
-from progemu_jax.data.images import read_gray, resize
+from progemu_jax.data.images import resize
+from progemu_jax.data.radiograph import read_gray
 from progemu_jax.eval.metrics.direction import MARGIN, TIE, moved
 from progemu_jax.files import records
 from progemu_jax.files.predictions import Case

@@ -137,7 +137,7 @@ def our_steps(folder, dtype, x, steps):
 
     import jax
 
-    from progemu_jax.convert.diffusers.folder import folder as diffusers_folder
+    from progemu_jax.convert.diffusers import folder as diffusers_folder
     from progemu_jax.models.noise_schedule import Schedule
     from progemu_jax.sampling.diffusion import DiffusionSampling, generate
 

@@ -5,6 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from absl import flags
+from google.protobuf.json_format import ParseError
+from PIL import Image
 
 from progemu_jax.data.icg_cxr import config_folder
 from progemu_jax.errors import UserError
@@ -23,7 +26,6 @@ class Examples(Sequence):
 
     def __init__(self, data_dir: str | Path, config: str, split: str, *, cache: bool | None = None):
         import tensorflow_datasets as tfds
-        from google.protobuf.json_format import ParseError
 
         folder = config_folder(data_dir, config)
         self.name, self.folder = f"{config}/{split}", folder
@@ -69,8 +71,6 @@ class Examples(Sequence):
         return f"Examples({self.name}, {len(self)})"
 
     def _decode(self, index: int) -> dict:
-        from PIL import Image
-
         try:
             example = self._source[index]
         except (RuntimeError, ValueError) as error:  # ArrayRecord keeps a hash of every chunk
@@ -167,8 +167,6 @@ class Batches:
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2 * what["batch_size"])
         dataset = dataset.to_iter_dataset(options)
         if what["workers"]:
-            from absl import flags
-
             if not flags.FLAGS.is_parsed():  # Grain's workers ask for absl's flags, which a script may not have
                 flags.FLAGS.mark_as_parsed()
             dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=what["workers"]))

@@ -17,19 +17,24 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from progemu_jax.data import (
     duplicates,
     foreground,
+    icg_cxr,
     images,
     journeys,
     leaks,
+    radiograph,
     registration,
     sheets,
     texts,
     tree,
 )
+from progemu_jax.data.beam import map_on_beam, require
 from progemu_jax.data.pool import ordered_map
+from progemu_jax.data.references import build_references
 from progemu_jax.data.sources import SOURCES, Given, Rejected, Study, open_source
 from progemu_jax.data.texts import TextOptions
 from progemu_jax.errors import UserError
@@ -81,9 +86,6 @@ def build(
     "shards": paths}. Raises UserError for bad options, a source that cannot be read, a cohort that
     leaves no pair, and a tree built with other options.
     """
-    from progemu_jax.data import icg_cxr
-    from progemu_jax.data.references import build_references
-
     workdir = Path(workdir)
     funnel = build_tree(
         source, root, workdir / "tree", size=size, options=options, unchanged=unchanged, text_options=text_options,
@@ -127,8 +129,6 @@ def build_tree(
     if not 0 <= unchanged <= 1:
         raise UserError(f"unchanged={unchanged}: a share between 0 and 1 is needed")
     if beam:
-        from progemu_jax.data.beam import map_on_beam, require
-
         require()
     out = Path(out)
     plan = _plan(source, size, unchanged, options, text_options, exclude, source_options)
@@ -175,8 +175,6 @@ def read_cohort(
     source, root, options: journeys.Options, exclude=frozenset(), source_options=None, progress=False
 ) -> journeys.Cohort:
     """The journeys of a source; UserError where no pair is left."""
-    from tqdm import tqdm
-
     reader = open_source(source, root, **{"views": tuple(options.view_of()), **(source_options or {})})
     given = hasattr(reader, "pairs")
     items, same = reader.pairs() if given else reader.studies(), None
@@ -240,8 +238,6 @@ def finish(out: Path, cohort: journeys.Cohort, results: dict[str, dict], setting
 
 def _run(todo, work: Work, journal: Path, settings: dict, mapper, progress) -> dict[str, dict]:
     """Patient key -> result, for every journey; those in the journal are not done again."""
-    from tqdm import tqdm
-
     done = _read_journal(journal, settings, work.root)
     left = [j for j in todo if _key(j) not in done]
     with (
@@ -304,7 +300,7 @@ class _Reader:
         """(image uint8 [size, size], crop corners or None, shape as stored), or None when broken."""
         if path not in self.cache and path not in self.broken:
             try:
-                raw = images.read_gray(path)
+                raw = radiograph.read_gray(path)
                 corners = None if path in self.as_is else foreground.rectangle(raw)
                 cropped = raw if corners is None else foreground.warp(raw, corners)
                 self.cache[path] = images.resize(cropped, self.size), corners, raw.shape

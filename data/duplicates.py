@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from progemu_jax.data import foreground, images
+from progemu_jax.data import foreground, images, radiograph
 from progemu_jax.data.sources import Study
 
 SIDE = 32  # pixels of the thumbnails compared
@@ -43,7 +43,7 @@ def same_patients(studies: Iterable[Study], block: int = 1024) -> dict[str, str]
     patients, thumbnails = [], []
     for study in studies:
         try:
-            thumbnails.append(thumbnail(images.read_gray(study.image_path)))
+            thumbnails.append(thumbnail(radiograph.read_gray(study.image_path)))
         except images.BrokenImage:
             continue
         patients.append(study.patient_id)

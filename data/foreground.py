@@ -7,6 +7,7 @@ rectangle, warp), done with SimpleITK and NumPy.
 import numpy as np
 
 from progemu_jax.data.itk import itk
+from progemu_jax.errors import UserError
 
 BLACK = 10  # gray level up to which a pixel is background
 BORDER_SHARE = 0.30  # more bright border pixels than this: the image already fills its frame
@@ -46,8 +47,6 @@ def unexposed(image: np.ndarray) -> np.ndarray:
 
 def check(image, name: str = "image", least: int = 1) -> None:
     """Raises UserError, in one line, unless `image` is uint8 [H, W] of at least `least` pixels a side."""
-    from progemu_jax.errors import UserError
-
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 2:
         dtype, shape = getattr(image, "dtype", type(image).__name__), list(getattr(image, "shape", []))
         raise UserError(f"{name}: expected a gray uint8 array [H, W], got {dtype} {shape}; convert it to 8-bit gray")

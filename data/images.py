@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 MAX_PIXELS = 64_000_000  # a 43 x 43 cm detector at 0.05 mm; more is taken for a decompression bomb
 LEAST = 32  # pixels a side, the least that registration takes
@@ -16,27 +17,8 @@ class BrokenImage(Exception):
     """An image file that cannot be used; the message is the reason, without the file's name."""
 
 
-def read_gray(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """The image of a PNG, JPEG or (by its name, *.dcm) DICOM file as gray uint8 [H, W].
-
-    Colour, palette and alpha are reduced to luminance; 16-bit and float images are windowed from their least
-    to their greatest value, as MIMIC-CXR-JPG does. Raises BrokenImage for a file that is missing, truncated,
-    no PNG or JPEG, blank, under 32 pixels a side, or over `max_pixels` (checked before any decoding).
-    """
-    if str(path).endswith(".dcm"):
-        from progemu_jax.data import dicom
-
-        return dicom.read_gray(path, max_pixels=max_pixels)
-    image = read(path, to_gray, max_pixels=max_pixels)
-    if image.min() == image.max():
-        raise BrokenImage("the image is blank")
-    return image
-
-
 def read(path: str | Path, convert: Callable[[Any], np.ndarray], *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """`convert` of the open PIL image of a PNG or JPEG file; what is wrong with the file is a BrokenImage."""
-    from PIL import Image
-
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -78,8 +60,6 @@ def to_gray(file: Any) -> np.ndarray:
 
 def resize(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
     """uint8 [H, W] -> uint8 of `size` (height, width; or of a square): area averages going down, bicubic going up."""
-    from PIL import Image
-
     height, width = (size, size) if isinstance(size, int) else size
     if image.shape == (height, width):
         return image
@@ -90,8 +70,6 @@ def resize(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
 
 def png(image: np.ndarray) -> bytes:
     """PNG file content of a gray uint8 [H, W] image; lightly compressed, the same bytes every time."""
-    from PIL import Image
-
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()

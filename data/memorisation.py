@@ -18,8 +18,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
-from progemu_jax.data import images
+from progemu_jax.data import images, radiograph
+from progemu_jax.data.batches import Examples
 from progemu_jax.data.duplicates import SAME, thumbnail
 from progemu_jax.data.pool import ordered_map
 from progemu_jax.data.sources import inside
@@ -78,8 +80,6 @@ def audit(
 
 def _trained(shards: Path, processes, progress) -> Iterator[tuple[str, np.ndarray]]:
     """(name, thumbnail float32 [D]) of every training image."""
-    from tqdm import tqdm
-
     items = [(config, i) for config in IMAGES for i in range(len(_examples(shards, config)))]
     made = ordered_map(functools.partial(_thumbnails, shards), items, processes, chunk=64, least=2000)
     for found in tqdm(made, desc="training images", total=len(items), unit="example", disable=not progress):
@@ -94,8 +94,6 @@ def _thumbnails(shards: Path, item: tuple[str, int]) -> list[tuple[str, np.ndarr
 
 @functools.cache
 def _examples(shards: Path, config: str):
-    from progemu_jax.data.batches import Examples
-
     return Examples(shards, config, "train", cache=False)
 
 
@@ -108,7 +106,7 @@ def _read(root: Path, name: str) -> np.ndarray:
     try:
         if path is None:
             raise images.BrokenImage("the path leaves the folder")
-        return images.read_gray(path)
+        return radiograph.read_gray(path)
     except images.BrokenImage as error:
         raise UserError(f"{root / str(name)}: {error}") from None
 

@@ -1,10 +1,13 @@
 """A map over worker processes that keeps the order, bounds what waits in memory and leaves no orphan."""
 
+import multiprocessing
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait
 
 from progemu_jax.errors import UserError
 
@@ -22,7 +25,6 @@ def ordered_map(
     if processes == 1 or len(items) < least:
         yield from map(function, items)
         return
-    import multiprocessing
 
     chunks = (items[i : i + chunk] for i in range(0, len(items), chunk))
     context = multiprocessing.get_context("spawn")
@@ -47,9 +49,6 @@ def _map(function, part):
 
 def _watch_parent():
     """A worker ends with its parent, also when that is killed."""
-    import multiprocessing
-    import threading
-    from multiprocessing.connection import wait
 
     def end():
         wait([multiprocessing.parent_process().sentinel])

@@ -8,8 +8,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
-from progemu_jax.data import foreground, images, registration, tree
+from progemu_jax.data import foreground, images, phantom, radiograph, registration, tree
 from progemu_jax.data.pool import ordered_map
 from progemu_jax.data.sources import Rejected
 from progemu_jax.errors import UserError
@@ -36,8 +37,6 @@ def build_references(
     written last; when it is there, nothing is done. A broken pair is listed in rejected.jsonl of `out`.
     Raises UserError when the tree or the truth is missing or the split has no pair.
     """
-    from tqdm import tqdm
-
     out = Path(out)
     if (out / "references.jsonl").exists():
         return sum(1 for _ in records.read_lines(out / "references.jsonl"))
@@ -62,7 +61,7 @@ def _reference(item, out: Path, split: str, size: int) -> dict | Rejected:
     """The row of (pair, truth of its prior or None, truth of its follow-up or None); writes its files."""
     pair, before, after = item
     try:
-        prior, followup = images.read_gray(pair.prior_path), images.read_gray(pair.followup_path)
+        prior, followup = radiograph.read_gray(pair.prior_path), radiograph.read_gray(pair.followup_path)
     except images.BrokenImage as error:
         return Rejected(pair.pair_id, pair.prior_path.parent.name, f"broken image: {error}")
     meta, ours, name = pair.meta, pair.ours, pair.pair_id
@@ -96,8 +95,6 @@ def _reference(item, out: Path, split: str, size: int) -> dict | Rejected:
 
 
 def _write_truth(row: dict, ours: dict, shape: tuple, out: Path, before: dict, after: dict, size: int) -> None:
-    from progemu_jax.data import phantom
-
     moved = ours["registration"]
     name, stored, stored_after = row["pair_id"], ours["prior_shape"][0], ours["followup_shape"][0]
 
@@ -123,8 +120,6 @@ def _write_truth(row: dict, ours: dict, shape: tuple, out: Path, before: dict, a
 
 def _render(row: dict, size: int):
     """The study of a truth row again: phantom.Rendered."""
-    from progemu_jax.data import phantom
-
     patient, state = phantom.Patient.from_dict(row["patient"]), phantom.State.from_dict(row["disease"])
     return phantom.render(patient, state, phantom.Acquisition.from_dict(row["acquisition"]), size)
 

@@ -18,6 +18,7 @@ than from another exposure of itself.
 import dataclasses
 
 import numpy as np
+from PIL import Image
 
 from progemu_jax.data import foreground
 from progemu_jax.data.itk import itk
@@ -201,8 +202,6 @@ class _View:
     """An image at one level: local contrast and its weight, float32 [n, n]; 0 where nothing was exposed."""
 
     def __init__(self, image: np.ndarray, size: int, smooth: float, wide: float):
-        from PIL import Image
-
         self.size, self.evidence = size, DENSITY / wide**2
         small = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
         gray = _blur(equalise(small).astype(np.float32) / 255, smooth * size)

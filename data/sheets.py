@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+from PIL import Image, ImageDraw
 
 from progemu_jax.data import images
 from progemu_jax.files import records
@@ -45,8 +46,6 @@ def finish(root: Path) -> None:
 
 
 def _sheet(paths: list[Path]) -> bytes:
-    from PIL import Image, ImageDraw
-
     caption = 14
     sheet = Image.new("L", (4 * TILE, len(paths) * (TILE + caption)), 0)
     draw = ImageDraw.Draw(sheet)

@@ -22,6 +22,8 @@ from functools import cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from tqdm import tqdm
+
 from progemu_jax.data.journeys import Pair
 from progemu_jax.data.progression import NO_CHANGE, progression
 from progemu_jax.errors import UserError
@@ -147,8 +149,6 @@ def ask(pairs: Sequence[Pair], options: TextOptions, cache: Path, *, source: str
     is dropped. Calls that do not get through (after the client's own retries) stop the build instead; the same
     command goes on.
     """
-    from tqdm import tqdm
-
     local = check_endpoint(options, credentialed, source)
     instruction = options.read_instruction()
     todo = {}

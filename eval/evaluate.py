@@ -25,8 +25,12 @@ from progemu_jax.eval.metrics.cmig import cmig
 from progemu_jax.eval.metrics.fidelity import SUBSAMPLES
 from progemu_jax.eval.metrics.retention import normalised
 from progemu_jax.eval.metrics.roc import RELIABLE
+from progemu_jax.eval.paper import write_paper
 from progemu_jax.eval.predictions import Rows, read_predictions, read_references
+from progemu_jax.eval.render import write_tables
+from progemu_jax.eval.report import write_report
 from progemu_jax.eval.scores import name_ids, read_memorisation, read_scores
+from progemu_jax.eval.sheet import write_sheet
 from progemu_jax.eval.tables import METRICS
 from progemu_jax.files.records import write_text
 
@@ -156,11 +160,6 @@ def evaluate(
     result.update(title=title, caveats=list(caveats), warnings=warnings)
     for key, audit in audits.items():
         result["systems"][key]["memorisation"] = audit
-
-    from progemu_jax.eval.paper import write_paper
-    from progemu_jax.eval.render import write_tables
-    from progemu_jax.eval.report import write_report
-    from progemu_jax.eval.sheet import write_sheet
 
     out = Path(out)
     try:

@@ -7,12 +7,14 @@ out = model.counterfactual(prior, "New small left pleural effusion.", num_sample
 
 from __future__ import annotations
 
-__version__ = "0.1.0"
+from importlib.metadata import version
+
+__version__ = version("progemu-jax")
 __all__ = ["load"]
 
 
 def load(path, tokenizer=None, quantize=None):
-    """The model of a run directory, an export or a Hugging Face folder; see `progemu_jax.inference.progemu.load`."""
+    """The model of a run directory, an export or a Hugging Face folder; see `progemu_jax.inference.load.load`."""
     from progemu_jax.inference.load import load as load_model
 
     return load_model(path, tokenizer, quantize)

@@ -176,7 +176,7 @@ class MeshConfig:
 
 @dataclass(frozen=True)
 class PlanConfig:
-    """`--stages=plan` (`progemu_jax.plan.plan`).
+    """`--stages=plan` (`progemu_jax.plan`).
 
     Attributes:
       devices: sizes of the slice or cluster; the mesh's data axis takes what fsdp and tensor leave.

@@ -5,15 +5,21 @@ Config values can be changed on the command line, e.g. `--config.data.root=DIR`.
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import runpy
 import sys
 import warnings
 from pathlib import Path
 from typing import NoReturn
 
 from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
 
+from progemu_jax.config import Config
+from progemu_jax.devices import hosts
 from progemu_jax.errors import UserError, disk_trouble
+from progemu_jax.files.settings import from_dict, known_key
 from progemu_jax.run import run
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory: everything the run makes goes there.")
@@ -32,8 +38,6 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     try:
         if _MULTIHOST.value:
-            from progemu_jax.devices import hosts
-
             hosts.start()
         run(flags.FLAGS.config, _WORKDIR.value, _STAGES.value)
     except UserError as error:
@@ -66,10 +70,6 @@ def _define_config(argv: list[str]) -> list[str]:
     So `--config.key=value` may change any key of `Config`, not only those in the file. Returns `argv` without
     the file. Raises UserError for a file that does not load, and for unknown keys in it or in `argv`.
     """
-    import dataclasses
-
-    from ml_collections import ConfigDict, config_flags
-
     names = {"--config", "-config"}
     at = [i for i, arg in enumerate(argv) if arg.split("=", 1)[0] in names]
     if not at:
@@ -81,9 +81,6 @@ def _define_config(argv: list[str]) -> list[str]:
     if not long and first + 1 == len(argv):
         raise UserError("--config: name a file, e.g. --config=configs/demo.py")
     path = argv[first].split("=", 1)[1] if long else argv[first + 1]
-
-    from progemu_jax.config import Config
-    from progemu_jax.files.settings import from_dict, known_key
 
     full = dataclasses.asdict(from_dict(Config, _load_config(path)))
     for arg in argv[1:]:
@@ -103,8 +100,6 @@ class _Number(flags.ArgumentParser):
 
 def _load_config(path: str):
     """What `get_config()` of a config file returns."""
-    import runpy
-
     if not Path(path).is_file():
         raise UserError(f"--config: {path}: no such file; those of the project are in configs/")
     try:

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import tempfile
 from functools import partial
 from pathlib import Path
 
+from progemu_jax.config import Config
+from progemu_jax.convert import folders
+from progemu_jax.data.sources import PLACES, needed_files
+from progemu_jax.devices import hosts
 from progemu_jax.errors import UserError
+from progemu_jax.files.predictions import rejections
+from progemu_jax.files.records import write_json
+from progemu_jax.files.settings import from_dict, to_dict
+from progemu_jax.files.stages import Stage, list_stages, run_stages
+from progemu_jax.plan import plan
+from progemu_jax.systems import meshes, shared_stages
+from progemu_jax.systems.progemu import system
+from progemu_jax.training.loop import HOUSEKEEPING
 
 
 def _without(values, keys: tuple[str, ...]):
@@ -19,12 +32,6 @@ def _without(values, keys: tuple[str, ...]):
 
 def build_stages(config, config_dict: dict) -> list:
     """The stages of a run: what each reads and writes, and the part of the config it depends on."""
-    from progemu_jax.convert import folders
-    from progemu_jax.data.sources import PLACES
-    from progemu_jax.files.stages import Stage
-    from progemu_jax.systems import shared_stages
-    from progemu_jax.systems.progemu import system
-    from progemu_jax.training.loop import HOUSEKEEPING
 
     def part(*names: str) -> dict:
         """The seed and the named sections, without what only says how often a loop reports and saves."""
@@ -81,21 +88,9 @@ def build_stages(config, config_dict: dict) -> list:
 
 def run(config_dict, workdir: str | os.PathLike, stages: list[str] | None) -> None:
     """Checks the config, then runs the stages that are not complete yet."""
-    from progemu_jax.config import Config
-    from progemu_jax.data.sources import needed_files
-    from progemu_jax.devices import hosts
-    from progemu_jax.files.predictions import rejections
-    from progemu_jax.files.records import write_json
-    from progemu_jax.files.settings import from_dict, to_dict
-    from progemu_jax.files.stages import list_stages
-    from progemu_jax.systems import meshes
-    from progemu_jax.systems.progemu import system
-
     config = from_dict(Config, config_dict)
     plain, workdir = to_dict(config), Path(workdir)
     if stages == ["plan"]:
-        from progemu_jax.plan.plan import plan
-
         _make(workdir)
         plan.run(config, plain, workdir)
         return
@@ -115,11 +110,6 @@ def run(config_dict, workdir: str | os.PathLike, stages: list[str] | None) -> No
 
 def _run_together(todo: list, workdir: Path, selected: list[str] | None) -> None:
     """`run_stages`; of several hosts the first decides what runs, and the others run it with it."""
-    import dataclasses
-
-    from progemu_jax.devices import hosts
-    from progemu_jax.files.stages import run_stages
-
     if not hosts.first():
         while (number := hosts.told()) >= 0:
             todo[number].run(workdir)

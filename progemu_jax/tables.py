@@ -21,6 +21,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from progemu_jax import eval as evaluation
+from progemu_jax.configs.diffusion import STEPS
 from progemu_jax.errors import UserError, exit_status
 from progemu_jax.files.records import write_text
 
@@ -106,8 +108,6 @@ def _run(run: Path, system: str, registered: bool, budget: dict, stages: tuple[s
 
 def page(workdir: Path) -> str:
     """metrics.json, tables and report/index.html over the runs that have been scored."""
-    from progemu_jax import eval as evaluation
-
     rows = {"progemu": ("progemu", "progemu", "ProgEmu"), "reconstruction": ("progemu", "reconstruction", None)}
     rows |= {name.replace("-", "_"): (name, system, title) for name, (system, _, title) in RUNS.items()}
     # Ours is the system under test, first in the tables.
@@ -159,8 +159,6 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def work():
-        from progemu_jax.configs.diffusion import STEPS
-
         steps = STEPS[args.size] if args.steps is None else args.steps
         if steps < 4:
             raise UserError(f"--steps={steps}: expected 4 or more")

@@ -3,9 +3,9 @@
 import json
 import time
 
-import cohorts
 import numpy as np
 import pytest
+from support import cohorts
 from test_shards import make_tree
 
 from progemu_jax.data import icg_cxr, images

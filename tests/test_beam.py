@@ -1,7 +1,7 @@
 """The data stage on Apache Beam: the same bytes as without it. Needs the extra [beam]: `make test-beam`."""
 
-import cohorts
 import pytest
+from support import cohorts
 
 from progemu_jax.data.build import build
 from progemu_jax.data.texts import TextOptions

@@ -9,15 +9,15 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import cohorts
 import numpy as np
 import psutil
 import pytest
 from PIL import Image
+from support import cohorts
 from test_sources import OPEN
 
 from progemu_jax.data import build as building
-from progemu_jax.data import images, texts, tree
+from progemu_jax.data import radiograph, texts, tree
 from progemu_jax.data.batches import Examples
 from progemu_jax.data.build import build, build_tree
 from progemu_jax.data.references import build_references
@@ -89,7 +89,7 @@ def test_references_without_truth_take_states_from_the_reports(built):
     assert one["states_after"]["left pleural effusion"] == 1
     assert one["prompt_changes"]["left pleural effusion"] == 1
     assert one["masks_prior"] is one["counterfactual"] is None
-    assert images.read_gray(built[0] / "references" / one["followup"]).shape == (32, 32)
+    assert radiograph.read_gray(built[0] / "references" / one["followup"]).shape == (32, 32)
 
 
 def test_report_text_stays_out_of_what_is_printed_and_rejected(cohort, tmp_path, capsys):
@@ -291,7 +291,7 @@ def test_masks_lie_on_their_images(phantom):
     """Lungs are darker than what lies between them, and registered lungs overlap the prior's."""
     for row in rows(phantom / "references/references.jsonl"):
         for side in ("prior", "followup"):
-            image = images.read_gray(phantom / "references" / row[side]).astype(float)
+            image = radiograph.read_gray(phantom / "references" / row[side]).astype(float)
             masks = _masks(phantom, row, side)
             assert masks.shape == (6, 64, 64)
             assert masks.dtype == bool
@@ -329,7 +329,7 @@ def test_the_counterfactual_of_no_change_is_the_prior_cropped_as_it_was(phantom,
 
 
 def _gray(folder, row, side):
-    return images.read_gray(folder / row[side]).astype(float)
+    return radiograph.read_gray(folder / row[side]).astype(float)
 
 
 def test_truth_that_is_missing_or_broken(phantom, tmp_path):

@@ -4,12 +4,12 @@ import gzip
 import json
 from pathlib import Path
 
-import cohorts
 import numpy as np
 import pytest
 from PIL import Image
+from support import cohorts
 
-from progemu_jax.data import images, tree
+from progemu_jax.data import radiograph, tree
 from progemu_jax.data.batches import Examples
 from progemu_jax.data.build import build, build_tree
 from progemu_jax.data.sources import SOURCES, Given, Rejected, needed_files, open_source
@@ -193,7 +193,7 @@ def test_icg_images_that_are_there_already_are_taken_as_registered(icg, mimic, t
                         source_options={"reports": mimic}, **QUIET)  # fmt: skip
     assert funnel["pairs kept"] == 1
     (pair,) = tree.read_pairs(tmp_path / "t")
-    np.testing.assert_array_equal(images.read_gray(pair.followup_path), cohorts.chest(1))
+    np.testing.assert_array_equal(radiograph.read_gray(pair.followup_path), cohorts.chest(1))
     rejected = [row["reason"] for _, row in records.read_lines(tmp_path / "t/rejected.jsonl")]
     assert any("name the cohort by config.data.chexpertplus" in reason for reason in rejected)
 

@@ -1,7 +1,7 @@
 """Mistakes on the command line: one line that names the value, status 2, before any work is done."""
 
 import pytest
-from command_line import TOY, one_line, run
+from support.command_line import TOY, one_line, run
 
 pytestmark = pytest.mark.timeout(900)
 

@@ -9,10 +9,10 @@ import zlib
 
 import numpy as np
 import pytest
-import tiny_run
-from cohorts import chest
 from PIL import Image
-from tiny_run import CODES, GRID, SIZE
+from support import tiny_run
+from support.cohorts import chest
+from support.tiny_run import CODES, GRID, SIZE
 
 import progemu_jax
 from progemu_jax import provenance

@@ -9,7 +9,7 @@ import sys
 import ml_dtypes
 import numpy as np
 import pytest
-from emu3_reference import CODES, LM, TINY_VQ, transformers_vq, weight, write_run
+from support.emu3_reference import CODES, LM, TINY_VQ, transformers_vq, weight, write_run
 
 import progemu_jax
 from progemu_jax.checkpoints import arrays, export

@@ -5,12 +5,11 @@ import struct
 import tracemalloc
 import zlib
 
-import cohorts
-import dicoms
 import numpy as np
 import pytest
+from support import cohorts, dicoms
 
-from progemu_jax.data import dicom, images
+from progemu_jax.data import dicom, images, radiograph
 from progemu_jax.data.sources import Rejected, open_source
 
 GRAY = cohorts.chest(0, 96)
@@ -23,22 +22,22 @@ def stretched(values):
 
 
 def test_deep_pixels_fill_the_range(tmp_path):
-    np.testing.assert_array_equal(images.read_gray(dicoms.write(tmp_path / "a.dcm", DEEP)), stretched(DEEP))
+    np.testing.assert_array_equal(radiograph.read_gray(dicoms.write(tmp_path / "a.dcm", DEEP)), stretched(DEEP))
     eight = dicoms.write(tmp_path / "b.dcm", GRAY, bits=8)
-    np.testing.assert_array_equal(images.read_gray(eight), stretched(GRAY))
+    np.testing.assert_array_equal(radiograph.read_gray(eight), stretched(GRAY))
     full = dicoms.write(tmp_path / "c.dcm", DEEP * 16, bits=16)
-    np.testing.assert_array_equal(images.read_gray(full), stretched(DEEP))
+    np.testing.assert_array_equal(radiograph.read_gray(full), stretched(DEEP))
 
 
 def test_signed_pixels_and_the_rescale(tmp_path):
     signed = (DEEP.astype(np.int16) - 2000).astype(np.uint16)
     path = dicoms.write(tmp_path / "a.dcm", signed, bits=16, PixelRepresentation=1, RescaleSlope=2, RescaleIntercept=-7)
-    np.testing.assert_array_equal(images.read_gray(path), stretched(DEEP))
+    np.testing.assert_array_equal(radiograph.read_gray(path), stretched(DEEP))
 
 
 def test_monochrome1_is_turned(tmp_path):
     turned = dicoms.write(tmp_path / "a.dcm", 4095 - DEEP, PhotometricInterpretation="MONOCHROME1")
-    np.testing.assert_array_equal(images.read_gray(turned), 255 - stretched(4095 - DEEP))
+    np.testing.assert_array_equal(radiograph.read_gray(turned), 255 - stretched(4095 - DEEP))
 
 
 @pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
@@ -53,7 +52,7 @@ def test_the_window_is_what_is_seen(tmp_path, function):
         "LINEAR_EXACT": np.clip((x - centre) / width + 0.5, 0, 1),
         "SIGMOID": 1 / (1 + np.exp(-4 * (x - centre) / width)),
     }[function]
-    assert np.abs(images.read_gray(path).astype(int) - stretched(expected)).max() <= 1
+    assert np.abs(radiograph.read_gray(path).astype(int) - stretched(expected)).max() <= 1
 
 
 def test_a_voi_lut_goes_before_the_window(tmp_path):
@@ -64,18 +63,18 @@ def test_a_voi_lut_goes_before_the_window(tmp_path):
     curve = (np.sqrt(np.arange(4096) / 4095) * 65535).astype(np.uint16)
     table.add_new((0x0028, 0x3006), "US", curve.tolist())
     path = dicoms.write(tmp_path / "a.dcm", DEEP, VOILUTSequence=[table], WindowCenter=100, WindowWidth=10)
-    np.testing.assert_array_equal(images.read_gray(path), stretched(curve[DEEP]))
+    np.testing.assert_array_equal(radiograph.read_gray(path), stretched(curve[DEEP]))
 
 
 def test_colour_becomes_luminance(tmp_path):
     path = dicoms.write(tmp_path / "a.dcm", np.stack([GRAY, GRAY, GRAY], -1), bits=8)
-    np.testing.assert_array_equal(images.read_gray(path), stretched(GRAY))
+    np.testing.assert_array_equal(radiograph.read_gray(path), stretched(GRAY))
 
 
 @pytest.mark.parametrize("syntax", [*dicoms.RAW, *dicoms.COMPRESSED])
 def test_every_transfer_syntax(tmp_path, syntax):
     values, bits = (GRAY, 8) if syntax in ("JPEGBaselineProcess1", "JPEGExtendedProcess2_4") else (DEEP, 12)
-    image = images.read_gray(dicoms.write(tmp_path / "a.dcm", values, bits=bits, syntax=syntax))
+    image = radiograph.read_gray(dicoms.write(tmp_path / "a.dcm", values, bits=bits, syntax=syntax))
     lossy = syntax in ("JPEGBaselineProcess1", "JPEGExtendedProcess2_4", "JPEG2000", "JPEGLSNearLossless")
     assert np.abs(image.astype(int) - stretched(values)).max() <= (12 if lossy else 0)
 
@@ -83,7 +82,7 @@ def test_every_transfer_syntax(tmp_path, syntax):
 def test_extended_jpeg_of_12_bits_is_refused_not_misread(tmp_path):
     path = dicoms.write(tmp_path / "a.dcm", DEEP, syntax="JPEGExtendedProcess2_4")
     with pytest.raises(images.BrokenImage, match="12 bits"):
-        images.read_gray(path)
+        radiograph.read_gray(path)
 
 
 def _bomb(path):
@@ -140,7 +139,7 @@ def test_files_that_cannot_be_used_name_the_reason_and_take_no_memory(tmp_path, 
     damage(tmp_path / "a.dcm")
     tracemalloc.start()
     with pytest.raises(images.BrokenImage, match=reason) as error:
-        images.read_gray(tmp_path / "a.dcm")
+        radiograph.read_gray(tmp_path / "a.dcm")
     assert tracemalloc.get_traced_memory()[1] < 8 << 20
     tracemalloc.stop()
     assert "\n" not in str(error.value)
@@ -152,7 +151,7 @@ def test_nothing_of_a_header_is_printed(tmp_path, capsys, caplog):
     content = path.read_bytes()
     path.write_bytes(content.replace(b"21800107", b"Zebrastr", 1))
     dicom.header(path)
-    images.read_gray(path)
+    radiograph.read_gray(path)
     output = capsys.readouterr()
     assert cohorts.SECRET[:8] not in output.out + output.err + caplog.text
 
@@ -183,7 +182,7 @@ def test_mimic_cxr_in_dicom(mimic):
     assert studies[1].order_key == (21800207, 81303.125)
     assert (studies[1].age, studies[1].sex, studies[1].group) == (52.0, "M", "WHITE")
     assert [s.labels["Pleural Effusion"] for s in studies] == [0, 1, 0, 1]  # the table's, or our rules' of the report
-    assert images.read_gray(studies[0].image_path).shape == (96, 96)
+    assert radiograph.read_gray(studies[0].image_path).shape == (96, 96)
 
 
 def test_a_damaged_header_rejects_its_image(mimic):

@@ -10,7 +10,7 @@ import pytest
 import progemu_jax
 from progemu_jax.checkpoints import arrays, export
 from progemu_jax.convert import components
-from progemu_jax.convert.diffusers.folder import folder as diffusers_folder
+from progemu_jax.convert.diffusers import folder as diffusers_folder
 from progemu_jax.devices.sharding import make_mesh
 from progemu_jax.errors import UserError
 from progemu_jax.files.predictions import Case

@@ -4,18 +4,18 @@ import json
 import shutil
 from pathlib import Path
 
-import diffusion_reference as ref
 import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from support import diffusion_reference as ref
 
 from progemu_jax.checkpoints import export
 from progemu_jax.convert import safetensors
 from progemu_jax.convert.convert import convert
-from progemu_jax.convert.diffusers.folder import configs as diffusers_configs
-from progemu_jax.convert.diffusers.folder import folder as diffusers_folder
-from progemu_jax.convert.diffusers.folder import names as diffusers_names
+from progemu_jax.convert.diffusers import configs as diffusers_configs
+from progemu_jax.convert.diffusers import folder as diffusers_folder
+from progemu_jax.convert.diffusers import names as diffusers_names
 from progemu_jax.errors import UserError
 from progemu_jax.models import text_encoder, unet
 from progemu_jax.models.autoencoder import AutoencoderConfig

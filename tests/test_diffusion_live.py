@@ -2,13 +2,13 @@
 
 import json
 
-import diffusion_reference as ref
 import numpy as np
 import pytest
+from support import diffusion_reference as ref
 from test_diffusion_parity import near, run_autoencoder, run_sampler, run_text, run_unet
 
 from progemu_jax.convert.convert import convert
-from progemu_jax.convert.diffusers.folder import folder as diffusers_folder
+from progemu_jax.convert.diffusers import folder as diffusers_folder
 
 pytestmark = pytest.mark.parity
 

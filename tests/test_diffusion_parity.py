@@ -3,13 +3,13 @@
 import json
 import zlib
 
-import diffusion_reference as ref
 import jax
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from support import diffusion_reference as ref
 
-from progemu_jax.convert.diffusers.folder import folder as diffusers_folder
+from progemu_jax.convert.diffusers import folder as diffusers_folder
 from progemu_jax.models import autoencoder, text_encoder, unet
 from progemu_jax.models.autoencoder import Autoencoder
 from progemu_jax.models.noise_schedule import Schedule

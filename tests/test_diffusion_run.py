@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from command_line import kill_at, one_line, run, same_parameters, same_results, whole_run
+from support.command_line import kill_at, one_line, run, same_parameters, same_results, whole_run
 
 import progemu_jax
 from progemu_jax import provenance

@@ -2,9 +2,9 @@
 
 import json
 
-import diffusion_reference as ref
 import numpy as np
 import pytest
+from support import diffusion_reference as ref
 from test_diffusion_convert import UNET_CONFIG, component
 
 from progemu_jax import eval as evaluation
@@ -20,9 +20,9 @@ from progemu_jax.configs import (
     text_only,
     text_only_full,
 )
-from progemu_jax.convert.diffusers.folder import folder as diffusers_folder
-from progemu_jax.convert.diffusers.folder import names as diffusers_names
-from progemu_jax.convert.diffusers.folder.names import Dialect
+from progemu_jax.convert.diffusers import folder as diffusers_folder
+from progemu_jax.convert.diffusers import names as diffusers_names
+from progemu_jax.convert.diffusers.names import Dialect
 from progemu_jax.errors import UserError
 from progemu_jax.files.settings import from_dict, to_dict
 from progemu_jax.models import unet
@@ -104,7 +104,7 @@ def test_table_1_has_its_page_before_table_2_is_begun(monkeypatch, tmp_path):
         )
         (out / "metrics.json").write_text('{"systems": {}}')
 
-    monkeypatch.setattr(tables_, "_run", run)
+    monkeypatch.setattr("progemu_jax.tables._run", run)
     monkeypatch.setattr(evaluation, "evaluate", evaluate)
     tables(tmp_path, {})
     first, pages = {*TABLE_1, "progemu"}, [entry for entry in done if isinstance(entry, tuple)]

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from emu3_reference import (
+from safetensors.numpy import save_file
+from support.emu3_reference import (
     BROKEN,
     CODES,
     GRID,
@@ -25,7 +26,6 @@ from emu3_reference import (
     some_tokens,
     weight,
 )
-from safetensors.numpy import save_file
 
 import progemu_jax
 from progemu_jax.convert.emu3 import image_processor

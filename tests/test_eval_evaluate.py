@@ -6,8 +6,8 @@ import sys
 
 import numpy as np
 import pytest
-from eval_cohort import GROUPS, Cohort, words
 from PIL import Image
+from support.eval_cohort import GROUPS, Cohort, words
 
 from progemu_jax.errors import UserError
 from progemu_jax.eval import System, evaluate

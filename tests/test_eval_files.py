@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from eval_cohort import Cohort
 from PIL import Image
+from support.eval_cohort import Cohort
 
 from progemu_jax.errors import UserError
 from progemu_jax.eval.__main__ import find_reference_scores, find_scores, main

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from eval_cohort import Cohort, words
+from support.eval_cohort import Cohort, words
 
 from progemu_jax.eval import System, evaluate
 from progemu_jax.eval.compare import holm, p_value

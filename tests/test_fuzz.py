@@ -83,10 +83,9 @@ def mutate(rng, content: bytes) -> bytes:
 
 def bases(folder):
     """kind -> contents to start from."""
-    import cohorts
-    import dicoms
     import numpy as np
     from PIL import Image
+    from support import cohorts, dicoms
 
     gray = cohorts.chest(0, 96)
 
@@ -115,10 +114,10 @@ def bases(folder):
 
 
 def main(count, seed, folder):
-    import cohorts
     import numpy as np
+    from support import cohorts
 
-    from progemu_jax.data import images
+    from progemu_jax.data import images, radiograph
     from progemu_jax.data.sources import Rejected, open_source
     from progemu_jax.errors import UserError
 
@@ -139,7 +138,7 @@ def main(count, seed, folder):
             path = folder / suffix[kind]
             path.write_bytes(data)
             try:
-                image = images.read_gray(path)
+                image = radiograph.read_gray(path)
             except images.BrokenImage as error:
                 return str(error)
             assert (image.dtype, image.ndim) == (np.uint8, 2)

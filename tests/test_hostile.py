@@ -7,8 +7,8 @@ import shutil
 
 import numpy as np
 import pytest
-from cohorts import chest
 from PIL import Image
+from support.cohorts import chest
 
 from progemu_jax import run as run_
 from progemu_jax.configs import open_cxr

@@ -8,7 +8,7 @@ import subprocess
 import jax
 import numpy as np
 import pytest
-from command_line import ROOT, TOY, command, environment, run
+from support.command_line import ROOT, TOY, command, environment, run
 
 from progemu_jax.checkpoints import export
 

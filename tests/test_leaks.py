@@ -1,11 +1,11 @@
 """The leak check: patients, images and near-duplicates across splits, and the list of a benchmark's patients."""
 
-import cohorts
 import numpy as np
 import pytest
+from support import cohorts
 from test_duplicates import OPEN, chest, saved_again
 
-from progemu_jax.data import foreground, images, leaks
+from progemu_jax.data import foreground, images, leaks, radiograph
 from progemu_jax.data.build import build_tree
 from progemu_jax.data.duplicates import perceptual_hash, thumbnail
 from progemu_jax.data.sources import open_source
@@ -111,7 +111,7 @@ def test_the_double_patient_of_the_real_open_collection_is_found_and_nobody_else
     films = [s for s in films if s.patient_id in ("97", "178", *some)]
     rows = []
     for film in films:
-        raw = images.read_gray(film.image_path)
+        raw = radiograph.read_gray(film.image_path)
         corners = foreground.rectangle(raw)
         cropped = images.resize(raw if corners is None else foreground.warp(raw, corners), 256)
         split = "train" if film.patient_id in ("97", *some[:4]) else "test"

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.cross_entropy import cross_entropy
 
 from progemu_jax.devices import sharding
 from progemu_jax.kernels import head_loss
@@ -30,38 +31,38 @@ def tokens():
 def test_cross_entropy_is_the_weighted_mean(tokens):
     hidden, head, labels, weights = tokens
     logits = 5 * hidden @ head
-    loss, metrics = losses.cross_entropy(jnp.asarray(logits), jnp.asarray(labels), jnp.asarray(weights))
+    loss, metrics = cross_entropy(jnp.asarray(logits), jnp.asarray(labels), jnp.asarray(weights))
     assert float(loss) == pytest.approx(_reference(logits, labels, weights), rel=1e-5)
     assert float(metrics["weight"]) == pytest.approx(weights.sum(), rel=1e-6)
     hits = (logits.argmax(-1) == labels) * weights
     assert float(metrics["accuracy"]) == pytest.approx(hits.sum() / weights.sum(), rel=1e-5)
-    unweighted, _ = losses.cross_entropy(jnp.asarray(logits), jnp.asarray(labels))
+    unweighted, _ = cross_entropy(jnp.asarray(logits), jnp.asarray(labels))
     assert float(unweighted) == pytest.approx(_reference(logits, labels, np.ones((3, 7))), rel=1e-5)
 
 
 def test_padding_counts_for_nothing_whatever_it_holds(tokens):
     hidden, head, labels, weights = tokens
     logits = jnp.asarray(hidden @ head)
-    expected, _ = losses.cross_entropy(logits, jnp.asarray(labels), jnp.asarray(weights))
+    expected, _ = cross_entropy(logits, jnp.asarray(labels), jnp.asarray(weights))
     padded = jnp.where(weights[..., None] > 0, logits, jnp.inf)
     marked = jnp.where(weights > 0, labels, -100)
-    loss, metrics = losses.cross_entropy(padded, marked, jnp.asarray(weights))
+    loss, metrics = cross_entropy(padded, marked, jnp.asarray(weights))
     assert float(loss) == float(expected)
     assert np.isfinite(float(metrics["accuracy"]))
 
 
 def test_no_tokens_at_all_is_zero_loss_and_zero_gradient(tokens):
     hidden, head, labels, weights = tokens
-    loss, grad = jax.value_and_grad(
-        lambda h: losses.cross_entropy(h @ head, jnp.asarray(labels), jnp.zeros_like(weights))[0]
-    )(jnp.asarray(hidden))
+    loss, grad = jax.value_and_grad(lambda h: cross_entropy(h @ head, jnp.asarray(labels), jnp.zeros_like(weights))[0])(
+        jnp.asarray(hidden)
+    )
     assert float(loss) == 0.0
     assert float(jnp.abs(grad).max()) == 0.0
 
 
 def test_bfloat16_logits_are_summed_in_float32():
     logits = jnp.zeros((1, 1, 4096), jnp.bfloat16)  # 4096 equal ids: in bfloat16 the sum would stop at 256
-    loss, _ = losses.cross_entropy(logits, jnp.zeros((1, 1), jnp.int32))
+    loss, _ = cross_entropy(logits, jnp.zeros((1, 1), jnp.int32))
     assert loss.dtype == jnp.float32
     assert float(loss) == pytest.approx(np.log(4096), rel=1e-5)
 
@@ -75,7 +76,7 @@ def test_head_equals_the_whole_with_gradients(tokens, chunk, padded, monkeypatch
     table = jnp.concatenate([head.T, 100 * jnp.ones((3, 5))]) if padded else head.T
 
     def whole(h, t):
-        return losses.cross_entropy(h @ t[:11].T, labels, weights)[0]
+        return cross_entropy(h @ t[:11].T, labels, weights)[0]
 
     def chunked(h, t):
         return head_loss.head_cross_entropy(h, t, labels, weights, chunk=chunk, vocab_size=11)
@@ -169,7 +170,7 @@ def test_logits_never_exist():
         compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(hidden, head).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
-    whole = memory(lambda h, t: losses.cross_entropy(h @ t.T, labels)[0])
+    whole = memory(lambda h, t: cross_entropy(h @ t.T, labels)[0])
     small = memory(lambda h, t: head_loss.head_cross_entropy(h, t, labels, jnp.ones_like(labels), chunk=32)[0])
     assert whole >= tokens * vocab * 4
     assert small < whole / 10

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from command_line import TOY, kill_at, one_line, run, same_parameters, same_results, whole_run
+from support.command_line import TOY, kill_at, one_line, run, same_parameters, same_results, whole_run
 
 import progemu_jax
 from progemu_jax.checkpoints import arrays, export

@@ -2,10 +2,10 @@
 
 import json
 
-import cohorts
 import numpy as np
 import pytest
 from PIL import Image
+from support import cohorts
 from test_duplicates import chest
 
 from progemu_jax.data import icg_cxr, journeys, memorisation, tree

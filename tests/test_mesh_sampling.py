@@ -9,7 +9,8 @@ import pytest
 from progemu_jax.devices import sharding
 from progemu_jax.errors import UserError
 from progemu_jax.files.predictions import Case, Prediction, merge_predictions, write_predictions
-from progemu_jax.inference.progemu import Model, Tokenizer
+from progemu_jax.inference.image_tokenizer import Tokenizer
+from progemu_jax.inference.progemu import Model
 from progemu_jax.models import transformer, vqgan
 from progemu_jax.sampling.policy import Sampling
 from progemu_jax.text import vocabulary

@@ -6,7 +6,7 @@ import importlib
 import jax
 import numpy as np
 import pytest
-import tiny_run
+from support import tiny_run
 
 import progemu_jax
 from progemu_jax.config import Config

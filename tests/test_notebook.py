@@ -6,7 +6,7 @@ from pathlib import Path
 
 import matplotlib
 import pytest
-import tiny_run
+from support import tiny_run
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks/sample.ipynb"
 

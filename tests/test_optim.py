@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from support.cross_entropy import cross_entropy
 
 from progemu_jax.errors import UserError
 from progemu_jax.training import optim
 from progemu_jax.training.loop import TrainConfig
-from progemu_jax.training.losses import cross_entropy
 
 CFG = TrainConfig(steps=100, learning_rate=1.0, final_learning_rate=0.1, warmup_steps=10)
 

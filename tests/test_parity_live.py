@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from emu3_reference import (
+from support.emu3_reference import (
     BROKEN,
     CODES,
     FULL_VQ,

@@ -10,7 +10,7 @@ from progemu_jax.config import Config
 from progemu_jax.configs import demo, progemu_8b
 from progemu_jax.errors import UserError
 from progemu_jax.files.settings import from_dict
-from progemu_jax.plan.plan import counts, plan
+from progemu_jax.plan import counts, plan
 
 SIZES = {
     "hidden_size": 64, "num_layers": 1, "num_heads": 2, "num_kv_heads": 2, "head_dim": 128, "intermediate_size": 64,

@@ -9,12 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import hosts_training as toy
 import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
-from toy_training import compiled_in
+from support import hosts_training as toy
+from support.toy_training import compiled_in
 
 from progemu_jax import run
 from progemu_jax.checkpoints import arrays, resume
@@ -22,7 +22,7 @@ from progemu_jax.configs import demo
 from progemu_jax.devices import sharding
 from progemu_jax.errors import UserError
 from progemu_jax.models import transformer
-from progemu_jax.plan.plan import hlo
+from progemu_jax.plan import hlo
 from progemu_jax.training import loop
 
 SCRIPT = Path(toy.__file__)

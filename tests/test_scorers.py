@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from eval_cohort import Cohort
+from support.eval_cohort import Cohort
 
 from progemu_jax.errors import UserError
 from progemu_jax.eval.scores import read_scores

@@ -4,10 +4,10 @@ import os
 import subprocess
 import sys
 
-import cohorts
 import numpy as np
 import pytest
 from PIL import Image
+from support import cohorts
 from test_tree import META, external
 
 from progemu_jax.data import icg_cxr, images

@@ -6,12 +6,12 @@ import os
 import tracemalloc
 from pathlib import Path
 
-import cohorts
 import numpy as np
 import pytest
 from PIL import Image
+from support import cohorts
 
-from progemu_jax.data import images
+from progemu_jax.data import images, radiograph
 from progemu_jax.data.sources import Rejected, Study, inside, open_source, read_table, safe_id
 from progemu_jax.errors import UserError
 
@@ -217,13 +217,13 @@ GRAY = cohorts.chest(0)
 
 
 def test_gray_files_are_read_as_they_are(tmp_path):
-    np.testing.assert_array_equal(images.read_gray(_saved(tmp_path, Image.fromarray(GRAY))), GRAY)
+    np.testing.assert_array_equal(radiograph.read_gray(_saved(tmp_path, Image.fromarray(GRAY))), GRAY)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "CMYK", "1"])
 def test_other_modes_become_gray(tmp_path, mode):
     name = "a.jpg" if mode == "CMYK" else "a.png"
-    image = images.read_gray(_saved(tmp_path, Image.fromarray(GRAY).convert(mode), name))
+    image = radiograph.read_gray(_saved(tmp_path, Image.fromarray(GRAY).convert(mode), name))
     assert image.dtype == np.uint8
     if mode == "1":
         assert set(np.unique(image)) == {0, 255}
@@ -234,12 +234,12 @@ def test_other_modes_become_gray(tmp_path, mode):
 def test_a_palette_with_transparency_keeps_its_luminance(tmp_path):
     image = Image.fromarray(GRAY).convert("P")
     image.info["transparency"] = 0
-    assert np.abs(images.read_gray(_saved(tmp_path, image)).astype(int) - GRAY).max() <= 2
+    assert np.abs(radiograph.read_gray(_saved(tmp_path, image)).astype(int) - GRAY).max() <= 2
 
 
 def test_sixteen_bits_fill_the_range(tmp_path):
     values = GRAY.astype(np.uint16) * 12 + 700  # a 12-bit detector
-    image = images.read_gray(_saved(tmp_path, Image.fromarray(values)))
+    image = radiograph.read_gray(_saved(tmp_path, Image.fromarray(values)))
     span = (values - values.min()) * (255 / np.ptp(values))
     np.testing.assert_array_equal(image, np.round(span).astype(np.uint8))
 
@@ -251,7 +251,7 @@ def test_truncated_files_are_broken(tmp_path, name, share):
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
     with pytest.raises(images.BrokenImage, match=r"decode|neither"):
-        images.read_gray(path)
+        radiograph.read_gray(path)
 
 
 def test_unusable_files_name_the_reason(tmp_path):
@@ -265,7 +265,7 @@ def test_unusable_files_name_the_reason(tmp_path):
         (tmp_path / "no.png", "missing"),
     ):
         with pytest.raises(images.BrokenImage, match=reason):
-            images.read_gray(path)
+            radiograph.read_gray(path)
 
 
 def test_decompression_bombs_are_refused_before_decoding(tmp_path):
@@ -274,11 +274,11 @@ def test_decompression_bombs_are_refused_before_decoding(tmp_path):
     (tmp_path / "bomb.png").write_bytes(buffer.getvalue())
     tracemalloc.start()
     with pytest.raises(images.BrokenImage, match="refused"):
-        images.read_gray(tmp_path / "bomb.png")
+        radiograph.read_gray(tmp_path / "bomb.png")
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()
     with pytest.raises(images.BrokenImage, match="64 x 64 pixels, more than 1000"):
-        images.read_gray(_saved(tmp_path, Image.fromarray(GRAY)), max_pixels=1000)
+        radiograph.read_gray(_saved(tmp_path, Image.fromarray(GRAY)), max_pixels=1000)
 
 
 def test_resizing_averages_down_and_keeps_the_range_up():
@@ -337,4 +337,4 @@ def test_the_real_open_collection():
     assert (len(studies), len(rejected)) == (99, 0)
     assert len({s.patient_id for s in studies}) == 34
     assert {s.view for s in studies} == {"PA", "AP", "AP Supine"}
-    assert all(images.read_gray(s.image_path).ndim == 2 for s in studies[::20])
+    assert all(radiograph.read_gray(s.image_path).ndim == 2 for s in studies[::20])

@@ -3,9 +3,9 @@
 import json
 import zlib
 
-import diffusion_reference as ref
 import numpy as np
 import pytest
+from support import diffusion_reference as ref
 
 from progemu_jax.errors import UserError
 from progemu_jax.text import text_tokenizers

@@ -7,8 +7,8 @@ from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import cohorts
 import pytest
+from support import cohorts
 
 from progemu_jax.data import texts, tree
 from progemu_jax.data.build import build_tree

@@ -14,14 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toy_training import CFG, LONG, Batches, Toy, compiled_in, eval_batches, run
+from support.toy_training import CFG, LONG, Batches, Toy, compiled_in, eval_batches, run
 
 from progemu_jax.checkpoints import resume
 from progemu_jax.errors import UserError
 from progemu_jax.training import loop, optim
 from progemu_jax.training.optim import make_schedule
 
-TOY = Path(__file__).with_name("toy_training.py")
+TOY = Path(__file__).parent / "support/toy_training.py"
 
 
 class Stop(Exception):

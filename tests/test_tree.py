@@ -2,13 +2,13 @@
 
 import json
 
-import cohorts
 import numpy as np
 import pytest
 from PIL import Image
+from support import cohorts
 from test_journeys import study
 
-from progemu_jax.data import images, tree
+from progemu_jax.data import radiograph, tree
 from progemu_jax.data.journeys import Options, journeys
 from progemu_jax.data.sources import Rejected
 from progemu_jax.errors import UserError
@@ -40,8 +40,8 @@ def test_a_pair_comes_back_as_written(tmp_path):
     (found,) = tree.read_pairs(tmp_path)
     assert found.meta == meta
     assert (found.pair_id, found.patient_id, found.split) == (pair().pair_id, "10000001", "test")
-    np.testing.assert_array_equal(images.read_gray(found.prior_path), PRIOR)
-    np.testing.assert_array_equal(images.read_gray(found.followup_path), FOLLOWUP)
+    np.testing.assert_array_equal(radiograph.read_gray(found.prior_path), PRIOR)
+    np.testing.assert_array_equal(radiograph.read_gray(found.followup_path), FOLLOWUP)
 
 
 def test_sources_without_folders_are_grouped_by_split(tmp_path):

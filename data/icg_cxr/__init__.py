@@ -8,16 +8,21 @@ The same input gives the same bytes. TFDS writes a config under a temporary name
 
 import contextlib
 import io
+import json
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
-from progemu_jax.data import images, tree
+import numpy as np
+from tqdm import tqdm
+
+from progemu_jax.data import images, radiograph, tree
 from progemu_jax.data.pool import ordered_map
 from progemu_jax.data.sources import Rejected, safe_id
 from progemu_jax.errors import UserError
 from progemu_jax.files import records
+from progemu_jax.text import findings
 
 NAME, VERSION = "icg_cxr", "1.0.0"
 
@@ -85,8 +90,6 @@ def build_shards(
 
 def _on_beam(keyed: list, size: int, rejected: Path):
     """The examples as a Beam transform; the rejected ones go to files."""
-    import json
-
     import apache_beam as beam
 
     class Examples(beam.PTransform):
@@ -179,8 +182,6 @@ class _Bar:
         self.name, self.source, self.total, self.progress = name, source, total, progress
 
     def __iter__(self):
-        from tqdm import tqdm
-
         yield from tqdm(self.source(), desc=self.name, total=self.total, unit="example", disable=not self.progress)
 
 
@@ -193,8 +194,8 @@ def _pair(pair: tree.TreePair, size: int) -> dict:
         "patient_id": pair.patient_id,
         "source": pair.source,
         "view": pair.view,
-        "prior": images.png(images.resize(images.read_gray(pair.prior_path), size)),
-        "followup": images.png(images.resize(images.read_gray(pair.followup_path), size)),
+        "prior": images.png(images.resize(radiograph.read_gray(pair.prior_path), size)),
+        "followup": images.png(images.resize(radiograph.read_gray(pair.followup_path), size)),
         "prompt": pair.prompt,
         "interpretation": pair.interpretation,
         "confidence": confidence if isinstance(confidence, int) and 1 <= confidence <= 5 else 0,
@@ -212,7 +213,7 @@ def _single(row: dict, size: int) -> dict:
         "patient_id": row["patient_id"],
         "source": row["source"],
         "view": str(row.get("view") or ""),
-        "image": images.png(images.resize(images.read_gray(row["image"]), size)),
+        "image": images.png(images.resize(radiograph.read_gray(row["image"]), size)),
         "text": row["text"],
         "labels": _labels(row.get("labels")),
         **_person(row),
@@ -234,10 +235,6 @@ def _float(value) -> float:
 
 def _labels(labels):
     """CheXpert names -> int8 [14]: 1, 0, -1 uncertain, -2 not mentioned."""
-    import numpy as np
-
-    from progemu_jax.text import findings
-
     labels = labels if isinstance(labels, dict) else {}
     values = [labels.get(name) for name in findings.CHEXPERT]
     return np.array([v if v in (1, 0, -1) else -2 for v in values], np.int8)

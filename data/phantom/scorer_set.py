@@ -7,7 +7,9 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
+from progemu_jax.data import foreground, images, phantom
 from progemu_jax.files import records
 from progemu_jax.text.findings import PRESENT
 
@@ -22,8 +24,6 @@ def labelled_arrays(
     Returns:
       The arrays of a batch (`ScorerTask`), with n rows.
     """
-    from tqdm import tqdm
-
     path = Path(path)
     if path.exists():
         with np.load(path) as file:
@@ -38,8 +38,6 @@ def labelled_arrays(
 
 
 def _labelled_part(job: tuple[int, int, int, int, int]) -> dict[str, np.ndarray]:
-    from progemu_jax.data import foreground, images, phantom
-
     seed, start, n, render_size, image_size = job
     drawn = phantom.labelled_set(seed, n, render_size, start=start)
     out = {

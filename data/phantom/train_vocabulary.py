@@ -1,8 +1,8 @@
-"""Trains the built-in vocabulary: python progemu_jax/vocab_files/train_vocab.py
+"""Trains the built-in vocabulary: python -m progemu_jax.data.phantom.train_vocabulary
 
-Writes `emu3.tiktoken` and `emu3_vision_tokens.txt` beside this file from phantom reports, their progression
-texts and the radiology words of `words.txt`; the same call gives the same files. Rank order: the 256 bytes,
-then pieces by byte-pair encoding for words never seen, then every whole word of the corpus by frequency.
+Writes `emu3.tiktoken` and `emu3_vision_tokens.txt` in `text/vocabulary_files/` from phantom reports, their
+progression texts and the radiology words of `vocabulary_words.txt`; the same call gives the same files. Rank order:
+the 256 bytes, then pieces by byte-pair encoding for words never seen, then every whole word of the corpus by frequency.
 tiktoken takes a piece that is in the vocabulary as one token without merging, so a word needs no intermediate
 merges and the table stays small.
 """
@@ -26,7 +26,7 @@ TEXT_SIZE = 813  # with 208 control tokens and 3 image marks the visual tokens s
 CODEBOOK_SIZE = 1024
 
 # General words of chest radiology that prompts may use although no phantom report does.
-WORDS = Path(__file__).with_name("words.txt")
+WORDS = Path(__file__).with_name("vocabulary_words.txt")
 
 
 def corpus(patients: int, seed: int) -> tuple[Counter, Counter]:

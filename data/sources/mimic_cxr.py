@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from progemu_jax.data import dicom, images
 from progemu_jax.data.sources import (
     Rejected,
     Study,
@@ -172,8 +173,6 @@ class MimicCxrDicom(MimicCxr):
     suffix, what = ".dcm", "MIMIC-CXR (it holds files/ and cxr-record-list.csv.gz)"
 
     def _find_tables(self):
-        from progemu_jax.data import dicom
-
         dicom.require()
         self.tables = (self.root / f"{_TABLE.format('metadata')}.gz").exists()
         self.tables |= (self.root / _TABLE.format("metadata")).exists()
@@ -187,7 +186,6 @@ class MimicCxrDicom(MimicCxr):
         if self.tables:
             yield from super()._rows()
             return
-        from progemu_jax.data import dicom, images
 
         for line, row in read_table(self.metadata, ("subject_id", "study_id", "dicom_id")):
             where = f"{self.metadata.name}:{line}"

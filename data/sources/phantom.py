@@ -16,7 +16,11 @@ import shutil
 from functools import partial
 from pathlib import Path
 
+from PIL import Image
+from tqdm import tqdm
+
 from progemu_jax.data import phantom
+from progemu_jax.data.phantom import reports
 from progemu_jax.errors import UserError
 from progemu_jax.text import findings
 
@@ -102,8 +106,6 @@ def _check_same(root: Path, arguments: dict) -> None:
 
 
 def _map(work, n, processes, progress):
-    from tqdm import tqdm
-
     bar = partial(tqdm, total=n, desc="phantom", unit="patient", disable=not progress)
     if processes <= 1:
         yield from bar(map(work, range(n)))
@@ -124,10 +126,6 @@ def _ids(seed: int, index: int) -> tuple[str, str]:
 
 
 def _write_patient(root: Path, arguments: dict, index: int) -> list[dict]:
-    from PIL import Image
-
-    from progemu_jax.data.phantom import reports
-
     rng = phantom.generator("cohort", arguments["seed"], index)
     words = phantom.generator("cohort", arguments["seed"], index, 1)  # so that wording never moves the pictures
     patient = phantom.sample_patient(rng)

@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from progemu_jax.checkpoints.arrays import abstract, as_text, crc, flatten, shape_and_dtype, unflatten
 from progemu_jax.devices import hosts
@@ -53,8 +55,6 @@ def whole(tree: Any) -> Any:
 
     def one(leaf):
         if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
-            from jax.experimental import multihost_utils
-
             return multihost_utils.process_allgather(leaf, tiled=True)
         return leaf
 
@@ -145,8 +145,6 @@ class ExportWriter:
 
 def _checkpointer():
     """Of exports: of several hosts each works by itself and waits for no other."""
-    import orbax.checkpoint as ocp
-
     if jax.process_count() == 1:
         return ocp.StandardCheckpointer()
     me = jax.process_index()

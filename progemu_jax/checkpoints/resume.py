@@ -14,7 +14,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jaxlib
 import numpy as np
+import orbax.checkpoint as ocp
 
 from progemu_jax.checkpoints.arrays import abstract, as_text, checksums, flatten, shape_and_dtype
 from progemu_jax.devices import hosts
@@ -26,8 +28,6 @@ _log = logging.getLogger(__name__)
 
 def environment() -> dict:
     """What a bit-exact resume depends on beside the config: versions, cores and devices."""
-    import jaxlib
-
     devices = jax.devices()
     return {
         "jax": jax.__version__,
@@ -50,12 +50,9 @@ class Checkpoints:
     """
 
     def __init__(self, directory: str | os.PathLike, *, keep: int = 2, config: dict | None = None):
-        import orbax.checkpoint as ocp
-
         self.directory = Path(directory).absolute()
         self.config = normal(config or {})
         self.directory.mkdir(parents=True, exist_ok=True)
-        self._ocp = ocp
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True),
@@ -90,7 +87,7 @@ class Checkpoints:
             "checksums": sums,
             "extra": _pack(extra or {}),
         }
-        args = self._ocp.args
+        args = ocp.args
         self._manager.save(
             step,
             args=args.Composite(state=args.StandardSave(flat), meta=args.JsonSave(meta)),
@@ -119,7 +116,7 @@ class Checkpoints:
             names, arrays, error = flatten(template), None, None
             wanted = {name: abstract(leaf) for name, leaf in names.items() if np.size(leaf)}
             try:
-                arrays = self._read(step, state=self._ocp.args.StandardRestore(wanted))["state"]
+                arrays = self._read(step, state=ocp.args.StandardRestore(wanted))["state"]
             except Exception as caught:
                 error = caught
             if not self._sound(step, error):
@@ -159,7 +156,7 @@ class Checkpoints:
 
     def _read(self, step, **items):
         """Items of a checkpoint, read by this process alone: a host that fails must not keep the others waiting."""
-        ocp, me = self._ocp, jax.process_index()
+        me = jax.process_index()
         options = ocp.options.MultiprocessingOptions(
             primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"alone{me}"
         )
@@ -171,7 +168,7 @@ class Checkpoints:
             return reader.restore(self.directory / str(step), args=ocp.args.Composite(**items))
 
     def _read_meta(self, step):
-        meta = self._read(step, meta=self._ocp.args.JsonRestore())["meta"]
+        meta = self._read(step, meta=ocp.args.JsonRestore())["meta"]
         if meta["step"] != step:
             raise ValueError(f"its record is of step {meta['step']}")
         return meta

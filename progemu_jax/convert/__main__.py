@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 
+from progemu_jax.convert.convert import convert
 from progemu_jax.errors import UserError, exit_status
 
 
@@ -24,7 +25,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dialect", metavar="original|transformers")
     args = parser.parse_args(argv)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing is computed
-    from progemu_jax.convert.convert import convert
 
     def work():
         try:

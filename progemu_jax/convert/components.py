@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-LANGUAGE_MODEL, TEXT_TOKENIZER = "language_model", "tokenizer"
+LANGUAGE_MODEL, TOKENIZER = "language_model", "tokenizer"
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Entry:
         return np.ascontiguousarray(array)
 
 
-DIFFUSION_IN_RUN = {LANGUAGE_MODEL: "train/export", TEXT_TOKENIZER: "tokenizer/export"}  # exports in a run directory
+IN_RUN = {LANGUAGE_MODEL: "train/export", TOKENIZER: "tokenizer/export"}  # exports in a run directory
 VOCABULARY, SOURCE = "vocabulary", "source"  # folders in an export that was converted
 UNET, AUTOENCODER, TEXT_ENCODER = "unet", "autoencoder", "text_encoder"
 DIFFUSION_IN_RUN = {UNET: "train/unet", AUTOENCODER: "autoencoder/export", TEXT_ENCODER: "text_encoder/export"}

@@ -7,17 +7,13 @@ import shutil
 from pathlib import Path
 
 from progemu_jax.convert import folders
-from progemu_jax.convert.components import LANGUAGE_MODEL, TOKENIZER
-from progemu_jax.convert.diffusers.folder import folder as diffusers_folder
-from progemu_jax.convert.diffusers.folder import transfer as diffusers_transfer
+from progemu_jax.convert.diffusers import folder as diffusers_folder
+from progemu_jax.convert.diffusers import transfer as diffusers_transfer
 from progemu_jax.convert.emu3 import folder as emu3_folder
 from progemu_jax.convert.emu3.transfer import Plan, _to_hugging_face, to_run
 from progemu_jax.errors import UserError, disk_trouble
-from progemu_jax.models.transformer import TransformerConfig
-from progemu_jax.models.vqgan import VQGANConfig
 
 DIALECTS = ("original", "transformers")
-_CONFIGS = {LANGUAGE_MODEL: TransformerConfig, TOKENIZER: VQGANConfig}
 
 
 def convert(source: str | os.PathLike, target: str | os.PathLike, dialect: str | None = None) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from progemu_jax.checkpoints.export import read_export_config
 from progemu_jax.convert import components
 from progemu_jax.convert.components import IN_RUN, LANGUAGE_MODEL, TOKENIZER, VOCABULARY
-from progemu_jax.convert.diffusers.folder import folder as diffusers_folder
+from progemu_jax.convert.diffusers import folder as diffusers_folder
 from progemu_jax.convert.emu3 import folder as emu3_folder
 from progemu_jax.errors import UserError
 from progemu_jax.files.records import read_json

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+from jax._src.distributed import global_state
 
 from progemu_jax.errors import UserError
 
@@ -104,6 +105,4 @@ _CALLS = itertools.count()  # all processes make the same calls in the same orde
 
 def _client() -> Any:
     """The job's key-value store. Unlike a collective on the devices, it may be waited on for hours."""
-    from jax._src.distributed import global_state  # no public name; Orbax goes the same way
-
     return global_state.client

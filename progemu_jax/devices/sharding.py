@@ -196,7 +196,7 @@ def on(mesh: Mesh | None) -> contextlib.AbstractContextManager:
 def platform(mesh: AbstractMesh | None = None) -> str:
     """Where what is being traced will run, "cpu", "gpu" or "tpu": on a mesh (None: the one in force), else by default.
 
-    They differ where a program is compiled for devices that are not here (`progemu_jax.plan.plan`).
+    They differ where a program is compiled for devices that are not here (`progemu_jax.plan`).
     """
     device = (jax.sharding.get_abstract_mesh() if mesh is None else mesh).abstract_device
     return device.platform if device is not None else jax.default_backend()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from progemu_jax import provenance
 from progemu_jax.errors import UserError
@@ -70,8 +71,6 @@ def write_predictions(
 
     Returns the path of predictions.jsonl.
     """
-    from tqdm import tqdm
-
     folder = Path(folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     cases = _accepted(folder, cases, check)

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from progemu_jax.errors import UserError
 
 _ABSENT = object()
@@ -57,8 +59,6 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 def write_npz(path: str | os.PathLike, arrays: dict, durable: bool = True) -> None:
     """Atomic compressed `.npz` of NumPy arrays; see `write_bytes`."""
-    import numpy as np
-
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     write_bytes(path, buffer.getvalue(), durable)

@@ -7,6 +7,7 @@ another config. Imports nothing heavy: `--stages=list` answers at once.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import time
@@ -215,8 +216,6 @@ def _duration(seconds):
 @contextlib.contextmanager
 def _locked(workdir: Path) -> Iterator[None]:
     """One process a run directory; the lock goes with the process, however it ends."""
-    import fcntl
-
     with open(workdir / ".lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -18,8 +18,8 @@ from progemu_jax import provenance
 from progemu_jax.checkpoints import export
 from progemu_jax.checkpoints.arrays import flatten
 from progemu_jax.convert import components, folders
-from progemu_jax.convert.diffusers.folder import folder as diffusers_folder
-from progemu_jax.convert.diffusers.folder import transfer as diffusers_transfer
+from progemu_jax.convert.diffusers import folder as diffusers_folder
+from progemu_jax.convert.diffusers import transfer as diffusers_transfer
 from progemu_jax.devices.sharding import in_batches
 from progemu_jax.errors import UserError
 from progemu_jax.files.predictions import Case

@@ -90,7 +90,7 @@ class Tokenizer:
 
     def resize(self, image: Any) -> np.ndarray:
         """An image in any form (array, PIL, path) -> uint8 [H, W, 3] of the size that Emu3's processor gives it."""
-        return (self.processor or ImageProcessor(factor=self.config.factor))(image)
+        return (self.processor or ImageProcessor(factor=self.config.factor))(pixels.read(image, "RGB"))
 
     def detokenize(self, codes: np.ndarray, batch_size: int = 64, rgb: bool = False) -> np.ndarray:
         """int32 [N, h, w] (or one [h, w]) in [0, codebook size) -> uint8 [N, H, W] (or [H, W]).

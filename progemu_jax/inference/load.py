@@ -13,6 +13,7 @@ from progemu_jax.convert.emu3 import transfer as emu3_transfer
 from progemu_jax.convert.emu3.image_processor import ImageProcessor
 from progemu_jax.errors import UserError
 from progemu_jax.files.settings import from_dict
+from progemu_jax.inference import diffusion
 from progemu_jax.inference.image_tokenizer import Tokenizer
 from progemu_jax.inference.progemu import Model
 from progemu_jax.models import linear
@@ -43,7 +44,6 @@ def load(path: str | os.PathLike, tokenizer: str | os.PathLike | None = None, qu
             raise UserError(f"tokenizer={tokenizer}: {path} is a diffusion model with an autoencoder of its own")
         if quantize:
             raise UserError(f"quantize={quantize!r}: {path} is a diffusion model, which is not quantised")
-        from progemu_jax.inference import diffusion
 
         return diffusion.load(Path(path))
     parts = _load_parts(Path(path))

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 import numpy as np
+from PIL import Image as pil
 
 from progemu_jax.data import images
 from progemu_jax.errors import UserError
@@ -24,7 +25,6 @@ def read(image: Any, mode: str) -> np.ndarray:
     Raises:
       UserError: what is wrong, in one line.
     """
-    from PIL import Image as pil
 
     def convert(opened: Any) -> np.ndarray:
         deep = opened.mode.startswith(("I", "F"))

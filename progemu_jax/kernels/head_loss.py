@@ -10,7 +10,9 @@ from jax.sharding import PartitionSpec
 
 from progemu_jax.devices.sharding import RULES, platform
 from progemu_jax.kernels import matmul
-from progemu_jax.training.losses import BLOCK, BLOCK_ON_CPU
+
+# Rows of the head at a time; on CPU few enough for what is done to their logits to stay in the cache.
+BLOCK, BLOCK_ON_CPU = 8192, 1024
 
 
 class SoftCodes(NamedTuple):

@@ -423,7 +423,7 @@ def training_flops(cfg: TransformerConfig, length: int) -> float:
     M, N, K, D, F = cfg.hidden_size, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim, cfg.intermediate_size
     layer = M * D * (2 * N + 2 * K) + 3 * M * F
     attention = 2 * N * D * length / 2  # two products, half of the pairs
-    return 6.0 * (cfg.num_layers * (layer + attention_) + M * cfg.vocab_size)
+    return 6.0 * (cfg.num_layers * (layer + attention) + M * cfg.vocab_size)
 
 
 def init_cache(cfg: TransformerConfig, batch: int, length: int, dtype: str | None = None) -> Params:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from progemu_jax.devices.accelerators import ACCELERATORS
+from progemu_jax.text import vocabulary
+from progemu_jax.text.sequence import Layout
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,6 @@ class Case:
 
 def _parts(config: Any, tensor: int) -> tuple:
     """(transformer config, layout, task config); the vocabulary's size is taken as the config gives it."""
-    from progemu_jax.text import vocabulary
-    from progemu_jax.text.sequence import Layout
-
     model, task = config.progemu.model, config.progemu.task
     size = model.vocab_size or vocabulary.load(config.vocabulary or None, config.tokenizer.model.codebook_size).size
     side = config.data.image_size // config.tokenizer.model.factor

@@ -24,10 +24,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from progemu_jax.devices.accelerators import ACCELERATORS, GB
 from progemu_jax.errors import UserError
-from progemu_jax.plan.plan.counts import Case, _analytic, roofline
-from progemu_jax.plan.plan.programs import _child
+from progemu_jax.files.records import write_json
+from progemu_jax.plan.counts import Case, _analytic, roofline
+from progemu_jax.plan.programs import _child
 
 PROGRAMS = ("train", "sample")
 
@@ -40,10 +43,6 @@ def run(config: Any, plain: dict, workdir: Path) -> dict:
     Raises:
       UserError: a mesh or a name that makes no sense, before anything is compiled.
     """
-    from tqdm import tqdm
-
-    from progemu_jax.files.records import write_json
-
     cases = _cases(config)
     rows = []
     for case in tqdm(cases, desc="compile", unit="program"):
@@ -105,7 +104,7 @@ def _compiled_in_child(case: Case, plain: dict) -> dict:
         flags += f" --xla_force_host_platform_device_count={case.devices}"
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "TPU_SKIP_MDS_QUERY": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "progemu_jax.plan.plan"],
+        [sys.executable, "-m", "progemu_jax.plan.programs"],
         input=json.dumps({"case": dataclasses.asdict(case), "config": plain}),
         capture_output=True,
         text=True,

@@ -1,4 +1,4 @@
-"""Compiles one program of a plan in a process of its own: `python -m progemu_jax.plan.plan.programs`."""
+"""Compiles one program of a plan in a process of its own: `python -m progemu_jax.plan.programs`."""
 
 from __future__ import annotations
 
@@ -8,24 +8,31 @@ import sys
 import time
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh
+
+from progemu_jax.config import Config
+from progemu_jax.devices import sharding
 from progemu_jax.devices.accelerators import ACCELERATORS
-from progemu_jax.plan.plan.counts import Case, _parts, _prompt_slots, counts
+from progemu_jax.files.settings import from_dict
+from progemu_jax.inference.sampler import Sampler
+from progemu_jax.models import transformer
+from progemu_jax.plan import hlo
+from progemu_jax.plan.counts import Case, _parts, _prompt_slots, counts
+from progemu_jax.sampling.engine import Grammar
+from progemu_jax.sampling.generate import unstacked
+from progemu_jax.sampling.prompts import Prompts
+from progemu_jax.tasks.progemu import ProgEmuTask
 
 
 def _compile(case: Case, config: Any) -> dict:
     """Lowers and compiles one case; returns its row."""
-    import jax
-    import numpy as np
-    from jax.sharding import AxisType, Mesh
-
-    from progemu_jax.devices import sharding
-    from progemu_jax.plan.plan import hlo
-
     if case.target == "cpu":
         devices = jax.devices()
     else:
-        from jax.experimental import topologies
-
         name = f"{case.target}:{ACCELERATORS[case.target].topologies[case.devices]}"
         devices = topologies.get_topology_desc(name, platform="tpu").devices
     mesh = Mesh(np.asarray(devices).reshape(case.mesh), sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 3)
@@ -52,12 +59,6 @@ def _compile(case: Case, config: Any) -> dict:
 
 
 def _train_program(case, config, model, layout, task, mesh):
-    import jax
-    import jax.numpy as jnp
-
-    from progemu_jax.devices import sharding
-    from progemu_jax.tasks.progemu import ProgEmuTask
-
     train = config.progemu.stage2
     rows = case.mesh[0] * case.mesh[1] * case.rows * train.accumulate
     task = ProgEmuTask(model, dataclasses.replace(task, soften=0.0), dataclasses.replace(train, batch_size=rows))
@@ -76,16 +77,6 @@ def _train_program(case, config, model, layout, task, mesh):
 
 
 def _sample_program(case, config, model, layout, task, mesh):
-    import jax
-    import jax.numpy as jnp
-
-    from progemu_jax.devices import sharding
-    from progemu_jax.inference.sampler import Sampler
-    from progemu_jax.models import transformer
-    from progemu_jax.sampling.engine import Grammar
-    from progemu_jax.sampling.generate import unstacked
-    from progemu_jax.sampling.prompts import Prompts
-
     del task
     codebook, policy = config.tokenizer.model.codebook_size, config.sample.policy
     start = model.vocab_size - codebook
@@ -120,15 +111,10 @@ def _sample_program(case, config, model, layout, task, mesh):
 
 
 def _placed(abstract, shardings):
-    import jax
-
     return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
 
 
 def _child() -> None:
-    from progemu_jax.config import Config
-    from progemu_jax.files.settings import from_dict
-
     given = json.load(sys.stdin)
     case = Case(**{**given["case"], "mesh": tuple(given["case"]["mesh"])})
     print(json.dumps(_compile(case, from_dict(Config, given["config"]))))

@@ -15,18 +15,16 @@ from progemu_jax.errors import UserError, exit_status
 from progemu_jax.files import records
 from progemu_jax.scorers.cache import Cached
 from progemu_jax.scorers.files import source_of, write_prediction_scores, write_reference_scores
+from progemu_jax.scorers.phantom import PhantomScorer
+from progemu_jax.scorers.xrv import XRVScorer
 
 
 def load(name: str):
     """The scorer of a --scorer value."""
     kind, _, place = name.partition(":")
     if kind == "xrv" and not place:
-        from progemu_jax.scorers.xrv import XRVScorer
-
         return XRVScorer()
     if kind == "phantom" and place:
-        from progemu_jax.scorers.phantom import PhantomScorer
-
         return PhantomScorer.load(place)
     raise UserError(f"--scorer={name}: give xrv or phantom:DIR (the export of a run's scorer)")
 

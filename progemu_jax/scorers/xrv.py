@@ -6,6 +6,7 @@ Needs the extra `[xrv]` (torch, torchxrayvision); imported on first use only. Th
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -47,7 +48,6 @@ def load_models() -> dict[str, Any]:
         "age": lambda: xrv.baseline_models.riken.AgeModel(),
         "organs": lambda: xrv.baseline_models.chestx_det.PSPNet(),
     }
-    import importlib
 
     for name in ("emory_hiti", "riken", "chestx_det"):  # the library does not import these by itself
         importlib.import_module(f"torchxrayvision.baseline_models.{name}")

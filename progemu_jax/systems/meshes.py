@@ -5,7 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import jax
+
 from progemu_jax.config import Config
+from progemu_jax.devices import sharding
+from progemu_jax.devices.sharding import make_mesh
+from progemu_jax.models import transformer
 from progemu_jax.systems.interface import trained
 from progemu_jax.systems.progemu.model_config import model_parts
 
@@ -16,10 +21,6 @@ def microbatches(config: Config) -> dict[str, int]:
 
 def training_mesh(config: Config):
     """The mesh of training: all devices of all hosts."""
-    import jax
-
-    from progemu_jax.devices.sharding import make_mesh
-
     devices = None
     if jax.default_backend() == "cpu" and jax.process_count() == 1 and config.mesh.data == -1:
         # These devices are cores, of our own making: as many of them as divide every batch.
@@ -32,20 +33,11 @@ def training_mesh(config: Config):
 
 def local_mesh(config: Config):
     """The mesh of what needs no other host (sampling, tokenising, scoring): this host's devices, cases over them."""
-    import jax
-
-    from progemu_jax.devices.sharding import make_mesh
-
     return make_mesh(tensor=config.mesh.tensor, devices=jax.local_devices())
 
 
 def check_mesh(config: Config) -> None:
     """Raises UserError unless the mesh exists here, and batches and parameters divide over it."""
-    import jax
-
-    from progemu_jax.devices import sharding
-    from progemu_jax.models import transformer
-
     mesh = training_mesh(config)
     for name, rows in microbatches(config).items():
         sharding.check_batch(mesh, rows, f"config.{name}: batch_size / accumulate")
@@ -58,6 +50,4 @@ def check_mesh(config: Config) -> None:
 
 def share() -> dict[str, int]:
     """This process's part of a stream of batches."""
-    import jax
-
     return {"process_index": jax.process_index(), "process_count": jax.process_count()}

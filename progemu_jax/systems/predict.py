@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from progemu_jax.devices import hosts
@@ -39,8 +40,6 @@ def contradictions(workdir: Path, examples: list[dict]) -> dict[str, str]:
 
 def write_shared(folder: Path, cases: list[Case], predict: Callable, *, batch_size: int, **options: Any) -> None:
     """`write_predictions`; with several hosts each writes a shard of whole batches, and process 0 merges them."""
-    import jax
-
     count = jax.process_count()
     if count == 1:
         write_predictions(folder, cases, predict, batch_size=batch_size, **options)

@@ -8,16 +8,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from progemu_jax import eval as evaluation
 from progemu_jax.checkpoints import export
 from progemu_jax.config import Config
 from progemu_jax.data import build, memorisation
+from progemu_jax.data.batches import ArrayBatches
+from progemu_jax.data.phantom.scorer_set import labelled_arrays
 from progemu_jax.data.sources import PLACES
+from progemu_jax.data.sources.phantom import write_cohort
 from progemu_jax.devices import hosts
 from progemu_jax.errors import UserError
 from progemu_jax.files import records
 from progemu_jax.files.settings import to_dict
+from progemu_jax.scorers.cache import Cached
+from progemu_jax.scorers.files import write_prediction_scores, write_reference_scores
+from progemu_jax.scorers.phantom import PhantomScorer
 from progemu_jax.systems.interface import by_one_host, processes
 from progemu_jax.systems.meshes import share, training_mesh
+from progemu_jax.tasks.scorer import ScorerTask
 from progemu_jax.training.loop import fit
 
 
@@ -26,8 +34,6 @@ def data(config: Config, workdir: Path) -> None:
     """Source layout -> ICG-CXR tree, references of the test split, shards."""
     source, root, truth = config.data.source, config.data.root, None
     if source == "phantom":
-        from progemu_jax.data.sources.phantom import write_cohort
-
         root = write_cohort(
             workdir / "data/source",
             patients=config.data.phantom.patients,
@@ -68,9 +74,6 @@ def scorer(config: Config, workdir: Path) -> None:
         print(f"scorer: phantom scorers do not judge {config.data.source}; pathology metrics will be undefined")
         (workdir / "scorer").mkdir(parents=True, exist_ok=True)
         return
-    from progemu_jax.data.batches import ArrayBatches
-    from progemu_jax.data.phantom.scorer_set import labelled_arrays
-    from progemu_jax.tasks.scorer import ScorerTask
 
     c, folder = config.scorer, workdir / "scorer"
 
@@ -113,9 +116,6 @@ def score(config: Config, workdir: Path) -> None:
     hosts.once(audit, "stage score")
     if source != "phantom":
         return
-    from progemu_jax.scorers.cache import Cached
-    from progemu_jax.scorers.files import write_prediction_scores, write_reference_scores
-    from progemu_jax.scorers.phantom import PhantomScorer
 
     judge = Cached(PhantomScorer.load(workdir / "scorer/export"), workdir / ".cache/scores")
     folders = sorted(p.parent for p in (workdir / "predictions").glob("*/predictions.jsonl"))
@@ -134,8 +134,6 @@ def score(config: Config, workdir: Path) -> None:
 @by_one_host
 def evaluate(config: Config, workdir: Path) -> None:
     """metrics.json and report/index.html."""
-    from progemu_jax import eval as evaluation
-
     scores = workdir / "scores"
 
     def score_file(name: str, kind: str = "npz") -> Path | None:

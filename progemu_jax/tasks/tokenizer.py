@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from progemu_jax.convert import lpips as convert_lpips
 from progemu_jax.errors import UserError
 from progemu_jax.models import discriminator, lpips, vqgan
 from progemu_jax.models.discriminator import Discriminator, DiscriminatorConfig
@@ -62,6 +61,7 @@ class TokenizerTask:
     freeze: parts that are not trained, of encoder, quant_conv, quantize (the code-book), post_quant_conv, decoder;
       without the first three, codes keep their meaning for a language model. The state holds them as "frozen".
     fresh: False when training goes on from given variables: then no code is put anew at the first step.
+    perceptual: LPIPS' parameters (`convert.lpips.load`), where the loss asks for them.
     """
 
     name = "tokenizer"
@@ -74,18 +74,15 @@ class TokenizerTask:
         image_size: int,
         freeze: Sequence[str] = (),
         fresh: bool = True,
+        perceptual: Any = None,
     ):
         self.model_config, self.config, self.train, self.image_size = model, loss, train, image_size
         self.freeze, self.fresh = tuple(freeze), fresh
         self.model, self.discriminator = VQGAN(model), Discriminator(loss.discriminator)
         self.optimizer = optim.make_optimizer(train)
-        self.perceptual = None
-        if loss.perceptual:
-            if not loss.perceptual_weights:
-                raise UserError(
-                    "config.tokenizer.loss.perceptual needs .perceptual_weights: LPIPS' weights, safetensors"
-                )
-            self.perceptual = convert_lpips.load(loss.perceptual_weights)
+        self.perceptual = perceptual
+        if loss.perceptual and perceptual is None:
+            raise UserError("config.tokenizer.loss.perceptual needs .perceptual_weights: LPIPS' weights, safetensors")
         unknown = [name for name in self.freeze if name not in PARTS]
         if unknown or set(PARTS) <= set(self.freeze):
             raise UserError(f"config.tokenizer.freeze={list(self.freeze)}: give some of {', '.join(PARTS)}, not all")

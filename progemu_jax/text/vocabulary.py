@@ -8,8 +8,8 @@ image start, image end, then the visual tokens in the order of the code-book). T
     the lines of emu3_vision_tokens.txt
 
 with n the number of ranks. EOL, EOF, BOS and EOS are extras 200, 201, 203 and 204. With Emu3's files n is
-151,643 and every id is Emu3's (arXiv:2409.18869). `vocab_files/` holds a small vocabulary of the same form,
-trained on the phantom's reports (`vocab_files/train_vocab.py`).
+151,643 and every id is Emu3's (arXiv:2409.18869). `vocabulary_files/` holds a small vocabulary of the same form,
+trained on the phantom's reports (`python -m progemu_jax.data.phantom.train_vocabulary`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import tiktoken
 from progemu_jax.errors import UserError
 
 TEXT_FILE, VISION_FILE = "emu3.tiktoken", "emu3_vision_tokens.txt"
-BUILT_IN = Path(__file__).parent / "vocab_files"
+BUILT_IN = Path(__file__).parent / "vocabulary_files"
 
 # How text is cut before merging: contractions, words with at most one leading mark or space, single digits,
 # runs of marks, line ends, spaces. Emu3's rule, which is GPT-4's with digits one by one.

@@ -8,6 +8,7 @@ import sys
 import time
 
 import numpy as np
+from tqdm import tqdm
 
 from progemu_jax.files.records import write_text
 
@@ -81,8 +82,6 @@ class Bar(contextlib.AbstractContextManager):
     """Progress bar with loss, steps per second and time left; a line every half minute without a terminal."""
 
     def __init__(self, name, cfg, start, writing):
-        from tqdm import tqdm
-
         self.bar = tqdm(
             total=cfg.steps,
             initial=start,

@@ -17,8 +17,8 @@ import jax
 from progemu_jax.checkpoints import arrays
 from progemu_jax.convert import safetensors
 from progemu_jax.convert.components import AUTOENCODER, TEXT_ENCODER, TEXT_TOKENIZER, UNET, UNUSED, Entry
-from progemu_jax.convert.diffusers.folder import configs as diffusers_configs
-from progemu_jax.convert.diffusers.folder.names import dialect_of, entries_of
+from progemu_jax.convert.diffusers import configs as diffusers_configs
+from progemu_jax.convert.diffusers.names import dialect_of, entries_of
 from progemu_jax.convert.safetensors import DIFFUSERS, Tensor
 from progemu_jax.errors import UserError
 from progemu_jax.models.autoencoder import AutoencoderConfig

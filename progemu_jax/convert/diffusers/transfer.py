@@ -25,8 +25,8 @@ from progemu_jax.convert.components import (
     UNUSED,
     Entry,
 )
-from progemu_jax.convert.diffusers.folder import configs as diffusers_configs
-from progemu_jax.convert.diffusers.folder.folder import (
+from progemu_jax.convert.diffusers import configs as diffusers_configs
+from progemu_jax.convert.diffusers.folder import (
     CONFIG,
     FOLDERS,
     INDEX,
@@ -36,7 +36,7 @@ from progemu_jax.convert.diffusers.folder.folder import (
     Pipeline,
     tokenizer_files,
 )
-from progemu_jax.convert.diffusers.folder.names import dialect_of, entries_of
+from progemu_jax.convert.diffusers.names import dialect_of, entries_of
 from progemu_jax.convert.safetensors import DIFFUSERS, ContentHash, packed_buffers
 from progemu_jax.files.records import normal, write_json
 from progemu_jax.files.settings import from_dict, to_dict

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image as pil
 
 from progemu_jax.errors import UserError
-from progemu_jax.inference.pixels import read
 
 
 def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
@@ -82,11 +82,8 @@ class ImageProcessor:
             "spatial_factor": self.factor,
         }
 
-    def __call__(self, image: Any) -> np.ndarray:
-        """An image in any form that `read` takes -> uint8 [H, W, 3]."""
-        from PIL import Image as pil
-
-        pixels = read(image, "RGB")
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 [H, W, 3] -> uint8 [h, w, 3]."""
         if self.resize:
             h, w = smart_resize(*pixels.shape[:2], self.factor, self.min_pixels, self.max_pixels)
             if (h, w) != pixels.shape[:2]:

@@ -14,7 +14,6 @@ from tqdm import tqdm
 from progemu_jax.checkpoints import export
 from progemu_jax.convert import components, folders, safetensors
 from progemu_jax.convert.components import LANGUAGE_MODEL, TOKENIZER
-from progemu_jax.convert.convert import _CONFIGS
 from progemu_jax.convert.emu3 import configs as emu3_configs
 from progemu_jax.convert.emu3 import folder as emu3_folder
 from progemu_jax.convert.emu3 import names as emu3_names
@@ -22,11 +21,13 @@ from progemu_jax.convert.emu3.image_processor import ImageProcessor
 from progemu_jax.errors import UserError
 from progemu_jax.files.records import first_difference, write_json
 from progemu_jax.files.settings import from_dict, to_dict
-from progemu_jax.models.transformer import STACKED
+from progemu_jax.models.transformer import STACKED, TransformerConfig
 from progemu_jax.models.vqgan import VQGANConfig
 from progemu_jax.sampling.policy import Sampling
 from progemu_jax.text.sequence import Layout
 from progemu_jax.text.vocabulary import Vocabulary
+
+_CONFIGS = {LANGUAGE_MODEL: TransformerConfig, TOKENIZER: VQGANConfig}
 
 
 def to_run(folder: emu3_folder.Folder, target: Path) -> str:

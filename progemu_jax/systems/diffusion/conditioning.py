@@ -15,7 +15,7 @@ import jax
 from progemu_jax.checkpoints import export
 from progemu_jax.config import Config
 from progemu_jax.convert import components
-from progemu_jax.convert.diffusers.folder import folder as diffusers_folder
+from progemu_jax.convert.diffusers import folder as diffusers_folder
 from progemu_jax.data.progression import progression
 from progemu_jax.errors import UserError
 from progemu_jax.files.settings import from_dict

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from progemu_jax.config import Config
-from progemu_jax.convert.diffusers.folder import folder as diffusers_folder
+from progemu_jax.convert.diffusers import folder as diffusers_folder
 from progemu_jax.errors import UserError
 from progemu_jax.systems.diffusion.encoders import autoencoder, text_encoder_stage
 from progemu_jax.systems.diffusion.sample import sample

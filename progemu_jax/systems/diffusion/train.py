@@ -12,7 +12,7 @@ import numpy as np
 from progemu_jax.checkpoints import arrays, export
 from progemu_jax.config import Config
 from progemu_jax.convert import components
-from progemu_jax.convert.diffusers.folder import folder as diffusers_folder
+from progemu_jax.convert.diffusers import folder as diffusers_folder
 from progemu_jax.data import batches
 from progemu_jax.errors import UserError
 from progemu_jax.files import records

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from progemu_jax.checkpoints import export
@@ -23,21 +24,20 @@ from progemu_jax.files.settings import to_dict
 from progemu_jax.systems.interface import SHOWN
 from progemu_jax.systems.meshes import local_mesh, share, training_mesh
 from progemu_jax.systems.progemu.initial_weights import open_folder
-from progemu_jax.systems.progemu.model_config import load_tokenizer
+from progemu_jax.systems.progemu.model_config import load_tokenizer, perceptual
+from progemu_jax.tasks.tokenizer import TokenizerTask
 from progemu_jax.text.controls import DUMMY_PRIOR
 from progemu_jax.training.loop import fit
 
 
 def tokenizer(config: Config, workdir: Path) -> None:
     """Trains the VQGAN on the images of the training split; exports it."""
-    import jax
-
-    from progemu_jax.tasks.tokenizer import TokenizerTask
-
     c, shards = config.tokenizer, workdir / "data/shards"
     start = open_folder(c.init, TOKENIZER, c.model) if c.init else None
     model = start.model if start else c.model
-    task = TokenizerTask(model, c.loss, c.train, config.data.image_size, c.freeze, fresh=start is None)
+    task = TokenizerTask(
+        model, c.loss, c.train, config.data.image_size, c.freeze, fresh=start is None, perceptual=perceptual(config)
+    )
     first = start and (lambda: task.from_variables(start.variables(), jax.random.key(c.train.seed)))
     held_out = batches.examples(shards, "pairs", "validation")
     shown = np.stack([held_out[i]["followup"] for i in range(min(len(held_out), SHOWN))])
@@ -133,8 +133,6 @@ class _SharedCodes:
     """
 
     def __init__(self, folder: Path):
-        import jax
-
         self.folder, self.turns, self.filling = folder, itertools.count(), False
         self.count, self.index = jax.process_count(), jax.process_index()
 

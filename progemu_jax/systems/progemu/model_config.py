@@ -6,10 +6,15 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
+
 from progemu_jax.config import Config
+from progemu_jax.convert import lpips
 from progemu_jax.convert.components import LANGUAGE_MODEL, TOKENIZER
 from progemu_jax.errors import UserError
+from progemu_jax.inference.image_tokenizer import Tokenizer
 from progemu_jax.systems.progemu.initial_weights import open_folder
+from progemu_jax.text.sequence import Layout
 from progemu_jax.text.vocabulary import TEXT_FILE, VISION_FILE, load
 
 
@@ -20,15 +25,11 @@ def tokenizer_model(config: Config) -> Any:
 
 
 def load_tokenizer(workdir: Path):
-    from progemu_jax.inference.image_tokenizer import Tokenizer
-
     return Tokenizer.load(workdir / "tokenizer/export")
 
 
 def model_parts(config: Config) -> tuple:
     """(vocabulary, layout, transformer config) of a run; those of `config.progemu.init` where it is set."""
-    from progemu_jax.text.sequence import Layout
-
     coder, task, model = tokenizer_model(config), config.progemu.task, config.progemu.model
     start = language_start(config)
     side = config.data.image_size // coder.factor
@@ -72,8 +73,6 @@ def resized(params: Any, rows: int) -> Any:
     """Both vocabulary tables with so many rows: cut, or filled up with zeros."""
 
     def fit_rows(table: Any) -> Any:
-        import jax.numpy as jnp
-
         return jnp.pad(table[:rows], ((0, max(rows - len(table), 0)), (0, 0)))
 
     return {k: fit_rows(v) if k in ("embed_tokens", "lm_head") else v for k, v in params.items()}
@@ -83,3 +82,9 @@ def language_start(config: Config) -> Any:
     """`imported.Imported` of `config.progemu.init`, or None."""
     c = config.progemu
     return open_folder(c.init, LANGUAGE_MODEL, c.model) if c.init else None
+
+
+def perceptual(config: Config) -> Any:
+    """LPIPS' parameters where the tokenizer's loss asks for them and names their file, else None."""
+    loss = config.tokenizer.loss
+    return lpips.load(loss.perceptual_weights) if loss.perceptual and loss.perceptual_weights else None

@@ -11,6 +11,7 @@ from progemu_jax.data import batches
 from progemu_jax.errors import UserError
 from progemu_jax.files.predictions import Case, Prediction
 from progemu_jax.files.settings import to_dict
+from progemu_jax.inference.load import load
 from progemu_jax.systems.meshes import local_mesh
 from progemu_jax.systems.predict import contradictions, others, write_shared
 from progemu_jax.text.controls import DUMMY_PRIOR
@@ -19,8 +20,6 @@ from progemu_jax.text.findings import NO_CHANGE
 
 def sample(config: Config, workdir: Path) -> None:
     """Counterfactuals of held-out pairs, for our system and those it is compared with."""
-    from progemu_jax.inference.load import load
-
     c, model = config.sample, load(workdir).on(local_mesh(config))
     source = batches.examples(workdir / "data/shards", "tokens", c.split)
     examples = [source[i] for i in range(len(source))]

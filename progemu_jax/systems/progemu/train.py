@@ -6,32 +6,29 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from progemu_jax.checkpoints import export
 from progemu_jax.config import Config
-from progemu_jax.convert import components
+from progemu_jax.convert import components, peft
 from progemu_jax.data import batches
-from progemu_jax.devices import hosts
+from progemu_jax.devices import hosts, sharding
 from progemu_jax.files import records
 from progemu_jax.files.predictions import Case
 from progemu_jax.files.settings import to_dict
+from progemu_jax.inference.progemu import Model
+from progemu_jax.models import transformer
 from progemu_jax.systems.interface import SHOWN
 from progemu_jax.systems.meshes import share, training_mesh
 from progemu_jax.systems.progemu.model_config import language_start, load_tokenizer, model_parts, resized
+from progemu_jax.tasks import lora
+from progemu_jax.tasks.progemu import ProgEmuTask, code_embeddings, packer
 from progemu_jax.training.loop import fit
 
 
 def train(config: Config, workdir: Path) -> None:
     """The two stages of the curriculum; exports the language model, and LoRA's parameters by themselves."""
-    import jax
-
-    from progemu_jax.convert import peft
-    from progemu_jax.devices import sharding
-    from progemu_jax.models import transformer
-    from progemu_jax.tasks import lora
-    from progemu_jax.tasks.progemu import ProgEmuTask, code_embeddings, packer
-
     vocabulary, layout, model = model_parts(config)
     shards, c = workdir / "data/shards", config.progemu
     start, coder, mesh = language_start(config), load_tokenizer(workdir), training_mesh(config)
@@ -89,8 +86,6 @@ def train(config: Config, workdir: Path) -> None:
 
     def pictures(params: Any, held_out: Any) -> np.ndarray:
         """uint8 [N, S, 3 S]: prior, counterfactual and real follow-up of the first validation cases."""
-        from progemu_jax.inference.progemu import Model
-
         cases = [held_out[i] for i in range(min(len(held_out), SHOWN))]
         coder.variables = jax.device_put(coder.variables, sharding.replicated(mesh))  # where the parameters lie
         current = Model(params, plain, layout, vocabulary, coder, config.sample.policy, "training")

@@ -13,7 +13,7 @@ import numpy as np
 
 from progemu_jax.checkpoints import export
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TOY = """
 from progemu_jax.configs.common import phantom
 

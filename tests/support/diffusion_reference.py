@@ -1,6 +1,6 @@
 """Small diffusion checkpoints with known weights, and what PyTorch makes of them.
 
-    .venv-parity/bin/python tests/diffusion_reference.py      # writes tests/diffusion_outputs.npz
+    .venv-parity/bin/python tests/support/diffusion_reference.py      # writes tests/golden/diffusion_outputs.npz
 
 The libraries `diffusers` and `transformers` are the reference. Nothing of theirs is stored but numbers and names.
 Weights are drawn by tensor name, as in `emu3_reference`, so that both sides make the same ones without a file; none is
@@ -13,9 +13,10 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from emu3_reference import TEXTS, uniform
 
-OUTPUTS = Path(__file__).parent / "diffusion_outputs.npz"
+from support.emu3_reference import TEXTS, uniform
+
+OUTPUTS = Path(__file__).parents[1] / "golden/diffusion_outputs.npz"
 LATENT = (8, 8)
 STEPS = {"ddim": 50, "dpm++": 20}
 GUIDANCE, IMAGE_GUIDANCE = 7.5, 1.5

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from emu3_reference import write_run
 
 from progemu_jax.models import transformer, vqgan
 from progemu_jax.text import vocabulary
+from support.emu3_reference import write_run
 
 CODES, SIZE, GRID = 64, 32, (4, 4)
 POLICY = {"temperature": 1.0, "top_k": 0, "guidance": 2.0, "keep_prior": True, "max_text": 6}

@@ -1,6 +1,6 @@
 """Small Emu3 checkpoints with known weights, and what PyTorch makes of them.
 
-    .venv-parity/bin/python tests/emu3_reference.py --emu3=DIR      # writes tests/emu3_outputs.npz
+    .venv-parity/bin/python tests/support/emu3_reference.py --emu3=DIR      # writes tests/golden/emu3_outputs.npz
 
 DIR is a checkout of the public Emu3 code (github.com/baaivision/Emu3): its VisionVQ, image processor and text
 tokenizer are the reference of the original dialect. The library `transformers` is that of the other, and of the
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-OUTPUTS = Path(__file__).parent / "emu3_outputs.npz"
+OUTPUTS = Path(__file__).parents[1] / "golden/emu3_outputs.npz"
 CODES = 64
 FULL_VQ = {"ch": 32, "ch_mult": [1, 2, 2, 4], "num_res_blocks": 2, "attn_resolutions": [3], "codebook_size": CODES}
 TINY_VQ = FULL_VQ | {"ch_mult": [1, 2], "num_res_blocks": 1, "attn_resolutions": [1]}

@@ -1,0 +1,1 @@
+"""What tests share: small cohorts, runs, reference implementations."""
