@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from progemu_jax.convert import convert
 from progemu_jax.errors import UserError
 from progemu_jax.files.predictions import Case
 from progemu_jax.files.settings import to_dict
@@ -232,7 +231,7 @@ class Model(Sampler):
 
         own_priors: each sample has its own prior, and the results' priors and masks a leading axis S.
         """
-        cases = [Case(*convert) for run in runs]
+        cases = [Case(*run) for run in runs]
         priors = np.stack([case.prior for case in cases])
         if isinstance(ask.mask, str):  # automatic: one map for a prior and prompt, however many futures
             first = {(case.prior.tobytes(), case.prompt): case for case in cases}
