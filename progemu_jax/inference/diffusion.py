@@ -25,10 +25,10 @@ from progemu_jax.errors import UserError
 from progemu_jax.files.predictions import Case
 from progemu_jax.files.settings import from_dict
 from progemu_jax.inference import request
-from progemu_jax.inference.pixels import gray, to_bytes, to_gray
+from progemu_jax.inference.pixels import gray, to_gray
+from progemu_jax.models import pixels
 from progemu_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from progemu_jax.models.noise_schedule import Schedule
-from progemu_jax.models.pixels import pixels
 from progemu_jax.models.text_encoder import TextEncoder, TextEncoderConfig
 from progemu_jax.models.unet import UNetConfig
 from progemu_jax.sampling.diffusion import DiffusionSampling, first_noise, generate
@@ -55,7 +55,11 @@ class Codec:
     def __init__(self, params: Any, config: AutoencoderConfig):
         self.params, self.config = params, config
         net = Autoencoder(config)
-        self._encode = jax.jit(lambda p, x: net.apply({"params": p}, pixels(x, config.in_channels), method="encode"))
+
+        def encode(params: Any, images: jax.Array) -> jax.Array:
+            return net.apply({"params": params}, pixels.normalize(images, config.in_channels), method="encode")
+
+        self._encode = jax.jit(encode)
         self._decode = jax.jit(lambda p, z: net.apply({"params": p}, z / config.scale, method="decode"))
 
     @classmethod
@@ -76,7 +80,7 @@ class Codec:
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Scaled latents float32 [N, h, w, Z] -> uint8 [N, H, W]; RGB becomes luminance."""
         images = in_batches(lambda z: self._decode(self.params, z), np.asarray(latents), batch_size=BATCH)
-        return to_gray(to_bytes(images))
+        return to_gray(pixels.to_uint8(images))
 
     def latent_std(self, images: np.ndarray) -> float:
         """Standard deviation of the latents of uint8 [N, H, W]; 1 / that is a good `scale`."""
