@@ -17,7 +17,7 @@ from progemu_jax.devices import hosts, sharding
 from progemu_jax.files import records
 from progemu_jax.files.predictions import Case
 from progemu_jax.files.settings import to_dict
-from progemu_jax.inference.progemu import Model
+from progemu_jax.inference.progemu import ProgEmu
 from progemu_jax.models import transformer
 from progemu_jax.systems.interface import SHOWN
 from progemu_jax.systems.meshes import share, training_mesh
@@ -88,7 +88,7 @@ def train(config: Config, workdir: Path) -> None:
         """uint8 [N, S, 3 S]: prior, counterfactual and real follow-up of the first validation cases."""
         cases = [held_out[i] for i in range(min(len(held_out), SHOWN))]
         coder.variables = jax.device_put(coder.variables, sharding.replicated(mesh))  # where the parameters lie
-        current = Model(params, plain, layout, vocabulary, coder, config.sample.policy, "training")
+        current = ProgEmu(params, plain, layout, vocabulary, coder, config.sample.policy, "training")
         out = current.sample([Case(e["pair_id"], e["prior"], e["prompt"]) for e in cases])
         sides = [coder.detokenize(np.stack([e[name] for e in cases])) for name in ("prior", "followup")]
         return np.concatenate([sides[0], out.images, sides[1]], axis=2)
