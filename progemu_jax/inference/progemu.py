@@ -274,7 +274,11 @@ class ProgEmu(Sampler):
 
 
 def load(path: str | os.PathLike, tokenizer: str | os.PathLike | None = None, quantize: str | None = None) -> ProgEmu:
-    """`load.load` for a folder of this system."""
+    """ProgEmu from a run directory, an export or a folder of Emu3's or ProgEmu's weights; arguments as in `load.load`.
+
+    Raises:
+      UserError: nothing there that can be loaded, or parts that do not belong together.
+    """
     parts = _load_parts(Path(path))
     if quantize and "params" in parts:
         parts["params"] = linear.quantize(parts["params"])
