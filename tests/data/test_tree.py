@@ -4,9 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from PIL import Image
 from support import cohorts
-from test_journeys import study
+from support.trees import META, external, study
 
 from progemu_jax.data import radiograph, tree
 from progemu_jax.data.journeys import Options, journeys
@@ -14,23 +13,11 @@ from progemu_jax.data.sources import Rejected
 from progemu_jax.errors import UserError
 from progemu_jax.files import records
 
-META = {"progression-description": "New edema.", "changes-of-findings": "Edema is new."}
 PRIOR, FOLLOWUP = cohorts.chest(1), cohorts.chest(2)
 
 
 def pair(**changes):
     return journeys([study(number=1, **changes), study(number=2, day=1, **changes)], Options()).journeys[0].pairs[0]
-
-
-def external(root, patient="pa/1/train/p00023", name="i01s0001-i04s0002", source="chexpertplus", **changes):
-    """A pair as the authors of ICG-CXR would ship it."""
-    folder = root / source / patient / name
-    folder.mkdir(parents=True)
-    meta = META | {"comment": {"confidence": 4, "reason": "r"}, "time-interval": None, "mystery": [1]} | changes
-    (folder / f"{name}.json").write_text(json.dumps(meta))
-    for side in ("ref-reg", "flu-reg", "ref-init"):
-        Image.fromarray(PRIOR).save(folder / f"{name}-{side}.png")
-    return folder / f"{name}.json"
 
 
 def test_a_pair_comes_back_as_written(tmp_path):

@@ -6,38 +6,14 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image
 from support import cohorts
-from test_tree import META, external
+from support.trees import META, external, make_tree
 
 from progemu_jax.data import icg_cxr, images
 from progemu_jax.data.batches import Examples
 from progemu_jax.errors import UserError
 from progemu_jax.files import records
 from progemu_jax.text.findings import CHEXPERT
-
-
-def make_tree(root, pairs=6, singles=4):
-    """`pairs` pairs of other hands in two splits, and singles of the training split."""
-    for i in range(pairs):
-        split = "test" if i % 3 == 2 else "train"
-        ours = {
-            "split": split,
-            "labels_after": {"Edema": 1, "Fracture": -1, "Pneumonia": 0},
-            "age": 50 + i,
-            "sex": "F",
-        }
-        path = external(root, f"pa/1/train/p{i:05d}", progemu=ours, **{"progression-description": f"Prompt {i}."})
-        for side, seed in (("ref", 2 * i), ("flu", 2 * i + 1)):
-            Image.fromarray(cohorts.chest(seed)).save(path.with_name(f"{path.stem}-{side}-reg.png"))
-    rows = []
-    for i in range(singles):
-        name = f"singles/x/p{i}/{i}-a.png"
-        records.write_bytes(root / name, images.png(cohorts.chest(50 + i)))
-        row = {"image": name, "text": f"Report {i}.", "study_id": str(i), "patient_id": str(i)}
-        rows.append(row | {"source": "x", "split": "train"})
-    records.write_lines(root / "singles.jsonl", rows)
-    return root
 
 
 def token_examples(n, kind="pair"):

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 from support import cohorts
-from test_duplicates import OPEN, chest, saved_again
+from support.cohorts import OPEN
+from support.films import chest, saved_again
 
 from progemu_jax.data import foreground, images, leaks, radiograph
 from progemu_jax.data.build import build_tree

@@ -21,7 +21,7 @@ from progemu_jax.errors import UserError
 from progemu_jax.training import loop, optim
 from progemu_jax.training.optim import make_schedule
 
-TOY = Path(__file__).parent / "support/toy_training.py"
+TOY = Path(__file__).parents[1] / "support/toy_training.py"
 
 
 class Stop(Exception):

@@ -144,7 +144,7 @@ def test_a_folder_and_what_it_converts_to_load_the_same(tmp_path):
 
 
 def test_models_of_our_own_become_checkpoints_of_either_dialect(tmp_path):
-    """Names and shapes against those that PyTorch saved are in test_emu3_parity; here, the way back."""
+    """Names and shapes against those that PyTorch saved are in tests/parity/test_emu3.py; here, the way back."""
     import jax
 
     vocabulary = load(None, CODES)

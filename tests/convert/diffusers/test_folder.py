@@ -7,8 +7,8 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 from support import diffusion_reference as ref
+from support.diffusion_models import BERT_CONFIG, CLIP_CONFIG, UNET_CONFIG, VAE_CONFIG, component
 
 from progemu_jax.checkpoints import export
 from progemu_jax.convert import safetensors
@@ -21,34 +21,6 @@ from progemu_jax.models import text_encoder, unet
 from progemu_jax.models.autoencoder import AutoencoderConfig
 from progemu_jax.models.noise_schedule import Schedule
 from progemu_jax.text import text_tokenizers
-
-UNET_CONFIG = {"_class_name": "UNet2DConditionModel", **ref.PAIRS_UNET, "encoder_hid_dim": 40}
-VAE_CONFIG = {"_class_name": "AutoencoderKL", **ref.VAE}
-BERT_CONFIG = {"model_type": "bert", **ref.BERT}
-CLIP_CONFIG = {"model_type": "clip_text_model", **ref.CLIP}
-
-
-def component(folder, config, dtype=np.float32, shards=1, extra=None, dialect=None):
-    """A component's folder with known weights."""
-    folder.mkdir(parents=True)
-    at = folder / "config.json"
-    build = {"UNet2DConditionModel": diffusers_configs.unet, "AutoencoderKL": diffusers_configs.autoencoder}
-    model = build.get(config.get("_class_name"), diffusers_configs.text_model)(at, config, "float32")
-    entries = diffusers_names.entries_of(model, dialect or diffusers_names.Dialect())
-    values = {e.name: ref.weight(e.name, e.tensor_shape).astype(dtype) for e in entries} | (extra or {})
-    stem = "diffusion_pytorch_model" if "_class_name" in config else "model"
-    if shards == 1:
-        save_file(values, folder / f"{stem}.safetensors")
-    else:
-        names = sorted(values)
-        heads = {n: (safetensors.NAMES[str(values[n].dtype)], values[n].shape) for n in names}
-        files = {f"{stem}-{i}.safetensors": {n: heads[n] for n in names[i::shards]} for i in range(shards)}
-        writer = safetensors.Writer(folder, files, stem)
-        for name, value in values.items():
-            writer.write(name, value)
-        writer.close()
-    at.write_text(json.dumps(config))
-    return folder
 
 
 def pipeline(folder):

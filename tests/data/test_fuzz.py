@@ -23,7 +23,7 @@ SLOWEST, GROWTH = 20.0, 700  # seconds of one input; MiB of resident memory
 def run(count, seed, folder):
     done = subprocess.run(
         [sys.executable, __file__, str(count), str(seed), str(folder)],
-        capture_output=True, text=True, timeout=280, cwd=Path(__file__).parent,
+        capture_output=True, text=True, timeout=280, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])

@@ -1,4 +1,4 @@
-"""Sharding: the rules table and its errors. What trains on a mesh: test_scale.py."""
+"""Sharding: the rules table and its errors. What trains on a mesh: tests/training/test_meshes.py."""
 
 import jax
 import pytest

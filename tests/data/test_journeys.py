@@ -1,23 +1,11 @@
 """Journeys: order, views, filters, splits by patient, and a funnel that adds up."""
 
-from pathlib import Path
-
 import pytest
+from support.trees import study
 
 from progemu_jax.data.journeys import SPLITS, Options, journeys, split_of
 from progemu_jax.data.sources import Rejected, Study
 from progemu_jax.errors import UserError
-
-TEXT = {"findings": "Effusion.", "impression": ""}
-
-
-def study(patient="10000001", number=1, day=0.0, view="PA", labels=("Edema",), **changes):
-    fields = {
-        "source": "mimic_cxr", "patient_id": patient, "study_id": str(number), "image_id": f"{number}-{view}",
-        "image_path": Path(f"{number}.jpg"), "view": view, "order_key": (day,), "report": TEXT,
-        "labels": dict.fromkeys(labels, 1) | {"No Finding": None}, "days": day,
-    }  # fmt: skip
-    return Study(**(fields | changes))
 
 
 def names(cohort):

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 from support import cohorts
-from test_shards import make_tree
+from support.trees import make_tree
 
 from progemu_jax.data import icg_cxr, images
 from progemu_jax.data.augment import Augment, mirrored

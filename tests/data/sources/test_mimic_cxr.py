@@ -4,18 +4,16 @@ import gzip
 import io
 import os
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from support import cohorts
+from support.cohorts import OPEN
 
 from progemu_jax.data import images, radiograph
 from progemu_jax.data.sources import Rejected, Study, inside, open_source, read_table, safe_id
 from progemu_jax.errors import UserError
-
-OPEN = Path(os.environ.get("PROGEMU_OPEN_CXR", Path(__file__).parents[1] / ".." / "shared" / "open_cxr"))
 
 
 def read(root, name="mimic_cxr", **options):

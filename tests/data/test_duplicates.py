@@ -1,23 +1,13 @@
 """Films listed under two patients are found, and those patients share a split."""
 
-import os
-from pathlib import Path
-
-import numpy as np
 import pytest
 from PIL import Image
+from support.cohorts import OPEN
+from support.films import chest, saved_again
 
 from progemu_jax.data.duplicates import same_patients
 from progemu_jax.data.journeys import Options, journeys, split_of
 from progemu_jax.data.sources import Study, open_source
-
-OPEN = Path(os.environ.get("PROGEMU_OPEN_CXR", Path(__file__).parents[1] / ".." / "shared" / "open_cxr"))
-
-
-def chest(seed):
-    """A smooth picture of its own for every seed, uint8 [128, 128]."""
-    coarse = np.random.default_rng(seed).integers(40, 220, (7, 7), np.uint8)
-    return np.asarray(Image.fromarray(coarse).resize((128, 128), Image.Resampling.BICUBIC))
 
 
 def film(folder, patient, day, image):
@@ -27,12 +17,6 @@ def film(folder, patient, day, image):
         source="open_cxr", patient_id=patient, study_id=f"{patient}d{day}", image_id=str(day), image_path=path,
         view="PA", order_key=(day,), report={"findings": "Effusion.", "impression": ""}, labels={}, days=float(day),
     )  # fmt: skip
-
-
-def saved_again(image):
-    """The film at another size, with other gray values and a black frame."""
-    small = np.asarray(Image.fromarray(image).resize((150, 150), Image.Resampling.BICUBIC)).astype(float)
-    return np.pad(np.clip(20 + 0.8 * small, 0, 255).astype(np.uint8), 25)
 
 
 @pytest.fixture

@@ -1,11 +1,11 @@
-"""`make parity`: the comparisons of test_diffusion_parity with PyTorch beside; and its libraries read what we write."""
+"""`make parity`: the comparisons of test_diffusion.py with PyTorch beside; and its libraries read what we write."""
 
 import json
 
 import numpy as np
 import pytest
 from support import diffusion_reference as ref
-from test_diffusion_parity import near, run_autoencoder, run_sampler, run_text, run_unet
+from support.diffusion_models import near, run_autoencoder, run_sampler, run_text, run_unet
 
 from progemu_jax.convert.convert import convert
 from progemu_jax.convert.diffusers import folder as diffusers_folder

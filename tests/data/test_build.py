@@ -14,7 +14,7 @@ import psutil
 import pytest
 from PIL import Image
 from support import cohorts
-from test_sources import OPEN
+from support.cohorts import OPEN
 
 from progemu_jax.data import build as building
 from progemu_jax.data import radiograph, texts, tree

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from support import diffusion_reference as ref
-from test_diffusion_convert import UNET_CONFIG, component
+from support.diffusion_models import UNET_CONFIG, component
 
 from progemu_jax import eval as evaluation
 from progemu_jax.config import Config

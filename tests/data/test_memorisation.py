@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support import cohorts
-from test_duplicates import chest
+from support.films import chest
 
 from progemu_jax.data import icg_cxr, journeys, memorisation, tree
 from progemu_jax.data.sources import Study
