@@ -101,17 +101,17 @@ def run(config_dict, workdir: str | os.PathLike, stages: list[str] | None) -> No
         print("\n".join([f"files of {config.data.source}:", *needed_files(config.data.source, plain["data"])]))
         return
     meshes.check_mesh(config)
-    hosts.once(lambda: _make(workdir), f"--workdir={workdir}")
+    hosts.on_first_host(lambda: _make(workdir), f"--workdir={workdir}")
     _run_together(todo, workdir, stages)
-    hosts.once(lambda: write_json(workdir / "config.json", plain), "config.json")
+    hosts.on_first_host(lambda: write_json(workdir / "config.json", plain), "config.json")
     if (stages is None or "sample" in stages) and (missing := rejections(workdir / "predictions")):
         raise UserError(missing)
 
 
 def _run_together(todo: list, workdir: Path, selected: list[str] | None) -> None:
     """`run_stages`; of several hosts the first decides what runs, and the others run it with it."""
-    if not hosts.first():
-        while (number := hosts.told()) >= 0:
+    if not hosts.is_first():
+        while (number := hosts.broadcast()) >= 0:
             todo[number].run(workdir)
         if number == _FAILED:
             raise UserError("the run has failed in process 0, which says why")
@@ -119,7 +119,7 @@ def _run_together(todo: list, workdir: Path, selected: list[str] | None) -> None
 
     def led(number: int, stage):
         def both(workdir: Path) -> None:
-            hosts.told(number)
+            hosts.broadcast(number)
             stage.run(workdir)
 
         return dataclasses.replace(stage, run=both)
@@ -129,7 +129,7 @@ def _run_together(todo: list, workdir: Path, selected: list[str] | None) -> None
         run_stages([led(number, stage) for number, stage in enumerate(todo)], workdir, selected)
         end = _DONE
     finally:
-        hosts.told(end)
+        hosts.broadcast(end)
 
 
 _DONE, _FAILED = -1, -2  # instead of the number of a stage

@@ -40,6 +40,6 @@ def by_one_host(stage: Callable[[Config, Path], None]) -> Callable[[Config, Path
 
     @functools.wraps(stage)
     def once(config: Config, workdir: Path) -> None:
-        hosts.once(lambda: stage(config, workdir), f"stage {stage.__name__}")
+        hosts.on_first_host(lambda: stage(config, workdir), f"stage {stage.__name__}")
 
     return once

@@ -122,7 +122,7 @@ def tokens(config: Config, workdir: Path) -> None:
     splits["train_single"] = lambda: singles("train")
     height, width = dummy.shape
     shared.fill(splits.values())
-    hosts.once(lambda: icg_cxr.write_tokens(shards, splits, height=height, width=width), "stage tokens")
+    hosts.on_first_host(lambda: icg_cxr.write_tokens(shards, splits, height=height, width=width), "stage tokens")
     shared.close()
 
 
@@ -159,4 +159,4 @@ class _SharedCodes:
 
     def close(self) -> None:
         """Removes the folder."""
-        hosts.once(lambda: shutil.rmtree(self.folder, ignore_errors=True), str(self.folder))
+        hosts.on_first_host(lambda: shutil.rmtree(self.folder, ignore_errors=True), str(self.folder))
