@@ -48,9 +48,9 @@ def run(config_dict: Mapping[str, Any], workdir: str | os.PathLike, stages: list
         return
     system = systems.of(config)
     system.check_mesh(config, meshes.check_meshes(config, system.trained(config)))
-    hosts.once(lambda: _make(workdir), f"--workdir={workdir}")
+    hosts.on_first_host(lambda: _make(workdir), f"--workdir={workdir}")
     _run_together(todo, workdir, stages)
-    hosts.once(lambda: write_json(workdir / "config.json", plain), "config.json")
+    hosts.on_first_host(lambda: write_json(workdir / "config.json", plain), "config.json")
     if (stages is None or "sample" in stages) and (missing := rejections(workdir / "predictions")):
         raise UserError(missing)
 
@@ -79,8 +79,8 @@ _DONE, _FAILED = -1, -2  # what the first host sends instead of the number of a 
 
 def _run_together(todo: list[Stage], workdir: Path, selected: list[str] | None) -> None:
     """`run_stages`; of several hosts the first decides what runs, and the others run it with it."""
-    if not hosts.first():
-        while (number := hosts.told()) >= 0:
+    if not hosts.is_first():
+        while (number := hosts.broadcast()) >= 0:
             todo[number].run(workdir)
         if number == _FAILED:
             raise UserError("the run has failed in process 0, which says why")
@@ -88,7 +88,7 @@ def _run_together(todo: list[Stage], workdir: Path, selected: list[str] | None) 
 
     def led(number: int, stage: Stage) -> Stage:
         def both(workdir: Path) -> None:
-            hosts.told(number)
+            hosts.broadcast(number)
             stage.run(workdir)
 
         return dataclasses.replace(stage, run=both)
@@ -98,7 +98,7 @@ def _run_together(todo: list[Stage], workdir: Path, selected: list[str] | None) 
         run_stages([led(number, stage) for number, stage in enumerate(todo)], workdir, selected)
         end = _DONE
     finally:
-        hosts.told(end)
+        hosts.broadcast(end)
 
 
 def _make(workdir: Path) -> None:

@@ -139,11 +139,11 @@ def write_shared(folder: Path, cases: list[Case], predict: Callable, *, batch_si
     if count == 1:
         write_predictions(folder, cases, predict, batch_size=batch_size, **options)
         return
-    if hosts.told(int((folder / "predictions.jsonl").exists())):
+    if hosts.broadcast(int((folder / "predictions.jsonl").exists())):
         return
     parts = folder.parent / ".parts" / folder.name
-    own = hosts.mine([cases[i : i + batch_size] for i in range(0, len(cases), batch_size)])
+    own = hosts.own_share([cases[i : i + batch_size] for i in range(0, len(cases), batch_size)])
     own = list(itertools.chain(*own))
     write_predictions(parts / f"{jax.process_index()}-of-{count}", own, predict, batch_size=batch_size, **options)
     hosts.barrier()
-    hosts.once(lambda: merge_predictions(sorted(parts.glob(f"*-of-{count}")), folder, cases), "stage sample")
+    hosts.on_first_host(lambda: merge_predictions(sorted(parts.glob(f"*-of-{count}")), folder, cases), "stage sample")

@@ -85,7 +85,7 @@ def evaluate_stage(config: Config, slices: Slices) -> Stage:
 
 def make_data(config: Config, workdir: Path) -> None:
     """Runs the stage `data`."""
-    hosts.once(lambda: _make_data(config, workdir), "stage data")
+    hosts.on_first_host(lambda: _make_data(config, workdir), "stage data")
 
 
 def _make_data(config: Config, workdir: Path) -> None:
@@ -138,7 +138,7 @@ def train_scorer(config: Config, trained: Mapping[str, TrainConfig], workdir: Pa
         parts = (("train", 0, c.images), ("valid", c.images, c.valid_images))
         return {name: labelled_arrays(folder / f"{name}.npz", c.seed, start, n, *sizes) for name, start, n in parts}
 
-    hosts.once(labelled, "stage scorer")  # they lie in files then
+    hosts.on_first_host(labelled, "stage scorer")  # they lie in files then
     arrays = labelled()
     task = ScorerTask(c.net, c.train, config.data.image_size)
 
@@ -169,12 +169,12 @@ def score(config: Config, workdir: Path) -> None:
         found = memorisation.audit(*folders, processes=processes(config), progress=True)
         records.write_json(out / f"{name}.memorisation.json", found)
 
-    hosts.once(audit, "stage score")
+    hosts.on_first_host(audit, "stage score")
     if source != "phantom":
         return
     judge = Cached(PhantomScorer.load(workdir / "scorer/export"), workdir / ".cache/scores")
     folders = sorted(p.parent for p in (workdir / "predictions").glob("*/predictions.jsonl"))
-    for folder in hosts.mine(folders):  # each host fills the cache, process 0 writes the files from it
+    for folder in hosts.own_share(folders):  # each host fills the cache, process 0 writes the files from it
         write_prediction_scores(judge, folder, out / f".{folder.name}.npz.tmp", source)
     hosts.barrier()
 
@@ -183,12 +183,12 @@ def score(config: Config, workdir: Path) -> None:
             write_prediction_scores(judge, folder, out / f"{folder.name}.npz", source)
         write_reference_scores(judge, workdir / "data/references", out, source)
 
-    hosts.once(write, "stage score")
+    hosts.on_first_host(write, "stage score")
 
 
 def judge(config: Config, workdir: Path) -> None:
     """metrics.json and report/index.html."""
-    hosts.once(lambda: _judge(config, workdir), "stage evaluate")
+    hosts.on_first_host(lambda: _judge(config, workdir), "stage evaluate")
 
 
 def _judge(config: Config, workdir: Path) -> None:

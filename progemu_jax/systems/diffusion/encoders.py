@@ -32,7 +32,7 @@ def _import(weights: str, kind: str, workdir: Path) -> None:
     if kind not in pipeline.parts:
         raise UserError(f"{weights}: holds no {kind.replace('_', ' ')}; name a folder that does")
     part = dataclasses.replace(pipeline, parts={kind: pipeline.parts[kind]})
-    hosts.once(lambda: diffusers_transfer.to_run(part, workdir), f"import of {weights}")
+    hosts.on_first_host(lambda: diffusers_transfer.to_run(part, workdir), f"import of {weights}")
 
 
 def make_autoencoder(config: Config, workdir: Path, mesh: Mesh) -> None:
@@ -74,4 +74,4 @@ def make_text_encoder(config: Config, workdir: Path) -> None:
             tokenizer.save(writer.folder / components.TEXT_TOKENIZER)
             writer.finish({"kind": components.TEXT_ENCODER, "model": to_dict(model)})
 
-    hosts.once(write, "stage text_encoder")
+    hosts.on_first_host(write, "stage text_encoder")

@@ -67,11 +67,11 @@ def make_tokens(config: Config, workdir: Path) -> None:
     def pairs(split: str, slack: float) -> Iterator[dict]:
         crops = config.tokens.crops if split == "train" else 1
         for crop, flip in ((c, f) for f in range(1 + (config.tokens.flip and split == "train")) for c in range(crops)):
-            rng = np.random.default_rng((config.seed, crop))
+            rng, reach = np.random.default_rng((config.seed, crop)), max(1, size // 16) if crop else 0
             for number, chunk in enumerate(chunks(batches.examples(shards, "pairs", split))):
                 chunk = [mirrored(e) for e in chunk] if flip else chunk
                 # A pair moves as one: its images stay registered.
-                views = [shifted(np.stack([e["prior"], e["followup"]]), rng, crop > 0) for e in chunk]
+                views = [shifted(np.stack([e["prior"], e["followup"]]), rng, reach) for e in chunk]
                 priors, followups = (np.stack(side) for side in zip(*views, strict=True))
 
                 def codes(priors: np.ndarray = priors, followups: np.ndarray = followups) -> tuple:
@@ -115,7 +115,7 @@ def make_tokens(config: Config, workdir: Path) -> None:
     splits["train_single"] = lambda: singles("train")
     height, width = dummy.shape
     shared.fill(splits.values())
-    hosts.once(lambda: icg_cxr.write_tokens(shards, splits, height=height, width=width), "stage tokens")
+    hosts.on_first_host(lambda: icg_cxr.write_tokens(shards, splits, height=height, width=width), "stage tokens")
     shared.close()
 
 
@@ -152,4 +152,4 @@ class _SharedCodes:
 
     def close(self) -> None:
         """Removes the folder."""
-        hosts.once(lambda: shutil.rmtree(self.folder, ignore_errors=True), str(self.folder))
+        hosts.on_first_host(lambda: shutil.rmtree(self.folder, ignore_errors=True), str(self.folder))

@@ -92,4 +92,4 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
     export.export(merged(params), export_config, folder, beside)
     if model.lora_rank:
         adapter, whole = workdir / "train/adapter", export.whole(params)
-        hosts.once(lambda: peft.export_peft(whole, model, adapter, c.init or str(folder)), str(adapter))
+        hosts.on_first_host(lambda: peft.export_peft(whole, model, adapter, c.init or str(folder)), str(adapter))
