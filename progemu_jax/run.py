@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from progemu_jax.config import Config
-from progemu_jax.convert import folders
+from progemu_jax.convert import components, folders
 from progemu_jax.data.sources import PLACES, needed_files
 from progemu_jax.devices import hosts
 from progemu_jax.errors import UserError
@@ -50,7 +50,7 @@ def build_stages(config, config_dict: dict) -> list:
     # Weights to start from are inputs: their content counts, not where they lie.
     starts = {
         kind: (str(folders.weights(Path(part.init), kind)),) if part.init else ()
-        for kind, part in ((folders.TOKENIZER, config.tokenizer), (folders.LANGUAGE_MODEL, config.progemu))
+        for kind, part in ((components.TOKENIZER, config.tokenizer), (components.LANGUAGE_MODEL, config.progemu))
     }
     if config.tokenizer.loss.perceptual:
         starts["tokenizer"] += (config.tokenizer.loss.perceptual_weights,)

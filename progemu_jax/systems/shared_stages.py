@@ -11,6 +11,7 @@ from pathlib import Path
 from progemu_jax import eval as evaluation
 from progemu_jax.checkpoints import export
 from progemu_jax.config import Config
+from progemu_jax.convert.components import SCORER
 from progemu_jax.data import build, memorisation
 from progemu_jax.data.batches import ArrayBatches
 from progemu_jax.data.phantom.scorer_set import labelled_arrays
@@ -99,7 +100,8 @@ def scorer(config: Config, workdir: Path) -> None:
         mesh=training_mesh(config),
         config=to_dict(c.net),
     )
-    export.export(state["params"], {"net": to_dict(c.net), "image_size": config.data.image_size}, folder / "export")
+    export_config = {"kind": SCORER, "net": to_dict(c.net), "image_size": config.data.image_size}
+    export.export(state["params"], export_config, folder / "export")
 
 
 def score(config: Config, workdir: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from progemu_jax.checkpoints import export
 from progemu_jax.config import Config
-from progemu_jax.convert.components import TOKENIZER
+from progemu_jax.convert.components import IN_RUN, TOKENIZER
 from progemu_jax.data import batches, icg_cxr
 from progemu_jax.data.augment import mirrored, shifted
 from progemu_jax.data.progression import progression
@@ -57,7 +57,8 @@ def tokenizer(config: Config, workdir: Path) -> None:
         config=to_dict(dataclasses.replace(c, init="", model=model)),  # where the start lies does not count
         show=lambda state: task.pictures(state, {"image": shown}),
     )
-    export.export(task.inference_variables(state), {"model": to_dict(model)}, workdir / "tokenizer/export")
+    export_config = {"kind": TOKENIZER, "model": to_dict(model)}
+    export.export(task.inference_variables(state), export_config, workdir / IN_RUN[TOKENIZER])
 
 
 def tokens(config: Config, workdir: Path) -> None:

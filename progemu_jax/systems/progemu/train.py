@@ -96,6 +96,7 @@ def train(config: Config, workdir: Path) -> None:
     params = fit_stage("stage1", "train_single", c.stage1, None) if c.stage1.steps else None
     params = fit_stage("stage2", "train", c.stage2, params)
     export_config = {
+        "kind": components.LANGUAGE_MODEL,
         "model": to_dict(plain),
         "layout": to_dict(layout),
         "policy": to_dict(config.sample.policy),
@@ -103,7 +104,7 @@ def train(config: Config, workdir: Path) -> None:
         "vocabulary_hash": vocabulary.hash,
         "hash": records.digest({**identity, "stage1": to_dict(c.stage1), "stage2": to_dict(c.stage2)}),
     }
-    folder = workdir / "train/export"
+    folder = workdir / components.IN_RUN[components.LANGUAGE_MODEL]
     beside = {components.VOCABULARY: vocabulary.save} if start is not None else {}
     export.export(merged(params), export_config, folder, beside)
     if model.lora_rank:
