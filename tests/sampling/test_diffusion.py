@@ -64,7 +64,7 @@ def run(params, tmp_path_factory):
         components.TEXT_ENCODER: {"model": to_dict(TEXT)},
     }
     for kind, config in configs.items():
-        with export.ExportWriter(folder / components.DIFFUSION_IN_RUN[kind]) as writer:
+        with export.ExportWriter(folder / components.IN_RUN[kind]) as writer:
             for name, leaf in arrays.flatten(params[kind]).items():
                 writer.add(name, leaf)
             if kind == components.TEXT_ENCODER:

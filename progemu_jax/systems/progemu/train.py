@@ -80,6 +80,7 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
 
     params = fit_curriculum({"stage1": c.stage1, "stage2": c.stage2}, fit_stage)
     export_config = {
+        "kind": components.LANGUAGE_MODEL,
         "model": to_dict(plain),
         "layout": to_dict(layout),
         "policy": to_dict(config.sample.policy),
@@ -87,7 +88,7 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
         "vocabulary_hash": vocabulary.hash,
         "hash": records.digest({**identity, "stage1": to_dict(c.stage1), "stage2": to_dict(c.stage2)}),
     }
-    folder = workdir / "train/export"
+    folder = workdir / components.IN_RUN[components.LANGUAGE_MODEL]
     beside = {components.VOCABULARY: vocabulary.save} if start is not None else {}
     export.export(merged(params), export_config, folder, beside)
     if model.lora_rank:
