@@ -17,7 +17,7 @@ from progemu_jax.devices import hosts, sharding
 from progemu_jax.files import records
 from progemu_jax.files.predictions import Case
 from progemu_jax.files.settings import to_dict
-from progemu_jax.inference.progemu import Model
+from progemu_jax.inference.progemu import ProgEmu
 from progemu_jax.models import transformer
 from progemu_jax.systems.fitting import fit_curriculum, fit_on_examples, side_by_side
 from progemu_jax.systems.progemu.model_config import language_start, load_tokenizer, model_parts, resized
@@ -73,7 +73,7 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
 
     def pictures(params: Any, cases: list[dict]) -> np.ndarray:
         coder.variables = jax.device_put(coder.variables, sharding.replicated(mesh))  # where the parameters lie
-        current = Model(params, plain, layout, vocabulary, coder, config.sample.policy, "training")
+        current = ProgEmu(params, plain, layout, vocabulary, coder, config.sample.policy, "training")
         made = current.sample([Case(e["pair_id"], e["prior"], e["prompt"]) for e in cases]).images
         prior, followup = (coder.detokenize(np.stack([e[side] for e in cases])) for side in ("prior", "followup"))
         return side_by_side(prior, made, followup)
