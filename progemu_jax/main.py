@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
+from progemu_jax.devices import compilation
 from progemu_jax.errors import UserError, disk_trouble
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory: everything the run makes goes there.")
@@ -197,6 +198,7 @@ def entry() -> None:
         _stop(error)
     flags.mark_flag_as_required("workdir")
     use_all_cores()
+    compilation.keep_programs()
     if not sys.stderr.isatty():  # a log wants a line now and then, not ten a second
         os.environ.setdefault("TQDM_MININTERVAL", "10")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
