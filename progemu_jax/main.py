@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
 
 
 def entry() -> None:
-    """The command line, before any heavy import."""
+    """The command line. What settles how devices are seen comes before the first use of a backend."""
     try:
         argv = _define_config(sys.argv)
     except UserError as error:
