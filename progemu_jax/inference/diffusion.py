@@ -248,7 +248,7 @@ class DiffusionModel:
 
 def load(path: Path) -> DiffusionModel:
     """A run directory of a diffusion model, or a Diffusers folder. Raises UserError naming what is missing."""
-    if found := folders.diffusion_exports(path):
+    if found := folders.exports(path, components.DIFFUSION):
         loaded = {kind: export.load_export(folder) for kind, folder in found.items()}
         _require_all_parts(path, loaded)
         config = loaded[components.UNET][1]
@@ -277,6 +277,6 @@ def load(path: Path) -> DiffusionModel:
 
 
 def _require_all_parts(path: Path, parts: Any) -> None:
-    missing = [kind.replace("_", " ") for kind in components.DIFFUSION_IN_RUN if kind not in parts]
+    missing = [kind.replace("_", " ") for kind in components.DIFFUSION if kind not in parts]
     if missing:
         raise UserError(f"{path}: holds no {missing[0]}; a diffusion model needs UNet, autoencoder and text encoder")
