@@ -116,3 +116,7 @@ def _child() -> None:
     given = json.load(sys.stdin)
     case = Case(**{**given["case"], "mesh": tuple(given["case"]["mesh"])})
     print(json.dumps(_compile(case, from_dict(Config, given["config"]))))
+
+
+if __name__ == "__main__":
+    _child()
