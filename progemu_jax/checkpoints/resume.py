@@ -22,6 +22,7 @@ from progemu_jax.checkpoints.arrays import abstract, as_text, checksums, flatten
 from progemu_jax.devices import hosts
 from progemu_jax.errors import UserError
 from progemu_jax.files.records import first_difference, normal
+from progemu_jax.files.settings import filled
 
 _log = logging.getLogger(__name__)
 
@@ -47,11 +48,15 @@ class Checkpoints:
       directory: made when absent.
       keep: how many of the newest to keep.
       config: JSON-able; what must be the same for a checkpoint to be continued.
+      kinds: the dataclasses of which `config` is made (`settings.filled`): a key that a checkpoint lacks counts as its
+        default.
     """
 
-    def __init__(self, directory: str | os.PathLike, *, keep: int = 2, config: dict | None = None):
+    def __init__(
+        self, directory: str | os.PathLike, *, keep: int = 2, config: dict | None = None, kinds: dict | None = None
+    ):
         self.directory = Path(directory).absolute()
-        self.config = normal(config or {})
+        self.config, self.kinds = normal(config or {}), kinds
         self.directory.mkdir(parents=True, exist_ok=True)
         self._manager = ocp.CheckpointManager(
             self.directory,
@@ -175,7 +180,7 @@ class Checkpoints:
 
     def _check(self, step, meta, template):
         path = self.directory / str(step)
-        found = first_difference(meta["config"], self.config)
+        found = first_difference(filled(self.kinds, meta["config"], self.config), self.config)
         if found:
             key, old, new = found
             raise UserError(

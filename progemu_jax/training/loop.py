@@ -94,7 +94,7 @@ def fit(
     mesh: jax.sharding.Mesh | None = None,
     init_state: Any = None,
     hooks: Sequence[Callable[[int, dict, dict], None]] = (),
-    config: dict | None = None,
+    config: Any = None,
     show: Callable[[dict], np.ndarray] | None = None,
 ) -> dict:
     """Trains `task` for `cfg.steps` steps in `workdir`, from its newest checkpoint when there is one.
@@ -109,7 +109,8 @@ def fit(
       init_state: the state to start from instead of `task.init(key)`, or a function that makes it (called
         only when there is no checkpoint); copied, so the caller may keep it.
       hooks: called with (step, state, metrics) at every log point; must not keep or change the state.
-      config: JSON-able; what beside `cfg` (model, data) must be unchanged for a run to be continued.
+      config: what beside `cfg` (model, data) must be unchanged for a run to be continued: a dataclass, or a dict of
+        them. A key that a checkpoint lacks, of these or of `cfg`, counts as its default. Other values: JSON-able.
       show: state -> uint8 [N, H, W], pictures for TensorBoard every `cfg.show_every` steps and at the end; None: none.
 
     Returns:
@@ -132,7 +133,8 @@ def fit(
     template = _with_shardings(abstract, shardings)
     kept = {name: value for name, value in asdict(cfg).items() if name not in HOUSEKEEPING}
     identity = {"task": task.name, "train": kept, "config": config or {}}
-    with Checkpoints(workdir / "checkpoints", keep=cfg.keep, config=identity) as checkpoints:
+    kinds = {"train": cfg, "config": config}
+    with Checkpoints(workdir / "checkpoints", keep=cfg.keep, config=identity, kinds=kinds) as checkpoints:
         restored = checkpoints.restore(template)
         start, state, extra = restored or (0, None, {})
         if start < cfg.steps:
