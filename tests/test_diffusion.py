@@ -186,7 +186,6 @@ def test_recomputing_in_the_backward_pass_changes_no_gradient(params):
 )
 def test_attention_in_blocks_of_queries_or_heads_is_attention(monkeypatch, limits):
     from progemu_jax.kernels import attention
-    from progemu_jax.models import blocks
 
     q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 16, 8))
     some = jnp.arange(16)[None] < jnp.asarray([[11], [3]])
@@ -195,7 +194,7 @@ def test_attention_in_blocks_of_queries_or_heads_is_attention(monkeypatch, limit
     whole = [attention.multi_head_attention(q, k, v, 2, mask) for mask in masks]
     assert not np.allclose(whole[0], whole[1])
     for name, value in limits.items():
-        monkeypatch.setattr(blocks, name, value)
+        monkeypatch.setattr(attention, name, value)
     for mask, want in zip(masks, whole, strict=True):
         np.testing.assert_allclose(attention.multi_head_attention(q, k, v, 2, mask), want, atol=1e-6)
 
