@@ -184,7 +184,9 @@ def test_recomputing_in_the_backward_pass_changes_no_gradient(params):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * float(jnp.abs(a).max() + 1e-9))
 
 
-@pytest.mark.parametrize("limits", [{"SCORES": 64}, {"CACHED": 64}, {"SCORES": 64, "CACHED": 64}])
+@pytest.mark.parametrize(
+    "limits", [{"MOST_SCORES": 64}, {"SCORES_IN_CACHE": 64}, {"MOST_SCORES": 64, "SCORES_IN_CACHE": 64}]
+)
 def test_attention_in_blocks_of_queries_or_heads_is_attention(monkeypatch, limits):
     from progemu_jax.kernels import attention
 
@@ -192,12 +194,12 @@ def test_attention_in_blocks_of_queries_or_heads_is_attention(monkeypatch, limit
     some = jnp.arange(16)[None] < jnp.asarray([[11], [3]])
     causal = jnp.tril(jnp.ones((16, 16), bool))[None, None]
     masks = (None, some[:, None, None], causal)
-    whole = [attention.attention(q, k, v, 2, mask) for mask in masks]
+    whole = [attention.multi_head_attention(q, k, v, 2, mask) for mask in masks]
     assert not np.allclose(whole[0], whole[1])
     for name, value in limits.items():
         monkeypatch.setattr(attention, name, value)
     for mask, want in zip(masks, whole, strict=True):
-        np.testing.assert_allclose(attention.attention(q, k, v, 2, mask), want, atol=1e-6)
+        np.testing.assert_allclose(attention.multi_head_attention(q, k, v, 2, mask), want, atol=1e-6)
 
 
 # --- sampling ---
