@@ -71,11 +71,11 @@ soak: setup
 	$(TEST_ENV) $(PY) -m pytest -m slow
 
 fuzz: setup
-	$(TEST_ENV) $(PY) -m pytest -m slow -s tests/test_fuzz.py
+	$(TEST_ENV) $(PY) -m pytest -m slow -s tests/data/test_fuzz.py
 
 # Apache Beam lowers protobuf and pyarrow: a venv of its own, over the same lock.
 test-beam: $(BEAM_VENV)/.progemu-installed
-	$(TEST_ENV) $(BEAM_VENV)/bin/python -m pytest tests/test_beam.py
+	$(TEST_ENV) $(BEAM_VENV)/bin/python -m pytest tests/data/test_beam.py
 
 $(BEAM_VENV)/.progemu-installed: requirements.lock pyproject.toml
 	test -x $(BEAM_VENV)/bin/python || $(PYTHON) -m venv $(BEAM_VENV)
@@ -91,8 +91,8 @@ bench-cohort: setup
 
 # The libraries that the metrics are compared with pull in PyTorch: a venv of their own, over the same lock.
 parity-eval: $(PARITY_EVAL)/.progemu-installed
-	JAX_PLATFORMS=cpu OMP_NUM_THREADS=1 $(PARITY_EVAL)/bin/python -m pytest -m parity tests/test_parity_eval.py
-	$(PARITY_EVAL)/bin/python -m pytest tests/test_eval_tables.py
+	JAX_PLATFORMS=cpu OMP_NUM_THREADS=1 $(PARITY_EVAL)/bin/python -m pytest -m parity tests/parity/test_eval.py
+	$(PARITY_EVAL)/bin/python -m pytest tests/eval/test_tables.py
 
 $(PARITY_EVAL)/.progemu-installed: requirements.lock requirements-parity-eval.txt
 	test -x $(PARITY_EVAL)/bin/python || $(PYTHON) -m venv $(PARITY_EVAL)
@@ -115,8 +115,8 @@ $(PARITY_VENV)/.progemu-installed: requirements.lock requirements-parity.txt pyp
 	touch $@
 
 parity: $(PARITY_VENV)/.progemu-installed
-	$(TEST_ENV) $(if $(EMU3),EMU3=$(EMU3)) $(PARITY_PY) -m pytest -m parity -s tests/test_parity_live.py \
-	  tests/test_diffusion_live.py
+	$(TEST_ENV) $(if $(EMU3),EMU3=$(EMU3)) $(PARITY_PY) -m pytest -m parity -s tests/parity/test_emu3_live.py \
+	  tests/parity/test_diffusion_live.py
 
 bench-vq: $(PARITY_VENV)/.progemu-installed
 	$(PARITY_PY) benchmarks/vq.py

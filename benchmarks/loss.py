@@ -4,7 +4,7 @@
 
 Cross-entropy of [1, tokens, hidden] against a head [vocabulary, hidden], with the gradients of both, in float32: with
 all logits at once, and as training does it (`losses.head_cross_entropy`). Temporaries are what is held beside inputs
-and results. The same value and gradients: tests/test_losses.py.
+and results. The same value and gradients: tests/kernels/test_head_loss.py.
 """
 
 import argparse

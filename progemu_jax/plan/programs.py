@@ -18,13 +18,12 @@ from progemu_jax.config import Config
 from progemu_jax.devices import sharding
 from progemu_jax.devices.accelerators import PLANNED
 from progemu_jax.files.settings import from_dict
-from progemu_jax.inference.sampler import Sampler
 from progemu_jax.models import transformer
 from progemu_jax.models.transformer import TransformerConfig
 from progemu_jax.plan import hlo
 from progemu_jax.plan.counts import Program, count, model_of, prompt_slots
-from progemu_jax.sampling.engine import Grammar
-from progemu_jax.sampling.generate import unstacked
+from progemu_jax.sampling.engine import Engine, Grammar
+from progemu_jax.sampling.generate import mesh_program, unstacked
 from progemu_jax.sampling.prompts import Prompts
 from progemu_jax.tasks.progemu import ProgEmuConfig, ProgEmuTask
 from progemu_jax.text.sequence import Layout
@@ -110,12 +109,11 @@ def _sampler(
         array(jnp.int32, rows, layout.height, layout.width + 1),
     )
 
-    sampler = Sampler(None, prepared, layout, None, None, policy, "plan").on(mesh)
-    sampler.grammar = grammar
     keys = array(jax.random.key(0).dtype, cases)
     grid = (cases, layout.height, layout.width)
     drawn = (prompts, keys, array(jnp.bool_, *grid), array(jnp.int32, *grid))
-    return sampler.over_mesh(policy, True, prepared), (_placed(abstract, shardings), *drawn)
+    sampler = mesh_program(Engine(prepared, layout, grammar, policy), True, mesh)
+    return sampler, (_placed(abstract, shardings), *drawn)
 
 
 def _placed(abstract: Any, shardings: Any) -> Any:

@@ -1,6 +1,6 @@
 """Text tokenizers of the diffusion models' text encoders, in pure Python: WordPiece as BERT has it, BPE as CLIP has it.
 
-Equal to `transformers`' BertTokenizer and CLIPTokenizer on any text (`tests/test_text_tokens.py`).
+Equal to `transformers`' BertTokenizer and CLIPTokenizer on any text (`tests/text/test_text_tokenizers.py`).
 """
 
 from __future__ import annotations

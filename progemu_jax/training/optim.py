@@ -93,9 +93,8 @@ def scale_by_adam_bfloat16(b1: float, b2: float, eps: float) -> optax.GradientTr
         nu = jax.tree.map(lambda v, g: b2 * v.astype(jnp.float32) + (1 - b2) * g * g, state.nu, grads)
         mu, nu = (_round_tree(tree, 2 * count + i) for i, tree in enumerate((mu, nu)))
 
-        def one(
-            m: jax.Array, v: jax.Array
-        ) -> jax.Array:  # of the rounded moments: with the exact ones, both would be held until the update is done
+        # Of the rounded moments: with the exact ones, both would be held until the update is done.
+        def one(m: jax.Array, v: jax.Array) -> jax.Array:
             m, v = m.astype(jnp.float32) / (1 - b1**count), v.astype(jnp.float32) / (1 - b2**count)
             return m / (jnp.sqrt(v) + eps)
 

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 
 from progemu_jax.text.findings import CHEXPERT
 
+OPEN = Path(os.environ.get("PROGEMU_OPEN_CXR", Path(__file__).parents[3] / "shared/open_cxr"))
 SECRET = "Zebrastripe"  # a word of every report, which must not come out anywhere but in the data
 
 

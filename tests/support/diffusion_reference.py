@@ -1,6 +1,6 @@
 """Small diffusion checkpoints with known weights, and what PyTorch makes of them.
 
-    .venv-parity/bin/python tests/support/diffusion_reference.py      # writes tests/golden/diffusion_outputs.npz
+    PYTHONPATH=tests .venv-parity/bin/python -m support.diffusion_reference  # writes tests/golden/diffusion_outputs.npz
 
 The libraries `diffusers` and `transformers` are the reference. Nothing of theirs is stored but numbers and names.
 Weights are drawn by tensor name, as in `emu3_reference`, so that both sides make the same ones without a file; none is
