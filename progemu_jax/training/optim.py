@@ -47,7 +47,7 @@ def decayed(params: Any) -> Any:
 
 
 def make_optimizer(cfg: Any) -> optax.GradientTransformation:
-    """Clip by global norm, Adam or Adafactor, decoupled weight decay, schedule. `cfg` is a `train.TrainConfig`.
+    """Clip by global norm, Adam or Adafactor, decoupled weight decay, schedule. `cfg` is a `loop.TrainConfig`.
 
     `cfg.clip` 0 switches the clip off. `cfg.moment_dtype` "bfloat16" stores Adam's moments in half the memory; the
     arithmetic stays in float32. "adafactor" (Shazeer & Stern 2018) holds a row and a column of second moments a
