@@ -28,7 +28,7 @@ def test_two_processes_make_the_run_of_one(tmp_path):
             command(tmp_path, tmp_path / "two", "--multihost"),
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             env={
-                **environment(tmp_path), "XLA_FLAGS": flags, "JAX_COORDINATOR_ADDRESS": address,
+                **environment(), "XLA_FLAGS": flags, "JAX_COORDINATOR_ADDRESS": address,
                 "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(i),
             },
         )

@@ -27,8 +27,8 @@ def make_model():
         intermediate_size=48, prior_alignment=True, initializer_range=0.5,
     )  # fmt: skip
     codec = vqgan.VQGANConfig(ch=16, ch_mult=(1, 2), num_res_blocks=1, attn_levels=(), codebook_size=CODES)
-    tokenizer = Tokenizer(vqgan.init_variables(codec, jax.random.key(1)), codec)
-    params = transformer.init_params(config, jax.random.key(3))
+    tokenizer = Tokenizer(jax.jit(lambda key: vqgan.init_variables(codec, key))(jax.random.key(1)), codec)
+    params = jax.jit(lambda key: transformer.init_params(config, key))(jax.random.key(3))
     return Model(params, config, Layout(2, 3, 96, 12), words, tokenizer, POLICY, "toy")
 
 

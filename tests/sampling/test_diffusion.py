@@ -33,18 +33,26 @@ WORDS = text_tokenizers.WordPiece.of_texts(["New small left pleural effusion.", 
 POLICY = DiffusionSampling(steps=3, guidance=2.0, image_guidance=1.5)
 
 
+def initial(module, config, key):
+    return jax.jit(lambda key: module.init_params(config, key))(key)
+
+
+def normal(shape, seed=2):
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
 @pytest.fixture(scope="module")
 def params():
     """Of all three parts; the UNet's zero-initialised layers are filled, else every sample is the same."""
     keys = jax.random.split(jax.random.key(1), 3)
-    denoiser = unet.init_params(MODEL, keys[0])
+    denoiser = initial(unet, MODEL, keys[0])
     for name in ("conv_in", "conv_out"):
         kernel = denoiser[name]["kernel"]
-        denoiser[name]["kernel"] = 0.1 * jax.random.normal(jax.random.key(2), kernel.shape)
+        denoiser[name]["kernel"] = 0.1 * normal(kernel.shape)
     return {
         components.UNET: denoiser,
-        components.AUTOENCODER: autoencoder.init_params(CODEC, keys[1]),
-        components.TEXT_ENCODER: text_encoder.init_params(TEXT, keys[2]),
+        components.AUTOENCODER: initial(autoencoder, CODEC, keys[1]),
+        components.TEXT_ENCODER: initial(text_encoder, TEXT, keys[2]),
     }
 
 
@@ -156,14 +164,14 @@ def test_a_policy_that_makes_no_sense_is_refused(values):
 
 def test_the_priors_channels_start_at_zero_and_widening_keeps_the_output():
     narrow = dataclasses.replace(MODEL, in_channels=4)
-    params = unet.init_params(narrow, jax.random.key(0))
-    params["conv_out"]["kernel"] = jax.random.normal(jax.random.key(1), params["conv_out"]["kernel"].shape)
-    x, prior = jax.random.normal(jax.random.key(2), (2, 1, 8, 8, 4))
+    params = initial(unet, narrow, jax.random.key(0))
+    params["conv_out"]["kernel"] = normal(params["conv_out"]["kernel"].shape, 1)
+    x, prior = normal((2, 1, 8, 8, 4))
     args = (jnp.asarray([10]), jnp.ones((1, 3, 16)))
-    before = UNet(narrow).apply({"params": params}, x, *args)
-    after = UNet(MODEL).apply({"params": unet.widen(params)}, jnp.concatenate([x, prior], -1), *args)
+    before = jax.jit(UNet(narrow).apply)({"params": params}, x, *args)
+    after = jax.jit(UNet(MODEL).apply)({"params": unet.widen(params)}, np.concatenate([x, prior], -1), *args)
     np.testing.assert_allclose(after, before, atol=1e-5)
-    fresh = unet.init_params(MODEL, jax.random.key(0))["conv_in"]["kernel"]
+    fresh = initial(unet, MODEL, jax.random.key(0))["conv_in"]["kernel"]
     assert not fresh[:, :, 4:].any()
     assert fresh[:, :, :4].any()
 
@@ -184,18 +192,21 @@ def test_recomputing_in_the_backward_pass_changes_no_gradient(params):
 @pytest.mark.parametrize("limits", [{"SCORES": 64}, {"CACHED": 64}, {"SCORES": 64, "CACHED": 64}])
 def test_attention_in_blocks_of_queries_or_heads_is_attention(monkeypatch, limits):
     from progemu_jax.kernels import attention
-    from progemu_jax.models import blocks
 
-    q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 16, 8))
+    q, k, v = normal((3, 2, 16, 8))
+
+    def attend(*x):
+        return jax.jit(lambda *x: attention.attention(*x[:3], 2, x[3]))(*x)
+
     some = jnp.arange(16)[None] < jnp.asarray([[11], [3]])
     causal = jnp.tril(jnp.ones((16, 16), bool))[None, None]
     masks = (None, some[:, None, None], causal)
-    whole = [attention.attention(q, k, v, 2, mask) for mask in masks]
+    whole = [attend(q, k, v, mask) for mask in masks]
     assert not np.allclose(whole[0], whole[1])
     for name, value in limits.items():
-        monkeypatch.setattr(blocks, name, value)
+        monkeypatch.setattr(attention, name, value)
     for mask, want in zip(masks, whole, strict=True):
-        np.testing.assert_allclose(attention.attention(q, k, v, 2, mask), want, atol=1e-6)
+        np.testing.assert_allclose(attend(q, k, v, mask), want, atol=1e-6)
 
 
 # --- sampling ---
@@ -265,8 +276,8 @@ def test_a_run_becomes_a_diffusers_folder_unless_its_autoencoder_cannot(run, tmp
 def task(train, **changes):
     config = DiffusionConfig(**({"drop_text": 0.3, "drop_prior": 0.3, "drop_both": 0.3} | changes))
     frozen = {
-        "autoencoder": autoencoder.init_params(CODEC, jax.random.key(3)),
-        "text_encoder": text_encoder.init_params(TEXT, jax.random.key(4)),
+        "autoencoder": initial(autoencoder, CODEC, jax.random.key(3)),
+        "text_encoder": initial(text_encoder, TEXT, jax.random.key(4)),
     }
     null = tuple(x[0] for x in WORDS([""], LENGTH))
     return DiffusionTask(MODEL, CODEC, TEXT, config, train, frozen, null)

@@ -64,7 +64,7 @@ class TestSaliency:
 def phantom():
     import jax
 
-    params = ScorerNet(SMALL).init(jax.random.key(0), jnp.zeros((1, 32, 32)))["params"]
+    params = jax.jit(ScorerNet(SMALL).init)(jax.random.key(0), jnp.zeros((1, 32, 32)))["params"]
     return PhantomScorer(params, SMALL, 32)
 
 

@@ -40,15 +40,14 @@ def command(folder, workdir, *more):
     return [sys.executable, "-m", "progemu_jax.main", f"--config={folder / 'toy.py'}", f"--workdir={workdir}", *more]
 
 
-def environment(folder):
-    """Of its process: one device a core, and one cache of compiled programs for all runs of a folder."""
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    return {**os.environ, **cache, "TQDM_DISABLE": "1", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+def environment():
+    """Of its process: one device a core; compiled programs are kept where the tests keep theirs."""
+    return {**os.environ, "TQDM_DISABLE": "1", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
 
 
 def run(folder, workdir, *more):
     return subprocess.run(
-        command(folder, workdir, *more), cwd=ROOT, env=environment(folder), capture_output=True, text=True, timeout=900
+        command(folder, workdir, *more), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=900
     )
 
 
@@ -90,7 +89,7 @@ def kill_at(folder, workdir, signs, *more):
     for sign in signs:
         process = subprocess.Popen(
             command(folder, workdir, *more),
-            cwd=ROOT, env=environment(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         while process.poll() is None and not any(workdir.glob(sign)):
             time.sleep(0.02)

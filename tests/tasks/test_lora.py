@@ -1,6 +1,7 @@
 """Fine-tuning on little memory: what is trained, LoRA's merge and export, and starting from imported weights."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -48,11 +49,16 @@ def trained(model=MODEL, tune=None, steps=3, **more):
     """(task, first state, state after some steps)."""
     train = dataclasses.replace(TRAIN, **more)
     task = ProgEmuTask(model, ProgEmuConfig(length=12), train, tune=tune)
-    state = first = task.init(jax.random.key(0))
+    state = first = jax.jit(task.init)(jax.random.key(0))
     step = jax.jit(task.train_step)
     for i in range(steps):
         state, _ = step(state, batch(), jax.random.key(i))
     return task, first, state
+
+
+def initial(model):
+    """Shapes of its parameters."""
+    return jax.eval_shape(lambda: transformer.init_params(model, jax.random.key(0)))
 
 
 def changed(first, last):
@@ -60,9 +66,10 @@ def changed(first, last):
     return {name for name in one if np.any(np.asarray(one[name]) != np.asarray(two[name]))}
 
 
-def logits(params, model):
-    hidden, _ = Transformer(model).apply({"params": params}, batch()["tokens"])
-    return np.asarray(transformer.logits(params, hidden))
+@functools.partial(jax.jit, static_argnums=1)
+def logits(params, model, aligned=None):
+    hidden, _ = Transformer(model).apply({"params": params}, batch()["tokens"], aligned=aligned)
+    return transformer.logits(params, hidden)
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +129,7 @@ def test_peft_files_rebuild_the_merged_weights(lora_run, tmp_path):
 
 def test_targets_limit_what_is_added():
     model = dataclasses.replace(MODEL, lora_rank=2, lora_targets=("q_proj", "down_proj"))
-    names = {n.rsplit(".", 1)[-1] for n in flatten(transformer.init_params(model, jax.random.key(0)))}
+    names = {n.rsplit(".", 1)[-1] for n in flatten(initial(model))}
     assert {n for n in names if "_lora_" in n} == {f"{t}_lora_{x}" for t in ("q_proj", "down_proj") for x in "ab"}
     with pytest.raises(ValueError, match="lora_targets: 'w'"):
         dataclasses.replace(MODEL, lora_targets=("w",))
@@ -133,7 +140,7 @@ def test_last_layers_and_frozen_parameters_stay(scan):
     model = dataclasses.replace(MODEL, scan_layers=scan)
     task, first, last = trained(model, TuneConfig(last_layers=1, freeze=("lm_head",)))
     before, after = task.params(first), task.params(last)
-    assert jax.tree.structure(before) == jax.tree.structure(transformer.init_params(model, jax.random.key(0)))
+    assert jax.tree.structure(before) == jax.tree.structure(initial(model))
     if scan:
         before, after = transformer.unstack_layers(before), transformer.unstack_layers(after)
     parts = {name.split(".")[0] for name in changed(before, after)}
@@ -180,8 +187,7 @@ def test_a_start_is_the_imported_function_whatever_is_added(tmp_path, scan):
     assert start.vocabulary.codebook_size == 16
     read = start.variables()
     aligned = np.full((2, 12), 5, np.int32)
-    hidden, _ = Transformer(start.model).apply({"params": read}, batch()["tokens"], aligned=aligned)
-    np.testing.assert_allclose(transformer.logits(read, hidden), logits(params, model), atol=1e-5)
+    np.testing.assert_allclose(logits(read, start.model, aligned), logits(params, model), atol=1e-5)
     assert (
         float(np.abs(flatten(read)["layers.mlp.up_proj_lora_a" if scan else "layers_0.mlp.up_proj_lora_a"]).max()) > 0
     )

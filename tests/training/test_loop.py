@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.toy_training import CFG, LONG, Batches, Toy, compiled_in, eval_batches, run
+from support.toy_training import CFG, LONG, Batches, Toy, eval_batches, run
 
 from progemu_jax.checkpoints import resume
 from progemu_jax.errors import UserError
@@ -41,13 +41,6 @@ def assert_same_bits(a, b):
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         assert x.dtype == y.dtype
         assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Every run here compiles the same few programs; the cache lives as long as this file's tests."""
-    with compiled_in(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 @pytest.fixture(scope="module")

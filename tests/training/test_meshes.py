@@ -14,14 +14,12 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 from support import hosts_training as toy
-from support.toy_training import compiled_in
 
 from progemu_jax import run
 from progemu_jax.checkpoints import arrays, resume
 from progemu_jax.configs import demo
 from progemu_jax.devices import sharding
 from progemu_jax.errors import UserError
-from progemu_jax.models import transformer
 from progemu_jax.plan import hlo
 from progemu_jax.training import loop
 
@@ -39,13 +37,6 @@ SPECS = {
     "up_proj": (None, "fsdp", "tensor"),
     "down_proj": (None, "tensor", "fsdp"),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """The program of one device is needed twice; the cache lives as long as this file's tests."""
-    with compiled_in(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -103,11 +94,12 @@ def test_restore_on_fewer_devices_keeps_the_losses(one, tmp_path):
 
 
 def test_padded_rows_of_the_vocabulary_do_not_count_and_do_not_learn():
-    params, batch = transformer.init_params(toy.MODEL, jax.random.key(0)), toy.rows(0, 0)
+    params, batch = jax.jit(toy.task().init)(jax.random.key(0))["params"], toy.rows(0, 0)
     cut = {**params, **{name: params[name][:61] for name in ("embed_tokens", "lm_head")}}
     plain = dataclasses.replace(toy.MODEL, padded_vocab_size=None)
-    padded, grads = jax.value_and_grad(lambda p: toy.task().loss(p, batch, None)[0])(params)
-    np.testing.assert_allclose(padded, toy.task(model=plain).loss(cut, batch, None)[0], rtol=1e-6)
+    padded, grads = jax.jit(jax.value_and_grad(lambda p: toy.task().loss(p, batch, None)[0]))(params)
+    without = jax.jit(lambda p: toy.task(model=plain).loss(p, batch, None)[0])(cut)
+    np.testing.assert_allclose(padded, without, rtol=1e-6)
     assert float(abs(grads["lm_head"][61:]).max()) == 0
     assert float(abs(grads["lm_head"][:61]).max()) > 0
 
@@ -156,7 +148,7 @@ def test_placing_and_sharding_a_batch():
 # --- two processes of 4 devices each, on this machine ---
 
 
-def job(cache, *arguments, count=2):
+def job(*arguments, count=2):
     """Runs the script in `count` processes that meet on a free port; (status, stdout, stderr) of each."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
@@ -167,7 +159,6 @@ def job(cache, *arguments, count=2):
             [sys.executable, SCRIPT, *map(str, arguments)],
             env={
                 **os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "TQDM_DISABLE": "1",
-                "JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
                 "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(i),
             },
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -186,16 +177,15 @@ def job(cache, *arguments, count=2):
 @pytest.mark.parametrize(
     ("shape", "damaged"), [("2x2x2", "**/*"), pytest.param("1x8x1", "**/ocdbt.process_1/**/*", marks=pytest.mark.slow)]
 )
-def test_two_processes_train_as_one_stop_together_and_survive_damage(one, tmp_path, tmp_path_factory, shape, damaged):
-    cache = tmp_path_factory.mktemp("compiled")
-    stopped = job(cache, tmp_path, 20, shape, "--stop-at", 12)
+def test_two_processes_train_as_one_stop_together_and_survive_damage(one, tmp_path, shape, damaged):
+    stopped = job(tmp_path, 20, shape, "--stop-at", 12)
     assert [code for code, *_ in stopped] == [143, 143], stopped[0][2][-2000:] + stopped[1][2][-2000:]
     steps = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit())
     assert 12 < steps[-1] <= 15, steps  # both at the same step, or there would be no complete checkpoint
     newest = tmp_path / "checkpoints" / str(steps[-1])
     largest = max((p for p in newest.glob(damaged) if p.is_file()), key=lambda p: p.stat().st_size)
     largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
-    ended = job(cache, tmp_path, 20, shape)
+    ended = job(tmp_path, 20, shape)
     assert [code for code, *_ in ended] == [0, 0], ended[0][2][-2000:] + ended[1][2][-2000:]
     assert all("damaged" in stderr for _, _, stderr in ended)
     assert (tmp_path / "checkpoints" / f"damaged-{steps[-1]}").is_dir()
