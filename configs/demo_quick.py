@@ -1,6 +1,7 @@
 """python -m progemu_jax.main --config=configs/demo_quick.py --workdir=runs/demo-quick
 
-Every stage at a size that says nothing about quality: the end-to-end check of the tests and of CI.
+Every stage at a size that says nothing about quality: the end-to-end check of the tests and of CI, `make demo-quick`.
+No score is to be expected; its time was not recorded.
 """
 
 from progemu_jax.configs.common import phantom

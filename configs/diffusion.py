@@ -140,9 +140,10 @@ def for_tables(system: str, *, registered: bool, steps: int, small: bool, size: 
 def full(name: str) -> ConfigDict:
     """A system at the paper's size, 256 x 256, for one GPU or more; the cohort and the weights are named by flags:
 
-    --config.data.source, --config.data.root: see README. --config.autoencoder.weights, --config.diffusion.weights: a
-    folder of Stable Diffusion 1.x (InstructPix2Pix, RoentGen). --config.text_encoder.weights: of BiomedCLIP or
-    PubMedBERT; for instructpix2pix and text-only, Stable Diffusion's own.
+    --config.data.source, --config.data.root: see docs/cohorts.md. --config.autoencoder.weights,
+    --config.diffusion.weights: a folder of Stable Diffusion 1.x (InstructPix2Pix, RoentGen).
+    --config.text_encoder.weights: of BiomedCLIP or PubMedBERT; for instructpix2pix and text-only, Stable
+    Diffusion's own.
     """
     clip = name in ("instructpix2pix", "text-only")
     train = {

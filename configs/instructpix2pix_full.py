@@ -3,7 +3,7 @@
     --config.diffusion.weights=SD --config.text_encoder.weights=SD
 
 InstructPix2Pix: the description as the prompt, pairs only, no stage of single images.
-At 256 x 256.
+At 256 x 256. Not run: no weights of Stable Diffusion were reachable, and no GPU; no time or score is known.
 """
 
 from progemu_jax.configs.diffusion import full

@@ -3,7 +3,7 @@
     --config.diffusion.weights=SD --config.text_encoder.weights=BIOMEDCLIP
 
 MedJourney with the follow-up's impression as the prompt, in place of the progression description.
-At 256 x 256.
+At 256 x 256. Not run: no weights of Stable Diffusion were reachable, and no GPU; no time or score is known.
 """
 
 from progemu_jax.configs.diffusion import full

@@ -1,7 +1,9 @@
 """python -m progemu_jax.main --config=configs/progemu_8b.py --workdir=runs/8b --stages=plan
 
 ProgEmu at its own size: Emu3-8B on two 64 x 64 images, 9,216 tokens. `--stages=plan` says what fits where. Training
-needs `--config.vocabulary=DIR` (Emu3's vocabulary files), a cohort, and on several hosts `--multihost`.
+needs `--config.vocabulary=DIR` (Emu3's vocabulary files), a cohort, and on several hosts `--multihost`. Planning for 64
+TPU v5p took 103 s (training) and 172 s (sampling) on 2 cores, each with all 32 layers; for 64 v6e 212 s (training). Not
+trained: no accelerator and no weights were reachable, so no score is known.
 """
 
 import dataclasses

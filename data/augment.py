@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from progemu_jax.text import rules
+from progemu_jax.text.controls import DUMMY_PRIOR
 
 IMAGES = ("prior", "followup", "image")
 TEXTS = ("prompt", "interpretation", "text")
@@ -37,7 +38,7 @@ class Augment:
                 drop = 0.0 if name == "prompt" else self.drop_negative
                 out[name] = rules.augment(out[name], rng, self.shuffle_sentences, drop)
         if null:
-            out |= {"prior": np.full_like(out["prior"], 128), "prompt": ""}
+            out |= {"prior": np.full_like(out["prior"], DUMMY_PRIOR), "prompt": ""}
         return out
 
 
@@ -48,19 +49,10 @@ def mirrored(example: dict) -> dict:
     return out | {name: rules.swap_sides(out[name]) for name in TEXTS if name in out}
 
 
-def shifted(images: np.ndarray, rng: np.random.Generator, on: bool) -> np.ndarray:
-    """uint8 [N, S, S] moved together by up to a sixteenth of the side, edges repeated; as they are when not `on`."""
-    if not on:
+def shifted(images: np.ndarray, rng: np.random.Generator, reach: int) -> np.ndarray:
+    """uint8 [N, S, S] moved together by up to `reach` pixels, edges repeated; 0: as they are, and nothing is drawn."""
+    if not reach:
         return images
-    size = images.shape[-1]
-    reach = max(1, size // 16)
-    padded = np.pad(images, ((0, 0), (reach, reach), (reach, reach)), mode="edge")
-    y, x = rng.integers(0, 2 * reach + 1, 2)
-    return padded[:, y : y + size, x : x + size]
-
-
-def shifted_pair(images: np.ndarray, rng: np.random.Generator, reach: int) -> np.ndarray:
-    """uint8 [N, S, S] moved together by up to `reach`, edges repeated."""
     size = images.shape[-1]
     padded = np.pad(images, ((0, 0), (reach, reach), (reach, reach)), mode="edge")
     y, x = rng.integers(0, 2 * reach + 1, 2)

@@ -28,7 +28,7 @@ from progemu_jax.data import (
     leaks,
     radiograph,
     registration,
-    sheets,
+    registration_sheets,
     texts,
     tree,
 )
@@ -204,7 +204,7 @@ def prepare(source: str, cohort: journeys.Cohort, out: Path, plan: Plan, progres
         _say(f"{cache}: {texts.cost(cache)}", progress)
     out.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(out / ".tmp", ignore_errors=True)
-    share = min(1.0, sheets.SAMPLE / max(1, len(pairs)))
+    share = min(1.0, registration_sheets.SAMPLE / max(1, len(pairs)))
     return Work(out, plan.size, plan.unchanged, plan.texts, cache, share, plan.register)
 
 
@@ -230,7 +230,7 @@ def finish(out: Path, cohort: journeys.Cohort, results: dict[str, dict], setting
     for folder in out.glob(".beam-*"):
         shutil.rmtree(folder)
     records.remove_leftovers(out)
-    sheets.finish(out)
+    registration_sheets.finish(out)
     records.write_text(out / "funnel.json", json.dumps({"settings": settings, "funnel": funnel}, indent=1) + "\n")
     (out / "journal.jsonl").unlink()
     return funnel
@@ -352,8 +352,8 @@ def _pair(pair: journeys.Pair, work: Work, read: _Reader) -> str | None:
     except (UserError, RuntimeError, ValueError) as error:
         return f"registration failed ({type(error).__name__})"
     if _place(f"sheets/{pair.pair_id}") < work.sheets:
-        strip = sheets.strip(prior[0], followup[0], moved.image)
-        sheets.keep(work.root, "kept" if moved.flag >= 0 else "rejected", pair.pair_id, moved.score, strip)
+        strip = registration_sheets.strip(prior[0], followup[0], moved.image)
+        registration_sheets.keep(work.root, "kept" if moved.flag >= 0 else "rejected", pair.pair_id, moved.score, strip)
     if moved.flag < 0:
         return f"registration found no match (score {moved.score:.2f})"
     if not work.register:

@@ -9,7 +9,7 @@ by Holm's step-down procedure (1979).
 import numpy as np
 
 from progemu_jax.eval.bootstrap import estimate
-from progemu_jax.eval.tables import METRICS
+from progemu_jax.eval.definitions import METRICS
 
 HEADLINE = ("finding_auroc", "finding_auroc_changed", "finding_f1", "directional_accuracy", "specificity",
             "group_auroc", "age_r", "cmig", "ssim_unchanged", "text_right", "text_change_f1", "fid")  # fmt: skip

@@ -19,19 +19,19 @@ import numpy as np
 
 from progemu_jax.errors import UserError
 from progemu_jax.eval.bootstrap import Bootstrap, estimate
+from progemu_jax.eval.case_sheet import write_sheet
 from progemu_jax.eval.compare import differences, tests
+from progemu_jax.eval.definitions import METRICS
 from progemu_jax.eval.measure import Candidate, Truth, measure, measure_fidelity
 from progemu_jax.eval.metrics.cmig import cmig
 from progemu_jax.eval.metrics.fidelity import SUBSAMPLES
 from progemu_jax.eval.metrics.retention import normalised
 from progemu_jax.eval.metrics.roc import RELIABLE
-from progemu_jax.eval.paper import write_paper
+from progemu_jax.eval.paper_tables import write_paper
 from progemu_jax.eval.predictions import Rows, read_predictions, read_references
-from progemu_jax.eval.render import write_tables
 from progemu_jax.eval.report import write_report
 from progemu_jax.eval.scores import name_ids, read_memorisation, read_scores
-from progemu_jax.eval.sheet import write_sheet
-from progemu_jax.eval.tables import METRICS
+from progemu_jax.eval.tables import write_tables
 from progemu_jax.files.records import write_text
 
 SCHEMA = 2

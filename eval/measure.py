@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from progemu_jax.errors import UserError
+from progemu_jax.eval.image_metrics import image_metrics
 from progemu_jax.eval.metrics import (
     amplification,
     direction,
@@ -22,7 +23,6 @@ from progemu_jax.eval.metrics import (
 from progemu_jax.eval.metrics.image import Region, dilate
 from progemu_jax.eval.metrics.retention import Correlation
 from progemu_jax.eval.metrics.roc import Ranking, SoftRanking
-from progemu_jax.eval.pictures import image_metrics
 from progemu_jax.eval.predictions import Rows, organs_of, read_image
 from progemu_jax.eval.scores import Scores, pack
 from progemu_jax.text import rules

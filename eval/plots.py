@@ -2,7 +2,7 @@
 
 import io
 
-from progemu_jax.eval.tables import METRICS
+from progemu_jax.eval.definitions import METRICS
 
 COLOURS = {"first": "#1f5fa8", "system": "#1f5fa8", "baseline": "#8b95a3", "ceiling": "#1c2430"}
 

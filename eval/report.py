@@ -4,11 +4,19 @@ from html import escape
 from pathlib import Path
 from string import Template
 
-from progemu_jax.eval.figures import COLD, DIFFERENCE, WARM, difference_map, drawn_cases, figure, first_rows
+from progemu_jax.eval.definitions import METRICS, SECTIONS, features_line, number, shown
+from progemu_jax.eval.page_images import (
+    COLD,
+    DIFFERENCE,
+    WARM,
+    difference_map,
+    drawn_cases,
+    figure,
+    first_rows,
+)
 from progemu_jax.eval.plots import forest
-from progemu_jax.eval.render import html, memorisation_table
 from progemu_jax.eval.saliency import saliency_section
-from progemu_jax.eval.tables import METRICS, SECTIONS, features_line, number, shown
+from progemu_jax.eval.tables import html, memorisation_table
 from progemu_jax.text import findings
 
 STANDING = (

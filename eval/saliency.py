@@ -2,7 +2,7 @@
 
 from html import escape
 
-from progemu_jax.eval.figures import drawn_cases, figure, overlay
+from progemu_jax.eval.page_images import drawn_cases, figure, overlay
 
 SHOWN = 6
 

@@ -36,7 +36,7 @@ def export(
         (which is replaced once the new one is complete). beside: {name: writes a file or folder of that name}. Of
         several hosts every one calls and the first writes.
     """
-    with ExportWriter(directory) if hosts.first() else contextlib.nullcontext() as writer:
+    with ExportWriter(directory) if hosts.is_first() else contextlib.nullcontext() as writer:
         for name, leaf in flatten(params).items():
             leaf = whole(leaf)  # every host has a hand in it
             if writer:
@@ -47,7 +47,7 @@ def export(
                 write(writer.folder / name)
             writer.finish(config)
 
-        hosts.once(finish, str(directory))
+        hosts.on_first_host(finish, str(directory))
 
 
 def whole(tree: Any) -> Any:
@@ -103,14 +103,14 @@ class ExportWriter:
     def add_rows(self, name: str, shape: tuple[int, ...], dtype: Any, blocks: Iterable[np.ndarray]) -> None:
         """An array as blocks of whole rows (first axis), in order."""
         self._tree[name] = [list(shape), str(jnp.dtype(dtype))]
-        start, crc = 0, 0
+        start, checksum = 0, 0
         for block in blocks:
-            crc = crc(block, crc)
+            checksum = crc(block, checksum)
             self._put(name, block, [start, start + len(block)])
             start += len(block)
         if start != shape[0]:
             raise ValueError(f"{name}: {start} rows given, {shape[0]} promised")
-        self._sums[name] = crc
+        self._sums[name] = checksum
 
     def _put(self, name, array, rows):
         if name in self._pending:

@@ -131,14 +131,14 @@ class Checkpoints:
 
     def _sound(self, step, error):
         """Whether every host has read it. Else it is set aside, by the first of them."""
-        if not hosts.anyone(error is not None):
+        if not hosts.any_host(error is not None):
             return True
         if error is None:
             error = ValueError("another host cannot read it")
         path = self.directory / str(step)
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         _log.warning("%s is damaged (%s): it is set aside and the one before is used", path, reason)
-        if hosts.first():
+        if hosts.is_first():
             target = self.directory / f"damaged-{step}"
             shutil.rmtree(target, ignore_errors=True)
             path.rename(target)
@@ -192,7 +192,7 @@ class Checkpoints:
             )
         before, now = meta["environment"], environment()
         changed = [f"{key} {before.get(key)} (now {now.get(key)})" for key in now if before.get(key) != now.get(key)]
-        if changed and hosts.first():
+        if changed and hosts.is_first():
             _log.warning(
                 "%s was written with %s: training goes on, but not bit for bit the same", path, ", ".join(changed)
             )

@@ -15,8 +15,7 @@ from progemu_jax.convert.emu3 import names as emu3_names
 from progemu_jax.errors import UserError
 from progemu_jax.files import records
 from progemu_jax.models import transformer
-from progemu_jax.models.transformer import TransformerConfig
-from progemu_jax.tasks.lora import A, B
+from progemu_jax.models.transformer import LORA_A, LORA_B, TransformerConfig
 
 
 def export_peft(params: Mapping[str, Any], model: TransformerConfig, directory: str | os.PathLike, base: str) -> None:
@@ -36,9 +35,9 @@ def export_peft(params: Mapping[str, Any], model: TransformerConfig, directory: 
         params = transformer.unstack_layers(params)
     arrays = {}
     for leaf, array in flatten(params).items():
-        if not leaf.endswith((A, B)):
+        if not leaf.endswith((LORA_A, LORA_B)):
             continue
-        plain, letter = leaf[: -len(A)], leaf[-1].upper()
+        plain, letter = leaf[: -len(LORA_A)], leaf[-1].upper()
         array = np.asarray(array, np.float32)
         (entry,) = emu3_names.language_entries({plain: array.shape}, *emu3_names.LANGUAGE_PREFIXES["original"][0])
         name = entry.name.removesuffix(".weight")

@@ -1,4 +1,4 @@
-"""The accelerator's peak, and memory in use."""
+"""Accelerators: one table of their public figures, the peak of the one at hand, and memory in use."""
 
 from __future__ import annotations
 
@@ -11,27 +11,65 @@ from typing import Any
 
 import jax
 
-# Dense bfloat16 FLOP/s of one device (makers' data sheets), by a part of its name.
-PEAK_FLOPS = {
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "TPU v6": 918e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v4": 275e12,
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """Public figures of one device (makers' data sheets); those that a plan alone needs are 0 where it has none.
+
+    Attributes:
+      kinds: parts of JAX's `device_kind` that name it; where several devices' fit, the longest counts.
+      flops: dense bfloat16 FLOP/s.
+      memory, bandwidth: bytes, and bytes/s of it.
+      link, near, far: bytes/s of the fast links (one direction), devices that they join, bytes/s beyond those.
+      topologies: devices -> name of a slice, for TPUs.
+    """
+
+    title: str
+    kinds: tuple[str, ...]
+    flops: float
+    memory: float = 0.0
+    bandwidth: float = 0.0
+    link: float = 0.0
+    near: int = 0
+    far: float = 0.0
+    topologies: dict[int, str] = dataclasses.field(default_factory=dict, hash=False)
+
+
+# NVIDIA's data sheets of H100 SXM and H200 SXM (NVLink 900 GB/s both directions together; one 400 Gb/s network port a
+# GPU in a DGX); Google's pages on TPU v5p (ICI 4,800 Gb/s a chip) and v6e (3,584 Gb/s).
+ACCELERATORS = {
+    "H100": Accelerator("H100 SXM", ("H100",), 989e12, 80 * GB, 3.35e12, 450e9, 8, 50e9),
+    "H200": Accelerator("H200 SXM", ("H200",), 989e12, 141 * GB, 4.8e12, 450e9, 8, 50e9),
+    "v5p": Accelerator(
+        "TPU v5p",
+        ("TPU v5p", "TPU v5"),
+        459e12,
+        95 * GB,
+        2.765e12,
+        600e9,
+        8960,
+        600e9,
+        {8: "2x2x2", 64: "4x4x4", 256: "4x8x8"},
+    ),
+    "v6e": Accelerator(
+        "TPU v6e", ("TPU v6",), 918e12, 32 * GB, 1.64e12, 448e9, 256, 448e9, {8: "2x4", 64: "8x8", 256: "16x16"}
+    ),
+    "H100 PCIe": Accelerator("H100 PCIe", ("H100 PCIe",), 756e12),
+    "A100": Accelerator("A100", ("A100",), 312e12),
+    "L40S": Accelerator("L40S", ("L40S",), 362e12),
+    "v5e": Accelerator("TPU v5e", ("TPU v5 lite", "TPU v5e"), 197e12),
+    "v4": Accelerator("TPU v4", ("TPU v4",), 275e12),
 }
+PLANNED = {name: one for name, one in ACCELERATORS.items() if one.memory}  # what `--stages=plan` can plan for
 
 
 def peak_flops() -> float | None:
     """Dense bfloat16 FLOP/s of the first device, or None when it is not in the table (a CPU, say)."""
-    kind = jax.devices()[0].device_kind
-    known = [name for name in PEAK_FLOPS if name in kind]
-    return PEAK_FLOPS[max(known, key=len)] if known else None
+    here = jax.devices()[0].device_kind
+    known = [(len(kind), one.flops) for one in ACCELERATORS.values() for kind in one.kinds if kind in here]
+    return max(known)[1] if known else None
 
 
 def memory_gib() -> float:
@@ -52,35 +90,3 @@ def compiled(function: Any, *arguments: Any) -> Any:
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)
     return out
-
-
-GB = 1e9
-
-
-@dataclass(frozen=True)
-class Accelerator:
-    """Public figures of one device: dense bf16 FLOP/s, bytes of memory, bytes/s of memory and of links (one direction).
-
-    near: devices that the fast links join; beyond them `far` counts. topology: devices -> name of a slice, for TPUs.
-    """
-
-    title: str
-    flops: float
-    memory: float
-    bandwidth: float
-    link: float
-    near: int
-    far: float
-    topologies: dict[int, str] = dataclasses.field(default_factory=dict, hash=False)
-
-
-# NVIDIA's data sheets of H100 SXM and H200 SXM (NVLink 900 GB/s both directions together; one 400 Gb/s network port a
-# GPU in a DGX); Google's pages on TPU v5p (ICI 4,800 Gb/s a chip) and v6e (3,584 Gb/s).
-ACCELERATORS = {
-    "H100": Accelerator("H100 SXM", 989e12, 80 * GB, 3.35e12, 450e9, 8, 50e9),
-    "H200": Accelerator("H200 SXM", 989e12, 141 * GB, 4.8e12, 450e9, 8, 50e9),
-    "v5p": Accelerator(
-        "TPU v5p", 459e12, 95 * GB, 2.765e12, 600e9, 8960, 600e9, {8: "2x2x2", 64: "4x4x4", 256: "4x8x8"}
-    ),
-    "v6e": Accelerator("TPU v6e", 918e12, 32 * GB, 1.64e12, 448e9, 256, 448e9, {8: "2x4", 64: "8x8", 256: "16x16"}),
-}

@@ -48,12 +48,12 @@ def start() -> None:
         ) from None
 
 
-def first() -> bool:
+def is_first() -> bool:
     """Whether this process writes what is written once."""
     return jax.process_index() == 0
 
 
-def anyone(flag: bool) -> bool:
+def any_host(flag: bool) -> bool:
     """Whether it holds in any process. Every process asks."""
     if jax.process_count() == 1:
         return bool(flag)
@@ -63,12 +63,12 @@ def anyone(flag: bool) -> bool:
     return "1" in answers
 
 
-def told(value: int = 0) -> int:
+def broadcast(value: int = 0) -> int:
     """The value of process 0. Every process asks."""
     if jax.process_count() == 1:
         return value
     client, key = _client(), f"progemu/{next(_CALLS)}"
-    if first():
+    if is_first():
         client.key_value_set(key, str(value))
         return value
     return int(client.blocking_key_value_get(key, _A_DAY))
@@ -76,25 +76,25 @@ def told(value: int = 0) -> int:
 
 def barrier() -> None:
     """Returns when every process has come here."""
-    anyone(False)
+    any_host(False)
 
 
-def once(work: Callable[[], object], name: str) -> None:
+def on_first_host(work: Callable[[], object], name: str) -> None:
     """Process 0 does it, the others wait. Where it fails all of them end, the others with one line."""
     error = None
-    if first():
+    if is_first():
         try:
             work()
         except BaseException as caught:  # the others must hear of it, whatever it is
             error = caught
-    failed = told(int(error is not None))
+    failed = broadcast(int(error is not None))
     if error is not None:
         raise error
     if failed:
         raise UserError(f"{name}: failed in process 0, which says why")
 
 
-def mine(items: Sequence[Any]) -> Sequence[Any]:
+def own_share(items: Sequence[Any]) -> Sequence[Any]:
     """This process's share of what is independent."""
     return items[jax.process_index() :: jax.process_count()]
 

@@ -12,6 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+AGE_MEAN, AGE_STD = 60.0, 16.0  # years; the head predicts (age - mean) / std
+
 
 @dataclass(frozen=True)
 class ScorerNetConfig:

@@ -45,22 +45,12 @@ LOGICAL_AXES = {
     "up_proj": ("embed", "mlp"),
     "down_proj": ("mlp", "embed"),
     "scale": (None,),
-    "q_proj_lora_a": ("embed", None),
-    "q_proj_lora_b": (None, "heads", "head"),
-    "k_proj_lora_a": ("embed", None),
-    "k_proj_lora_b": (None, "kv_heads", "head"),
-    "v_proj_lora_a": ("embed", None),
-    "v_proj_lora_b": (None, "kv_heads", "head"),
-    "o_proj_lora_a": ("heads", "head", None),
-    "o_proj_lora_b": (None, "embed"),
-    "gate_proj_lora_a": ("embed", None),
-    "gate_proj_lora_b": (None, "mlp"),
-    "up_proj_lora_a": ("embed", None),
-    "up_proj_lora_b": (None, "mlp"),
-    "down_proj_lora_a": ("mlp", None),
-    "down_proj_lora_b": (None, "embed"),
 }
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LORA_A, LORA_B = "_lora_a", "_lora_b"  # what the names of A [inputs, rank] and B [rank, outputs] of a projection end in
+for _name in LORA_TARGETS:
+    _axes, _inputs = LOGICAL_AXES[_name], 2 if _name == "o_proj" else 1
+    LOGICAL_AXES |= {_name + LORA_A: (*_axes[:_inputs], None), _name + LORA_B: (None, *_axes[_inputs:])}
 STACKED = "layers"  # a subtree of this name has the layer axis in front of the axes above
 CACHE_AXES = {
     "k": ("batch", "kv_heads", None, "head"),
@@ -169,8 +159,8 @@ def low_rank(module: nn.Module, name: str, rows: jax.Array, outputs: tuple[int, 
         return 0.0
     inputs, rank = rows.shape[1:], cfg.lora_rank
     init = nnl.fan_in(*range(len(inputs)))
-    a = module.param(f"{name}_lora_a", init, (*inputs, rank), jnp.float32).reshape(-1, rank)
-    b = module.param(f"{name}_lora_b", nn.initializers.zeros, (rank, *outputs), jnp.float32).reshape(rank, -1)
+    a = module.param(name + LORA_A, init, (*inputs, rank), jnp.float32).reshape(-1, rank)
+    b = module.param(name + LORA_B, nn.initializers.zeros, (rank, *outputs), jnp.float32).reshape(rank, -1)
     low = rows.reshape(rows.shape[0], -1) @ a.astype(rows.dtype)
     return ((low @ b.astype(rows.dtype)) * (cfg.lora_alpha / rank)).reshape(-1, *outputs)
 

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from progemu_jax.devices.accelerators import ACCELERATORS
+from progemu_jax.devices.accelerators import PLANNED
 from progemu_jax.text import vocabulary
 from progemu_jax.text.sequence import Layout
 
@@ -19,7 +19,7 @@ class Case:
     program: str
     mesh: tuple[int, int, int]
     rows: int
-    target: str  # a TPU of ACCELERATORS, or "cpu"
+    target: str  # a TPU of PLANNED, or "cpu"
 
     @property
     def devices(self) -> int:
@@ -144,7 +144,7 @@ def roofline(row: dict, name: str) -> dict[str, float]:
     What is sent counts at the fast links' speed while the mesh lies within them; the data axis of a mesh that does not
     goes over the network.
     """
-    a, devices = ACCELERATORS[name], math.prod(row["mesh"])
+    a, devices = PLANNED[name], math.prod(row["mesh"])
     far = {kind: v for kind, v in row["sent"].items() if devices > a.near and kind == "all-reduce (data)"}
     near = sum(row["sent"].values()) - sum(far.values())
     if row["mesh"][1] * row["mesh"][2] > a.near:

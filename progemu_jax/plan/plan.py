@@ -26,7 +26,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from progemu_jax.devices.accelerators import ACCELERATORS, GB
+from progemu_jax.devices.accelerators import GB, PLANNED
 from progemu_jax.errors import UserError
 from progemu_jax.files.records import write_json
 from progemu_jax.plan.counts import Case, _analytic, roofline
@@ -49,7 +49,7 @@ def run(config: Any, plain: dict, workdir: Path) -> dict:
         rows.append(_compiled_in_child(case, plain))
         print(_line(rows[-1]), flush=True)
     for name in config.plan.accelerators:
-        if not ACCELERATORS[name].topologies:
+        if not PLANNED[name].topologies:
             for program in PROGRAMS:
                 for devices in config.plan.devices:
                     case = Case(program, _mesh(config, devices, program), _rows(config, program), name)
@@ -63,10 +63,10 @@ def run(config: Any, plain: dict, workdir: Path) -> dict:
 
 def _cases(config: Any) -> list[Case]:
     plan = config.plan
-    unknown = [name for name in plan.accelerators if name not in ACCELERATORS]
+    unknown = [name for name in plan.accelerators if name not in PLANNED]
     if unknown:
-        raise UserError(f"config.plan.accelerators: {unknown[0]!r} is unknown; choose among {', '.join(ACCELERATORS)}")
-    tpus = [name for name in plan.accelerators if ACCELERATORS[name].topologies]
+        raise UserError(f"config.plan.accelerators: {unknown[0]!r} is unknown; choose among {', '.join(PLANNED)}")
+    tpus = [name for name in plan.accelerators if PLANNED[name].topologies]
     if tpus and importlib.util.find_spec("libtpu") is None:
         print(
             "plan: no TPU compiler here (pip install 'progemu-jax[tpu-plan]'): TPU rows are left out", file=sys.stderr
@@ -75,8 +75,8 @@ def _cases(config: Any) -> list[Case]:
     cases = []
     for devices in plan.devices:
         for name in tpus:
-            if devices not in ACCELERATORS[name].topologies:
-                known = ", ".join(map(str, ACCELERATORS[name].topologies))
+            if devices not in PLANNED[name].topologies:
+                known = ", ".join(map(str, PLANNED[name].topologies))
                 raise UserError(f"config.plan.devices: {devices}: slices of {name} are known for {known}")
         for program in PROGRAMS:
             mesh, rows = _mesh(config, devices, program), _rows(config, program)
@@ -154,11 +154,11 @@ def table(rows: list[dict]) -> str:
             lines.append(f"| {row['program']} | {devices} {name} | {mesh} | | no ({why}) | | | | | compiled |")
             continue
         sent, flops = sum(row["sent"].values()) / GB, row["flops_done"] / devices / 1e12
-        if name not in ACCELERATORS:
+        if name not in PLANNED:
             how = "compiled for fake CPU devices"
             lines.append(f"| {row['program']} | {devices} | {mesh} | | | {flops:.0f} | {sent:.1f} | | | {how} |")
             continue
-        a, memory, times = ACCELERATORS[name], row["memory"]["total"], roofline(row, name)
+        a, memory, times = PLANNED[name], row["memory"]["total"], roofline(row, name)
         speed = f"{row['tokens'] / times['step']:,.0f}"
         parts = ", ".join(f"{times[k]:.2f}" for k in ("arithmetic", "memory", "links"))
         how = f"compiled for {a.title}" if row["kind"] == "compiled" else "analytic"

@@ -16,7 +16,7 @@ from jax.sharding import AxisType, Mesh
 
 from progemu_jax.config import Config
 from progemu_jax.devices import sharding
-from progemu_jax.devices.accelerators import ACCELERATORS
+from progemu_jax.devices.accelerators import PLANNED
 from progemu_jax.files.settings import from_dict
 from progemu_jax.inference.sampler import Sampler
 from progemu_jax.models import transformer
@@ -33,7 +33,7 @@ def _compile(case: Case, config: Any) -> dict:
     if case.target == "cpu":
         devices = jax.devices()
     else:
-        name = f"{case.target}:{ACCELERATORS[case.target].topologies[case.devices]}"
+        name = f"{case.target}:{PLANNED[case.target].topologies[case.devices]}"
         devices = topologies.get_topology_desc(name, platform="tpu").devices
     mesh = Mesh(np.asarray(devices).reshape(case.mesh), sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 3)
     model, layout, task = _parts(config, case.mesh[2])

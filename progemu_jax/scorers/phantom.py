@@ -14,9 +14,8 @@ import numpy as np
 from progemu_jax.checkpoints import export
 from progemu_jax.data.phantom import GROUPS
 from progemu_jax.errors import UserError
-from progemu_jax.models.scorer import ScorerNet, ScorerNetConfig
+from progemu_jax.models.scorer import AGE_MEAN, AGE_STD, ScorerNet, ScorerNetConfig
 from progemu_jax.scorers.saliency import score_and_explain
-from progemu_jax.tasks.scorer import AGE_MEAN, AGE_STD
 from progemu_jax.text.findings import FINDINGS, ORGANS
 
 VERSION = 2  # of what is made of the network's outputs; a cached score of another version is made again

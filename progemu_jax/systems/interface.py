@@ -1,45 +1,63 @@
-"""What a run needs of a system, and what every system's stages share."""
+"""What a run needs of a system, and the parts of a config that its stages depend on."""
 
 from __future__ import annotations
 
-import functools
-import os
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Protocol
+
+from jax.sharding import Mesh
 
 from progemu_jax.config import Config
-from progemu_jax.devices import hosts
-from progemu_jax.training.loop import TrainConfig
+from progemu_jax.data.sources import PLACES
+from progemu_jax.files.settings import to_dict
+from progemu_jax.files.stages import Stage
+from progemu_jax.training.loop import HOUSEKEEPING, TrainConfig
 
-SHOWN = 4  # validation cases whose pictures go to TensorBoard
-
-
-def processes(config: Config) -> int:
-    return config.data.processes or os.cpu_count() or 1
-
-
-def trained(config: Config) -> dict[str, TrainConfig]:
-    """Everything that is trained, by its place in the config."""
-    if config.system == "diffusion":
-        return {
-            "autoencoder.train": config.autoencoder.train,
-            "diffusion.stage1": config.diffusion.stage1,
-            "diffusion.stage2": config.diffusion.stage2,
-            "scorer.train": config.scorer.train,
-        }
-    return {
-        "tokenizer.train": config.tokenizer.train,
-        "progemu.stage1": config.progemu.stage1,
-        "progemu.stage2": config.progemu.stage2,
-        "scorer.train": config.scorer.train,
-    }
+ROOTS = ("root", *PLACES, "exclude")  # of config.data: what lies there counts, not where it is
+_ASKING = ("endpoint", "key_variable", "parallel", "timeout", "retries", "price_in", "price_out", "acknowledge")
 
 
-def by_one_host(stage: Callable[[Config, Path], None]) -> Callable[[Config, Path], None]:
-    """A stage that needs no accelerator: process 0 does it, the others wait."""
+class System(Protocol):
+    """A kind of model that a run trains, samples and judges. `systems.of(config)` gives the one that is named."""
 
-    @functools.wraps(stage)
-    def once(config: Config, workdir: Path) -> None:
-        hosts.once(lambda: stage(config, workdir), f"stage {stage.__name__}")
+    name: str
 
-    return once
+    def trained(self, config: Config) -> dict[str, TrainConfig]:
+        """Everything that is trained, by its place in the config."""
+
+    def check(self, config: Config) -> None:
+        """Raises UserError for values that make no sense or do not go together, before any work is done."""
+
+    def check_mesh(self, config: Config, mesh: Mesh) -> None:
+        """Raises UserError unless the parameters divide over the mesh of training."""
+
+    def stages(self, config: Config, slices: Slices) -> list[Stage]:
+        """The stages of a run in their order; those of every system are in `shared_stages`."""
+
+
+class Slices:
+    """The parts of a config that stages depend on, as JSON-able dicts."""
+
+    def __init__(self, config: Config):
+        self._plain = to_dict(config)
+        data = _without(self._plain["data"], (*ROOTS, "processes", "beam"))
+        self.data: dict[str, Any] = {**data, "texts": _without(data["texts"], _ASKING)}
+
+    def of(self, *sections: str) -> dict[str, Any]:
+        """The seed and the named sections, without what only says how often a loop reports and saves, and without
+        where weights to start from lie: their content is an input."""
+        silent = (*HOUSEKEEPING, "init", "perceptual_weights")
+        return {"seed": self._plain["seed"], **{name: _without(self._plain[name], silent) for name in sections}}
+
+
+def _without(values: Any, keys: tuple[str, ...]) -> Any:
+    """Nested dict without some keys, at any depth."""
+    if not isinstance(values, Mapping):
+        return values
+    return {k: _without(v, keys) for k, v in values.items() if k not in keys}
+
+
+def given(*paths: str) -> tuple[str, ...]:
+    """Those inputs of a stage that the config names: one that is off is not listed."""
+    return tuple(str(Path(path)) for path in paths if path)

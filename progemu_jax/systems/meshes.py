@@ -4,50 +4,42 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 import jax
+from jax.sharding import Mesh
 
 from progemu_jax.config import Config
-from progemu_jax.devices import sharding
-from progemu_jax.devices.sharding import make_mesh
-from progemu_jax.models import transformer
-from progemu_jax.systems.interface import trained
-from progemu_jax.systems.progemu.model_config import model_parts
+from progemu_jax.devices.sharding import check_batch, make_mesh
+from progemu_jax.training.loop import TrainConfig
 
 
-def microbatches(config: Config) -> dict[str, int]:
-    return {name: part.batch_size // part.accumulate for name, part in trained(config).items() if part.steps}
+def microbatches(trained: Mapping[str, TrainConfig]) -> dict[str, int]:
+    """Rows that go through a model at a time, by the place in the config of what is trained."""
+    return {name: part.batch_size // part.accumulate for name, part in trained.items() if part.steps}
 
 
-def training_mesh(config: Config):
-    """The mesh of training: all devices of all hosts."""
+def training_mesh(config: Config, trained: Mapping[str, TrainConfig]) -> Mesh:
+    """The mesh of training: all devices of all hosts. trained: all that the run trains (`System.trained`)."""
     devices = None
     if jax.default_backend() == "cpu" and jax.process_count() == 1 and config.mesh.data == -1:
         # These devices are cores, of our own making: as many of them as divide every batch.
         others = config.mesh.fsdp * config.mesh.tensor
-        parts, rows = jax.device_count() // others, math.gcd(*microbatches(config).values())
+        parts, rows = jax.device_count() // others, math.gcd(*microbatches(trained).values())
         parts = next((n for n in range(parts, 0, -1) if rows % (n * config.mesh.fsdp) == 0), parts)
         devices = jax.devices()[: parts * others] or None
     return make_mesh(**dataclasses.asdict(config.mesh), devices=devices)
 
 
-def local_mesh(config: Config):
+def local_mesh(config: Config) -> Mesh:
     """The mesh of what needs no other host (sampling, tokenising, scoring): this host's devices, cases over them."""
     return make_mesh(tensor=config.mesh.tensor, devices=jax.local_devices())
 
 
-def check_mesh(config: Config) -> None:
-    """Raises UserError unless the mesh exists here, and batches and parameters divide over it."""
-    mesh = training_mesh(config)
-    for name, rows in microbatches(config).items():
-        sharding.check_batch(mesh, rows, f"config.{name}: batch_size / accumulate")
+def check_meshes(config: Config, trained: Mapping[str, TrainConfig]) -> Mesh:
+    """The mesh of training; UserError unless both meshes exist here and batches divide over them."""
+    mesh = training_mesh(config, trained)
+    for name, rows in microbatches(trained).items():
+        check_batch(mesh, rows, f"config.{name}: batch_size / accumulate")
     local_mesh(config)
-    if mesh.size > 1 and config.system == "progemu":
-        model = model_parts(config)[2]
-        abstract = jax.eval_shape(lambda: transformer.init_params(model, jax.random.key(0)))
-        sharding.param_shardings(abstract, transformer.LOGICAL_AXES, mesh)
-
-
-def share() -> dict[str, int]:
-    """This process's part of a stream of batches."""
-    return {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    return mesh

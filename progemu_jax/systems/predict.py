@@ -1,29 +1,124 @@
-"""Predictions folders of a run: which systems and controls, which prompts, by one host or several."""
+"""Stage `sample`: predictions folders of a run, for its system, for controls, and for what codes alone allow."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from progemu_jax.config import Config
+from progemu_jax.data import batches
 from progemu_jax.devices import hosts
 from progemu_jax.errors import UserError
 from progemu_jax.files import records
-from progemu_jax.files.predictions import Case, merge_predictions, write_predictions
+from progemu_jax.files.predictions import Case, Prediction, merge_predictions, write_predictions
+from progemu_jax.files.settings import to_dict
 from progemu_jax.text.controls import contradicting_prompt
+from progemu_jax.text.findings import NO_CHANGE
+
+CONTROLS = ("shuffled-prompts", "contradicting-prompts", "null-prompt")  # of every system
 
 
-def others(count: int, seed: int) -> dict[int, int]:
-    """For each case another one: a derangement, so that none keeps its own prompt by chance of the permutation."""
+def check_systems(config: Config, known: Sequence[str]) -> None:
+    """Raises UserError for a name in `config.sample.systems` that the run's system cannot predict."""
+    for name in config.sample.systems:
+        if name not in known:
+            raise UserError(f"config.sample.systems: {name!r} is unknown; choose among {', '.join(known)}")
+
+
+def needed_references(config: Config) -> tuple[str, ...]:
+    """Inputs of the stage `sample`: a prompt that contradicts the real course needs the states before and after."""
+    return ("data/references",) if "contradicting-prompts" in config.sample.systems else ()
+
+
+def held_out(config: Config, workdir: Path, kind: str) -> list[dict]:
+    """The examples to predict, of the shards `kind`; UserError when there is none."""
+    c = config.sample
+    source = batches.examples(workdir / "data/shards", kind, c.split)
+    examples = [source[i] for i in range(len(source))][: c.max_cases or None]
+    if not examples:
+        raise UserError(f"{workdir / 'data/shards'}: the {c.split} split holds no pair to sample")
+    return examples
+
+
+def predict_systems(
+    config: Config,
+    workdir: Path,
+    model: Any,
+    examples: Sequence[dict],
+    own: str,
+    prompts: Sequence[str],
+    policy: Any,
+    reconstruct: Callable[[np.ndarray], np.ndarray],
+    priors: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """Writes a predictions folder for each of `config.sample.systems`, and `reconstruction`.
+
+    Args:
+      model: what predicts; a case that it cannot take goes to `rejected.jsonl`.
+      examples: pairs with "pair_id", "prior" and "followup", both as the model takes a prior.
+      own: the name of the run's system, which has `config.sample.num_samples` futures a case.
+      prompts: one an example.
+      policy: how to sample, a dataclass.
+      reconstruct: follow-ups, stacked -> images uint8 [N, S, S]: what the model's coding alone makes of the truth.
+      priors: {system: the one prior of all its cases}, where that is not the example's.
+    """
+    c = config.sample
+    common = {"batch_size": c.batch_size, "seed": c.seed, "checkpoint": model.name, "model": model.hash}
+
+    def predict(cases: list[Case]) -> list[Prediction]:
+        # A short last batch is filled up, so that every case is computed at one batch shape.
+        made = model.sample(cases + cases[:1] * (c.batch_size - len(cases)), c.seed, policy)
+        texts = made.texts or [None] * len(made.images)
+        return [Prediction(image, text) for image, text in zip(made.images, texts, strict=True)][: len(cases)]
+
+    for name in c.systems:
+        asked = prompts if name not in CONTROLS else control_prompts(name, config, workdir, examples, prompts)
+        prior = (priors or {}).get(name)
+        cases = [
+            Case(e["pair_id"], e["prior"] if prior is None else prior, prompt, sample)
+            for e, prompt in zip(examples, asked, strict=True)
+            for sample in range(c.num_samples if name == own else 1)
+        ]
+        folder = workdir / "predictions" / name
+        write_shared(
+            folder, cases, predict, sampling=to_dict(policy), check=model.check, name=f"sample {name}", **common
+        )
+    followups = {e["pair_id"]: e["followup"] for e in examples}
+    write_shared(
+        workdir / "predictions/reconstruction",
+        [Case(e["pair_id"], None, e["prompt"]) for e in examples],
+        lambda cases: [Prediction(x, None) for x in reconstruct(np.stack([followups[k.pair_id] for k in cases]))],
+        sampling={},
+        name="reconstruct",
+        **common,
+    )
+
+
+def control_prompts(
+    name: str, config: Config, workdir: Path, examples: Sequence[dict], prompts: Sequence[str]
+) -> list[str]:
+    """The prompts of a control (one of CONTROLS), one an example."""
+    if name == "null-prompt":
+        return [NO_CHANGE] * len(examples)
+    if name == "shuffled-prompts":
+        other = derangement(len(examples), config.sample.seed)
+        return [prompts[other[i]] for i in range(len(examples))]
+    contradicting = contradictions(workdir, examples)
+    return [contradicting[e["pair_id"]] for e in examples]
+
+
+def derangement(count: int, seed: int) -> dict[int, int]:
+    """For each case another one, so that none keeps its own prompt by chance of a permutation."""
     order = np.random.default_rng(seed).permutation(count)
     return dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))
 
 
-def contradictions(workdir: Path, examples: list[dict]) -> dict[str, str]:
+def contradictions(workdir: Path, examples: Sequence[dict]) -> dict[str, str]:
     """pair_id -> prompt that contradicts the real course. Raises UserError for a pair that has no reference."""
     prompts = {}
     for _, row in records.read_lines(workdir / "data/references/references.jsonl"):
@@ -44,11 +139,11 @@ def write_shared(folder: Path, cases: list[Case], predict: Callable, *, batch_si
     if count == 1:
         write_predictions(folder, cases, predict, batch_size=batch_size, **options)
         return
-    if hosts.told(int((folder / "predictions.jsonl").exists())):
+    if hosts.broadcast(int((folder / "predictions.jsonl").exists())):
         return
     parts = folder.parent / ".parts" / folder.name
-    own = hosts.mine([cases[i : i + batch_size] for i in range(0, len(cases), batch_size)])
+    own = hosts.own_share([cases[i : i + batch_size] for i in range(0, len(cases), batch_size)])
     own = list(itertools.chain(*own))
     write_predictions(parts / f"{jax.process_index()}-of-{count}", own, predict, batch_size=batch_size, **options)
     hosts.barrier()
-    hosts.once(lambda: merge_predictions(sorted(parts.glob(f"*-of-{count}")), folder, cases), "stage sample")
+    hosts.on_first_host(lambda: merge_predictions(sorted(parts.glob(f"*-of-{count}")), folder, cases), "stage sample")

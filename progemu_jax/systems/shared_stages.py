@@ -1,14 +1,12 @@
-"""What each stage of a run does. `main` strings them together through `progemu_jax.files.stages`.
-
-data -> tokenizer -> tokens -> train -> scorer -> sample -> score -> evaluate
-"""
+"""The stages that every system has: data, scorer, score, evaluate."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
-from progemu_jax import eval as evaluation
 from progemu_jax.checkpoints import export
 from progemu_jax.config import Config
 from progemu_jax.data import build, memorisation
@@ -18,20 +16,79 @@ from progemu_jax.data.sources import PLACES
 from progemu_jax.data.sources.phantom import write_cohort
 from progemu_jax.devices import hosts
 from progemu_jax.errors import UserError
+from progemu_jax.eval import System, evaluate
 from progemu_jax.files import records
 from progemu_jax.files.settings import to_dict
+from progemu_jax.files.stages import Stage
 from progemu_jax.scorers.cache import Cached
 from progemu_jax.scorers.files import write_prediction_scores, write_reference_scores
 from progemu_jax.scorers.phantom import PhantomScorer
-from progemu_jax.systems.interface import by_one_host, processes
-from progemu_jax.systems.meshes import share, training_mesh
+from progemu_jax.systems.fitting import process_share
+from progemu_jax.systems.interface import ROOTS, Slices, given
+from progemu_jax.systems.meshes import training_mesh
 from progemu_jax.tasks.scorer import ScorerTask
-from progemu_jax.training.loop import fit
+from progemu_jax.training.loop import TrainConfig, fit
+
+PAIRS, SINGLE = "data/shards/icg_cxr/pairs", "data/shards/icg_cxr/single"
 
 
-@by_one_host
-def data(config: Config, workdir: Path) -> None:
+def processes(config: Config) -> int:
+    """Processes of work on the CPU."""
+    return config.data.processes or os.cpu_count() or 1
+
+
+def data_stage(config: Config, slices: Slices) -> Stage:
     """Source layout -> ICG-CXR tree, references of the test split, shards."""
+    phantom = config.data.source == "phantom"
+    return Stage(
+        name="data",
+        outputs=(*(("data/source",) if phantom else ()), "data/tree", "data/references", PAIRS, SINGLE),
+        inputs=() if phantom else given(*(getattr(config.data, place) for place in ROOTS)),
+        config_slice={"seed": config.seed, "data": slices.data},
+        run=partial(make_data, config),
+    )
+
+
+def scorer_stage(config: Config, slices: Slices, trained: Mapping[str, TrainConfig]) -> Stage:
+    """The evaluating scorer of the phantom, trained on patients of its own. trained: as in `meshes.training_mesh`."""
+    about = {"phantom": slices.data["phantom"], "image_size": slices.data["image_size"]}
+    return Stage(
+        name="scorer",
+        outputs=("scorer",),
+        inputs=(),
+        config_slice={**slices.of("scorer"), **about},
+        run=partial(train_scorer, config, trained),
+    )
+
+
+def score_stage(config: Config, slices: Slices) -> Stage:
+    """Scores of predictions and references; the audit for copies of training images."""
+    return Stage(
+        name="score",
+        outputs=("scores",),
+        inputs=("predictions", "scorer", "data/references"),
+        config_slice=slices.of(),
+        run=partial(score, config),
+    )
+
+
+def evaluate_stage(config: Config, slices: Slices) -> Stage:
+    """metrics.json and the report."""
+    return Stage(
+        name="evaluate",
+        outputs=("report", "metrics.json"),
+        inputs=("predictions", "scores", "data/references"),
+        config_slice=slices.of("evaluate", "name"),
+        run=partial(judge, config),
+    )
+
+
+def make_data(config: Config, workdir: Path) -> None:
+    """Runs the stage `data`."""
+    hosts.on_first_host(lambda: _make_data(config, workdir), "stage data")
+
+
+def _make_data(config: Config, workdir: Path) -> None:
     source, root, truth = config.data.source, config.data.root, None
     if source == "phantom":
         root = write_cohort(
@@ -68,13 +125,12 @@ def data(config: Config, workdir: Path) -> None:
             )
 
 
-def scorer(config: Config, workdir: Path) -> None:
+def train_scorer(config: Config, trained: Mapping[str, TrainConfig], workdir: Path) -> None:
     """Trains the phantom scorer on its own patients; nothing to do for real cohorts."""
     if config.data.source != "phantom":
         print(f"scorer: phantom scorers do not judge {config.data.source}; pathology metrics will be undefined")
         (workdir / "scorer").mkdir(parents=True, exist_ok=True)
         return
-
     c, folder = config.scorer, workdir / "scorer"
 
     def labelled() -> dict[str, dict]:
@@ -82,7 +138,7 @@ def scorer(config: Config, workdir: Path) -> None:
         parts = (("train", 0, c.images), ("valid", c.images, c.valid_images))
         return {name: labelled_arrays(folder / f"{name}.npz", c.seed, start, n, *sizes) for name, start, n in parts}
 
-    hosts.once(labelled, "stage scorer")  # they lie in files then
+    hosts.on_first_host(labelled, "stage scorer")  # they lie in files then
     arrays = labelled()
     task = ScorerTask(c.net, c.train, config.data.image_size)
 
@@ -93,10 +149,10 @@ def scorer(config: Config, workdir: Path) -> None:
     state = fit(
         task,
         c.train,
-        lambda seed: ArrayBatches(arrays["train"], c.train.batch_size, seed, **share()),
+        lambda seed: ArrayBatches(arrays["train"], c.train.batch_size, seed, **process_share()),
         valid,
         folder,
-        mesh=training_mesh(config),
+        mesh=training_mesh(config, trained),
         config=to_dict(c.net),
     )
     export.export(state["params"], {"net": to_dict(c.net), "image_size": config.data.image_size}, folder / "export")
@@ -113,13 +169,12 @@ def score(config: Config, workdir: Path) -> None:
         found = memorisation.audit(*folders, processes=processes(config), progress=True)
         records.write_json(out / f"{name}.memorisation.json", found)
 
-    hosts.once(audit, "stage score")
+    hosts.on_first_host(audit, "stage score")
     if source != "phantom":
         return
-
     judge = Cached(PhantomScorer.load(workdir / "scorer/export"), workdir / ".cache/scores")
     folders = sorted(p.parent for p in (workdir / "predictions").glob("*/predictions.jsonl"))
-    for folder in hosts.mine(folders):  # each host fills the cache, process 0 writes the files from it
+    for folder in hosts.own_share(folders):  # each host fills the cache, process 0 writes the files from it
         write_prediction_scores(judge, folder, out / f".{folder.name}.npz.tmp", source)
     hosts.barrier()
 
@@ -128,31 +183,32 @@ def score(config: Config, workdir: Path) -> None:
             write_prediction_scores(judge, folder, out / f"{folder.name}.npz", source)
         write_reference_scores(judge, workdir / "data/references", out, source)
 
-    hosts.once(write, "stage score")
+    hosts.on_first_host(write, "stage score")
 
 
-@by_one_host
-def evaluate(config: Config, workdir: Path) -> None:
+def judge(config: Config, workdir: Path) -> None:
     """metrics.json and report/index.html."""
+    hosts.on_first_host(lambda: _judge(config, workdir), "stage evaluate")
+
+
+def _judge(config: Config, workdir: Path) -> None:
     scores = workdir / "scores"
 
     def score_file(name: str, kind: str = "npz") -> Path | None:
         path = scores / f"{name}.{kind}"
         return path if path.exists() else None
 
-    names = [*config.sample.systems, "reconstruction"]
     systems = {
-        name.replace("-", "_"): evaluation.System(
+        name.replace("-", "_"): System(
             workdir / "predictions" / name, score_file(name), memorisation=score_file(name, "memorisation.json")
         )
-        for name in names
+        for name in [*config.sample.systems, "reconstruction"]
     }
     kinds = ("prior", "followup", "counterfactual", "mean", "reconstruction")
-    reference_scores = {n: p for n in kinds if (p := score_file(n))}
-    result = evaluation.evaluate(
+    evaluate(
         systems,
         workdir / "data/references",
-        reference_scores,
+        {name: path for name in kinds if (path := score_file(name))},
         workdir,
         bootstrap=config.evaluate.bootstrap,
         seed=config.evaluate.seed,
@@ -160,5 +216,4 @@ def evaluate(config: Config, workdir: Path) -> None:
         caveats=config.evaluate.caveats,
         cases_shown=config.evaluate.cases,
     )
-    del result
     print(f"report: {workdir / 'report/index.html'}")

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from progemu_jax.data.augment import shifted_pair
+from progemu_jax.data.augment import shifted
 from progemu_jax.devices import sharding
 from progemu_jax.errors import UserError
 from progemu_jax.models import unet
@@ -23,12 +23,12 @@ from progemu_jax.models.noise_schedule import Schedule
 from progemu_jax.models.pixels import pixels
 from progemu_jax.models.text_encoder import TextEncoder, TextEncoderConfig
 from progemu_jax.models.unet import UNet, UNetConfig
+from progemu_jax.text.controls import DUMMY_PRIOR
 from progemu_jax.text.text_tokenizers import TextTokenizer
 from progemu_jax.training import optim
 from progemu_jax.training.loop import TrainConfig
 
 PROMPTS = ("description", "impression")
-DUMMY_PRIOR = 128  # gray level of stage 1's constant prior (MedJourney, section 3.3)
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def packer(
         prior = example["prior"] if "followup" in example else np.full_like(image, DUMMY_PRIOR)
         both = np.stack([prior, image])
         if train and task.crop:
-            both = shifted_pair(both, rng, max(1, int(image.shape[0] * task.crop)))
+            both = shifted(both, rng, max(1, int(image.shape[0] * task.crop)))
         tokens, mask = tokenizer([text_of(example)], length)
         return {"prior": both[0], "image": both[1], "tokens": tokens[0], "mask": mask[0]}
 

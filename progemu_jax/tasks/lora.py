@@ -16,9 +16,7 @@ import jax.numpy as jnp
 
 from progemu_jax.checkpoints import arrays
 from progemu_jax.errors import UserError
-from progemu_jax.models.transformer import STACKED, TransformerConfig
-
-A, B = "_lora_a", "_lora_b"
+from progemu_jax.models.transformer import LORA_A, LORA_B, STACKED, TransformerConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +54,7 @@ def split(params: Mapping[str, Any], model: TransformerConfig, tune: TuneConfig)
     for name, leaf in flat.items():
         part = name.split(".")[0]
         if model.lora_rank:
-            (trained if name.endswith((A, B)) else frozen)[name] = leaf
+            (trained if name.endswith((LORA_A, LORA_B)) else frozen)[name] = leaf
         elif part in tune.freeze or (before and _below(part, before)):
             frozen[name] = leaf
         elif before and part == STACKED:
@@ -94,11 +92,11 @@ def merge(params: Mapping[str, Any], model: TransformerConfig) -> tuple[dict, Tr
     if not model.lora_rank:
         return dict(params), plain
     flat = arrays.flatten(params)
-    out = {name: leaf for name, leaf in flat.items() if not name.endswith((A, B))}
+    out = {name: leaf for name, leaf in flat.items() if not name.endswith((LORA_A, LORA_B))}
     for name, a in flat.items():
-        if name.endswith(A):
-            base = name.removesuffix(A)
-            out[base] = _merged(out[base], a, flat[base + B], model)
+        if name.endswith(LORA_A):
+            base = name.removesuffix(LORA_A)
+            out[base] = _merged(out[base], a, flat[base + LORA_B], model)
     return arrays.unflatten(out), plain
 
 

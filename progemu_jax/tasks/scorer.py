@@ -12,11 +12,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from progemu_jax.models.scorer import ScorerNet, ScorerNetConfig
+from progemu_jax.models.scorer import AGE_MEAN, AGE_STD, ScorerNet, ScorerNetConfig
 from progemu_jax.training import optim
 from progemu_jax.training.loop import TrainConfig
-
-AGE_MEAN, AGE_STD = 60.0, 16.0  # years; the head predicts (age - mean) / std
 
 
 @dataclass(frozen=True)

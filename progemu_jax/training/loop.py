@@ -213,7 +213,7 @@ class _Run:
         }
         carry = {"state": state, **self.place(counters)}
         step = accelerators.compiled(self.step, carry, first)
-        writing = hosts.first()
+        writing = hosts.is_first()
         with (
             Metrics(self.workdir, start, writing) as log,
             Bar(self.task.name, cfg, start, writing) as bar,

@@ -12,10 +12,10 @@ from support.eval_cohort import GROUPS, Cohort, words
 from progemu_jax.errors import UserError
 from progemu_jax.eval import System, evaluate
 from progemu_jax.eval.__main__ import main
-from progemu_jax.eval.figures import difference_map
+from progemu_jax.eval.definitions import METRICS
+from progemu_jax.eval.page_images import difference_map
 from progemu_jax.eval.predictions import read_predictions, read_references
 from progemu_jax.eval.scores import read_scores
-from progemu_jax.eval.tables import METRICS
 from progemu_jax.text import findings
 
 NAMES = ("perfect", "null", "shuffled")

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from progemu_jax.errors import UserError
-from progemu_jax.eval import paper, render
+from progemu_jax.eval import paper_tables, tables
+from progemu_jax.eval.definitions import METRICS, SECTIONS, cell, features_line
 from progemu_jax.eval.metrics import textmodels, words
-from progemu_jax.eval.tables import METRICS, SECTIONS, cell, features_line
 
-TABLE = render.Table("A & B", ["x_1", "50 %"], [("Ours | theirs", ["0.5 [0.4, 0.6]", ""])], "n < 3", "a b")
+TABLE = tables.Table("A & B", ["x_1", "50 %"], [("Ours | theirs", ["0.5 [0.4, 0.6]", ""])], "n < 3", "a b")
 
 
 def estimate(value, **more):
@@ -34,13 +34,13 @@ def result():
 
 class TestForms:
     def test_markdown(self):
-        assert render.markdown(TABLE).splitlines() == [
+        assert tables.markdown(TABLE).splitlines() == [
             "## A & B", "", "| system | x_1 | 50 % |", "| --- | --- | --- |", "| Ours \\| theirs | 0.5 [0.4, 0.6] |  |",
             "", "n < 3",
         ]  # fmt: skip
 
     def test_latex_escapes_and_balances(self):
-        text = render.latex(TABLE)
+        text = tables.latex(TABLE)
         assert r"A \& B. n \textless{} 3" in text
         assert r" & x\_1 & 50 \% \\" in text
         assert r"Ours \textbar{} theirs & 0.5 [0.4, 0.6] &  \\" in text
@@ -49,7 +49,7 @@ class TestForms:
         assert r"\label{tab:ab}" in text
 
     def test_html_escapes(self):
-        text = render.html(render.Table("<b>", ["&"], [("<i>", ["<u>"])]))
+        text = tables.html(tables.Table("<b>", ["&"], [("<i>", ["<u>"])]))
         assert "<b>" not in text
         assert "&lt;i&gt;" in text
 
@@ -59,7 +59,7 @@ class TestForms:
         assert cell(estimate(0.5, flags=["few"])) == "0.500*"
 
     def test_files(self, result, tmp_path):
-        render.write_tables(result, tmp_path)
+        tables.write_tables(result, tmp_path)
         for kind in ("md", "tex", "html"):
             text = (tmp_path / f"tables.{kind}").read_text()
             assert "Invented." in text
@@ -78,17 +78,17 @@ class TestForms:
 class TestPaper:
     def test_recomputed_column(self):
         expected = {"Stable Diffusion": 26.91, "InstructPix2Pix": 46.58, "RoentGen": 62.77, "MedJourney": 84.11}
-        assert paper.recomputed() == pytest.approx(expected, abs=0.006)
-        assert all(abs(paper.recomputed()[k] - v[3]) > 0.5 for k, v in paper.PRINTED.items())
+        assert paper_tables.recomputed() == pytest.approx(expected, abs=0.006)
+        assert all(abs(paper_tables.recomputed()[k] - v[3]) > 0.5 for k, v in paper_tables.PRINTED.items())
 
     def test_templates_are_filled_for_the_systems_given(self, result, tmp_path):
-        one, two, _, four, printed = paper.paper_tables(result)
+        one, two, _, four, printed = paper_tables.paper_tables(result)
         assert one.rows == [("Ours", ["0.805 [0.790, 0.820]", "0.972", "undefined", "undefined"])]
         assert "never compare" in one.caption
         assert (two.columns, two.rows) == (["cardiomegaly"], [("Ours", ["0.700"])])
         assert four.rows == [("Ours", ["29.21", "", "0.124", "", ""])]
         assert printed.rows[3] == ("MedJourney", ["80.54", "97.22", "79.38", "83.23", "84.11"])
-        paper.write_paper(result, tmp_path)
+        paper_tables.write_paper(result, tmp_path)
         assert all((tmp_path / f"paper.{kind}").is_file() for kind in ("md", "tex", "html"))
 
 

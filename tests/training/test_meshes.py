@@ -203,7 +203,7 @@ def test_two_processes_train_as_one_stop_together_and_survive_damage(one, tmp_pa
 
 
 def test_processes_that_do_not_meet_end_in_one_line(tmp_path):
-    code = "from progemu_jax import hosts\ntry: hosts.start()\nexcept hosts.UserError as e: print('line:', e)"
+    code = "from progemu_jax.devices import hosts\ntry: hosts.start()\nexcept hosts.UserError as e: print('line:', e)"
     for extra, words in (
         ({"JAX_NUM_PROCESSES": "2"}, "go together"),
         ({"JAX_NUM_PROCESSES": "two", "JAX_PROCESS_ID": "0"}, "expected a number"),

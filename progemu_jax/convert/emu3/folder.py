@@ -23,6 +23,7 @@ from progemu_jax.files.records import normal
 from progemu_jax.models import transformer, vqgan
 from progemu_jax.models.transformer import TransformerConfig
 from progemu_jax.models.vqgan import VQGANConfig
+from progemu_jax.text.text_tokenizers import byte_characters
 from progemu_jax.text.vocabulary import EXTRAS, TEXT_FILE, VISION_FILE, Vocabulary, load
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
@@ -184,13 +185,6 @@ def _part(path, kind, model, entries, found) -> Part:
 # --- text tokenizer ---
 
 
-def _byte_characters() -> dict[str, int]:
-    """The characters that stand for bytes in a `tokenizer.json` (GPT-2's printable alphabet)."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    other = [b for b in range(256) if b not in plain]
-    return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(other)}
-
-
 def read_vocabulary(folder: Path) -> Vocabulary | None:
     """The vocabulary of Emu3's two files, else of `tokenizer.json`, else None.
 
@@ -206,7 +200,7 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
     try:
         special = {str(token["content"]): int(token["id"]) for token in values["added_tokens"]}
         text = {token: int(i) for token, i in values["model"]["vocab"].items() if token not in special}
-        alphabet = _byte_characters()
+        alphabet = {character: byte for byte, character in byte_characters().items()}
         ranks = {bytes(alphabet[c] for c in token): i for token, i in text.items()}
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(f"{path}: is not a byte-level BPE tokenizer like Emu3's; use the original file") from None

@@ -1,7 +1,4 @@
-"""What the stages of a run do where the system is a diffusion model; the others are those of `workflow`.
-
-data -> autoencoder -> text_encoder -> train -> scorer -> sample -> score -> evaluate
-"""
+"""What a diffusion model is conditioned on: the prompt of an example, and the frozen parts of a run."""
 
 from __future__ import annotations
 
@@ -20,15 +17,14 @@ from progemu_jax.data.progression import progression
 from progemu_jax.errors import UserError
 from progemu_jax.files.settings import from_dict
 from progemu_jax.models.text_encoder import TextEncoderConfig
-from progemu_jax.systems.diffusion.encoders import text_encoder_stage
 from progemu_jax.text import text_tokenizers
 
 
-def texts(config: Config, workdir: Path) -> Callable[[dict], str]:
+def prompt_reader(config: Config, workdir: Path) -> Callable[[dict], str]:
     """The prompt of an example of the shards `pairs` or `single`, as `config.diffusion.task.prompt` says."""
     if config.diffusion.task.prompt == "description":
         # A single's report as a change from nothing: the same short language as a pair's.
-        of_report = functools.cache(lambda text: progression({}, {"findings": text_encoder_stage}).prompt)
+        of_report = functools.cache(lambda text: progression({}, {"findings": text}).prompt)
         return lambda e: e["prompt"] if "prompt" in e else of_report(e["text"])
     found = {}
     for path in (workdir / "data/tree").rglob("*.json"):
@@ -48,7 +44,7 @@ def texts(config: Config, workdir: Path) -> Callable[[dict], str]:
     return impression
 
 
-def _frozen(workdir: Path) -> tuple:
+def frozen_parts(workdir: Path) -> tuple:
     """(frozen parameters, autoencoder's config, text encoder's config, tokenizer) of a run."""
     params, configs = {}, {}
     for kind in (components.AUTOENCODER, components.TEXT_ENCODER):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from progemu_jax.checkpoints import arrays, export
 from progemu_jax.config import Config
@@ -20,10 +21,9 @@ from progemu_jax.files.settings import to_dict
 from progemu_jax.inference.diffusion import Codec
 from progemu_jax.models import text_encoder
 from progemu_jax.models.text_encoder import BERT
-from progemu_jax.systems.meshes import share, training_mesh
+from progemu_jax.systems.fitting import fit_on_images
 from progemu_jax.tasks.autoencoder import AutoencoderTask
 from progemu_jax.text.text_tokenizers import WordPiece
-from progemu_jax.training.loop import fit
 
 
 def _import(weights: str, kind: str, workdir: Path) -> None:
@@ -32,30 +32,17 @@ def _import(weights: str, kind: str, workdir: Path) -> None:
     if kind not in pipeline.parts:
         raise UserError(f"{weights}: holds no {kind.replace('_', ' ')}; name a folder that does")
     part = dataclasses.replace(pipeline, parts={kind: pipeline.parts[kind]})
-    hosts.once(lambda: diffusers_transfer.to_run(part, workdir), f"import of {weights}")
+    hosts.on_first_host(lambda: diffusers_transfer.to_run(part, workdir), f"import of {weights}")
 
 
-def autoencoder(config: Config, workdir: Path) -> None:
+def make_autoencoder(config: Config, workdir: Path, mesh: Mesh) -> None:
     """Trains the KL autoencoder on the images of the training split, or takes the weights that the config names."""
     c, shards = config.autoencoder, workdir / "data/shards"
     if c.weights:
         return _import(c.weights, components.AUTOENCODER, workdir)
     task = AutoencoderTask(c.model, c.loss, c.train)
+    state = fit_on_images(task, c.train, shards, workdir / "autoencoder", mesh, config=to_dict(c))
     train = batches.examples(shards, "single", "train")
-    held_out = batches.examples(shards, "pairs", "validation")
-    state = fit(
-        task,
-        c.train,
-        lambda seed: batches.image_batches(
-            shards, "single", "train", c.train.batch_size, seed, source=train, **share()
-        ),
-        lambda: batches.image_batches(
-            shards, "pairs", "validation", c.train.batch_size, 0, repeat=False, source=held_out
-        ),
-        workdir / "autoencoder",
-        mesh=training_mesh(config),
-        config=to_dict(c),
-    )
     params = jax.device_get(export.whole(task.inference_params(state)))
     images = np.stack([train[i]["image"] for i in range(min(len(train), 256))])
     # Latents with a standard deviation of 1, which the noise schedule supposes (Rombach et al. 2022, appendix G).
@@ -65,7 +52,7 @@ def autoencoder(config: Config, workdir: Path) -> None:
     export.export(params, {"kind": components.AUTOENCODER, "model": model}, place)
 
 
-def text_encoder_stage(config: Config, workdir: Path) -> None:
+def make_text_encoder(config: Config, workdir: Path) -> None:
     """The frozen text encoder: the weights that the config names, else a random one over the training texts' words."""
     c = config.text_encoder
     if c.weights:
@@ -87,4 +74,4 @@ def text_encoder_stage(config: Config, workdir: Path) -> None:
             tokenizer.save(writer.folder / components.TEXT_TOKENIZER)
             writer.finish({"kind": components.TEXT_ENCODER, "model": to_dict(model)})
 
-    hosts.once(write, "stage text_encoder")
+    hosts.on_first_host(write, "stage text_encoder")

@@ -8,23 +8,22 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from progemu_jax.checkpoints import arrays, export
 from progemu_jax.config import Config
 from progemu_jax.convert import components
 from progemu_jax.convert.diffusers import folder as diffusers_folder
-from progemu_jax.data import batches
 from progemu_jax.errors import UserError
 from progemu_jax.files import records
 from progemu_jax.files.predictions import Case
 from progemu_jax.files.settings import to_dict
 from progemu_jax.inference.diffusion import Codec, DiffusionModel, TextStates
 from progemu_jax.models import unet
-from progemu_jax.systems.diffusion.conditioning import _frozen, texts
-from progemu_jax.systems.interface import SHOWN
-from progemu_jax.systems.meshes import share, training_mesh
+from progemu_jax.systems.diffusion.conditioning import frozen_parts, prompt_reader
+from progemu_jax.systems.fitting import fit_curriculum, fit_on_examples, side_by_side
 from progemu_jax.tasks.diffusion import DiffusionTask, packer
-from progemu_jax.training.loop import fit
+from progemu_jax.training.loop import TrainConfig
 
 
 def first_params(config: Config, model: unet.UNetConfig) -> Any:
@@ -57,11 +56,11 @@ def first_params(config: Config, model: unet.UNetConfig) -> Any:
     return params
 
 
-def train(config: Config, workdir: Path) -> None:
+def train(config: Config, workdir: Path, mesh: Mesh) -> None:
     """The two stages of the curriculum; exports the UNet."""
     shards, c = workdir / "data/shards", config.diffusion
-    frozen, codec, text_model, tokenizer = _frozen(workdir)
-    text_of, length = texts(config, workdir), text_model.text_length
+    frozen, codec, text_model, tokenizer = frozen_parts(workdir)
+    text_of, length = prompt_reader(config, workdir), text_model.text_length
     null = tuple(x[0] for x in tokenizer([""], length))
     identity = {
         "model": to_dict(c.model),
@@ -70,51 +69,39 @@ def train(config: Config, workdir: Path) -> None:
         "text_encoder": to_dict(text_model),
     }
 
-    def fit_stage(name: str, kind: str, train_config: Any, before: Any) -> Any:
+    def fit_stage(name: str, train_config: TrainConfig, before: Any) -> Any:
+        """The stage's final parameters."""
         task = DiffusionTask(c.model, codec, text_model, c.task, train_config, frozen, null)
-        source = batches.examples(shards, kind, "train")
-        held_out = batches.examples(shards, "pairs", "validation")
-        pack = [packer(c.task, tokenizer, length, text_of, on) for on in (True, False)]
-        size = train_config.batch_size
-        state = fit(
+        state = fit_on_examples(
             task,
             train_config,
-            lambda seed: batches.example_batches(
-                shards, kind, "train", size, seed, transform=pack[0], source=source, **share()
-            ),
-            lambda: batches.example_batches(
-                shards, "pairs", "validation", size, 0, transform=pack[1], repeat=False, source=held_out
-            ),
+            shards,
+            ({"stage1": "single", "stage2": "pairs"}[name], "train"),
+            ("pairs", "validation"),
+            tuple(packer(c.task, tokenizer, length, text_of, on) for on in (True, False)),
             workdir / "train" / name,
-            mesh=training_mesh(config),
+            mesh,
+            show=lambda state, cases: pictures(task.inference_params(state), cases),
             init_state=lambda: task.from_params(first_params(config, c.model) if before is None else before),
             config=identity,
-            show=lambda state: pictures(task.inference_params(state), held_out),
         )
         return task.inference_params(state)
 
-    def pictures(params: Any, held_out: Any) -> np.ndarray:
-        """uint8 [N, S, 3 S]: prior, counterfactual and real follow-up of the first validation cases."""
-        cases = [held_out[i] for i in range(min(len(held_out), SHOWN))]
-        coder = Codec(frozen[components.AUTOENCODER], codec)
-        reader = TextStates(frozen[components.TEXT_ENCODER], text_model, tokenizer)
+    def pictures(params: Any, cases: list[dict]) -> np.ndarray:
         current = DiffusionModel(
             jax.device_get(params),
             c.model,
-            coder,
-            reader,
+            Codec(frozen[components.AUTOENCODER], codec),
+            TextStates(frozen[components.TEXT_ENCODER], text_model, tokenizer),
             c.task.schedule,
             c.policy,
             config.data.image_size,
             "training",
         )
-        out = current.sample([Case(e["pair_id"], e["prior"], text_of(e)) for e in cases])
-        sides = [np.stack([e[name] for e in cases]) for name in ("prior", "followup")]
-        return np.concatenate([sides[0], out.images, sides[1]], axis=2)
+        made = current.sample([Case(e["pair_id"], e["prior"], text_of(e)) for e in cases]).images
+        return side_by_side(np.stack([e["prior"] for e in cases]), made, np.stack([e["followup"] for e in cases]))
 
-    params = fit_stage("stage1", "single", c.stage1, None) if c.stage1.steps else None
-    if c.stage2.steps:
-        params = fit_stage("stage2", "pairs", c.stage2, params)
+    params = fit_curriculum({"stage1": c.stage1, "stage2": c.stage2}, fit_stage)
     export_config = {
         "kind": components.UNET,
         "model": to_dict(c.model),

@@ -11,56 +11,49 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from progemu_jax.checkpoints import export
 from progemu_jax.config import Config
-from progemu_jax.convert.components import TOKENIZER
+from progemu_jax.convert.components import IN_RUN, TOKENIZER
 from progemu_jax.data import batches, icg_cxr
 from progemu_jax.data.augment import mirrored, shifted
 from progemu_jax.data.progression import progression
 from progemu_jax.devices import hosts
 from progemu_jax.files import records
 from progemu_jax.files.settings import to_dict
-from progemu_jax.systems.interface import SHOWN
-from progemu_jax.systems.meshes import local_mesh, share, training_mesh
+from progemu_jax.systems.fitting import fit_on_images
+from progemu_jax.systems.meshes import local_mesh
 from progemu_jax.systems.progemu.initial_weights import open_folder
 from progemu_jax.systems.progemu.model_config import load_tokenizer, perceptual
 from progemu_jax.tasks.tokenizer import TokenizerTask
 from progemu_jax.text.controls import DUMMY_PRIOR
-from progemu_jax.training.loop import fit
+
+TOKENS = "data/shards/icg_cxr/tokens"
 
 
-def tokenizer(config: Config, workdir: Path) -> None:
+def train_tokenizer(config: Config, workdir: Path, mesh: Mesh) -> None:
     """Trains the VQGAN on the images of the training split; exports it."""
-    c, shards = config.tokenizer, workdir / "data/shards"
+    c = config.tokenizer
     start = open_folder(c.init, TOKENIZER, c.model) if c.init else None
     model = start.model if start else c.model
     task = TokenizerTask(
         model, c.loss, c.train, config.data.image_size, c.freeze, fresh=start is None, perceptual=perceptual(config)
     )
-    first = start and (lambda: task.from_variables(start.variables(), jax.random.key(c.train.seed)))
-    held_out = batches.examples(shards, "pairs", "validation")
-    shown = np.stack([held_out[i]["followup"] for i in range(min(len(held_out), SHOWN))])
-    train = batches.examples(shards, "single", "train")
-    state = fit(
+    state = fit_on_images(
         task,
         c.train,
-        lambda seed: batches.image_batches(
-            shards, "single", "train", c.train.batch_size, seed, source=train, **share()
-        ),
-        lambda: batches.image_batches(
-            shards, "pairs", "validation", c.train.batch_size, 0, repeat=False, source=held_out
-        ),
+        workdir / "data/shards",
         workdir / "tokenizer",
-        mesh=training_mesh(config),
-        init_state=first,
+        mesh,
+        show=lambda state, followups: task.pictures(state, {"image": followups}),
+        init_state=start and (lambda: task.from_variables(start.variables(), jax.random.key(c.train.seed))),
         config=to_dict(dataclasses.replace(c, init="", model=model)),  # where the start lies does not count
-        show=lambda state: task.pictures(state, {"image": shown}),
     )
-    export.export(task.inference_variables(state), {"model": to_dict(model)}, workdir / "tokenizer/export")
+    export.export(task.inference_variables(state), {"model": to_dict(model)}, workdir / IN_RUN[TOKENIZER])
 
 
-def tokens(config: Config, workdir: Path) -> None:
+def make_tokens(config: Config, workdir: Path) -> None:
     """Images -> codes: token shards of all pairs, and of the training split's single images for stage 1."""
     coder = load_tokenizer(workdir).on(local_mesh(config))
     shards, size = workdir / "data/shards", config.data.image_size
@@ -74,11 +67,11 @@ def tokens(config: Config, workdir: Path) -> None:
     def pairs(split: str, slack: float) -> Iterator[dict]:
         crops = config.tokens.crops if split == "train" else 1
         for crop, flip in ((c, f) for f in range(1 + (config.tokens.flip and split == "train")) for c in range(crops)):
-            rng = np.random.default_rng((config.seed, crop))
+            rng, reach = np.random.default_rng((config.seed, crop)), max(1, size // 16) if crop else 0
             for number, chunk in enumerate(chunks(batches.examples(shards, "pairs", split))):
                 chunk = [mirrored(e) for e in chunk] if flip else chunk
                 # A pair moves as one: its images stay registered.
-                views = [shifted(np.stack([e["prior"], e["followup"]]), rng, crop > 0) for e in chunk]
+                views = [shifted(np.stack([e["prior"], e["followup"]]), rng, reach) for e in chunk]
                 priors, followups = (np.stack(side) for side in zip(*views, strict=True))
 
                 def codes(priors: np.ndarray = priors, followups: np.ndarray = followups) -> tuple:
@@ -122,7 +115,7 @@ def tokens(config: Config, workdir: Path) -> None:
     splits["train_single"] = lambda: singles("train")
     height, width = dummy.shape
     shared.fill(splits.values())
-    hosts.once(lambda: icg_cxr.write_tokens(shards, splits, height=height, width=width), "stage tokens")
+    hosts.on_first_host(lambda: icg_cxr.write_tokens(shards, splits, height=height, width=width), "stage tokens")
     shared.close()
 
 
@@ -159,4 +152,4 @@ class _SharedCodes:
 
     def close(self) -> None:
         """Removes the folder."""
-        hosts.once(lambda: shutil.rmtree(self.folder, ignore_errors=True), str(self.folder))
+        hosts.on_first_host(lambda: shutil.rmtree(self.folder, ignore_errors=True), str(self.folder))

@@ -1,53 +1,115 @@
-"""ProgEmu as a run sees it."""
+"""ProgEmu as a run sees it: data -> tokenizer -> tokens -> train -> scorer -> sample -> score -> evaluate."""
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
+
 import jax
+from jax.sharding import Mesh
 
 from progemu_jax.config import Config
-from progemu_jax.data.sources import SOURCES
+from progemu_jax.convert import folders
+from progemu_jax.convert.components import LANGUAGE_MODEL, TOKENIZER
+from progemu_jax.devices import sharding
 from progemu_jax.errors import UserError
+from progemu_jax.files.stages import Stage
 from progemu_jax.models import transformer
-from progemu_jax.systems.diffusion import system
-from progemu_jax.systems.interface import trained
+from progemu_jax.systems import shared_stages
+from progemu_jax.systems.interface import Slices, given
+from progemu_jax.systems.meshes import training_mesh
+from progemu_jax.systems.predict import check_systems, needed_references
+from progemu_jax.systems.progemu.image_tokens import TOKENS, make_tokens, train_tokenizer
 from progemu_jax.systems.progemu.model_config import model_parts, perceptual, tokenizer_model
+from progemu_jax.systems.progemu.sample import SYSTEMS, sample
+from progemu_jax.systems.progemu.train import train
 from progemu_jax.tasks import lora
 from progemu_jax.tasks.tokenizer import TokenizerTask
-from progemu_jax.training.loop import check as check_training
-from progemu_jax.training.optim import make_optimizer
+from progemu_jax.training.loop import TrainConfig
 
 
-def check(config: Config) -> None:
-    """Raises UserError for values that make no sense or do not go together, before any work is done."""
-    if config.data.source not in SOURCES:
-        raise UserError(f"config.data.source={config.data.source!r}: choose among {', '.join(SOURCES)}")
-    if config.system not in ("progemu", "diffusion"):
-        raise UserError(f"config.system={config.system!r}: choose 'progemu' or 'diffusion'")
-    for name, part in trained(config).items():
+class ProgEmu:
+    """See `interface.System`."""
+
+    name = "progemu"
+
+    def trained(self, config: Config) -> dict[str, TrainConfig]:
+        return {
+            "tokenizer.train": config.tokenizer.train,
+            "progemu.stage1": config.progemu.stage1,
+            "progemu.stage2": config.progemu.stage2,
+            "scorer.train": config.scorer.train,
+        }
+
+    def check(self, config: Config) -> None:
+        check_systems(config, SYSTEMS)
+        coder = tokenizer_model(config)
+        size, factor = config.data.image_size, coder.factor
+        if size < 32 or size % factor:
+            raise UserError(
+                f"config.data.image_size={size}: give 32 or more, a multiple of {factor} (the tokenizer's factor)"
+            )
+        c = config.tokenizer
+        TokenizerTask(coder, c.loss, c.train, size, c.freeze, perceptual=perceptual(config))
+        _, layout, model = model_parts(config)
         try:
-            check_training(part)
-            make_optimizer(part)
+            jax.eval_shape(
+                lambda: lora.split(transformer.init_params(model, jax.random.key(0)), model, config.progemu.tune)
+            )
         except UserError as error:
-            raise UserError(f"config.{name}: {error}") from None
-    if config.system == "diffusion":
-        system.check(config)
-        return
-    size, factor = config.data.image_size, tokenizer_model(config).factor
-    if size < 32 or size % factor:
-        raise UserError(
-            f"config.data.image_size={size}: give 32 or more, a multiple of {factor} (the tokenizer's factor)"
-        )
-    c = config.tokenizer
-    TokenizerTask(tokenizer_model(config), c.loss, c.train, size, c.freeze, perceptual=perceptual(config))
-    _, layout, model = model_parts(config)
-    try:
-        jax.eval_shape(
-            lambda: lora.split(transformer.init_params(model, jax.random.key(0)), model, config.progemu.tune)
-        )
-    except UserError as error:
-        raise UserError(f"config.progemu.{error}") from None
-    least = 2 * layout.image_tokens + layout.prompt_budget
-    if layout.length <= least:
-        raise UserError(
-            f"config.progemu.task.length={layout.length}: two images and the prompt alone take {least} tokens; raise it"
-        )
+            raise UserError(f"config.progemu.{error}") from None
+        least = 2 * layout.image_tokens + layout.prompt_budget
+        if layout.length <= least:
+            raise UserError(
+                f"config.progemu.task.length={layout.length}: two images and the prompt alone take {least} tokens; "
+                "raise it"
+            )
+
+    def check_mesh(self, config: Config, mesh: Mesh) -> None:
+        if mesh.size > 1:
+            model = model_parts(config)[2]
+            abstract = jax.eval_shape(lambda: transformer.init_params(model, jax.random.key(0)))
+            sharding.param_shardings(abstract, transformer.LOGICAL_AXES, mesh)
+
+    def stages(self, config: Config, slices: Slices) -> list[Stage]:
+        trained, loss = self.trained(config), config.tokenizer.loss
+
+        def start(kind: str, init: str) -> tuple[str, ...]:
+            """Weights to start from are inputs: their content counts, not where they lie."""
+            return given(str(folders.weights(Path(init), kind))) if init else ()
+
+        perceptual_weights = (loss.perceptual_weights,) if loss.perceptual else ()
+        return [
+            shared_stages.data_stage(config, slices),
+            Stage(
+                name="tokenizer",
+                outputs=("tokenizer",),
+                inputs=(shared_stages.SINGLE, *start(TOKENIZER, config.tokenizer.init), *perceptual_weights),
+                config_slice=slices.of("tokenizer"),
+                run=lambda workdir: train_tokenizer(config, workdir, training_mesh(config, trained)),
+            ),
+            Stage(
+                name="tokens",
+                outputs=(TOKENS,),
+                inputs=(shared_stages.PAIRS, "tokenizer"),
+                config_slice=slices.of("tokens"),
+                run=partial(make_tokens, config),
+            ),
+            Stage(
+                name="train",
+                outputs=("train",),
+                inputs=(TOKENS, *start(LANGUAGE_MODEL, config.progemu.init)),
+                config_slice=slices.of("progemu", "vocabulary"),
+                run=lambda workdir: train(config, workdir, training_mesh(config, trained)),
+            ),
+            shared_stages.scorer_stage(config, slices, trained),
+            Stage(
+                name="sample",
+                outputs=("predictions",),
+                inputs=("train", "tokenizer", *needed_references(config)),
+                config_slice=slices.of("sample"),
+                run=partial(sample, config),
+            ),
+            shared_stages.score_stage(config, slices),
+            shared_stages.evaluate_stage(config, slices),
+        ]

@@ -8,30 +8,29 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from progemu_jax.checkpoints import export
 from progemu_jax.config import Config
 from progemu_jax.convert import components, peft
-from progemu_jax.data import batches
 from progemu_jax.devices import hosts, sharding
 from progemu_jax.files import records
 from progemu_jax.files.predictions import Case
 from progemu_jax.files.settings import to_dict
 from progemu_jax.inference.progemu import Model
 from progemu_jax.models import transformer
-from progemu_jax.systems.interface import SHOWN
-from progemu_jax.systems.meshes import share, training_mesh
+from progemu_jax.systems.fitting import fit_curriculum, fit_on_examples, side_by_side
 from progemu_jax.systems.progemu.model_config import language_start, load_tokenizer, model_parts, resized
 from progemu_jax.tasks import lora
 from progemu_jax.tasks.progemu import ProgEmuTask, code_embeddings, packer
-from progemu_jax.training.loop import fit
+from progemu_jax.training.loop import TrainConfig
 
 
-def train(config: Config, workdir: Path) -> None:
+def train(config: Config, workdir: Path, mesh: Mesh) -> None:
     """The two stages of the curriculum; exports the language model, and LoRA's parameters by themselves."""
     vocabulary, layout, model = model_parts(config)
     shards, c = workdir / "data/shards", config.progemu
-    start, coder, mesh = language_start(config), load_tokenizer(workdir), training_mesh(config)
+    start, coder = language_start(config), load_tokenizer(workdir)
     identity = {"model": to_dict(model), "task": to_dict(c.task), "layout": to_dict(layout), "tune": to_dict(c.tune)}
     codebook = np.asarray(coder.variables["params"]["quantize"]["embedding"])
     # Of the model that is exported: LoRA merged, layers apart.
@@ -53,48 +52,33 @@ def train(config: Config, workdir: Path) -> None:
         shardings = task.state_shardings(mesh, jax.eval_shape(task.from_params, params))
         return jax.jit(task.from_params, out_shardings=shardings)(params)
 
-    def fit_stage(name: str, split: str, train_config: Any, before: Any) -> Any:
+    def fit_stage(name: str, train_config: TrainConfig, before: Any) -> Any:
         """The stage's final parameters."""
         task = ProgEmuTask(model, c.task, train_config, vocabulary.visual_start, codebook, c.tune)
-        source = batches.examples(shards, "tokens", split)
-        held_out = batches.examples(shards, "tokens", "validation")
-        transform = packer(vocabulary, layout, c.task, codebook, train=True)
         born = start is None and before is None and not c.task.init_from_codebook  # made where it will lie
-        state = fit(
+        state = fit_on_examples(
             task,
             train_config,
-            lambda seed: batches.example_batches(
-                shards, "tokens", split, train_config.batch_size, seed, transform=transform, source=source, **share()
-            ),
-            lambda: batches.example_batches(
-                shards,
-                "tokens",
-                "validation",
-                train_config.batch_size,
-                0,
-                transform=packer(vocabulary, layout, c.task, codebook, train=False),
-                repeat=False,
-                source=held_out,
-            ),
+            shards,
+            ("tokens", {"stage1": "train_single", "stage2": "train"}[name]),
+            ("tokens", "validation"),
+            tuple(packer(vocabulary, layout, c.task, codebook, train=on) for on in (True, False)),
             workdir / "train" / name,
-            mesh=mesh,
+            mesh,
+            show=lambda state, cases: pictures(merged(task.params(state)), cases),
             init_state=None if born else lambda: placed(task, before if before is not None else first()),
             config=identity,
-            show=lambda state: pictures(merged(task.params(state)), held_out),
         )
         return task.params(state)
 
-    def pictures(params: Any, held_out: Any) -> np.ndarray:
-        """uint8 [N, S, 3 S]: prior, counterfactual and real follow-up of the first validation cases."""
-        cases = [held_out[i] for i in range(min(len(held_out), SHOWN))]
+    def pictures(params: Any, cases: list[dict]) -> np.ndarray:
         coder.variables = jax.device_put(coder.variables, sharding.replicated(mesh))  # where the parameters lie
         current = Model(params, plain, layout, vocabulary, coder, config.sample.policy, "training")
-        out = current.sample([Case(e["pair_id"], e["prior"], e["prompt"]) for e in cases])
-        sides = [coder.detokenize(np.stack([e[name] for e in cases])) for name in ("prior", "followup")]
-        return np.concatenate([sides[0], out.images, sides[1]], axis=2)
+        made = current.sample([Case(e["pair_id"], e["prior"], e["prompt"]) for e in cases]).images
+        prior, followup = (coder.detokenize(np.stack([e[side] for e in cases])) for side in ("prior", "followup"))
+        return side_by_side(prior, made, followup)
 
-    params = fit_stage("stage1", "train_single", c.stage1, None) if c.stage1.steps else None
-    params = fit_stage("stage2", "train", c.stage2, params)
+    params = fit_curriculum({"stage1": c.stage1, "stage2": c.stage2}, fit_stage)
     export_config = {
         "model": to_dict(plain),
         "layout": to_dict(layout),
@@ -108,4 +92,4 @@ def train(config: Config, workdir: Path) -> None:
     export.export(merged(params), export_config, folder, beside)
     if model.lora_rank:
         adapter, whole = workdir / "train/adapter", export.whole(params)
-        hosts.once(lambda: peft.export_peft(whole, model, adapter, c.init or str(folder)), str(adapter))
+        hosts.on_first_host(lambda: peft.export_peft(whole, model, adapter, c.init or str(folder)), str(adapter))

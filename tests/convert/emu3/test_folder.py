@@ -23,6 +23,7 @@ from progemu_jax.convert.emu3.transfer import default_layout
 from progemu_jax.errors import UserError
 from progemu_jax.inference.pixels import luma
 from progemu_jax.models import transformer, vqgan
+from progemu_jax.text.text_tokenizers import byte_characters
 from progemu_jax.text.vocabulary import VISION_FILE, load
 
 VQ_CONFIG = {"model_type": "Emu3VisionVQ", **TINY_VQ}
@@ -413,7 +414,7 @@ def test_a_vocabulary_of_other_codes_is_refused(tmp_path):
 def test_the_vocabulary_of_a_tokenizer_json(tmp_path):
     """The form that transformers stores: bytes as printable characters, special tokens apart."""
     want = load(None, CODES)
-    alphabet = {byte: char for char, byte in emu3_folder._byte_characters().items()}
+    alphabet = byte_characters()
     assert len(alphabet) == 256
     assert (alphabet[ord("A")], alphabet[ord(" ")], alphabet[10]) == ("A", "Ġ", "Ċ")
     text = {"".join(alphabet[b] for b in token): i for token, i in want._ranks.items()}

@@ -26,9 +26,8 @@ from progemu_jax.convert.diffusers.names import Dialect
 from progemu_jax.errors import UserError
 from progemu_jax.files.settings import from_dict, to_dict
 from progemu_jax.models import unet
-from progemu_jax.run import build_stages
+from progemu_jax.run import build_stages, check
 from progemu_jax.systems.diffusion import conditioning, train
-from progemu_jax.systems.progemu.system import check
 from progemu_jax.tables import RUNS, TABLE_1, tables, verdict
 
 ALL = {f"phantom {n}": lambda n=n: configs.phantom(n) for n in configs.SYSTEMS}
@@ -42,7 +41,7 @@ SHIPPED = {
 
 
 def stages_of(config):
-    return {stage.name: stage for stage in build_stages(config, to_dict(config))}
+    return {stage.name: stage for stage in build_stages(config)}
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -138,7 +137,7 @@ def test_impressions_come_from_the_tree(tmp_path):
     folder.mkdir(parents=True)
     values = {"progression-description": "New edema.", "followup-report": {"impression": "Edema.", "findings": "x"}}
     (folder / "a.json").write_text(json.dumps(values | {"progemu": {"pair_id": "pair-a"}}))
-    text_of = conditioning.texts(from_dict(Config, configs.phantom("medjourney-impression")), tmp_path)
+    text_of = conditioning.prompt_reader(from_dict(Config, configs.phantom("medjourney-impression")), tmp_path)
     assert text_of({"pair_id": "pair-a", "prompt": "New edema."}) == "Edema."
     assert text_of({"text": "A report."}) == "A report."
     with pytest.raises(UserError, match="no report of pair-b"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from progemu_jax.eval.sheet import write_sheet
+from progemu_jax.eval.case_sheet import write_sheet
 
 
 @pytest.mark.parametrize("text", ["New edema.", "costs $5 and $\\frac{", "bell \x07 and \x1d", "", None])

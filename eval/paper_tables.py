@@ -8,9 +8,9 @@
 And MedJourney's printed columns with the CMIG that follows from them, so that nobody sets ours beside the printed one.
 """
 
+from progemu_jax.eval.definitions import METRICS, cell, features_line
 from progemu_jax.eval.metrics.cmig import cmig
-from progemu_jax.eval.render import Table, write_forms
-from progemu_jax.eval.tables import METRICS, cell, features_line
+from progemu_jax.eval.tables import Table, write_forms
 
 # System: pathology AUROC, race AUROC, age r, CMIG as printed; percent (MedJourney, Gu et al. 2023).
 PRINTED = {

@@ -2,7 +2,7 @@
 
 import textwrap
 
-from progemu_jax.eval.figures import difference_map, drawn_cases
+from progemu_jax.eval.page_images import difference_map, drawn_cases
 from progemu_jax.eval.report import STANDING
 
 COLUMNS = 5
