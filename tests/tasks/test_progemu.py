@@ -1,4 +1,4 @@
-"""The training tasks: what counts in a loss, what a step changes."""
+"""ProgEmu's task: what counts in the loss, and what a step changes."""
 
 import dataclasses
 
@@ -7,19 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from progemu_jax.data.batches import ArrayBatches
-from progemu_jax.models.discriminator import DiscriminatorConfig
 from progemu_jax.models.transformer import TransformerConfig
-from progemu_jax.models.vqgan import VQGANConfig
 from progemu_jax.tasks.progemu import ProgEmuConfig, ProgEmuTask, code_embeddings, packer, soft_codes
-from progemu_jax.tasks.scorer import augment
-from progemu_jax.tasks.tokenizer import TokenizerLossConfig, TokenizerTask
 from progemu_jax.text import vocabulary
 from progemu_jax.text.sequence import Kind, Layout
 from progemu_jax.training.loop import TrainConfig
 
 CODES, LAYOUT = 16, Layout(2, 3, 64, prompt_budget=12)
+
 RNG = np.random.default_rng(0)
+
 CODEBOOK = RNG.standard_normal((CODES, 4)).astype(np.float32)
 
 
@@ -173,45 +170,3 @@ def test_only_codes_that_differ_from_the_prior_are_learnt_softly(words, task, st
     losses = [float(loss(params, exact(c))[0]) for c in range(CODES)]
     expected = soft_rows(CODEBOOK, 1.0)[code] @ losses
     np.testing.assert_allclose(float(softly(params, exact(code))[0]), expected, rtol=1e-5)
-
-
-@pytest.mark.parametrize("gan", [0.0, 0.5])
-def test_tokenizer_learns_and_keeps_its_codebook_alive(gan):
-    loss = TokenizerLossConfig(gan=gan, discriminator=DiscriminatorConfig(ch=4, num_layers=1))
-    train = TrainConfig(steps=40, learning_rate=3e-3, warmup_steps=2, weight_decay=0.0)
-    net = VQGANConfig(ch=8, ch_mult=(1,), attn_levels=(), patch=4, codebook_size=32, embed_dim=4, z_channels=4)
-    task = TokenizerTask(net, loss, train, 16)
-    y, x = np.mgrid[:16, :16]
-    images = np.stack([127 + 100 * np.sin(x * f + y * g) for f, g in RNG.uniform(0.1, 0.6, (16, 2))]).astype(np.uint8)
-    state, step, evaluate = (jax.jit(task.init)(jax.random.key(0)), *map(jax.jit, (task.train_step, task.eval_step)))
-    first = float(evaluate(state, {"image": images})["l1"])
-    for i in range(40):
-        state, metrics = step(state, {"image": images}, jax.random.key(i))
-    last = evaluate(state, {"image": images})
-    assert float(last["l1"]) < 0.6 * first
-    assert float(last["perplexity"]) > 8
-    assert ("gan_weight" in metrics) == bool(gan)
-    if gan:
-        assert float(metrics["gan_weight"]) > 0
-
-
-def test_scorer_augmentation_moves_masks_with_the_image():
-    masks = np.zeros((8, 64, 64, 6), bool)
-    masks[:, 20:40, 16:48] = True
-    images = np.where(masks[..., 0], 255, 40).astype(np.uint8)
-    out, batch = jax.jit(augment)(jax.random.key(0), {"image": images, "masks": jnp.asarray(masks)})
-    out, moved = np.asarray(out), np.asarray(batch["masks"][..., 0])
-    assert out.min() >= 0
-    assert out.max() <= 1
-    assert (out[moved].mean() - out[~moved].mean()) > 0.5
-    assert any((m != masks[0, ..., 0]).any() for m in moved)
-
-
-def test_array_batches_go_on_from_their_state():
-    arrays = {"x": np.arange(10)}
-    one = ArrayBatches(arrays, 4, seed=3)
-    for _ in range(3):
-        next(one)
-    two = ArrayBatches(arrays, 4, seed=3)
-    two.set_state(one.get_state())
-    assert (next(one)["x"] == next(two)["x"]).all()
