@@ -10,7 +10,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from absl import flags
 
+from progemu_jax import main
 from progemu_jax.checkpoints import export
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,6 +51,21 @@ def run(folder, workdir, *more):
     return subprocess.run(
         command(folder, workdir, *more), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=900
     )
+
+
+def run_here(monkeypatch, capsys, folder, workdir, *more):
+    """`run` in this process, for mistakes that end it before any work: starting Python takes longer than the check."""
+    monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"])  # which the command adds to
+    monkeypatch.setattr(sys, "argv", command(folder, workdir, *more)[2:])
+    try:
+        main.entry()
+    except SystemExit as stopped:
+        out, err = capsys.readouterr()
+        return subprocess.CompletedProcess(sys.argv, stopped.code, out, err)
+    finally:  # as in a fresh process
+        for name in [name for name in flags.FLAGS if name.split(".")[0] == "config"]:
+            delattr(flags.FLAGS, name)
+        flags.FLAGS.unparse_flags()
 
 
 def whole_run(folder, config):
