@@ -18,12 +18,11 @@ from progemu_jax.config import Config
 from progemu_jax.devices import sharding
 from progemu_jax.devices.accelerators import PLANNED
 from progemu_jax.files.settings import from_dict
-from progemu_jax.inference.sampler import Sampler
 from progemu_jax.models import transformer
 from progemu_jax.plan import hlo
 from progemu_jax.plan.counts import Case, _parts, _prompt_slots, counts
-from progemu_jax.sampling.engine import Grammar
-from progemu_jax.sampling.generate import unstacked
+from progemu_jax.sampling.engine import Engine, Grammar
+from progemu_jax.sampling.generate import mesh_program, unstacked
 from progemu_jax.sampling.prompts import Prompts
 from progemu_jax.tasks.progemu import ProgEmuTask
 
@@ -102,12 +101,11 @@ def _sample_program(case, config, model, layout, task, mesh):
         array(jnp.int32, rows, layout.height, layout.width + 1),
     )
 
-    sampler = Sampler(None, prepared, layout, None, None, policy, "plan").on(mesh)
-    sampler.grammar = grammar
     keys = array(jax.random.key(0).dtype, cases)
     grid = (cases, layout.height, layout.width)
     drawn = (prompts, keys, array(jnp.bool_, *grid), array(jnp.int32, *grid))
-    return sampler.over_mesh(policy, True, prepared), (_placed(abstract, shardings), *drawn)
+    program = mesh_program(Engine(prepared, layout, grammar, policy), True, mesh)
+    return program, (_placed(abstract, shardings), *drawn)
 
 
 def _placed(abstract, shardings):
