@@ -6,6 +6,8 @@ start) and for the next run: most of a test's time is compilation, and many comp
 
 import os
 
+import pytest
+
 # Files that take longest, from the first: with `--dist loadfile --no-loadscope-reorder` (make test) none of them is
 # left to one worker at the end.
 LONGEST = (
@@ -65,3 +67,18 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(items):
     place = {f"tests/{name}.py": i for i, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.nodeid.split("::")[0], len(LONGEST)))
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    """A run directory with random weights."""
+    from support import tiny_run
+
+    return tiny_run.write(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_folder):
+    import progemu_jax
+
+    return progemu_jax.load(tiny_folder)

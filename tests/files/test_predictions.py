@@ -4,8 +4,12 @@ import json
 
 import numpy as np
 import pytest
+from support.errors import fails
+from support.tiny_run import GRID, PROMPT
 
+from progemu_jax import run as run_
 from progemu_jax.errors import UserError
+from progemu_jax.files import predictions
 from progemu_jax.files.predictions import Case, Prediction, merge_predictions, write_predictions
 
 
@@ -30,3 +34,57 @@ def test_shards_of_two_hosts_are_the_folder_of_one(tmp_path):
     rows = (tmp_path / "merged/predictions.jsonl").read_text().splitlines()
     assert [json.loads(row)["pair_id"] for row in rows] == [case.pair_id for case in cases]
     assert not any(part.exists() for part in parts)
+
+
+class TestQueue:
+    """One bad case among good ones, in a predictions folder."""
+
+    CASES = tuple(
+        Case(f"c{i}", np.zeros(GRID, np.int32), p) for i, p in enumerate((PROMPT, "a " * 300, "b\x00", "New edema."))
+    )
+
+    def write(self, tiny_model, folder, cases, stop_after=None):
+        done = []
+
+        def predict(batch):
+            if len(done) == stop_after:
+                raise KeyboardInterrupt
+            done.extend(batch)
+            return [Prediction(np.full((8, 8), 7, np.uint8), "text") for _ in batch]
+
+        return predictions.write_predictions(
+            folder, cases, predict, batch_size=1, seed=0, checkpoint="x", sampling={}, check=tiny_model.check
+        )
+
+    def test_the_others_are_there_and_it_is_named(self, tiny_model, tmp_path):
+        path = self.write(tiny_model, tmp_path / "progemu", self.CASES)
+        assert [json.loads(line)["pair_id"] for line in path.read_text().splitlines()] == ["c0", "c3"]
+        rejected = [json.loads(line) for line in (tmp_path / "progemu/rejected.jsonl").read_text().splitlines()]
+        assert [row["pair_id"] for row in rejected] == ["c1", "c2"]
+        assert "tokens" in rejected[0]["reason"]
+        line = predictions.rejections(tmp_path)
+        assert "2 cases" in line
+        assert "c1" in line
+        assert "\n" not in line
+        self.write(tiny_model, tmp_path / "progemu", self.CASES[:1])
+        assert predictions.rejections(tmp_path) is None
+
+    def test_a_cut_call_goes_on_to_the_same_folder(self, tiny_model, tmp_path):
+        whole = self.write(tiny_model, tmp_path / "whole", self.CASES)
+        with pytest.raises(KeyboardInterrupt):
+            self.write(tiny_model, tmp_path / "cut", self.CASES, stop_after=1)
+        assert self.write(tiny_model, tmp_path / "cut", self.CASES).read_text() == whole.read_text()
+
+    def test_no_case_left_is_one_line(self, tiny_model, tmp_path):
+        fails("no case can be predicted", self.write, tiny_model, tmp_path, self.CASES[1:3])
+
+    def test_the_command_ends_with_the_line(self, tiny_model, tmp_path, monkeypatch):
+        from progemu_jax.configs import demo
+        from progemu_jax.files import stages
+
+        self.write(tiny_model, tmp_path / "predictions/progemu", self.CASES)
+        monkeypatch.setattr(stages, "run_stages", lambda *_: None)
+        with pytest.raises(UserError, match="2 cases could not be predicted"):
+            run_.run(demo.get_config(), tmp_path, None)
+        assert (tmp_path / "config.json").exists()
+        run_.run(demo.get_config(), tmp_path, ["data"])

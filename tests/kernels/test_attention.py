@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.tiny_diffusion import normal
 
 from progemu_jax.devices import sharding
 from progemu_jax.kernels import attention
@@ -130,3 +131,23 @@ def test_policies_save_what_they_say():
 
         held.append(jax.jit(jax.grad(loss)).lower(params).compile().memory_analysis().temp_size_in_bytes)
     assert held[0] < held[1] < held[2]
+
+
+@pytest.mark.parametrize("limits", [{"SCORES": 64}, {"CACHED": 64}, {"SCORES": 64, "CACHED": 64}])
+def test_attention_in_blocks_of_queries_or_heads_is_attention(monkeypatch, limits):
+    from progemu_jax.kernels import attention
+
+    q, k, v = normal((3, 2, 16, 8))
+
+    def attend(*x):
+        return jax.jit(lambda *x: attention.attention(*x[:3], 2, x[3]))(*x)
+
+    some = jnp.arange(16)[None] < jnp.asarray([[11], [3]])
+    causal = jnp.tril(jnp.ones((16, 16), bool))[None, None]
+    masks = (None, some[:, None, None], causal)
+    whole = [attend(q, k, v, mask) for mask in masks]
+    assert not np.allclose(whole[0], whole[1])
+    for name, value in limits.items():
+        monkeypatch.setattr(attention, name, value)
+    for mask, want in zip(masks, whole, strict=True):
+        np.testing.assert_allclose(attend(q, k, v, mask), want, atol=1e-6)
