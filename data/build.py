@@ -39,6 +39,7 @@ from progemu_jax.data.sources import SOURCES, Given, Rejected, Study, open_sourc
 from progemu_jax.data.texts import TextOptions
 from progemu_jax.errors import UserError
 from progemu_jax.files import records
+from progemu_jax.files.settings import filled
 
 
 @dataclass(frozen=True)
@@ -441,7 +442,7 @@ def _read_journal(path: Path, settings: dict, out: Path) -> dict[str, dict]:
 
 
 def _same(old, new: dict, out: Path) -> None:
-    difference = records.first_difference(old, new)
+    difference = records.first_difference(filled({"options": journeys.Options, "texts": TextOptions}, old, new), new)
     if difference:
         key, before, now = difference
         raise UserError(f"{out}: built with {key}={before!r}, asked for {now!r}; give another folder or delete it")

@@ -16,6 +16,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from progemu_jax import configs
 from progemu_jax.config import Config
 from progemu_jax.devices import compilation, hosts
 from progemu_jax.errors import UserError, disk_trouble
@@ -80,7 +81,7 @@ def _define_config(argv: list[str]) -> list[str]:
     first = at[-1]
     long = "=" in argv[first]
     if not long and first + 1 == len(argv):
-        raise UserError("--config: name a file, e.g. --config=configs/demo.py")
+        raise UserError("--config: name a file or a config of the package, e.g. --config=demo")
     path = argv[first].split("=", 1)[1] if long else argv[first + 1]
 
     full = dataclasses.asdict(from_dict(Config, _load_config(path)))
@@ -100,11 +101,18 @@ class _Number(flags.ArgumentParser):
 
 
 def _load_config(path: str):
-    """What `get_config()` of a config file returns."""
-    if not Path(path).is_file():
-        raise UserError(f"--config: {path}: no such file; those of the project are in configs/")
+    """What `get_config()` returns: of a config file, or of the config of the package that has this name."""
+    file = Path(path)
+    if not file.is_file():
+        folder = Path(configs.__file__).parent
+        names = sorted(p.stem for p in folder.glob("*.py") if "def get_config" in p.read_text(encoding="utf-8"))
+        if path not in names:
+            raise UserError(
+                f"--config: {path}: no such file, and no config of the package has this name: {', '.join(names)}"
+            )
+        file = folder / f"{path}.py"
     try:
-        return runpy.run_path(path)["get_config"]()
+        return runpy.run_path(str(file))["get_config"]()
     except Exception as error:  # the file is Python: anything can go wrong in it
         text = (str(error).strip() or "?").splitlines()[0]
         raise UserError(f"{path}: does not load as a config file ({type(error).__name__}: {text})") from None

@@ -71,7 +71,8 @@ def check(config: Config) -> None:
 
 def build_stages(config: Config) -> list[Stage]:
     """The stages of a run: what each reads and writes, and the part of the config it depends on."""
-    return systems.of(config).stages(config, Slices(config))
+    stages = systems.of(config).stages(config, Slices(config))
+    return [dataclasses.replace(stage, kind=stage.kind or Config) for stage in stages]
 
 
 _DONE, _FAILED = -1, -2  # what the first host sends instead of the number of a stage

@@ -1,5 +1,6 @@
 """Small JSON records that survive a kill: atomic writes, JSON lines, digests, what differs between two configs."""
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -16,8 +17,14 @@ _ABSENT = object()
 
 
 def normal(value: Any) -> Any:
-    """`value` as JSON gives it back: tuples become lists, keys strings, and paths their text."""
-    return json.loads(json.dumps(value, sort_keys=True, default=str))
+    """`value` as JSON gives it back: tuples become lists, keys strings, dataclasses dicts, and paths their text."""
+    return json.loads(json.dumps(value, sort_keys=True, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    return str(value)
 
 
 def digest(value: Any) -> str:

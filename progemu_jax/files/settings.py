@@ -81,5 +81,67 @@ def _coerce(hint: Any, value: Any, path: str) -> Any:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The plain nested dict of a config dataclass: JSON-ready (tuples become lists)."""
-    return normal(dataclasses.asdict(config))
+    """The plain nested dict of a config dataclass, or of a dict of such: JSON-ready (tuples become lists)."""
+    return normal(config)
+
+
+def filled(kind: Any, old: Any, new: Any) -> Any:
+    """`old`, with every key that it lacks and `new` has at its default: a record from before the key was there.
+
+    A default is the one that the dataclass declares. A key without one stays absent; so does what `kind` does not say.
+    Where a run derives the key's value from others, what it derives is compared: anything but the default differs.
+
+    Args:
+      kind: the dataclass that both were plain dicts of, or an instance of it; or a dict of such, by key; None: unknown.
+      old: of an earlier version of the dataclass. It may leave out keys, as `new` may.
+      new: of today's.
+    """
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [filled(kind, a, b) for a, b in zip(old, new, strict=True)]
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return old
+    kinds, defaults = _kinds(kind), _defaults(kind)
+    out = dict(old)
+    for key, value in new.items():
+        if key in old:
+            out[key] = filled(kinds.get(key), old[key], value)
+        elif key in defaults:
+            out[key] = _shared(defaults[key], value)
+    return out
+
+
+def _kinds(kind: Any) -> dict[str, Any]:
+    """What is known of each key: a dataclass (of a list: of its items), or None."""
+    if isinstance(kind, Mapping):
+        return dict(kind)
+    if not dataclasses.is_dataclass(kind):
+        return {}
+    hints = typing.get_type_hints(kind if isinstance(kind, type) else type(kind))
+    return {f.name: _dataclass_in(hints[f.name]) for f in dataclasses.fields(kind)}
+
+
+def _dataclass_in(hint: Any) -> type | None:
+    """The dataclass of a hint `D`, `D | None` or `tuple[D, ...]`."""
+    if dataclasses.is_dataclass(hint):
+        return hint
+    return next(filter(None, map(_dataclass_in, typing.get_args(hint))), None)
+
+
+def _defaults(kind: Any) -> dict[str, Any]:
+    """The defaults that a dataclass declares, by key, as JSON has them; a key without one is not there."""
+    if isinstance(kind, Mapping):
+        return {key: _defaults(inner) for key, inner in kind.items() if _kinds(inner)}
+    found = {}
+    for f in dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ():
+        if f.default is not dataclasses.MISSING:
+            found[f.name] = normal(f.default)
+        elif f.default_factory is not dataclasses.MISSING:
+            found[f.name] = normal(f.default_factory())
+    return found
+
+
+def _shared(default: Any, new: Any) -> Any:
+    """A default section without the keys that `new` leaves out."""
+    if not isinstance(default, dict) or not isinstance(new, dict):
+        return default
+    return {key: _shared(default[key], value) for key, value in new.items() if key in default}

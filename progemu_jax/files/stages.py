@@ -3,7 +3,13 @@
 A complete output carries a record: `stage.json` in a folder, `<file>.stage.json` beside a file. It holds the
 slice of the config that the stage depends on and the digests of its inputs, and it is written last. While a
 stage runs, the same record lies in `.stages/<name>.json`, so that a killed stage is never finished under
-another config. Imports nothing heavy: `--stages=list` answers at once.
+another config.
+
+A config key that a record lacks counts as its default, and an input that is off is not listed: a run from before the
+key or the input goes on. No record is ever rewritten, and an output that is made again under the same config gets the
+record that it had (`.made/<name>.json` outlives it): the digest that later stages hold of it does not move.
+
+Imports nothing heavy: `--stages=list` answers at once.
 """
 
 import contextlib
@@ -18,6 +24,7 @@ from typing import Any
 
 from progemu_jax.errors import UserError
 from progemu_jax.files.records import digest, first_difference, normal, read_json, write_json
+from progemu_jax.files.settings import filled
 
 _WHOLE_FILE = 64 * 2**20  # bytes; larger external files are known by name and size only
 
@@ -31,9 +38,12 @@ class Stage:
       outputs: files or folders, relative to the run directory; no other stage writes them.
       inputs: outputs of earlier stages or what lies in them (relative to the run directory), or external
         files and folders (absolute, or relative to the current directory). External ones must exist; their
-        content counts (a folder's: names and sizes of the files directly in it), their place does not.
+        content counts (a folder's: names and sizes of the files directly in it), their place does not. An empty
+        name is an input that is off: it is left out.
       config_slice: JSON-able; everything that the outputs depend on beside the inputs.
       run: (workdir) -> None; makes the outputs, going on from what a killed run left there.
+      kind: the dataclass that `config_slice` is a part of, or a dict of such, by key: it knows the defaults of the
+        keys that an old record lacks (`settings.filled`). None: a record that lacks a key differs.
     """
 
     name: str
@@ -41,6 +51,10 @@ class Stage:
     inputs: tuple[str, ...]
     config_slice: dict = field(hash=False)
     run: Callable[[Path], Any] = field(hash=False)
+    kind: Any = field(default=None, hash=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "inputs", tuple(filter(None, self.inputs)))
 
 
 def run_stages(
@@ -77,7 +91,9 @@ def _run_one(stage, stages, workdir, say):
     status, found = _status(stage, workdir, record)
     if lacking and status != "complete":
         raise lacking
+    made = workdir / ".made" / f"{stage.name}.json"
     if status == "complete":
+        _keep(stage_record(workdir / stage.outputs[0]), made)
         say(f"{stage.name}: complete ({', '.join(stage.outputs)})")
         return
     if status == "differs":
@@ -85,6 +101,7 @@ def _run_one(stage, stages, workdir, say):
     say(f"{stage.name}: {'goes on' if status == 'partial' else 'starts'}")
     begun = time.monotonic()
     started = _started_path(stage, workdir)
+    record = _earlier(stage, workdir, record, started, made)
     write_json(started, record)
     for output in stage.outputs:  # one output was deleted: what is left of the others is not complete either
         _record_path(workdir / output).unlink(missing_ok=True)
@@ -94,6 +111,7 @@ def _run_one(stage, stages, workdir, say):
             raise RuntimeError(f"stage {stage.name} ended without its output {output}")
     for output in stage.outputs:
         write_json(_record_path(workdir / output), record)
+    _keep(record, made)
     started.unlink()
     say(f"{stage.name}: done in {_duration(time.monotonic() - begun)} ({', '.join(stage.outputs)})")
 
@@ -146,6 +164,26 @@ def _record(stage, stages, workdir):
     return {"stage": stage.name, "config": normal(stage.config_slice), "inputs": inputs}
 
 
+def _earlier(stage, workdir, record, *others):
+    """The record that the outputs had or began with, where it says the same as `record`; else `record`."""
+    for path in (*(_record_path(workdir / output) for output in stage.outputs), *others):
+        old = read_json(path)
+        if old is not None and not any(_difference(stage, old, record, part) for part in ("config", "inputs")):
+            return old
+    return record
+
+
+def _keep(record, path):
+    if read_json(path) != record:
+        write_json(path, record)
+
+
+def _difference(stage, old, new, part):
+    """The first difference in one part of two records; a key of the config that the old one lacks is at its default."""
+    before = old.get(part, {})
+    return first_difference(filled(stage.kind, before, new[part]) if part == "config" else before, new[part])
+
+
 def _status(stage, workdir, record):
     """(status, (path, first difference) or None). `record` None: the inputs are not there to compare."""
     paths = [workdir / output for output in stage.outputs]
@@ -160,7 +198,7 @@ def _status(stage, workdir, record):
         parts = ("config", "inputs") if record else ("config",)
         new = record or {"config": normal(stage.config_slice)}
         for part in parts:
-            found = first_difference(old.get(part, {}), new[part])
+            found = _difference(stage, old, new, part)
             if found:
                 return "differs", (path, found, part)
     if all(records):

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from progemu_jax.checkpoints import export
-from progemu_jax.config import Config
+from progemu_jax.config import Config, PhantomConfig
 from progemu_jax.convert.components import SCORER
 from progemu_jax.data import build, memorisation
 from progemu_jax.data.batches import ArrayBatches
@@ -27,7 +27,7 @@ from progemu_jax.scorers.phantom import PhantomScorer
 from progemu_jax.systems.fitting import process_share
 from progemu_jax.systems.interface import ROOTS, Slices, given
 from progemu_jax.systems.meshes import training_mesh
-from progemu_jax.tasks.scorer import ScorerTask
+from progemu_jax.tasks.scorer import ScorerConfig, ScorerTask
 from progemu_jax.training.loop import TrainConfig, fit
 
 PAIRS, SINGLE = "data/shards/icg_cxr/pairs", "data/shards/icg_cxr/single"
@@ -59,6 +59,7 @@ def scorer_stage(config: Config, slices: Slices, trained: Mapping[str, TrainConf
         inputs=(),
         config_slice={**slices.of("scorer"), **about},
         run=partial(train_scorer, config, trained),
+        kind={"scorer": ScorerConfig, "phantom": PhantomConfig},  # this slice is no part of a `Config`
     )
 
 
@@ -154,7 +155,7 @@ def train_scorer(config: Config, trained: Mapping[str, TrainConfig], workdir: Pa
         valid,
         folder,
         mesh=training_mesh(config, trained),
-        config=to_dict(c.net),
+        config=c.net,
     )
     export_config = {"kind": SCORER, "net": to_dict(c.net), "image_size": config.data.image_size}
     export.export(state["params"], export_config, folder / "export")

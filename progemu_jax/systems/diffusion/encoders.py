@@ -41,7 +41,7 @@ def make_autoencoder(config: Config, workdir: Path, mesh: Mesh) -> None:
     if c.weights:
         return _import(c.weights, components.AUTOENCODER, workdir)
     task = AutoencoderTask(c.model, c.loss, c.train)
-    state = fit_on_images(task, c.train, shards, workdir / "autoencoder", mesh, config=to_dict(c))
+    state = fit_on_images(task, c.train, shards, workdir / "autoencoder", mesh, config=c)
     train = batches.examples(shards, "single", "train")
     params = jax.device_get(export.whole(task.inference_params(state)))
     images = np.stack([train[i]["image"] for i in range(min(len(train), 256))])

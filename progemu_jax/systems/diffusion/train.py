@@ -62,12 +62,7 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
     frozen, codec, text_model, tokenizer = frozen_parts(workdir)
     text_of, length = prompt_reader(config, workdir), text_model.text_length
     null = tuple(x[0] for x in tokenizer([""], length))
-    identity = {
-        "model": to_dict(c.model),
-        "task": to_dict(c.task),
-        "codec": to_dict(codec),
-        "text_encoder": to_dict(text_model),
-    }
+    identity = {"model": c.model, "task": c.task, "codec": codec, "text_encoder": text_model}
 
     def fit_stage(name: str, train_config: TrainConfig, before: Any) -> Any:
         """The stage's final parameters."""

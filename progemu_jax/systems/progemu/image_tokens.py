@@ -48,7 +48,7 @@ def train_tokenizer(config: Config, workdir: Path, mesh: Mesh) -> None:
         mesh,
         show=lambda state, followups: task.pictures(state, {"image": followups}),
         init_state=start and (lambda: task.from_variables(start.variables(), jax.random.key(c.train.seed))),
-        config=to_dict(dataclasses.replace(c, init="", model=model)),  # where the start lies does not count
+        config=dataclasses.replace(c, init="", model=model),  # where the start lies does not count
     )
     export_config = {"kind": TOKENIZER, "model": to_dict(model)}
     export.export(task.inference_variables(state), export_config, workdir / IN_RUN[TOKENIZER])

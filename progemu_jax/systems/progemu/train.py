@@ -31,7 +31,7 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
     vocabulary, layout, model = model_parts(config)
     shards, c = workdir / "data/shards", config.progemu
     start, coder = language_start(config), load_tokenizer(workdir)
-    identity = {"model": to_dict(model), "task": to_dict(c.task), "layout": to_dict(layout), "tune": to_dict(c.tune)}
+    identity = {"model": model, "task": c.task, "layout": layout, "tune": c.tune}
     codebook = np.asarray(coder.variables["params"]["quantize"]["embedding"])
     # Of the model that is exported: LoRA merged, layers apart.
     plain = dataclasses.replace(model, lora_rank=0, scan_layers=False, padded_vocab_size=None)
