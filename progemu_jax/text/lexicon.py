@@ -184,7 +184,7 @@ _PATTERNS: list[tuple[str, object, str]] = [
     (
         "CHANGE", "gone",
         rf"{_ORDER}(?:remove|delete|erase|take (?:away|out)|get rid of|eliminate|wipe out|undo|lose|edit out|strip out"
-        r"|cut out|clear(?: up)?|drain|evacuate|resolve|cure)|any ?more|(?:(?:is|are) )?now absent|nowhere to be seen|undetectable"
+        r"|cut out|clear(?: up)? (?=the |this |his |her )|drain|evacuate|resolve|cure)|any ?more|(?:(?:is|are) )?now absent|nowhere to be seen|undetectable"
         r"|out of the picture|(?:completely|fully) (?:drained|evacuated|reversed)",
     ),
     (
@@ -311,7 +311,7 @@ _PATTERNS: list[tuple[str, object, str]] = [
     ("TERM", ("Pneumothorax", "many"), r"pneumothora(?:ces|xes)|ptxs"),
     (
         "TERM", ("Pneumothorax", "plain"),
-        rf"{_AIR}|pneumo|pnx|(?:free |intra)?pleural (?:air|gas)(?: collection)?|pleural line"
+        rf"{_AIR}|pneumo|pnx|(?:free |intra)?pleural (?:air|gas)(?: collection)?|visible pleural line"
         r"|pneumothorax|ptx|air in the pleural space|visceral pleural line",
     ),
     (
@@ -342,7 +342,7 @@ _PATTERNS: list[tuple[str, object, str]] = [
         "TERM", ("Consolidation", "plain"),
         rf"consolidation|consolidat(?:ive|ed)(?: (?:{_OPACITY}|process|change|lung))?|(?:airspace|air-space"
         rf"|air space) (?:disease|process|{_OPACITY}|shadowing|filling)|air bronchograms?"
-        rf"|alveolar (?:{_OPACITY}|consolidation|filling)",
+        r"|alveolar (?:consolidation|filling)",
     ),
     ("TERM", ("Pneumonia", "plain"), r"(?:broncho)?pneumonias?|infection|infectious process|pneumonitis"),
     (
