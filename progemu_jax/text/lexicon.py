@@ -154,7 +154,8 @@ _PATTERNS: list[tuple[str, object, str]] = [
     ("CHANGE", "down", r"resolving|clearing|re-?expansion|re-?expanded"),
     (
         "CHANGE", "gone",
-        r"no longer(?! (?:reach|expand|sharp|normal|clear |clear$|fill|aerat))(?: be| been| being)?(?: clearly| definitely| well)?(?: seen| present| visible"
+        r"no longer(?! (?:reach|expand|sharp|normal|clear |clear$|fill|aerat))(?: be| been| being)?(?: clearly"
+        r"| definitely| well)?(?: seen| present| visible"
         r"| visuali[sz]ed| identified| evident| apparent| appreciated| detected| noted| enlarged"
         r"| demonstrated)?",
     ),
@@ -169,7 +170,8 @@ _PATTERNS: list[tuple[str, object, str]] = [
         r"(?<!no )(?<!not )(?:newly (?:developed|apparent|seen|visible|evident|appeared)|newly|(?:has"
         r"|have) (?:newly )?(?:developed|appeared|arisen|emerged|occurred|recurred)|develop(?:ed|ment|ing)"
         r"|(?<!in the )appearance of an?|emergence of|onset of|new(?! york)|recurren(?:t|ce)"
-        r"|re-?accumulat(?:ed|ion)|re-?appear(?:ed|ance)|occurrence of|formation of|return of|(?:has|have) returned(?! to)"
+        r"|re-?accumulat(?:ed|ion)|re-?appear(?:ed|ance)|occurrence of|formation of|return of|(?:has"
+        r"|have) returned(?! to)"
         r"|(?:(?:is|are) now|(?:has|have) become)(?= (?:\w+ly )?(?:enlarged|blunted|congested|dilated))"
         r"|new(?:ly)?[- ](?:onset|formed|arisen)|came back|(?:is|are) there now|now there"
         r"|now (?:present|seen|visible|noted|evident|apparent|has|fills?)|can now be seen|there (?:is|are) now"
@@ -184,7 +186,8 @@ _PATTERNS: list[tuple[str, object, str]] = [
     (
         "CHANGE", "gone",
         rf"{_ORDER}(?:remove|delete|erase|take (?:away|out)|get rid of|eliminate|wipe out|undo|lose|edit out|strip out"
-        r"|cut out|clear(?: up)? (?=the |this |his |her )|drain|evacuate|resolve|cure)|any ?more|(?:(?:is|are) )?now absent|nowhere to be seen|undetectable"
+        r"|cut out|clear(?: up)? (?=the |this |his |her )|drain|evacuate|resolve|cure)|any ?more|(?:(?:is"
+        r"|are) )?now absent|nowhere to be seen|undetectable"
         r"|out of the picture|(?:completely|fully) (?:drained|evacuated|reversed)",
     ),
     (
@@ -216,7 +219,8 @@ _PATTERNS: list[tuple[str, object, str]] = [
         r"unchanged|unaltered|stabl[ey]|stability|persist(?:s|ed|ent|ently|ence"
         r"|ing)?|similar(?:ly)?(?: in (?:size|extent|appearance))?|again|re-?demonstrated|redemonstration"
         r"|still|constant|static|(?:the )?same|as before|continu(?:es?|ed|ing)|ongoing|remain(?:s|ed"
-        r"|ing)?|stationary|comparable|not new|no different|not different|identical|carried over|steady|linger(?:s|ed|ing)?"
+        r"|ing)?|stationary|comparable|not new|no different|not different|identical|carried over|steady"
+        r"|linger(?:s|ed|ing)?"
         r"|plateau(?:ed|s)?|as they were|as it was",
     ),
     # Denials.
@@ -283,7 +287,8 @@ _PATTERNS: list[tuple[str, object, str]] = [
     ),
     (
         "TERM", ("Edema", "plain"),
-        r"fluid (?:in|on) (?:the|both|his|her) lungs|wet lungs|(?:pulmonary|lung|hilar) congestion|congestive (?:changes|failure)"
+        r"fluid (?:in|on) (?:the|both|his|her) lungs|wet lungs|(?:pulmonary|lung|hilar) congestion"
+        r"|congestive (?:changes|failure)"
         r"|congestion of the lungs|lungs(?= (?:are |have )?(?:now |become )?(?:more |less |no longer )?congested)"
         r"|lung o?edema|(?:acute |chronic |congestive |left ){0,4}(?:heart|cardiac) failure|chf"
         r"|(?:(?:interstitial|alveolar|pulmonary|perihilar|hydrostatic|cardiogenic|airspace"
@@ -317,7 +322,8 @@ _PATTERNS: list[tuple[str, object, str]] = [
     (
         "TERM", ("Cardiomegaly", "plain"),
         r"cardiomegaly|(?:cardiac|heart) dilat(?:at)?ion|dilat(?:at)?ion of the heart|(?:big|wide) heart"
-        r"|enlargement of the heart shadow|cardiac silhouette enlargement|cardiac enlargement|enlargement of the (?:heart|cardiac (?:silhouette|contour"
+        r"|enlargement of the heart shadow|cardiac silhouette enlargement|cardiac enlargement"
+        r"|enlargement of the (?:heart|cardiac (?:silhouette|contour"
         r"|shadow)|cardiomediastinal silhouette)|heart enlargement",
     ),
     (
@@ -328,10 +334,12 @@ _PATTERNS: list[tuple[str, object, str]] = [
     ),
     (
         "TERM", ("Atelectasis", "plain"),
-        r"(?:plate-?like |discoid |linear |sub-?segmental |compressive |band-?like |plate |streaky |segmental ){0,4}(?:atelectas[ei]s"
+        r"(?:plate-?like |discoid |linear |sub-?segmental |compressive |band-?like |plate |streaky "
+        r"|segmental ){0,4}(?:atelectas[ei]s"
         r"|atelectatic (?:changes?|bands?|opacit(?:y|ies)|streaks?|lung))|(?:lobar|lobe|lung"
         r"|sub-?segmental|segmental) collapse|collapse|volume loss|loss of (?:volume|aeration)"
-        r"|(?:poor|under-?|reduced )(?: ?aeration|expansion)(?= of)|incomplete expansion(?= of)|deflation(?= of)|airless lung",
+        r"|(?:poor|under-?|reduced )(?: ?aeration|expansion)(?= of)|incomplete expansion(?= of)"
+        r"|deflation(?= of)|airless lung",
     ),
     (
         "TERM", ("Consolidation", "many"),

@@ -10,16 +10,15 @@ from __future__ import annotations
 import functools
 import re
 import string
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from progemu_jax.text import noise as slips
-from progemu_jax.text import rules
+from progemu_jax.text import rules, wordings
 from progemu_jax.text import wording_frames as frames
 from progemu_jax.text import wording_nouns as nouns
-from progemu_jax.text import wordings
 from progemu_jax.text.findings import CHEXPERT_OF, FINDINGS, GRADES
 from progemu_jax.text.rules import LARGE, MODERATE
 from progemu_jax.text.wording_nouns import Noun
@@ -310,7 +309,7 @@ def _filled(frame: str, group: list[Change], named: list, family: Family | None,
                 "perfprog": f"{have} been {forms['going']}", "pres": forms["base" if many else "third"],
             }  # fmt: skip
     values |= _tails(noun.style, moved, be, it, rng)
-    if family and moved and set(values["g"].split()[-1:]) & set(f"{family.after}) {adjective}) ".split()):
+    if family and moved and set(re.findall(r"\w+", values["g"])[-1:]) & set(f"{family.after} {adjective}".split()):
         return ""  # "less severe, now severe"
     text = _finished(frame.format(**values))
     return "" if " in in " in text else text
@@ -404,7 +403,8 @@ def _lowered(text: str) -> str:
 def changes_of(prompt: str) -> list[Change] | None:
     """The changes that a prompt states, read by the rules; [] of one that says that nothing changes.
 
-    A pneumonia counts as a consolidation. None when a part of it is not a change of one of FINDINGS with its side: then it is better left as it is.
+    A pneumonia counts as a consolidation. None when a part of it is not a change of one of FINDINGS with its side:
+    then it is better left as it is.
     """
     out: list[Change] = []
     for sentence in rules.sentences(prompt):
@@ -454,6 +454,7 @@ def restated(
     share: float,
     told: str = "",
     *,
+    fits: Callable[[str], bool] | None = None,
     noise: float = 0.05,
     asides: float = 0.15,
     drop_grade: float = 0.15,
@@ -464,6 +465,7 @@ def restated(
       prompt: of a pair. rng: draws whether and how; drawn from once where the prompt stays as it is.
       share: in [0, 1].
       told: the pair's interpretation, which names every change: asides speak only of what did not change in it.
+      fits: whether a wording is short enough for the model; after eight that are not the prompt stays as it is.
       noise, asides: see `restate`. drop_grade: how often a change is told without its grade, which leaves it true.
     """
     if rng.random() >= share:
@@ -476,4 +478,8 @@ def restated(
     if told:
         moved = {name for name, sign in rules.changes(told).items() if sign}
         others = [name for name in FINDINGS if name not in moved and name not in {c.finding for c in changes}]
-    return restate(changes, rng, noise=noise, asides=asides, others=others)
+    for _ in range(8):
+        text = restate(changes, rng, noise=noise, asides=asides, others=others)
+        if fits is None or fits(text):
+            return text
+    return prompt

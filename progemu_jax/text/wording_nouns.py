@@ -2,14 +2,14 @@
 
 One line a form, common ones first. A line reads `[*] [letter] form [| form for both sides] [~style] [=directions]`:
 
-  *           held out: training never sees the form. A fifth of each table, fixed before the first training, spread over
-              common and rare forms; the same rule as in `wordings`.
+  *           held out: training never sees the form. A fifth of each table, fixed before the first training, spread
+              over common and rare forms; the same rule as in `wordings`.
   letter      the class that the verbs ask for (`wordings`): e f p g c h o a k s
   form        with its article where it is counted ("a pleural effusion"), "pl" where it is a plural, neither else.
               `{s}` is the side, `{w}` the place ("the left lower lobe"); a form with neither gets the place from
               the grammar, in front or behind.
-  ~style      how it takes a grade: size ("small"), degree ("mild"), amount ("a small amount of"), adverb ("mildly"), none.
-              By default counted effusions and pneumothoraces have sizes, what cannot be counted has an amount, the
+  ~style      how it takes a grade: size ("small"), degree ("mild"), amount ("a small amount of"), adverb ("mildly"),
+              none. By default counted effusions and pneumothoraces have sizes, what cannot be counted has an amount, the
               rest a degree.
   =directions the only directions that it can be said of
 """
