@@ -2,9 +2,9 @@
 
 Writes `text/vocabulary_files/radiology/` from what training may see: the training part of the grammar (`text.restate`),
 phantom reports with their progression texts, and the words of `radiology_words.txt`; the same call gives the same
-files. Rank order as in `train_vocabulary`: bytes, pieces by byte-pair encoding, then the most frequent whole words. Pieces are
-learnt of every distinct word as it stands in a sentence, at its start and in brackets, so that a word that is new falls
-into stems and endings; words that the grammar holds out are taken from the word list first.
+files. Rank order as in `train_vocabulary`: bytes, pieces by byte-pair encoding, then the most frequent whole words.
+Pieces are learnt of every distinct word as it stands in a sentence, at its start and in brackets, so that a word that
+is new falls into stems and endings; words that the grammar holds out are taken from the word list first.
 """
 
 from __future__ import annotations

@@ -15,12 +15,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from progemu_jax.text import lexicon, rules, wordings
 from progemu_jax.text import noise as slips
-from progemu_jax.text import rules, wordings
 from progemu_jax.text import wording_frames as frames
 from progemu_jax.text import wording_nouns as nouns
 from progemu_jax.text.findings import CHEXPERT_OF, FINDINGS, GRADES
 from progemu_jax.text.rules import LARGE, MODERATE
+from progemu_jax.text.understood import understood
 from progemu_jax.text.wording_nouns import Noun
 from progemu_jax.text.wordings import DIRECTIONS, Family
 
@@ -408,6 +409,8 @@ def changes_of(prompt: str) -> list[Change] | None:
     """
     out: list[Change] = []
     for sentence in rules.sentences(prompt):
+        if any(atom.kind in ("UNSURE", "ASKED") for atom in lexicon.atoms(sentence)):
+            return None
         found = rules.mentions(sentence)
         if not found:
             if rules.says_no_change(sentence):
@@ -470,8 +473,8 @@ def restated(
     """
     if rng.random() >= share:
         return prompt
-    changes = changes_of(prompt)
-    if changes is None or not (changes or rules.says_no_change(prompt)):
+    changes, read = changes_of(prompt), understood(prompt)
+    if changes is None or read.rest or read.unknown or not (changes or rules.says_no_change(prompt)):
         return prompt
     changes = [replace(c, grade=None) if rng.random() < drop_grade else c for c in changes]
     others: list[str] = []

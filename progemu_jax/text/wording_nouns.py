@@ -9,8 +9,8 @@ One line a form, common ones first. A line reads `[*] [letter] form [| form for 
               `{s}` is the side, `{w}` the place ("the left lower lobe"); a form with neither gets the place from
               the grammar, in front or behind.
   ~style      how it takes a grade: size ("small"), degree ("mild"), amount ("a small amount of"), adverb ("mildly"),
-              none. By default counted effusions and pneumothoraces have sizes, what cannot be counted has an amount, the
-              rest a degree.
+              none. By default counted effusions and pneumothoraces have sizes, what cannot be counted has an amount,
+              the rest a degree.
   =directions the only directions that it can be said of
 """
 
