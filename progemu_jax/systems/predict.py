@@ -66,7 +66,9 @@ def predict_systems(
       prompts: one an example.
       policy: how to sample, a dataclass.
       reconstruct: follow-ups, stacked -> images uint8 [N, S, S]: what the model's coding alone makes of the truth.
-      priors: {system: the one prior of all its cases}, where that is not the example's.
+      priors: {system: the one prior of all its cases}, where that is not the example's; such cases have no pixels.
+      Where examples have "pixels", the prior's image, a tokenizer that paints with them gets them, and what it makes of
+      the true codes is `reconstruction-with-prior`.
     """
     c = config.sample
     common = {"batch_size": c.batch_size, "seed": c.seed, "checkpoint": model.name, "model": model.hash}
@@ -81,7 +83,9 @@ def predict_systems(
         asked = prompts if name not in CONTROLS else control_prompts(name, config, workdir, examples, prompts)
         prior = (priors or {}).get(name)
         cases = [
-            Case(e["pair_id"], e["prior"] if prior is None else prior, prompt, sample)
+            Case(e["pair_id"], prior, prompt, sample)
+            if prior is not None
+            else Case(e["pair_id"], e["prior"], prompt, sample, e.get("pixels"))
             for e, prompt in zip(examples, asked, strict=True)
             for sample in range(c.num_samples if name == own else 1)
         ]
