@@ -206,7 +206,8 @@ class PlanConfig:
 class Config:
     """Everything one run needs; written to `config.json` of the run directory.
 
-    system: "progemu" (sections tokenizer, tokens, decoder, progemu) or "diffusion" (autoencoder, text_encoder, diffusion).
+    system: "progemu" (sections tokenizer, tokens, decoder, progemu) or "diffusion" (autoencoder, text_encoder,
+    diffusion).
     """
 
     name: str = "run"

@@ -1,4 +1,7 @@
-"""ProgEmu as a run sees it: data -> tokenizer -> tokens (-> decoder) -> train -> scorer -> sample -> score -> evaluate."""
+"""ProgEmu as a run sees it:
+
+data -> tokenizer -> tokens (-> decoder) -> train -> scorer -> sample -> score -> evaluate
+"""
 
 from __future__ import annotations
 
