@@ -85,7 +85,7 @@ def test_training_brings_the_change_and_keeps_the_patient(variables):
     batch = {"prior": prior, "followup": followup}
     before = jax.jit(task.eval_step)(state, batch)
     for i in range(train.steps):
-        state, metrics = step(state, batch, jax.random.key(i))
+        state, _ = step(state, batch, jax.random.key(i))
     after = jax.jit(task.eval_step)(state, batch)
     assert after["loss"] < 0.7 * before["loss"]
     assert after["error_changed"] < 0.7 * before["error_changed"]
@@ -94,5 +94,5 @@ def test_training_brings_the_change_and_keeps_the_patient(variables):
 
 
 def test_an_image_that_does_not_divide_is_one_line(variables):
-    with pytest.raises(UserError, match="config.decoder.model: an image of 18"):
+    with pytest.raises(UserError, match=r"config\.decoder\.model: an image of 18"):
         PriorDecoderTask(CONFIG, PriorDecoderLossConfig(), TrainConfig(), CODER, variables, 0.0, 18)
