@@ -33,7 +33,7 @@ from progemu_jax.config import Config
 from progemu_jax.data import batches
 from progemu_jax.devices import sharding
 from progemu_jax.files.settings import from_dict
-from progemu_jax.inference.progemu import Tokenizer
+from progemu_jax.inference.image_tokenizer import Tokenizer
 from progemu_jax.models import transformer
 from progemu_jax.models.transformer import Transformer
 from progemu_jax.systems.progemu.initial_weights import open_folder

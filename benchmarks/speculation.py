@@ -71,9 +71,7 @@ def main():
     def run(policy, inputs):
         start = time.perf_counter()
         outs = [
-            jax.block_until_ready(
-                generate(model.params, model.config, model.layout, model.grammar, policy, *x, text=False)
-            )
+            jax.block_until_ready(generate(*model.prepared(), model.layout, model.grammar, policy, *x, text=False))
             for x in inputs
         ]
         seconds = (time.perf_counter() - start) / len(inputs)

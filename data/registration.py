@@ -16,6 +16,7 @@ than from another exposure of itself.
 """
 
 import dataclasses
+import functools
 
 import numpy as np
 from PIL import Image
@@ -67,7 +68,7 @@ def register(prior: np.ndarray, follow: np.ndarray) -> Registration:
     unmoved = resample(follow, still, prior.shape)
     if min(prior.std(), follow.std()) < 1:
         return Registration(unmoved, still, 0.0, -1)
-    pyramid = [[_View(image, *level) for image in (prior, follow)] for level in LEVELS]
+    pyramid = [[_view(image, *level) for image in (prior, follow)] for level in LEVELS]
     as_is = _Fit(*pyramid[-1], np.zeros(6))
     if ssim(equalise(prior), equalise(unmoved)) >= ALIKE:
         return Registration(unmoved, still, as_is.correlation, 2)
@@ -185,7 +186,7 @@ def _estimate(prior, follow, pyramid, as_is) -> tuple[np.ndarray, float, float]:
     gain = as_is.cost - best.cost
     if min(prior.shape + follow.shape) < 2 * FINE[0]:  # no finer detail in there
         return _both_ways(there, back), gain, best.correlation
-    fixed, moving = (_View(image, *FINE) for image in (prior, follow))
+    fixed, moving = (_view(image, *FINE) for image in (prior, follow))
     fits = _refine(fixed, moving, there), _refine(moving, fixed, back)
     if min(fit.correlation for fit in fits) >= SAME_DETAIL:
         there, back = (fit.pose for fit in fits)
@@ -217,6 +218,16 @@ class _View:
         self.planes = np.stack([self.contrast, self.weight])
         slope_y, slope_x = np.gradient(contrast)
         self.slopes = np.stack([slope_x, slope_y]) * size
+
+
+def _view(image: np.ndarray, *level: float) -> _View:
+    """`_View`, made once for an image that is in several pairs of a patient."""
+    return _kept_view(image.tobytes(), image.shape, level)
+
+
+@functools.lru_cache(16)  # four studies of a patient at each level
+def _kept_view(pixels: bytes, shape: tuple[int, int], level: tuple) -> _View:
+    return _View(np.frombuffer(pixels, np.uint8).reshape(shape), *level)
 
 
 def _blur(image: np.ndarray, sigma: float) -> np.ndarray:

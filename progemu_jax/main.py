@@ -18,7 +18,7 @@ from ml_collections import ConfigDict, config_flags
 
 from progemu_jax import configs
 from progemu_jax.config import Config
-from progemu_jax.devices import hosts
+from progemu_jax.devices import compilation, hosts
 from progemu_jax.errors import UserError, disk_trouble
 from progemu_jax.files.settings import from_dict, known_key
 from progemu_jax.run import run
@@ -52,13 +52,14 @@ def main(argv: list[str]) -> None:
 
 
 def entry() -> None:
-    """The command line, before any heavy import."""
+    """The command line. What settles how devices are seen comes before the first use of a backend."""
     try:
         argv = _define_config(sys.argv)
     except UserError as error:
         _stop(error)
     flags.mark_flag_as_required("workdir")
     use_all_cores()
+    compilation.keep_programs()
     if not sys.stderr.isatty():  # a log wants a line now and then, not ten a second
         os.environ.setdefault("TQDM_MININTERVAL", "10")
     warnings.filterwarnings("ignore", category=DeprecationWarning)

@@ -99,9 +99,7 @@ def _run(run: Path, system: str, registered: bool, budget: dict, stages: tuple[s
     write_text(config, _CONFIG.format(system=system, registered=registered, budget=budget))
     command = [sys.executable, "-m", "progemu_jax.main", f"--config={config}", f"--workdir={run}"]
     print(f"{run.name}: {', '.join(stages)}", flush=True)
-    # The systems share their compiled steps, each of which takes a CPU a minute or more.
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(run.parent.absolute() / ".jax_cache")}
-    done = subprocess.run([*command, f"--stages={','.join(stages)}"], env={**os.environ, **cache})
+    done = subprocess.run([*command, f"--stages={','.join(stages)}"])
     if done.returncode:
         raise UserError(f"{run}: ended with status {done.returncode}; the same command goes on from there")
 

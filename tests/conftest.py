@@ -17,5 +17,6 @@ def _flag(text):
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("PROGEMU_JAX_COMPILATION_CACHE", "off")
 _flag("--xla_force_host_platform_device_count=8")
 _flag("--xla_cpu_multi_thread_eigen=false")

@@ -44,8 +44,8 @@ def checksums(flat: dict[str, Any]) -> dict[str, str]:
 
 
 @jax.jit
-def _sums(flat):
-    def one(x):
+def _sums(flat: dict[str, jax.Array]) -> dict[str, tuple[jax.Array, jax.Array]]:
+    def one(x: jax.Array) -> tuple[jax.Array, ...]:
         x = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else x
         bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
         place = jnp.zeros(x.shape, jnp.uint32)
@@ -58,19 +58,23 @@ def _sums(flat):
     return {name: one(x) for name, x in flat.items()}
 
 
-def crc(array, before=0):
+def crc(array: np.ndarray, before: int = 0) -> int:
+    """CRC-32 of an array's bytes, after those of which `before` is the CRC-32."""
     return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8), before)
 
 
-def shape_and_dtype(leaf):
+def shape_and_dtype(leaf: Any) -> list:
+    """[shape, dtype] of an array, as a checkpoint's record has them."""
     return [list(leaf.shape), str(jnp.dtype(leaf.dtype))]
 
 
-def as_text(shape):
+def as_text(shape: list | str) -> str:
+    """What `shape_and_dtype` gave, or a word in its place, for a person."""
     return shape if isinstance(shape, str) else f"{shape[1]}{shape[0]}"
 
 
-def abstract(leaf):
+def abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    """Shape, dtype and sharding of an array or of what stands for one; without a sharding, the first device here."""
     sharding = getattr(leaf, "sharding", None)
     if sharding is None:
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ def export(
             if writer:
                 writer.add(name, leaf)
 
-        def finish():
+        def finish() -> None:
             for name, write in (beside or {}).items():
                 write(writer.folder / name)
             writer.finish(config)
@@ -53,7 +53,7 @@ def export(
 def whole(tree: Any) -> Any:
     """Arrays whose parts other hosts may hold, in NumPy; the rest as they are. Every host calls."""
 
-    def one(leaf):
+    def one(leaf: Any) -> Any:
         if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
             return multihost_utils.process_allgather(leaf, tiled=True)
         return leaf
@@ -72,7 +72,6 @@ class ExportWriter:
     """
 
     def __init__(self, directory: str | os.PathLike):
-
         self.directory = Path(directory).absolute()
         if self.directory.exists() and not (self.directory / "export.json").exists():
             raise UserError(f"{self.directory}: exists and is not an export: choose another folder")
@@ -85,10 +84,10 @@ class ExportWriter:
         self._tree: dict = {}
         self._sums: dict = {}
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         self._orbax.close()
         shutil.rmtree(self.folder, ignore_errors=True)  # renamed by now, when complete
 
@@ -112,14 +111,14 @@ class ExportWriter:
             raise ValueError(f"{name}: {start} rows given, {shape[0]} promised")
         self._sums[name] = checksum
 
-    def _put(self, name, array, rows):
+    def _put(self, name: str, array: np.ndarray, rows: list[int] | None) -> None:
         if name in self._pending:
             self._flush()
         self._pending[name] = array, rows
         if sum(a.nbytes for a, _ in self._pending.values()) >= PART_BYTES:
             self._flush()
 
-    def _flush(self):
+    def _flush(self) -> None:
         if not self._pending:
             return
         self._orbax.save(_part(self.folder, len(self._parts)), {name: a for name, (a, _) in self._pending.items()})
@@ -143,7 +142,7 @@ class ExportWriter:
         self.folder.rename(self.directory)
 
 
-def _checkpointer():
+def _checkpointer() -> ocp.StandardCheckpointer:
     """Of exports: of several hosts each works by itself and waits for no other."""
     if jax.process_count() == 1:
         return ocp.StandardCheckpointer()
@@ -233,17 +232,18 @@ def iterate_export(directory: str | os.PathLike) -> Iterator[tuple[str, list[int
         raise _damaged(directory, error) from error
 
 
-def _damaged(directory, error):
+def _damaged(directory: Path, error: Exception) -> UserError:
     reason = (str(error) or type(error).__name__).splitlines()[0][:200]
     return UserError(f"{directory}: the export is damaged ({reason}): export it again")
 
 
-def _read_parts(directory, record, wanted):
+def _read_parts(
+    directory: Path, record: dict, wanted: dict[str, jax.ShapeDtypeStruct] | None
+) -> Iterator[tuple[str, list[int] | None, Any]]:
     """(name, rows, array) in the stored order; jax arrays placed as `wanted` says, blocks of rows in NumPy.
 
     wanted: {name: ShapeDtypeStruct with a sharding}, or None: NumPy throughout.
     """
-
     tree = record["tree"]
     parts = record.get("parts")
     whole = [{name: None for name, (shape, _) in tree.items() if 0 not in shape}]  # the first format: one part
@@ -262,7 +262,7 @@ def _read_parts(directory, record, wanted):
                 yield name, names[name], array
 
 
-def _read_export_record(directory):
+def _read_export_record(directory: Path) -> dict:
     path = directory / "export.json"
     if not path.exists():
         raise UserError(f"{directory}: no export here (export.json is missing): check the path")

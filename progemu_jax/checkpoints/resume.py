@@ -1,8 +1,7 @@
 """Checkpoints: a pytree of arrays and a JSON record, written atomically with Orbax.
 
 On disk a state is a flat dict, "params.layers.wq" -> array, so that reading it needs no optimizer
-library, and a newer one that nests its state differently can still be told apart by name. Orbax is imported
-inside the functions: it takes a second, and listing what is there does not need it.
+library, and a newer one that nests its state differently can still be told apart by name.
 """
 
 import base64
@@ -10,7 +9,7 @@ import logging
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -64,10 +63,10 @@ class Checkpoints:
             item_names=("state", "meta"),
         )
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def steps(self) -> list[int]:
@@ -134,7 +133,7 @@ class Checkpoints:
             return step, state, _unpack(meta["extra"])
         return None
 
-    def _sound(self, step, error):
+    def _sound(self, step: int, error: Exception | None) -> bool:
         """Whether every host has read it. Else it is set aside, by the first of them."""
         if not hosts.any_host(error is not None):
             return True
@@ -159,7 +158,7 @@ class Checkpoints:
         """Waits and lets go of the background threads."""
         self._manager.close()
 
-    def _read(self, step, **items):
+    def _read(self, step: int, **items: Any) -> Any:
         """Items of a checkpoint, read by this process alone: a host that fails must not keep the others waiting."""
         me = jax.process_index()
         options = ocp.options.MultiprocessingOptions(
@@ -172,13 +171,14 @@ class Checkpoints:
         with ocp.Checkpointer(handler, multiprocessing_options=options) as reader:
             return reader.restore(self.directory / str(step), args=ocp.args.Composite(**items))
 
-    def _read_meta(self, step):
+    def _read_meta(self, step: int) -> dict:
         meta = self._read(step, meta=ocp.args.JsonRestore())["meta"]
         if meta["step"] != step:
             raise ValueError(f"its record is of step {meta['step']}")
         return meta
 
-    def _check(self, step, meta, template):
+    def _check(self, step: int, meta: dict, template: Any) -> None:
+        """Raises UserError where the checkpoint is of another config or holds other arrays."""
         path = self.directory / str(step)
         found = first_difference(filled(self.kinds, meta["config"], self.config), self.config)
         if found:
@@ -203,7 +203,7 @@ class Checkpoints:
             )
 
 
-def _detached(leaf):
+def _detached(leaf: Any) -> Any:
     """An array that no later donation can touch.
 
     On an accelerator the NumPy array is a copy; on CPU it is a view, and jax does not give memory with a living view to
@@ -215,7 +215,7 @@ def _detached(leaf):
     return np.asarray(leaf)
 
 
-def _pack(value):
+def _pack(value: Any) -> Any:
     """JSON has no bytes: {"__bytes__": base64}."""
     if isinstance(value, bytes):
         return {"__bytes__": base64.b64encode(value).decode()}
@@ -228,7 +228,8 @@ def _pack(value):
     return value
 
 
-def _unpack(value):
+def _unpack(value: Any) -> Any:
+    """The inverse of `_pack`."""
     if isinstance(value, dict):
         if set(value) == {"__bytes__"}:
             return base64.b64decode(value["__bytes__"])

@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing is computed
 
-    def work():
+    def work() -> str:
         try:
             return convert(args.source, args.target, args.dialect)
         except KeyboardInterrupt:

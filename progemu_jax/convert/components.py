@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-LANGUAGE_MODEL, TOKENIZER = "language_model", "tokenizer"
+LANGUAGE_MODEL, TOKENIZER = PROGEMU = ("language_model", "tokenizer")
+UNET, AUTOENCODER, TEXT_ENCODER = DIFFUSION = ("unet", "autoencoder", "text_encoder")
+SCORER = "scorer"
+# Where the export of each part lies in a run directory.
+IN_RUN = {
+    LANGUAGE_MODEL: "train/export",
+    TOKENIZER: "tokenizer/export",
+    UNET: "train/unet",
+    AUTOENCODER: "autoencoder/export",
+    TEXT_ENCODER: "text_encoder/export",
+}
+# Folders in an export: a vocabulary, a text encoder's tokenizer (as in a pipeline), the files of its source.
+VOCABULARY, TEXT_TOKENIZER, SOURCE = "vocabulary", "tokenizer", "source"
+UNUSED = "unused"  # first part of the names of parameters of other heads and towers, kept for the way back
 
 
 @dataclass(frozen=True)
@@ -52,9 +67,10 @@ class Entry:
         return np.ascontiguousarray(array)
 
 
-IN_RUN = {LANGUAGE_MODEL: "train/export", TOKENIZER: "tokenizer/export"}  # exports in a run directory
-VOCABULARY, SOURCE = "vocabulary", "source"  # folders in an export that was converted
-UNET, AUTOENCODER, TEXT_ENCODER = "unet", "autoencoder", "text_encoder"
-DIFFUSION_IN_RUN = {UNET: "train/unet", AUTOENCODER: "autoencoder/export", TEXT_ENCODER: "text_encoder/export"}
-UNUSED = "unused"  # parameters of other heads and towers, kept for the way back
-TEXT_TOKENIZER = "tokenizer"  # folder of the text tokenizer, in a pipeline and in our export
+def kind_of(config: Mapping[str, Any]) -> str | None:
+    """What an export is of: its config's "kind"; an older one has none, but a key that only its kind has. Else None."""
+    if "kind" in config:
+        return config["kind"]
+    old = {LANGUAGE_MODEL: "hidden_size", TOKENIZER: "codebook_size"}
+    found = [kind for kind, key in old.items() if key in config.get("model", {})]
+    return found[0] if found else SCORER if "net" in config else None

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 from pathlib import Path
 
 from progemu_jax.convert import folders
+from progemu_jax.convert.components import DIFFUSION
 from progemu_jax.convert.diffusers import folder as diffusers_folder
 from progemu_jax.convert.diffusers import transfer as diffusers_transfer
 from progemu_jax.convert.emu3 import folder as emu3_folder
-from progemu_jax.convert.emu3.transfer import Plan, _to_hugging_face, to_run
+from progemu_jax.convert.emu3 import transfer as emu3_transfer
 from progemu_jax.errors import UserError, disk_trouble
 
 DIALECTS = ("original", "transformers")
@@ -33,7 +35,8 @@ def convert(source: str | os.PathLike, target: str | os.PathLike, dialect: str |
     """
     source, target = Path(source), Path(target)
     kind = folders.detect(source)
-    if dialect and (kind == folders.DIFFUSERS or folders.diffusion_exports(source)):
+    diffusion = folders.exports(source, DIFFUSION) if kind == folders.OURS else {}
+    if dialect and (kind == folders.DIFFUSERS or diffusion):
         raise UserError(f"--dialect={dialect}: diffusion models have one dialect; leave it out")
     if kind == folders.HUGGING_FACE and dialect:
         raise UserError(f"--dialect={dialect}: is of a Hugging Face target, and {source} is converted to ours")
@@ -43,21 +46,17 @@ def convert(source: str | os.PathLike, target: str | os.PathLike, dialect: str |
         raise UserError(f"--dialect={dialect}: expected one of {', '.join(DIALECTS)}")
     temporary = target.with_name(f"{target.name}.tmp")
     if kind == folders.DIFFUSERS:
-        pipeline = diffusers_folder.open_folder(source)
-        write = lambda: diffusers_transfer.to_run(pipeline, temporary)  # noqa: E731
-    elif found := folders.diffusion_exports(source):
-        parts = diffusers_transfer.plan(found)
-        write = lambda: diffusers_transfer.from_run(parts, temporary)  # noqa: E731
+        write = functools.partial(diffusers_transfer.to_run, diffusers_folder.open_folder(source))
     elif kind == folders.HUGGING_FACE:
-        folder = emu3_folder.open_folder(source)
-        write = lambda: to_run(folder, temporary)  # noqa: E731
+        write = functools.partial(emu3_transfer.to_run, emu3_folder.open_folder(source))
+    elif diffusion:
+        write = functools.partial(diffusers_transfer.from_run, diffusers_transfer.outgoing_parts(diffusion))
     else:
-        plan = Plan(folders.exports(source), dialect)
-        write = lambda: _to_hugging_face(plan, temporary)  # noqa: E731
+        write = functools.partial(emu3_transfer.from_run, emu3_transfer.Target(folders.exports(source), dialect))
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
-        said = write()
+        said = write(temporary)
         if target.exists():
             target.rmdir()
         temporary.rename(target)
@@ -68,9 +67,3 @@ def convert(source: str | os.PathLike, target: str | os.PathLike, dialect: str |
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return f"{target}: {said}"
-
-
-# --- Hugging Face -> run directory ---
-
-
-# --- run directory or export -> Hugging Face ---

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from progemu_jax.checkpoints.export import read_export_config
-from progemu_jax.convert import components
-from progemu_jax.convert.components import IN_RUN, LANGUAGE_MODEL, TOKENIZER, VOCABULARY
+from progemu_jax.convert import components, safetensors
+from progemu_jax.convert.components import DIFFUSION, IN_RUN, PROGEMU, VOCABULARY
 from progemu_jax.convert.diffusers import folder as diffusers_folder
 from progemu_jax.convert.emu3 import folder as emu3_folder
 from progemu_jax.errors import UserError
@@ -22,40 +23,34 @@ def detect(path: Path) -> str:
     if not path.exists():
         raise UserError(f"{path}: no such folder; give a run directory, an export or a Hugging Face folder")
     if not path.is_dir():
-        emu3_folder.tensors.refuse_pickles(path)
+        safetensors.refuse_pickles(path)
         raise UserError(f"{path}: is a file; give the folder that it is in")
-    if diffusion_exports(path) or exports(path):
+    if exports(path):
         return OURS
     if diffusers_folder.is_folder(path):
         return DIFFUSERS
     if emu3_folder.is_folder(path):
         return HUGGING_FACE
-    emu3_folder.tensors.refuse_pickles(path)
+    safetensors.refuse_pickles(path)
     raise UserError(
-        f"{path}: no model here: expected a run directory ({' or '.join(IN_RUN.values())}), an export (export.json) or "
-        "a Hugging Face folder (config.json, model.safetensors; model_index.json)"
+        f"{path}: no model here: expected a run directory ({' or '.join(IN_RUN[kind] for kind in PROGEMU)}), an export "
+        "(export.json) or a Hugging Face folder (config.json, model.safetensors; model_index.json)"
     )
 
 
-def diffusion_exports(path: Path) -> dict[str, Path]:
-    """{part: folder} of the exports of a diffusion model's run directory, or of an export itself; {} without."""
-    if (path / "export.json").exists():
-        kind = read_export_config(path).get("kind")
-        return {kind: path} if kind in components.DIFFUSION_IN_RUN else {}
-    found = {part: path / place for part, place in components.DIFFUSION_IN_RUN.items()}
-    return {part: folder for part, folder in found.items() if (folder / "export.json").exists()}
+def exports(path: Path, kinds: Collection[str] = tuple(IN_RUN)) -> dict[str, Path]:
+    """{kind: folder} of the exports in a run directory, or of an export itself; {} when there is none of the kinds.
 
-
-def exports(path: Path) -> dict[str, Path]:
-    """{part: folder} of the exports of a run directory, or of an export itself; {} when there is none."""
+    Raises:
+      UserError: an export that is of no part of a model (a scorer's, say).
+    """
     if (path / "export.json").exists():
-        model = read_export_config(path).get("model", {})
-        for part, key in ((LANGUAGE_MODEL, "hidden_size"), (TOKENIZER, "codebook_size")):
-            if key in model:
-                return {part: path}
-        raise UserError(f"{path}: an export of neither a language model nor an image tokenizer")
-    found = {part: path / place for part, place in IN_RUN.items()}
-    return {part: folder for part, folder in found.items() if (folder / "export.json").exists()}
+        kind = components.kind_of(read_export_config(path))
+        if kind not in IN_RUN:
+            raise UserError(f"{path}: an export of neither a language model nor an image tokenizer")
+        return {kind: path} if kind in kinds else {}
+    found = {kind: path / IN_RUN[kind] for kind in kinds}
+    return {kind: folder for kind, folder in found.items() if (folder / "export.json").exists()}
 
 
 def run_policy(path: Path) -> tuple[dict[str, Any], str] | None:
@@ -100,4 +95,6 @@ def vocabulary(export: Path, config: dict[str, Any], codebook_size: int | None =
 
 def is_diffusion(path: Path) -> bool:
     """Whether the folder holds a diffusion model, ours or Diffusers'."""
-    return bool(diffusion_exports(path)) or (path.is_dir() and not exports(path) and diffusers_folder.is_folder(path))
+    if exports(path):
+        return bool(exports(path, DIFFUSION))
+    return path.is_dir() and diffusers_folder.is_folder(path)

@@ -36,7 +36,7 @@ def load(path: str | os.PathLike) -> dict:
             found["lin", int(match[1])] = tensor
     params, width = {}, 3
 
-    def take(key, shape):
+    def take(key: tuple, shape: tuple[int, ...]) -> np.ndarray:
         tensor = found.get(key)
         if tensor is None:
             what = f"lin{key[1]}.model.1.weight" if key[0] == "lin" else f"features.{key[0]}.{key[1]}"

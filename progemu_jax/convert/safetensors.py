@@ -160,7 +160,7 @@ def read_json(path: Path) -> dict:
     return value
 
 
-def _unique(pairs):
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     out = dict(pairs)
     if len(out) != len(pairs):
         raise ValueError("a key is there twice")
@@ -203,7 +203,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _tensor(path, name, entry, base):
+def _tensor(path: Path, name: str, entry: Any, base: int) -> tuple[Tensor, int]:
     """(Tensor, end) of a header's entry, checked."""
     try:
         dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -294,6 +294,19 @@ def shard(
     return {f"{stem}-{i:05d}-of-{len(groups):05d}.safetensors": group for i, group in enumerate(groups, 1)}
 
 
+def files_of(
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]], files: Mapping[str, str], stem: str = "model"
+) -> dict[str, dict]:
+    """Tensors by the file that each is in, wide dtypes first, for alignment; without `files`, as `shard` has them."""
+    order = sorted(tensors, key=lambda name: (-DTYPES[tensors[name][0]].itemsize, name))
+    if not files:
+        return shard({name: tensors[name] for name in order}, stem=stem)
+    out: dict[str, dict] = {}
+    for name in order:
+        out.setdefault(files[name], {})[name] = tensors[name]
+    return out
+
+
 def main_dtype(path: Path, found: Mapping[str, Tensor]) -> str:
     """The dtype of most elements, as JAX names it. Raises UserError, naming the folder, where none is a parameter's."""
     count: Counter = Counter()
@@ -332,6 +345,12 @@ def packed_buffers(buffers: dict[str, Tensor]) -> dict[str, list]:
         data = base64.b64encode(tensor.read().tobytes()).decode()
         out[name] = [tensor.dtype, list(tensor.shape), data]
     return out
+
+
+def unpacked_buffers(packed: Mapping[str, list]) -> dict[str, np.ndarray]:
+    """{name: array} of what `packed_buffers` gave."""
+    arrays = {n: np.frombuffer(base64.b64decode(data), DTYPES[dtype]) for n, (dtype, _, data) in packed.items()}
+    return {name: array.reshape(packed[name][1]) for name, array in arrays.items()}
 
 
 class ContentHash:

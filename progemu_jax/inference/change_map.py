@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ validation pairs are told apart best (Youden's J)."""
 
 
 @functools.cache
-def _distributions(config: TransformerConfig, rows: tuple[int, int]):
+def _distributions(config: TransformerConfig, rows: tuple[int, int]) -> Callable[..., jax.Array]:
     @jax.jit
     def run(params: Any, tokens: jax.Array, positions: jax.Array, aligned: jax.Array, at: jax.Array) -> jax.Array:
         hidden, _ = Transformer(config).apply({"params": params}, tokens, positions, aligned=aligned)

@@ -1,44 +1,103 @@
-"""What a request gives back: futures of one prior, how sure they are, and where they came from."""
+"""What every model offers, whichever system it is of, and what it gives back."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
+from jax.sharding import Mesh
 
 from progemu_jax.errors import UserError
 from progemu_jax.files.predictions import Case, Prediction, write_predictions
+
+
+@runtime_checkable
+class CounterfactualModel(Protocol):
+    """A trained model of either system: what users, and the stages of a run, ask of one. `progemu_jax.load` gives it.
+
+    `inference.progemu.ProgEmu` can do more: `dial`, `rollout`, `explain`, masks.
+    """
+
+    @property
+    def name(self) -> str:
+        """What predictions call the model: its folder's name and the first digits of its checkpoint's hash."""
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 (hex) of the weights of all parts: the model's identity, wherever its folder lies."""
+
+    def on(self, mesh: Mesh) -> Self:
+        """Puts the model on a mesh of this host's devices, in place, and returns it: cases go over its data axes.
+
+        A batch that does not divide over them runs unsplit.
+        """
+
+    def check(self, case: Case) -> None:
+        """Raises UserError for a case that cannot be sampled; nothing is computed on a device."""
+
+    def sample(self, cases: Sequence[Case], seed: int = 0, policy: Any = None) -> Samples:
+        """One sample per case, in one batch.
+
+        Args:
+          cases: each with its prior as `files.predictions.Case` says.
+          seed: 0 <= seed < 2**32; a case's own seed follows from it, its id and its sample number.
+          policy: `sampling.policy.Sampling` or `sampling.diffusion.DiffusionSampling`; None takes the model's own.
+
+        Raises:
+          UserError: a seed or a case that cannot be used, naming the case.
+        """
+
+    def counterfactual(
+        self, prior: Any, prompt: str, num_samples: int = 1, seed: int = 0, **sampling: Any
+    ) -> Counterfactual:
+        """num_samples futures of one prior (an image in any form) and prompt; **sampling: fields of the policy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """What a model makes of a batch of B cases, a case a row.
+
+    images: uint8 [B, H, W]; texts: B interpretations, or None when none were asked for; codes: int32 [B, h, w]. A
+    diffusion model has neither text nor codes: both are None.
+    """
+
+    images: np.ndarray
+    texts: list[str] | None = None
+    codes: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Counterfactual:
     """S futures of one prior and prompt. Synthetic: for research only.
 
+    A diffusion model has no text, no codes and no mask: `texts`, `codes`, `prior_codes` and `mask` are None, what needs
+    them (`entropy`, `composite`) is a UserError, and `prior` is `given`.
+
     Attributes:
-      images: uint8 [S, H, W], always `model.detokenize(codes)`. With a mask, pixels outside it are those of the
-        tokenizer's decoder, which sees beyond a place: codes are kept exactly, pixels nearly; see `composite`.
+      images: uint8 [S, H, W], for ProgEmu always `model.detokenize(codes)`. With a mask, pixels outside it are those of
+        the tokenizer's decoder, which sees beyond a place: codes are kept exactly, pixels nearly; see `composite`.
       texts: S interpretations, or None when no text was asked for.
       codes: int32 [S, h, w].
       prior: uint8 [H, W], the prior as the model sees it: its codes, detokenized ([S, H, W] in a roll-out).
       prior_codes: int32 [h, w] ([S, h, w] in a roll-out).
       mask: bool [h, w], places that were free to change ([S, h, w] in a roll-out); elsewhere codes equal prior_codes.
       prompt: as asked.
-      given: uint8 [H, W], the prior's pixels as given, at the model's size; None when codes were given.
+      given: uint8 [H, W], the prior's pixels as given, at the model's size; None when codes or nothing were given.
       settings: seed, checkpoint and sampling, as PNG files carry them; free_codes counts each future's free places.
-      model_hash: gives the hash of the weights (`Sampler.hash`), which takes a moment for a large model.
+      model_hash: gives the hash of the weights (`CounterfactualModel.hash`), which takes a moment for a large model.
     """
 
     images: np.ndarray
     texts: list[str] | None
-    codes: np.ndarray
-    prior: np.ndarray
-    prior_codes: np.ndarray
-    mask: np.ndarray
+    codes: np.ndarray | None
+    prior: np.ndarray | None
+    prior_codes: np.ndarray | None
+    mask: np.ndarray | None
     prompt: str
     given: np.ndarray | None
     settings: dict[str, Any]
@@ -46,7 +105,10 @@ class Counterfactual:
 
     @property
     def difference(self) -> np.ndarray:
-        """images minus prior, int16 [S, H, W] gray levels: what the edit did, without the tokenizer's own error."""
+        """images minus prior, int16 [S, H, W] gray levels: what the edit did. For ProgEmu without the tokenizer's own
+        error; for a diffusion model with its autoencoder's. UserError where a diffusion model was given no prior."""
+        if self.prior is None:
+            raise UserError("difference: no prior was given")
         return self.images.astype(np.int16) - self.prior
 
     @cached_property
@@ -59,8 +121,10 @@ class Counterfactual:
     @cached_property
     def entropy(self) -> np.ndarray:
         """Entropy over the futures of the code at each place, f32 [h, w], bits: 0 where all agree, log2(S) where no two
-        do (the plug-in estimate, which a few futures cannot take further). Needs two futures."""
+        do (the plug-in estimate, which a few futures cannot take further). Needs two futures, and codes."""
         self._several()
+        if self.codes is None:
+            raise UserError("entropy: a diffusion model has no codes; see uncertainty")
         out = np.empty(self.codes.shape[1:], np.float32)
         for place in np.ndindex(*out.shape):
             share = np.unique(self.codes[:, *place], return_counts=True)[1] / len(self.codes)
@@ -80,7 +144,11 @@ class Counterfactual:
         real and synthetic pixels: `images` is what the model says, and what an evaluation should score.
 
         feather: None takes one less than half the side of a place.
+
+        Raises UserError for a diffusion model, which takes no mask.
         """
+        if self.mask is None:
+            raise UserError("composite: a diffusion model takes no mask")
         prior = self.prior if self.given is None else self.given
         side = self.images.shape[1] // self.codes.shape[1]
         feather = max(side // 2 - 1, 0) if feather is None else feather

@@ -1,6 +1,6 @@
 """A latent diffusion model as users meet it: MedJourney, InstructPix2Pix, Stable Diffusion. Built by `load`.
 
-No text comes out of these, and the result says so: `DiffusionCounterfactual`.
+No text comes out of these, and no region can be kept: `texts`, `codes` and `mask` of what they give are None.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -20,15 +20,17 @@ from progemu_jax.checkpoints.arrays import flatten
 from progemu_jax.convert import components, folders
 from progemu_jax.convert.diffusers import folder as diffusers_folder
 from progemu_jax.convert.diffusers import transfer as diffusers_transfer
+from progemu_jax.devices import sharding
 from progemu_jax.devices.sharding import in_batches
 from progemu_jax.errors import UserError
 from progemu_jax.files.predictions import Case
-from progemu_jax.files.settings import from_dict
+from progemu_jax.files.settings import from_dict, to_dict
 from progemu_jax.inference import request
-from progemu_jax.inference.pixels import gray, to_bytes, to_gray
+from progemu_jax.inference.counterfactual import Counterfactual, Samples
+from progemu_jax.inference.pixels import gray, to_gray
+from progemu_jax.models import pixels
 from progemu_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from progemu_jax.models.noise_schedule import Schedule
-from progemu_jax.models.pixels import pixels
 from progemu_jax.models.text_encoder import TextEncoder, TextEncoderConfig
 from progemu_jax.models.unet import UNetConfig
 from progemu_jax.sampling.diffusion import DiffusionSampling, first_noise, generate
@@ -37,16 +39,8 @@ from progemu_jax.text import text_tokenizers
 BATCH = 16  # images that are encoded or decoded at a time
 
 
-@dataclasses.dataclass(frozen=True)
-class DiffusionCounterfactual:
-    """images uint8 [S, H, W]. Synthetic: for research only.
-
-    A diffusion model writes no text and has no codes: `texts` holds None for every sample, and `codes` is None.
-    """
-
-    images: np.ndarray
-    texts: list[None]
-    codes: None = None
+# Keywords that ProgEmu takes, and why these models do not.
+NOT_TAKEN = {"mask": "takes no mask", "keep": "takes no mask", "codes": "has no codes", "text": "writes no text"}
 
 
 class Codec:
@@ -54,14 +48,24 @@ class Codec:
 
     def __init__(self, params: Any, config: AutoencoderConfig):
         self.params, self.config = params, config
+        self.mesh: jax.sharding.Mesh | None = None
         net = Autoencoder(config)
-        self._encode = jax.jit(lambda p, x: net.apply({"params": p}, pixels(x, config.in_channels), method="encode"))
+
+        def encode(params: Any, images: jax.Array) -> jax.Array:
+            return net.apply({"params": params}, pixels.normalize(images, config.in_channels), method="encode")
+
+        self._encode = jax.jit(encode)
         self._decode = jax.jit(lambda p, z: net.apply({"params": p}, z / config.scale, method="decode"))
 
     @classmethod
     def load(cls, folder: Path) -> Codec:
         params, config = export.load_export(folder)
         return cls(params, from_dict(AutoencoderConfig, config["model"], "autoencoder"))
+
+    def on(self, mesh: jax.sharding.Mesh) -> Self:
+        """Puts the codec on a mesh of this host's devices, in place, and returns it: images over its data axes."""
+        self.mesh, self.params = mesh, jax.device_put(self.params, sharding.replicated(mesh))
+        return self
 
     def encode(self, images: np.ndarray) -> np.ndarray:
         """uint8 [N, H, W] -> the latents' means, float32 [N, h, w, Z], not scaled."""
@@ -71,12 +75,13 @@ class Codec:
                 f"images: expected uint8 [N, H, W] with sides that are multiples of {self.config.factor}, got "
                 f"{images.dtype} {images.shape}"
             )
-        return in_batches(lambda x: self._encode(self.params, x), images, batch_size=BATCH)
+        return in_batches(lambda x: self._encode(self.params, x), images, batch_size=BATCH, mesh=self.mesh)
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Scaled latents float32 [N, h, w, Z] -> uint8 [N, H, W]; RGB becomes luminance."""
-        images = in_batches(lambda z: self._decode(self.params, z), np.asarray(latents), batch_size=BATCH)
-        return to_gray(to_bytes(images))
+        latents = np.asarray(latents)
+        images = in_batches(lambda z: self._decode(self.params, z), latents, batch_size=BATCH, mesh=self.mesh)
+        return to_gray(pixels.to_uint8(images))
 
     def latent_std(self, images: np.ndarray) -> float:
         """Standard deviation of the latents of uint8 [N, H, W]; 1 / that is a good `scale`."""
@@ -95,6 +100,11 @@ class TextStates:
         net = TextEncoder(config)
         self._encode = jax.jit(lambda p, *x: net.apply({"params": p}, *x))
 
+    def on(self, mesh: jax.sharding.Mesh) -> Self:
+        """Puts the text encoder on every device of a mesh, in place, and returns it."""
+        self.params = jax.device_put(self.params, sharding.replicated(mesh))
+        return self
+
     def __call__(self, texts: Sequence[str]) -> tuple[jax.Array, np.ndarray]:
         """-> (states [N, S, X], mask bool [N, S]: True = no padding)."""
         tokens, mask = self.tokenizer(texts, self.config.text_length)
@@ -102,7 +112,8 @@ class TextStates:
 
 
 class DiffusionModel:
-    """UNet, autoencoder, text encoder and noise schedule. Built by `progemu_jax.load`."""
+    """UNet, autoencoder, text encoder and noise schedule, a `counterfactual.CounterfactualModel`. Built by
+    `progemu_jax.load`."""
 
     def __init__(
         self,
@@ -117,6 +128,7 @@ class DiffusionModel:
     ):
         self.params, self.config, self.codec, self.text = params, config, codec, text
         self.schedule, self.policy, self.image_size, self.name = schedule, policy, image_size, name
+        self.mesh: jax.sharding.Mesh | None = None
         step = config.factor * codec.config.factor
         if image_size % step:
             raise UserError(f"{name}: image_size={image_size}: expected a multiple of {step}")
@@ -132,9 +144,31 @@ class DiffusionModel:
         """The model's default policy with some fields changed; UserError names an unknown or bad one."""
         return from_dict(DiffusionSampling, {**dataclasses.asdict(self.policy), **sampling}, "sampling")
 
+    def on(self, mesh: jax.sharding.Mesh) -> Self:
+        """Puts the model on a mesh of this host's devices, in place, and returns it: cases over its data axes, the
+        parameters whole on each device. A batch that does not divide over the data axes runs unsplit."""
+        self.mesh, self.params = mesh, jax.device_put(self.params, sharding.replicated(mesh))
+        self.codec.on(mesh)
+        self.text.on(mesh)
+        return self
+
+    def check(self, case: Case) -> None:
+        """Raises UserError for a case that cannot be sampled; nothing is computed on the device.
+
+        A prompt may be empty, and is cut at the text encoder's length. A model of text alone looks at no prior.
+        """
+        request.prompt(case.prompt, empty=True)
+        if not self.config.conditioned:
+            return
+        if case.prior is None:
+            raise UserError(f"{self.name}: needs a prior image; give one")
+        prior, shape = np.asarray(case.prior), (self.image_size, self.image_size)
+        if prior.dtype != np.uint8 or prior.shape != shape:
+            raise UserError(f"prior: expected an image, uint8 {list(shape)}, got {prior.dtype} {list(prior.shape)}")
+
     def counterfactual(
         self, prior: Any, prompt: str, num_samples: int = 1, seed: int = 0, **sampling: Any
-    ) -> DiffusionCounterfactual:
+    ) -> Counterfactual:
         """What the radiograph would look like.
 
         Args:
@@ -146,27 +180,45 @@ class DiffusionModel:
           **sampling: fields of `sampling.diffusion.DiffusionSampling` to change.
 
         Returns:
-          DiffusionCounterfactual with images uint8 [S, H, W], texts [None] * S and codes None.
+          Counterfactual with images uint8 [S, H, W], and without texts, codes and mask.
 
         Raises:
-          UserError: an image, prompt, seed or setting that cannot be used.
+          UserError: an image, prompt, seed or setting that cannot be used; a mask or another keyword of ProgEmu's.
         """
-        prompt, num_samples = request.prompt(prompt), request.num_samples(num_samples)
+        for name, why in NOT_TAKEN.items():
+            if sampling.pop(name, None) not in (None, False):
+                raise UserError(f"{name}: a diffusion model {why}")
+        prompt, num_samples, seed = request.prompt(prompt), request.num_samples(num_samples), request.seed(seed)
+        policy = self.policy_with(**sampling)
         if prior is not None:
             prior = gray(prior, (self.image_size, self.image_size))
         cases = [Case("request", prior, prompt, sample) for sample in range(num_samples)]
-        return self.sample(cases, seed, self.policy_with(**sampling))
+        self.check(cases[0])
+        return Counterfactual(
+            images=self.sample(cases, seed, policy).images,
+            texts=None,
+            codes=None,
+            prior=prior,
+            prior_codes=None,
+            mask=None,
+            prompt=prompt,
+            given=prior,
+            settings={"seed": seed, "checkpoint": self.name, "sampling": to_dict(policy)},
+            model_hash=lambda: self.hash,
+        )
 
-    def sample(
-        self, cases: Sequence[Case], seed: int = 0, policy: DiffusionSampling | None = None
-    ) -> DiffusionCounterfactual:
-        """One image per case, in one batch; `Case.prior` is an image uint8 [S, S]."""
+    def sample(self, cases: Sequence[Case], seed: int = 0, policy: DiffusionSampling | None = None) -> Samples:
+        """One image per case, in one batch; `Case.prior` is an image uint8 [S, S].
+
+        UserError names a case that cannot be sampled.
+        """
         seed, policy, prior = request.seed(seed), policy or self.policy, None
         if policy.steps > self.schedule.steps:
             raise UserError(f"sampling.steps={policy.steps}: the model's schedule has {self.schedule.steps}")
+        for case in cases:
+            with request.prefix_errors(f"case {case.pair_id}"):
+                self.check(case)
         if self.config.conditioned:
-            if any(case.prior is None for case in cases):
-                raise UserError(f"{self.name}: needs a prior image; give one")
             prior = self.codec.encode(np.stack([case.prior for case in cases]))
         # Equal texts, the empty one among them, are encoded once.
         texts = list(dict.fromkeys([case.prompt for case in cases] + [""]))
@@ -178,16 +230,26 @@ class DiffusionModel:
         side = self.image_size // self.codec.config.factor
         noise = first_noise(keys, (side, side, self.config.out_channels))
         latents = generate(
-            self.params, self.config, self.schedule, policy, noise, prior, states[rows], states[null], mask, null_mask
+            self.params,
+            self.config,
+            self.schedule,
+            policy,
+            noise,
+            prior,
+            states[rows],
+            states[null],
+            mask,
+            null_mask,
+            mesh=self.mesh,
         )
-        return DiffusionCounterfactual(self.codec.decode(np.asarray(latents)), [None] * len(cases))
+        return Samples(self.codec.decode(np.asarray(latents)))
 
 
 def load(path: Path) -> DiffusionModel:
     """A run directory of a diffusion model, or a Diffusers folder. Raises UserError naming what is missing."""
-    if found := folders.diffusion_exports(path):
+    if found := folders.exports(path, components.DIFFUSION):
         loaded = {kind: export.load_export(folder) for kind, folder in found.items()}
-        _need_all(path, loaded)
+        _require_all_parts(path, loaded)
         config = loaded[components.UNET][1]
         tokenizer = text_tokenizers.load(found[components.TEXT_ENCODER] / components.TEXT_TOKENIZER)
         schedule = from_dict(Schedule, config["schedule"], "schedule")
@@ -203,7 +265,7 @@ def load(path: Path) -> DiffusionModel:
         name = f"{path.name}@{config['hash'][:12]}"
     else:
         pipeline = diffusers_folder.open_folder(path)
-        _need_all(path, pipeline.parts)
+        _require_all_parts(path, pipeline.parts)
         parts = {kind: (part.params(), part.model) for kind, part in pipeline.parts.items()}
         tokenizer, schedule, policy = pipeline.text_tokens(), pipeline.schedule, DiffusionSampling()
         size, name = diffusers_transfer.image_size(pipeline), path.name
@@ -213,7 +275,7 @@ def load(path: Path) -> DiffusionModel:
     return DiffusionModel(*parts[components.UNET], codec, text, schedule, policy, size, name)
 
 
-def _need_all(path: Path, parts: Any) -> None:
-    missing = [kind.replace("_", " ") for kind in components.DIFFUSION_IN_RUN if kind not in parts]
+def _require_all_parts(path: Path, parts: Any) -> None:
+    missing = [kind.replace("_", " ") for kind in components.DIFFUSION if kind not in parts]
     if missing:
         raise UserError(f"{path}: holds no {missing[0]}; a diffusion model needs UNet, autoencoder and text encoder")

@@ -6,7 +6,6 @@ import os
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from progemu_jax.checkpoints import export
@@ -15,7 +14,8 @@ from progemu_jax.devices import sharding
 from progemu_jax.devices.sharding import in_batches
 from progemu_jax.errors import UserError
 from progemu_jax.files.settings import from_dict
-from progemu_jax.inference import pixels
+from progemu_jax.inference.pixels import read, to_gray
+from progemu_jax.models import pixels
 from progemu_jax.models.vqgan import VQGAN, VQGANConfig
 
 
@@ -29,7 +29,11 @@ class Tokenizer:
         self.variables, self.config, self.processor = variables, config, processor
         self.mesh = None
         net = VQGAN(config)
-        self._encode = jax.jit(lambda v, x, *near: net.apply(v, self._pixels(x), *near, method="tokenize"))
+
+        def normalize(images: jax.Array) -> jax.Array:
+            return pixels.normalize(images, config.in_channels)
+
+        self._encode = jax.jit(lambda v, x, *near: net.apply(v, normalize(x), *near, method="tokenize"))
         self._decode = jax.jit(lambda v, c: net.apply(v, c, method="detokenize"))
 
     @classmethod
@@ -39,14 +43,12 @@ class Tokenizer:
         return cls(variables, from_dict(VQGANConfig, config["model"], "tokenizer"), processor)
 
     def on(self, mesh: jax.sharding.Mesh) -> Tokenizer:
-        """The same, working on a mesh of this host's devices: images over its data axes, parameters on each."""
+        """Puts the tokenizer on a mesh of this host's devices, in place: images over its data axes, parameters on each.
+
+        Returns the tokenizer itself.
+        """
         self.mesh, self.variables = mesh, jax.device_put(self.variables, sharding.replicated(mesh))
         return self
-
-    def _pixels(self, images: jax.Array) -> jax.Array:
-        """uint8 [B, H, W] or [B, H, W, 3] -> f32 [B, H, W, C] in [-1, 1]."""
-        x = images.astype(jnp.float32) / 127.5 - 1
-        return x if x.ndim == 4 else jnp.repeat(x[..., None], self.config.in_channels, axis=-1)
 
     def tokenize(
         self, images: np.ndarray, batch_size: int = 64, near: np.ndarray | None = None, slack: float = 0.0
@@ -90,7 +92,7 @@ class Tokenizer:
 
     def resize(self, image: Any) -> np.ndarray:
         """An image in any form (array, PIL, path) -> uint8 [H, W, 3] of the size that Emu3's processor gives it."""
-        return (self.processor or ImageProcessor(factor=self.config.factor))(pixels.read(image, "RGB"))
+        return (self.processor or ImageProcessor(factor=self.config.factor))(read(image, "RGB"))
 
     def detokenize(self, codes: np.ndarray, batch_size: int = 64, rgb: bool = False) -> np.ndarray:
         """int32 [N, h, w] (or one [h, w]) in [0, codebook size) -> uint8 [N, H, W] (or [H, W]).
@@ -105,5 +107,5 @@ class Tokenizer:
                 f"codes: values must lie in [0, {self.config.codebook_size}), got {codes.min()}..{codes.max()}"
             )
         images = in_batches(lambda c: self._decode(self.variables, c), codes, batch_size=batch_size, mesh=self.mesh)
-        images = pixels.to_bytes(images)
-        return images if rgb else pixels.to_gray(images)
+        images = pixels.to_uint8(images)
+        return images if rgb else to_gray(images)

@@ -77,11 +77,6 @@ def luma(rgb: np.ndarray) -> np.ndarray:
     return ((rgb.astype(np.uint32) @ weights + 0x8000) >> 16).astype(np.uint8)
 
 
-def to_bytes(images: np.ndarray) -> np.ndarray:
-    """What a decoder gives, f32 [..., C] in [-1, 1], as uint8 [..., C]."""
-    return np.clip(np.rint((images + 1) * 127.5), 0, 255).astype(np.uint8)
-
-
 def to_gray(images: np.ndarray) -> np.ndarray:
     """uint8 [..., C] of one channel, or of three (luminance) -> [...]."""
     return luma(images) if images.shape[-1] == 3 else images[..., 0]

@@ -1,47 +1,55 @@
-"""`progemu_jax.load`: a trained model as users meet it."""
+"""ProgEmu as users meet it. Built by `progemu_jax.load`."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from progemu_jax.convert import convert
+from progemu_jax.checkpoints import export
+from progemu_jax.convert import folders
+from progemu_jax.convert.emu3 import folder as emu3_folder
+from progemu_jax.convert.emu3 import transfer as emu3_transfer
+from progemu_jax.convert.emu3.image_processor import ImageProcessor
 from progemu_jax.errors import UserError
 from progemu_jax.files.predictions import Case
-from progemu_jax.files.settings import to_dict
+from progemu_jax.files.settings import from_dict, to_dict
 from progemu_jax.inference import request
 from progemu_jax.inference.change_map import CHANGE_THRESHOLD, change_maps
 from progemu_jax.inference.counterfactual import Counterfactual
+from progemu_jax.inference.image_tokenizer import Tokenizer
 from progemu_jax.inference.pixels import gray
 from progemu_jax.inference.sampler import Sampler
+from progemu_jax.models import linear
+from progemu_jax.models.transformer import TransformerConfig
 from progemu_jax.sampling import memory
 from progemu_jax.sampling.engine import Engine
 from progemu_jax.sampling.policy import Sampling
 from progemu_jax.text import findings, rules
 from progemu_jax.text.controls import DUMMY_PRIOR
 from progemu_jax.text.findings import NO_CHANGE
+from progemu_jax.text.sequence import Layout
 
 
 @dataclasses.dataclass(frozen=True)
-class _Ask:
-    """A request without its images. mask: bool [h, w], or "auto"."""
+class _Request:
+    """A request that has passed its checks, without prior and prompts. mask: bool [h, w], or "auto"."""
 
-    count: int
+    num_samples: int
     seed: int
     policy: Sampling
     mask: np.ndarray | str
     text: bool
 
 
-class Model(Sampler):
-    """A trained model as users meet it. Built by `progemu_jax.load`.
-
-    One prior at a time; `sample` takes many cases at once.
-    """
+class ProgEmu(Sampler):
+    """A trained ProgEmu, a `counterfactual.CounterfactualModel` that also takes masks and can `dial`, `rollout` and
+    `explain`. One prior at a time; `sample` takes many cases at once."""
 
     def counterfactual(
         self,
@@ -62,7 +70,7 @@ class Model(Sampler):
           prompt: progression prompt, e.g. "New small left pleural effusion."
           num_samples: S futures.
           seed: 0 <= seed < 2**32; the same seed gives the same futures.
-          mask: where the image may change: bool [H, W] of the model's image size or bool [h, w], see `requests.mask`;
+          mask: where the image may change: bool [H, W] of the model's image size or bool [h, w], see `request.mask`;
             "auto" takes `change_mask`. Outside it the prior's codes are kept. None: everywhere.
           text: False leaves the interpretation out.
           **sampling: fields of `sampling.policy.Sampling` to change.
@@ -70,9 +78,10 @@ class Model(Sampler):
         Raises:
           UserError: an image, prompt, mask, seed or setting that cannot be used.
         """
-        ask = self._ask([prompt], num_samples, seed, mask, text, sampling)
-        codes, given = self._codes(prior)
-        return self._futures(ask, [("request", codes, prompt, sample) for sample in range(ask.count)], given)[0]
+        asked = self._checked([prompt], num_samples, seed, mask, text, sampling)
+        codes, given = self._codes_of(prior)
+        cases = [Case("request", codes, prompt, sample) for sample in range(asked.num_samples)]
+        return self._futures(asked, cases, given)[0]
 
     def dial(
         self,
@@ -87,7 +96,7 @@ class Model(Sampler):
     ) -> dict[str, Counterfactual]:
         """The same change in each grade of severity: {"mild": ..., "moderate": ..., "severe": ...}.
 
-        The grade of every finding that the prompt says is there is set (`radtext.with_grade`: "New left pleural
+        The grade of every finding that the prompt says is there is set (`rules.with_grade`: "New left pleural
         effusion." with small, moderate, large); prior, seed and noise are the same for all, so that what differs is the
         grade's doing. Arguments as for `counterfactual`. UserError also for a prompt without such a finding.
         """
@@ -97,10 +106,11 @@ class Model(Sampler):
                 "prompt: names no finding whose grade can be set; say what is new or worse, "
                 "e.g. 'New left pleural effusion.'"
             )
-        ask = self._ask(list(prompts.values()), num_samples, seed, mask, text, sampling, together=len(prompts))
-        codes, given = self._codes(prior)
-        runs = [("request", codes, graded, sample) for graded in prompts.values() for sample in range(ask.count)]
-        return dict(zip(prompts, self._futures(ask, runs, given), strict=True))
+        asked = self._checked(list(prompts.values()), num_samples, seed, mask, text, sampling, together=len(prompts))
+        codes, given = self._codes_of(prior)
+        samples = range(asked.num_samples)
+        cases = [Case("request", codes, graded, sample) for graded in prompts.values() for sample in samples]
+        return dict(zip(prompts, self._futures(asked, cases, given), strict=True))
 
     def rollout(
         self,
@@ -120,13 +130,13 @@ class Model(Sampler):
         """
         if isinstance(prompts, str) or not isinstance(prompts, Sequence) or not prompts:
             raise UserError("prompts: expected a list of prompts, one a step")
-        ask = self._ask(prompts, num_samples, seed, mask, text, sampling)
-        codes, given = self._codes(prior)
-        priors, out = [codes] * ask.count, []
+        asked = self._checked(prompts, num_samples, seed, mask, text, sampling)
+        codes, given = self._codes_of(prior)
+        priors, out = [codes] * asked.num_samples, []
         for step, prompt in enumerate(prompts):
             name = f"request/{step}" if step else "request"
-            runs = [(name, prior, prompt, sample) for sample, prior in enumerate(priors)]
-            out += self._futures(ask, runs, given, own_priors=step > 0)
+            cases = [Case(name, prior, prompt, sample) for sample, prior in enumerate(priors)]
+            out += self._futures(asked, cases, given, own_priors=step > 0)
             priors, given = list(out[-1].codes), None
         return out
 
@@ -143,33 +153,33 @@ class Model(Sampler):
         Returns:
           num_samples texts.
         """
-        ask = self._ask([prompt], num_samples, seed, None, True, sampling, empty=True)
-        before, after = self._codes(prior)[0], self._codes(followup, "followup")[0]
-        cases = [Case("request", before, prompt, sample) for sample in range(ask.count)]
-        keep, codes = (np.stack([x] * ask.count) for x in (np.ones(after.shape, bool), after))
-        return self.sample(cases, ask.seed, ask.policy, keep=keep, codes=codes).texts
+        asked = self._checked([prompt], num_samples, seed, None, True, sampling, empty=True)
+        before, after = self._codes_of(prior)[0], self._codes_of(followup, "followup")[0]
+        cases = [Case("request", before, prompt, sample) for sample in range(asked.num_samples)]
+        keep, codes = (np.stack([x] * asked.num_samples) for x in (np.ones(after.shape, bool), after))
+        return self.sample(cases, asked.seed, asked.policy, keep=keep, codes=codes).texts
 
     def change_map(self, prior: Any, prompt: str) -> np.ndarray:
-        """How much the prompt moves the model at each place, f32 [h, w] in [0, 1]; see `control.change_maps`."""
-        self._ask([prompt])
-        codes, _ = self._codes(prior)
+        """How much the prompt moves the model at each place, f32 [h, w] in [0, 1]; see `change_map.change_maps`."""
+        self._checked([prompt])
+        codes, _ = self._codes_of(prior)
         return change_maps(self.params, self.config, self.layout, self.vocabulary, [(codes, prompt)], NO_CHANGE)[0]
 
     def change_mask(self, prior: Any, prompt: str, threshold: float = CHANGE_THRESHOLD) -> np.ndarray:
         """Where the prompt would change the image, bool [h, w]: the automatic mask, to be used or edited.
 
         It is `change_map` from `threshold` on; empty for a prompt that says by its words that nothing changed
-        (`radtext.says_no_change`), so that such a prompt returns the prior.
+        (`rules.says_no_change`), so that such a prompt returns the prior.
         """
         found = self.change_map(prior, prompt)
         return np.zeros(found.shape, bool) if rules.says_no_change(prompt) else found >= threshold
 
     def prior_codes(self, prior: Any) -> np.ndarray:
         """int32 [h, w] codes of a prior given in any of the forms that `counterfactual` takes."""
-        self._ask()
-        return self._codes(prior)[0]
+        self._checked()
+        return self._codes_of(prior)[0]
 
-    def _ask(
+    def _checked(
         self,
         prompts: Sequence[str] = (),
         num_samples: int = 1,
@@ -180,16 +190,16 @@ class Model(Sampler):
         *,
         empty: bool = False,
         together: int = 1,
-    ) -> _Ask:
+    ) -> _Request:
         """Everything of a request but its images, checked before any work.
 
         empty: prompts may be. together: how many times num_samples are in one batch.
         """
         for part in ("tokenizer", "params", "vocabulary"):
-            self._need(part)
+            self._part(part)
         grid = (self.layout.height, self.layout.width)
         for step, prompt in enumerate(prompts):
-            with request.about(f"step {step + 1}") if len(prompts) > 1 else contextlib.nullcontext():
+            with request.prefix_errors(f"step {step + 1}") if len(prompts) > 1 else contextlib.nullcontext():
                 request.prompt(prompt, empty=empty)
                 self.check(Case("request", np.zeros(grid, np.int32), prompt))
         if isinstance(mask, str):
@@ -198,23 +208,20 @@ class Model(Sampler):
         else:
             factor = self.tokenizer.config.factor
             mask = np.ones(grid, bool) if mask is None else request.mask(mask, grid, factor)
-        count, seed, policy = (
-            request.num_samples(num_samples),
-            request.seed(seed),
-            self.policy_with(**(sampling or {})),
-        )
-        with request.about("num_samples"):
+        num_samples, seed = request.num_samples(num_samples), request.seed(seed)
+        policy = self.policy_with(**(sampling or {}))
+        with request.prefix_errors("num_samples"):
             engine = Engine(self.config, self.layout, self.grammar, policy)
-            memory.check(engine, count * together, self.layout.length - self.layout.image_tokens)
-        return _Ask(count, seed, policy, mask, text)
+            memory.check(engine, num_samples * together, self.layout.length - self.layout.image_tokens)
+        return _Request(num_samples, seed, policy, mask, text)
 
-    def _codes(self, image: Any, name: str = "prior") -> tuple[np.ndarray, np.ndarray | None]:
+    def _codes_of(self, image: Any, name: str = "prior") -> tuple[np.ndarray, np.ndarray | None]:
         """(codes int32 [h, w], pixels uint8 [H, W] as given, or None) of an image in any form."""
         grid, factor = (self.layout.height, self.layout.width), self.tokenizer.config.factor
         size = (grid[0] * factor, grid[1] * factor)
         if image is None:
             return self.tokenize(np.full(size, DUMMY_PRIOR, np.uint8)), None
-        with request.about(name):
+        with request.prefix_errors(name):
             codes = request.codes(image, grid, self.vocabulary.codebook_size)
             if codes is not None:
                 return codes, None
@@ -223,32 +230,31 @@ class Model(Sampler):
 
     def _futures(
         self,
-        ask: _Ask,
-        runs: Sequence[tuple[str, np.ndarray, str, int]],
+        asked: _Request,
+        cases: Sequence[Case],
         given: np.ndarray | None,
         own_priors: bool = False,
     ) -> list[Counterfactual]:
-        """Samples (name, prior codes, prompt, sample) in one batch; a result for each prompt, in order.
+        """Samples cases, num_samples of each prompt after each other, in one batch; a result for each prompt, in order.
 
         own_priors: each sample has its own prior, and the results' priors and masks a leading axis S.
         """
-        cases = [Case(*convert) for run in runs]
         priors = np.stack([case.prior for case in cases])
-        if isinstance(ask.mask, str):  # automatic: one map for a prior and prompt, however many futures
+        if isinstance(asked.mask, str):  # automatic: one map for a prior and prompt, however many futures
             first = {(case.prior.tobytes(), case.prompt): case for case in cases}
             masks = {key: self.change_mask(case.prior, case.prompt) for key, case in first.items()}
             free = np.stack([masks[case.prior.tobytes(), case.prompt] for case in cases])
         else:
-            free = np.stack([ask.mask] * len(cases))
-        made = self.sample(cases, ask.seed, ask.policy, keep=~free, codes=priors, text=ask.text)
+            free = np.stack([asked.mask] * len(cases))
+        made = self.sample(cases, asked.seed, asked.policy, keep=~free, codes=priors, text=asked.text)
         before, out = self.detokenize(priors), []  # in the images' own batch shape: equal codes give equal bits
-        for start in range(0, len(runs), ask.count):
-            at = slice(start, start + ask.count)
+        for start in range(0, len(cases), asked.num_samples):
+            at = slice(start, start + asked.num_samples)
             own = at if own_priors else start
             settings = {
-                "seed": ask.seed,
+                "seed": asked.seed,
                 "checkpoint": self.name,
-                "sampling": {**to_dict(ask.policy), "free_codes": free[at].sum(axis=(1, 2)).tolist()},
+                "sampling": {**to_dict(asked.policy), "free_codes": free[at].sum(axis=(1, 2)).tolist()},
             }
             out.append(
                 Counterfactual(
@@ -265,3 +271,79 @@ class Model(Sampler):
                 )
             )
         return out
+
+
+def load(path: str | os.PathLike, tokenizer: str | os.PathLike | None = None, quantize: str | None = None) -> ProgEmu:
+    """ProgEmu from a run directory, an export or a folder of Emu3's or ProgEmu's weights; arguments as in `load.load`.
+
+    Raises:
+      UserError: nothing there that can be loaded, or parts that do not belong together.
+    """
+    parts = _load_parts(Path(path))
+    if quantize and "params" in parts:
+        parts["params"] = linear.quantize(parts["params"])
+    if tokenizer is not None:
+        other = _load_parts(Path(tokenizer), emu3_folder.TOKENIZER)
+        if "tokenizer" not in other:
+            raise UserError(f"{tokenizer}: holds no image tokenizer; give the folder of one as tokenizer=")
+        parts["tokenizer"] = other["tokenizer"]
+    found = parts.get("vocabulary")
+    if found and "tokenizer" in parts and found.codebook_size != parts["tokenizer"].config.codebook_size:
+        raise UserError(
+            f"{path}: its vocabulary has {found.codebook_size} visual tokens, the image tokenizer "
+            f"{parts['tokenizer'].config.codebook_size} codes; use those that belong together"
+        )
+    if found and found.size > parts["config"].vocab_size:
+        raise UserError(
+            f"{path}: its vocabulary has {found.size} ids, the model {parts['config'].vocab_size}; use its own"
+        )
+    names = ("params", "config", "layout", "vocabulary", "tokenizer", "stops")
+    name = f"{Path(path).name}@{parts['hash'][:12]}"
+    return ProgEmu(**{key: parts.get(key) for key in names}, policy=parts.get("policy", Sampling()), name=name)
+
+
+def _load_parts(path: Path, only: str | None = None) -> dict[str, Any]:
+    """What a folder holds, as arguments of `ProgEmu` (and "hash"); only: one of its parts."""
+    if folders.detect(path) == folders.HUGGING_FACE:
+        return _load_hugging_face(emu3_folder.open_folder(path), only)
+    parts: dict[str, Any] = {}
+    for part, folder in folders.exports(path).items():
+        if only not in (None, part):
+            continue
+        if part == emu3_folder.TOKENIZER:
+            parts = {"hash": export.read_export_config(folder).get("hash", ""), **parts}
+            parts["tokenizer"] = Tokenizer.load(folder)
+            continue
+        params, config = export.load_export(folder)
+        policy, where = folders.run_policy(path) or (config["policy"], "sampling")
+        parts |= {
+            "params": params,
+            "config": from_dict(TransformerConfig, config["model"], "model"),
+            "layout": from_dict(Layout, config["layout"], "layout"),
+            "policy": from_dict(Sampling, policy, where),
+            "vocabulary": folders.vocabulary(folder, config),
+            "stops": tuple(config["stops"]) if config.get("stops") else None,
+            "hash": config["hash"],
+        }
+    return parts
+
+
+def _load_hugging_face(folder: emu3_folder.Folder, only: str | None) -> dict[str, Any]:
+    parts: dict[str, Any] = {"hash": ""}
+    for kind, part in folder.parts.items():
+        if only not in (None, kind):
+            continue
+        if kind == emu3_folder.TOKENIZER:
+            processor = from_dict(ImageProcessor, emu3_transfer.tokenizer_settings(folder)["image"], "image")
+            parts["tokenizer"] = Tokenizer(part.params(), part.model, processor)
+            continue
+        settings = emu3_transfer.language_settings(folder)
+        parts |= {
+            "params": part.params(),
+            "config": part.model,
+            "layout": from_dict(Layout, settings["layout"], "layout"),
+            "policy": from_dict(Sampling, settings["policy"], "sampling"),
+            "vocabulary": folder.vocabulary(),
+            "stops": tuple(settings["stops"]) or None,
+        }
+    return parts

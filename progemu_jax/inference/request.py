@@ -17,8 +17,8 @@ MOST_SAMPLES = 1024
 
 
 @contextlib.contextmanager
-def about(name: str) -> Iterator[None]:
-    """A UserError inside says which argument, step or case it is about."""
+def prefix_errors(name: str) -> Iterator[None]:
+    """A UserError raised within begins with `name`: the argument, step or case that it is about."""
     try:
         yield
     except UserError as error:

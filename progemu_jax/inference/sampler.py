@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, Self
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 
 from progemu_jax import provenance
 from progemu_jax.checkpoints.arrays import flatten
@@ -19,32 +17,30 @@ from progemu_jax.errors import UserError
 from progemu_jax.files.predictions import Case
 from progemu_jax.files.settings import from_dict
 from progemu_jax.inference import request
+from progemu_jax.inference.counterfactual import Samples
 from progemu_jax.inference.image_tokenizer import Tokenizer
 from progemu_jax.models import transformer
 from progemu_jax.models.transformer import Transformer, TransformerConfig
 from progemu_jax.sampling.engine import Grammar
-from progemu_jax.sampling.generate import generate, prepared
+from progemu_jax.sampling.generate import generate, prepare
 from progemu_jax.sampling.policy import Sampling
-from progemu_jax.sampling.prompts import Prompts, pad_prompts
+from progemu_jax.sampling.prompts import pad_prompts
 from progemu_jax.text import sequence
 from progemu_jax.text.sequence import Layout
 from progemu_jax.text.vocabulary import TEXT_FILE, VISION_FILE, Vocabulary
 
 
-@dataclasses.dataclass(frozen=True)
-class Samples:
-    """A case a row: images uint8 [B, H, W]; texts, B of them, or None; codes int32 [B, h, w]."""
-
-    images: np.ndarray
-    texts: list[str] | None
-    codes: np.ndarray
+@partial(jax.jit, static_argnums=0)
+def _logits(config: TransformerConfig, params: Any, tokens: jax.Array) -> jax.Array:
+    hidden, _ = Transformer(config).apply({"params": params}, tokens)
+    return transformer.logits(params, hidden, (0, config.vocab_size))
 
 
 class Sampler:
     """Tokenizer, transformer and vocabulary, and what they do with a batch of cases.
 
     A part that the folder did not hold is None, and what needs it is a UserError. `stops`: ids that end a text
-    (None: EOS).
+    (None: EOS). The parameters as decoding reads them are made for the first request and kept (`prepared`).
     """
 
     def __init__(
@@ -61,11 +57,13 @@ class Sampler:
         self.params, self.config, self.layout = params, config, layout
         self.vocabulary, self.tokenizer, self.policy, self.name = vocabulary, tokenizer, policy, name
         self.grammar = vocabulary and Grammar.of(vocabulary, stops)
-        self._logits, self.mesh, self._programs = jax.jit(self._forward), None, {}
+        self.mesh: jax.sharding.Mesh | None = None
+        self._prepared: tuple[Any, tuple[Any, TransformerConfig]] | None = None  # of which parameters, and what
 
-    def on(self, mesh: jax.sharding.Mesh) -> Sampler:
-        """The same, working on a mesh of this host's devices: cases over its data axes, heads over tensor."""
-        self.mesh, self._programs = mesh, {}
+    def on(self, mesh: jax.sharding.Mesh) -> Self:
+        """Puts the model on a mesh of this host's devices, in place, and returns it: cases over its data axes, heads
+        over tensor. A batch that does not divide over the data axes runs unsplit."""
+        self.mesh, self._prepared = mesh, None
         if self.tokenizer:
             self.tokenizer.on(mesh)
         if self.params is not None:
@@ -75,34 +73,31 @@ class Sampler:
 
     def tokenize(self, images: np.ndarray, **options: Any) -> np.ndarray:
         """Images to codes; see `Tokenizer.tokenize`."""
-        return self._need("tokenizer").tokenize(images, **options)
+        return self._part("tokenizer").tokenize(images, **options)
 
     def detokenize(self, codes: np.ndarray, **options: Any) -> np.ndarray:
         """Codes to images; see `Tokenizer.detokenize`."""
-        return self._need("tokenizer").detokenize(codes, **options)
+        return self._part("tokenizer").detokenize(codes, **options)
 
     def resize(self, image: Any) -> np.ndarray:
         """An image as Emu3's image processor resizes it; see `Tokenizer.resize`."""
-        return self._need("tokenizer").resize(image)
+        return self._part("tokenizer").resize(image)
 
-    def _need(self, part: str) -> Any:
-        value = getattr(self, part)
+    def _part(self, name: str) -> Any:
+        """A part by name; UserError says how to come by one that the folder did not hold."""
+        value = getattr(self, name)
         if value is None:
             remedy = {
                 "tokenizer": "an image tokenizer; give its folder, load(DIR, tokenizer=DIR2)",
                 "params": "a language model; load the folder of one and give this as tokenizer=",
                 "vocabulary": f"a text tokenizer; put {TEXT_FILE} and {VISION_FILE} beside the weights",
             }
-            raise UserError(f"{self.name}: holds no {remedy[part].removeprefix('an ').removeprefix('a ')}")
+            raise UserError(f"{self.name}: holds no {remedy[name].removeprefix('an ').removeprefix('a ')}")
         return value
-
-    def _forward(self, params: Any, tokens: jax.Array) -> jax.Array:
-        hidden, _ = Transformer(self.config).apply({"params": params}, tokens)
-        return transformer.logits(params, hidden, (0, self.config.vocab_size))
 
     def logits(self, tokens: np.ndarray) -> np.ndarray:
         """Next-token logits f32 [B, T, V] of token ids int32 [B, T], with consecutive positions."""
-        params = self._need("params")
+        params = self._part("params")
         tokens = np.asarray(tokens, np.int32)
         if tokens.ndim != 2 or tokens.size == 0:
             raise UserError(f"tokens: expected int32 [B, T], got shape {tokens.shape}")
@@ -110,7 +105,7 @@ class Sampler:
             raise UserError(
                 f"tokens: ids must lie in [0, {self.config.vocab_size}), got {tokens.min()}..{tokens.max()}"
             )
-        return np.asarray(self._logits(params, tokens))
+        return np.asarray(_logits(self.config, params, tokens))
 
     @cached_property
     def hash(self) -> str:
@@ -133,41 +128,13 @@ class Sampler:
                 raise UserError(f"prior: expected codes, int {list(grid)}")
         sequence.prompt_tokens(self.vocabulary, self.layout, case.prior, case.prompt)
 
-    def _generate(self, policy: Sampling, text: bool, config: TransformerConfig) -> Any:
-        """`generate` of this model as a function of parameters, prompts, keys, keep and codes."""
-
-        def run(params: Any, prompts: Prompts, keys: jax.Array, keep: jax.Array, codes: jax.Array) -> Any:
-            return generate(
-                params, config, self.layout, self.grammar, policy, prompts, keys, keep=keep, codes=codes, text=text
-            )
-
-        return run
-
-    def over_mesh(self, policy: Sampling, text: bool, config: TransformerConfig) -> Any:
-        """The same over the mesh: each data part its own cases; only a tensor axis exchanges anything."""
-        if (policy, text) not in self._programs:
-            names, sides = sharding.RULES["batch"], 2 if policy.guided else 1
-            generate_local = self._generate(policy, text, config)
-
-            def local(params: Any, prompts: Prompts, *rest: jax.Array) -> Any:
-                prompts = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), prompts)  # cases, then their twins
-                return generate_local(params, prompts, *rest)
-
-            spread = jax.shard_map(
-                local,
-                mesh=self.mesh,
-                in_specs=(PartitionSpec(), PartitionSpec(None, names), *(PartitionSpec(names),) * 3),
-                out_specs=PartitionSpec(names),
-                axis_names=set(names),
-                check_vma=False,
-            )
-
-            def run(params: Any, prompts: Prompts, *rest: jax.Array) -> Any:
-                prompts = jax.tree.map(lambda x: jnp.reshape(x, (sides, -1, *x.shape[1:])), prompts)
-                return spread(params, prompts, *rest)
-
-            self._programs[policy, text] = jax.jit(run)
-        return self._programs[policy, text]
+    def prepared(self) -> tuple[Any, TransformerConfig]:
+        """Parameters and config as decoding reads them (`sampling.generate.prepare`): first arguments of `generate` and
+        `sample_queue`. Made for the first request, kept for the next ones, and freed with the model."""
+        if self._prepared is None or self._prepared[0] is not self.params:
+            self._prepared = None  # two would not fit where one does
+            self._prepared = self.params, prepare(self._part("params"), self.config, self.grammar)
+        return self._prepared[1]
 
     def sample(
         self,
@@ -181,11 +148,11 @@ class Sampler:
     ) -> Samples:
         """One counterfactual per case, in one batch; a case's prior of None drops prior and prompt (null prompt).
 
-        keep, codes, text: as `sampling.engine.generate` takes them.
+        keep, codes, text: as `sampling.generate.generate` takes them. UserError names a case that cannot be sampled.
         """
         seed, policy = request.seed(seed), policy or self.policy
         for case in cases:
-            with request.about(f"case {case.pair_id}"):
+            with request.prefix_errors(f"case {case.pair_id}"):
                 self.check(case)
         prompts = pad_prompts(
             self.vocabulary,
@@ -195,13 +162,18 @@ class Sampler:
             policy=policy,
         )
         keys = jax.vmap(jax.random.key)(np.asarray([c.fold(seed) for c in cases], np.uint32))
-        grid = (len(cases), self.layout.height, self.layout.width)
-        keep = np.zeros(grid, bool) if keep is None else np.asarray(keep, bool)
-        codes = np.zeros(grid, np.int32) if codes is None else np.asarray(codes, np.int32)
-        params, config = prepared(self.params, self.config, self.grammar)
-        spread = self.mesh and len(cases) % sharding.data_parts(self.mesh) == 0
-        run = (self.over_mesh if spread else self._generate)(policy, text, config)
-        out = run(params, prompts, keys, keep, codes)
+        out = generate(
+            *self.prepared(),
+            self.layout,
+            self.grammar,
+            policy,
+            prompts,
+            keys,
+            keep=keep,
+            codes=codes,
+            text=text,
+            mesh=self.mesh,
+        )
         rows = np.asarray(out.text) if text else ()
         texts = [self.vocabulary.decode([int(t) for t in row if t >= 0]).strip() for row in rows]
         drawn = np.asarray(out.codes)

@@ -1,6 +1,12 @@
-"""Causal self-attention by the kernel that suits the backend: XLA, cuDNN's flash attention, or TPU splash attention.
+"""Attention: causal and grouped-query (the transformer), multi-head (UNet, text encoder), over pixels (VQGAN).
 
-Axis legend as in `layers`: B batch, T tokens, K key/value heads, G query heads per key/value head, D head.
+- `self_attend`: tokens over themselves, by the kernel that suits the backend: XLA, cuDNN's flash attention, or TPU
+  splash attention; `attend`: tokens over a cache.
+- `multi_head_attention`: with any keys, no causality; `pixel_attention`: one head over the pixels of an image.
+
+Axis legend (einsum strings use these letters only)
+  B batch    T tokens in (queries)    S tokens seen (keys)    K key/value heads    G query heads per key/value head
+  N heads    D head                   P, Q pixels of an image    C channels        M model
 """
 
 from __future__ import annotations
@@ -70,7 +76,8 @@ def self_attend(
     return splash(q, k, v, segments if packed else None)
 
 
-def _cudnn(q, k, v):
+def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """cuDNN's flash attention; shapes as in `self_attend`."""
     B, K, G, T, D = q.shape
     rows = q.transpose(0, 3, 1, 2, 4).reshape(B, T, K * G, D)
     k, v = (x.transpose(0, 2, 1, 3) for x in (k, v))
@@ -108,7 +115,8 @@ def splash(
     return run(q, k, v, segments)[:, :, :, :T]
 
 
-def _splash_rows(q, k, v, segments, *, interpret):
+def _splash_rows(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None, *, interpret: bool) -> jax.Array:
+    """The kernel on one device's rows and heads."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
@@ -191,11 +199,13 @@ def causal_attend(
     return outs[0] if len(outs) == 1 else jnp.concatenate(outs, axis=3)
 
 
-SCORES = 2**24  # attention scores of one case and head that are held at once; more go in blocks of queries
-CACHED = 2**22  # scores of all cases and heads that are held at once on a CPU
+MOST_SCORES = 2**24  # attention scores of one case and head that are held at once; more go in blocks of queries
+SCORES_IN_CACHE = 2**22  # scores of all cases and heads that are held at once on a CPU
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, heads: int, mask: jax.Array | None = None) -> jax.Array:
+def multi_head_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, heads: int, mask: jax.Array | None = None
+) -> jax.Array:
     """Multi-head attention (Vaswani et al. 2017), softmax in float32.
 
     q: `[B, T, N D]`; k, v: `[B, S, N D]`; mask: bool, broadcasts to `[B, 1, T, S]`, True = seen, or None
@@ -206,30 +216,34 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, heads: int, mask: jax.Ar
     S, D = k.shape[1], M // heads
     q = (q * jnp.asarray(D**-0.5, q.dtype)).reshape(B, T, heads, D).transpose(0, 2, 1, 3)
     k, v = (x.reshape(B, S, heads, D).transpose(0, 2, 1, 3) for x in (k, v))
-    block, divides = max(1, SCORES // S), mask is None or mask.shape[-2] == 1
+    block, divides = max(1, MOST_SCORES // S), mask is None or mask.shape[-2] == 1
     if T % block or not divides:
         block = T
-    if divides and B * heads * T * S > CACHED and platform() == "cpu":
+    if divides and B * heads * T * S > SCORES_IN_CACHE and platform() == "cpu":
         mask = None if mask is None else jnp.broadcast_to(mask, (B, heads, 1, S))
         cases = [None if x is None else x.reshape(B * heads, 1, 1, *x.shape[2:]) for x in (q, k, v, mask)]
-        out = jax.lax.map(lambda one: _blocks(*one, block, write=True), cases).reshape(q.shape)
+        out = jax.lax.map(lambda one: _in_blocks(*one, block, write=True), cases).reshape(q.shape)
     else:
-        out = _blocks(q, k, v, mask, block)
+        out = _in_blocks(q, k, v, mask, block)
     return out.transpose(0, 2, 1, 3).reshape(B, T, M)
 
 
-def _blocks(
+def _in_blocks(
     q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, block: int, write: bool = False
 ) -> jax.Array:
-    """`_rows`, `block` queries at a time."""
+    """`_queries_over_keys`, `block` queries at a time."""
     B, N, T, D = q.shape
     if block >= T:
-        return _rows(q, k, v, mask, write)
+        return _queries_over_keys(q, k, v, mask, write)
     blocks = q.reshape(B, N, T // block, block, D).transpose(2, 0, 1, 3, 4)
-    return jax.lax.map(lambda some: _rows(some, k, v, mask, write), blocks).transpose(1, 2, 0, 3, 4).reshape(q.shape)
+    return (
+        jax.lax.map(lambda some: _queries_over_keys(some, k, v, mask, write), blocks)
+        .transpose(1, 2, 0, 3, 4)
+        .reshape(q.shape)
+    )
 
 
-def _rows(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, write: bool) -> jax.Array:
+def _queries_over_keys(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, write: bool) -> jax.Array:
     """Scaled queries `[B, N, T, D]`, keys and values `[B, N, S, D]` -> `[B, N, T, D]`; write: the scores to memory,
     where XLA for a CPU would make them part of each of their uses."""
     scores = jnp.einsum("BNTD,BNSD->BNTS", q, k, preferred_element_type=jnp.float32)
@@ -242,3 +256,9 @@ def _rows(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, writ
     total = jnp.sum(weights, axis=-1, keepdims=True)
     out = jnp.einsum("BNTS,BNSD->BNTD", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
     return (out / total).astype(v.dtype)
+
+
+def pixel_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """One head, over all pixels: `[B, P, C]` each -> `[B, P, C]`; softmax in float32, dtypes otherwise v's."""
+    scores = jnp.einsum("BPC,BQC->BPQ", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+    return jnp.einsum("BPQ,BQC->BPC", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)

@@ -1,7 +1,35 @@
-"""Cross-entropy of a head whose logits never exist as a whole, with its gradient in the same pass."""
+"""Cross-entropy of a head whose logits never exist as a whole, with its gradient in the same pass.
+
+Token n has the state h_n, the target y_n and the weight w_n; the head a row t_v for each id v. With l_nv = h_n . t_v
+
+    log Z_n = log sum_v exp l_nv      nll_n = log Z_n - l_n,y_n      loss = sum_n w_n nll_n
+
+Tokens go through the head in chunks, and the head goes by in blocks of its rows, an online softmax. With L_j the
+logits [N, block] of block j, what is carried from block to block (`_Sums`) is
+
+    top_j       = max(top_j-1, max_v L_j)
+    total_j     = total_j-1 exp(top_j-1 - top_j) + sum_v exp(L_j - top_j)
+    of_target_j = of_target_j-1 + (the target's logit, where block j has it)
+
+and in the end log Z = top + log total. Where the vocabulary is split over devices, each has a top, a total and perhaps
+the target of its own rows; their maximum and sums give Z (`scan_logits`).
+
+The slopes d loss / d l_nv = w_n (exp(l_nv - log Z_n) - [v = y_n]) want all of Z first, so they come in a second pass
+over the blocks (`slopes`), with two products: d h += slopes_j T_j, d T_j += slopes_j' H. The logits are not computed
+again for it: of each block exp(L_j - top_j) is kept, in the dtype of the products, and top_j as it was at that time,
+
+    exp(l - log Z) = kept_j exp(top_j - log Z)
+
+which is N V numbers of one chunk of tokens. They are kept as integers of the dtype's size: XLA's CPU compiler would
+widen all of a bfloat16 array to float32 in order to change a part of it.
+
+Soft targets replace [v = y_n] by shares q_nv / sum_v q_nv of the codes that look alike; then sum_v q l and sum_v q are
+carried, too (`of_near`, `norm`).
+"""
 
 import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -78,7 +106,7 @@ def head_cross_entropy(
     order = jax.vmap(lambda to: jnp.zeros_like(to).at[to].set(places, unique_indices=True))(back)
     pad = [(0, 0), (0, -length % chunk)]
 
-    def first(x):
+    def first(x: jax.Array) -> jax.Array:
         x = jnp.take_along_axis(x, order.reshape(order.shape + (1,) * (x.ndim - 2)), axis=1)
         return jnp.pad(x, pad + [(0, 0)] * (x.ndim - 2))
 
@@ -103,43 +131,175 @@ def _counted_first(counted: jax.Array) -> jax.Array:
     return jnp.where(counted, ahead - 1, ahead[:, -1:] + jnp.arange(counted.shape[1], dtype=jnp.int32) - ahead)
 
 
-class _Head:
+class _Part(NamedTuple):
+    """The rows of the head that one device has.
+
+    table: [v, D]. dtype: of the products. first_id: id of its first row. block: rows at a time. vocab_size, soft: see
+    `head_cross_entropy`. ids: mesh axes that the vocabulary is split over, or ().
+    """
+
+    table: jax.Array
+    dtype: jnp.dtype
+    first_id: jax.Array | int
+    block: int
+    vocab_size: int | None
+    soft: SoftCodes | None
+    ids: tuple[str, ...]
+
+    @property
+    def blocks(self) -> int:
+        return -(-len(self.table) // self.block)
+
+    def over_ids(self, reduce: Callable[..., jax.Array], x: jax.Array) -> jax.Array:
+        """x of all parts of the vocabulary, reduced."""
+        return reduce(x, self.ids) if self.ids else x
+
+    def rows(self, j: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
+        """Block j: first row, its rows [block, D], bool [block]: ids that count, soft shares [N, block] or None."""
+        count = len(self.table)
+        start = jnp.minimum(j * self.block, count - self.block)  # the last block reaches back; what it has twice is out
+        local = start + jnp.arange(self.block)
+        known, names = local >= j * self.block, self.first_id + local
+        if self.vocab_size is not None:
+            known &= names < self.vocab_size
+        near = None
+        if self.soft is not None:
+            codes, count = names - self.soft.start, len(self.soft.codebook)
+            near = jnp.where((codes >= 0) & (codes < count) & known, self._near(targets, codes), 0.0)
+        return start, jax.lax.dynamic_slice_in_dim(self.table, start, self.block).astype(self.dtype), known, near
+
+    def _near(self, targets: jax.Array, codes: jax.Array) -> jax.Array:
+        """exp(-|e_t - e_c|^2 / width) of the codes of targets [N] and codes [block] (clipped into range)."""
+        table = jnp.asarray(self.soft.codebook)
+        targets = jnp.clip(targets - self.soft.start, 0, len(table) - 1)
+        codes = jnp.clip(codes, 0, len(table) - 1)
+        return self.soft.similar(targets, codes)
+
+
+class _Tokens(NamedTuple):
+    """A chunk of N tokens: states [N, D], `matmul.transposed` of them; [N]: target's id and row here, weight, flags."""
+
+    states: jax.Array
+    columns: jax.Array | None
+    target: jax.Array
+    row: jax.Array
+    weight: jax.Array
+    counted: jax.Array
+    soft: jax.Array | None
+
+
+class _Sums(NamedTuple):
+    """What is carried over the blocks, f32 [N] each, and kept: (bits [blocks, N, block], tops [blocks, N]), or None."""
+
+    top: jax.Array
+    total: jax.Array
+    of_target: jax.Array
+    of_near: jax.Array
+    norm: jax.Array
+    kept: tuple[jax.Array, jax.Array] | None
+
+
+def scan_logits(part: _Part, tokens: _Tokens, with_gradient: bool) -> tuple[jax.Array, jax.Array, _Sums]:
+    """(log Z [N], nll [N], sums) of a chunk of tokens, over all blocks."""
+
+    def one(j: jax.Array, sums: _Sums) -> _Sums:
+        top, total, of_target, of_near, norm, kept = sums
+        start, head, known, near = part.rows(j, tokens.target)
+        logits = jnp.einsum("ND,VD->NV", tokens.states, head, preferred_element_type=jnp.float32)
+        logits = jnp.where(known, logits, -1e30)
+        new_top = jnp.maximum(top, logits.max(-1))
+        shares = jnp.exp(logits - new_top[:, None])
+        if kept is not None:  # once for both uses: this is the dearest of the element-wise work
+            shares = jax.lax.optimization_barrier(shares)
+            bits = jax.lax.bitcast_convert_type(shares.astype(part.dtype), kept[0].dtype)[None]
+            kept = (
+                jax.lax.dynamic_update_slice_in_dim(kept[0], bits, j, 0),
+                jax.lax.dynamic_update_slice_in_dim(kept[1], new_top[None], j, 0),
+            )
+        total = total * jnp.exp(top - new_top) + shares.sum(-1)
+        here = (tokens.row >= j * part.block) & (tokens.row < start + part.block)
+        place = jnp.clip(tokens.row - start, 0, part.block - 1)
+        of_target += jnp.where(here, jnp.take_along_axis(logits, place[:, None], 1)[:, 0], 0.0)
+        if near is not None:
+            of_near, norm = of_near + (near * logits).sum(-1), norm + near.sum(-1)
+        return _Sums(new_top, total, of_target, of_near, norm, kept)
+
+    count = len(tokens.states)
+    zero, kept = jnp.zeros(count, jnp.float32), None
+    if with_gradient:
+        bits = jnp.uint16 if part.dtype.itemsize == 2 else jnp.uint32
+        kept = (jnp.zeros((part.blocks, count, part.block), bits), jnp.zeros((part.blocks, count), jnp.float32))
+    sums = _Sums(jnp.full(count, -jnp.inf), zero, zero, zero, zero, kept)
+    sums = jax.lax.fori_loop(0, part.blocks, one, sums)
+    highest = part.over_ids(jax.lax.pmax, sums.top)
+    log_z = highest + jnp.log(part.over_ids(jax.lax.psum, sums.total * jnp.exp(sums.top - highest)))
+    return log_z, log_z - part.over_ids(jax.lax.psum, sums.of_target), sums
+
+
+def slopes(
+    part: _Part, tokens: _Tokens, sums: _Sums, log_z: jax.Array, norm: jax.Array, d_table: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """(d loss / d states [N, D], of this device's rows alone; d_table f32 [v, D] with that of the chunk added)."""
+
+    def one(j: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        back, d_table = carry
+        start, head, known, near = part.rows(j, tokens.target)
+        wanted = (start + jnp.arange(part.block) == tokens.row[:, None]).astype(jnp.float32)
+        if near is not None:
+            wanted = jnp.where(tokens.soft[:, None], near / norm[:, None], wanted)
+        shares = jax.lax.bitcast_convert_type(sums.kept[0][j], part.dtype).astype(jnp.float32)
+        shares = shares * jnp.exp(sums.kept[1][j] - log_z)[:, None]
+        slope = jnp.where((tokens.weight > 0)[:, None] & known, tokens.weight[:, None] * (shares - wanted), 0.0)
+        slope = jax.lax.optimization_barrier(slope.astype(part.dtype))  # once for both products
+        back += jnp.einsum("NV,VD->ND", slope, head, preferred_element_type=jnp.float32)
+        more = matmul.outer(slope, tokens.states, tokens.columns)
+        so_far = jax.lax.dynamic_slice_in_dim(d_table, start, part.block)
+        return back, jax.lax.dynamic_update_slice_in_dim(d_table, so_far + more, start, 0)
+
+    zeros = jnp.zeros(tokens.states.shape, jnp.float32)
+    return jax.lax.fori_loop(0, part.blocks, one, (zeros, d_table))
+
+
+class _Head(NamedTuple):
     """(hidden [B, T, D], table [V, D], items of [B, T]) -> (sum of weighted losses, nll [B, T]); T divides by chunk."""
 
-    def __init__(self, chunk: int, vocab_size: int | None, soft: SoftCodes | None):
-        self.chunk, self.vocab_size, self.soft = chunk, vocab_size, soft
+    chunk: int
+    vocab_size: int | None
+    soft: SoftCodes | None
 
-    def __call__(self, hidden, table, items):
+    def __call__(self, hidden: jax.Array, table: jax.Array, items: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         @jax.custom_vjp
-        def total(hidden, table):
-            return self._run(hidden, table, items, False)[:2]
+        def total(hidden: jax.Array, table: jax.Array) -> tuple:
+            return self._over_mesh(hidden, table, items, False)[:2]
 
-        def forward(hidden, table):
-            loss, nll, *gradients = self._run(hidden, table, items, True)
+        def forward(hidden: jax.Array, table: jax.Array) -> tuple:
+            loss, nll, *gradients = self._over_mesh(hidden, table, items, True)
             return (loss, nll), gradients
 
-        def backward(gradients, cotangents):
+        def backward(gradients: list[jax.Array], cotangents: tuple[jax.Array, jax.Array]) -> tuple:
             return tuple((g * cotangents[0]).astype(g.dtype) for g in gradients)
 
         total.defvjp(forward, backward)
         return total(hidden, table)
 
-    def _run(self, hidden, table, items, with_gradient):
+    def _over_mesh(
+        self, hidden: jax.Array, table: jax.Array, items: dict[str, jax.Array], with_gradient: bool
+    ) -> tuple[jax.Array, ...]:
         """(loss, nll, and with_gradient those of hidden and table); on a mesh, each device its rows and ids."""
         most = jnp.max(jnp.sum(items["counted"], axis=1))
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.empty or mesh.size == 1:
-            return self._local(hidden, table, items, most, with_gradient, (), (), ())
+            return self._on_device(hidden, table, items, most, with_gradient, (), (), ())
         sizes = dict(mesh.shape)
 
-        def axes(name, size):
+        def axes(name: str, size: int) -> tuple[str, ...]:
             """Mesh axes of more than one device that split an axis of this size."""
             wanted = tuple(axis for axis in RULES[name] if sizes.get(axis, 1) > 1)
             return wanted if size % math.prod(sizes[axis] for axis in wanted) == 0 else ()
 
         rows, ids, wide = axes("batch", hidden.shape[0]), axes("vocab", table.shape[0]), axes("embed", table.shape[1])
         wide = wide if set(wide) <= set(rows) else ()
-        run = functools.partial(self._local, with_gradient=with_gradient, rows=rows, ids=ids, wide=wide)
+        run = functools.partial(self._on_device, with_gradient=with_gradient, rows=rows, ids=ids, wide=wide)
         batch, head = PartitionSpec(rows or None), PartitionSpec(ids or None, None)
         outs = (PartitionSpec(), batch, *((batch, PartitionSpec(ids or None, wide or None)) * with_gradient))
         specs = (batch, head, {name: batch for name in items}, PartitionSpec())
@@ -147,109 +307,58 @@ class _Head:
             hidden, table, items, most
         )
 
-    def _local(self, hidden, table, items, most, with_gradient, rows, ids, wide):
-        """Mesh axes (or ()): rows, of the batch; ids, of the vocabulary; wide, of the table's gradient's columns."""
+    def _on_device(
+        self,
+        hidden: jax.Array,
+        table: jax.Array,
+        items: dict[str, jax.Array],
+        most: jax.Array,
+        with_gradient: bool,
+        rows: tuple[str, ...],
+        ids: tuple[str, ...],
+        wide: tuple[str, ...],
+    ) -> tuple[jax.Array, ...]:
+        """Of this device's rows of the batch and of the table, chunk by chunk.
+
+        most: tokens of the fullest row that count. Mesh axes (or ()): rows, of the batch; ids, of the vocabulary;
+        wide, of the columns of the table's gradient.
+        """
         count, width = table.shape
         block = min(BLOCK_ON_CPU if platform() == "cpu" else BLOCK, count)
-        blocks, tokens = -(-count // block), hidden.shape[0] * self.chunk
         first_id = jax.lax.axis_index(ids) * count if ids else 0
+        part = _Part(table, hidden.dtype, first_id, block, self.vocab_size, self.soft, ids)
 
-        def over_ids(reduce, x):
-            return reduce(x, ids) if ids else x
-
-        def at(j, part):
-            """Block j of the head: (first row, its rows, which are ids that count, those that are codes near)."""
-            start = jnp.minimum(j * block, count - block)  # the last block reaches back; what it has twice is out
-            local = start + jnp.arange(block)
-            known, names = local >= j * block, first_id + local
-            if self.vocab_size is not None:
-                known &= names < self.vocab_size
-            near = None
-            if self.soft is not None:
-                codes, q = names - self.soft.start, len(self.soft.codebook)
-                near = jnp.where((codes >= 0) & (codes < q) & known, self._near(part["target"], codes), 0.0)
-            return start, jax.lax.dynamic_slice_in_dim(table, start, block).astype(hidden.dtype), known, near
-
-        def body(index, carry):
+        def one(index: jax.Array, carry: tuple) -> tuple:
             loss, nll, d_hidden, d_table = carry
 
-            def cut(x):
+            def cut(x: jax.Array) -> jax.Array:
                 return jax.lax.dynamic_slice_in_dim(x, index * self.chunk, self.chunk, 1)
 
-            part = {name: cut(x).reshape(-1) for name, x in items.items()}
-            states = cut(hidden).reshape(tokens, width)
-            columns = matmul.transposed(states)
-            target = part["target"] - first_id  # its row, where this device has it
-            zero = jnp.zeros(tokens, jnp.float32)
+            def put(x: jax.Array, values: jax.Array) -> jax.Array:
+                return jax.lax.dynamic_update_slice_in_dim(x, values, index * self.chunk, 1)
 
-            def scan_logits(j, carry):
-                top, total, of_target, of_near, norm, every = carry
-                start, head, known, near = at(j, part)
-                logits = jnp.einsum("ND,VD->NV", states, head, preferred_element_type=jnp.float32)
-                logits = jnp.where(known, logits, -1e30)
-                new_top = jnp.maximum(top, logits.max(-1))
-                shares = jnp.exp(logits - new_top[:, None])
-                if every is not None:  # once for both uses: this is the dearest of the element-wise work
-                    shares = jax.lax.optimization_barrier(shares)
-                    kept = jax.lax.bitcast_convert_type(shares.astype(hidden.dtype), every[0].dtype)[None]
-                    every = (
-                        jax.lax.dynamic_update_slice_in_dim(every[0], kept, j, 0),
-                        jax.lax.dynamic_update_slice_in_dim(every[1], new_top[None], j, 0),
-                    )
-                total = total * jnp.exp(top - new_top) + shares.sum(-1)
-                here = (target >= j * block) & (target < start + block)
-                at_target = jnp.take_along_axis(logits, jnp.clip(target - start, 0, block - 1)[:, None], 1)[:, 0]
-                of_target += jnp.where(here, at_target, 0.0)
-                if near is not None:
-                    of_near, norm = of_near + (near * logits).sum(-1), norm + near.sum(-1)
-                return new_top, total, of_target, of_near, norm, every
-
-            every = None
-            if with_gradient:  # exp(logit - top) of each block, and that top: what the slopes are made from
-                # As integers of the dtype's size: of bfloat16 XLA's CPU compiler would widen all to change a part.
-                bits = jnp.uint16 if hidden.dtype.itemsize == 2 else jnp.uint32
-                every = (jnp.zeros((blocks, tokens, block), bits), jnp.zeros((blocks, tokens), jnp.float32))
-            start = (jnp.full(tokens, -jnp.inf), zero, zero, zero, zero, every)
-            top, total, of_target, of_near, norm, every = jax.lax.fori_loop(0, blocks, scan_logits, start)
-            highest = over_ids(jax.lax.pmax, top)
-            log_z = highest + jnp.log(over_ids(jax.lax.psum, total * jnp.exp(top - highest)))
-            token = log_z - over_ids(jax.lax.psum, of_target)
-            learnt = token
+            cuts = {name: cut(x).reshape(-1) for name, x in items.items()}
+            states = cut(hidden).reshape(-1, width)
+            columns, row = matmul.transposed(states), cuts["target"] - first_id
+            tokens = _Tokens(states, columns, row=row, **{"soft": None, **cuts})
+            log_z, exact, sums = scan_logits(part, tokens, with_gradient)
+            learnt, norm = exact, sums.norm
             if self.soft is not None:
-                norm = jnp.maximum(over_ids(jax.lax.psum, norm), 1e-30)
-                learnt = jnp.where(part["soft"], log_z - over_ids(jax.lax.psum, of_near) / norm, token)
-            weight = part["weight"]
+                norm = jnp.maximum(part.over_ids(jax.lax.psum, norm), 1e-30)
+                learnt = jnp.where(tokens.soft, log_z - part.over_ids(jax.lax.psum, sums.of_near) / norm, exact)
             # `where`, not a product: 0 * inf would let a padded position poison the batch.
-            loss += jnp.sum(jnp.where(weight > 0, weight * learnt, 0.0))
-            token = jnp.where(part["counted"], token, 0.0).reshape(-1, self.chunk)
-            nll = jax.lax.dynamic_update_slice_in_dim(nll, token, index * self.chunk, 1)
+            loss += jnp.sum(jnp.where(tokens.weight > 0, tokens.weight * learnt, 0.0))
+            nll = put(nll, jnp.where(tokens.counted, exact, 0.0).reshape(-1, self.chunk))
             if not with_gradient:
                 return loss, nll, d_hidden, d_table
-
-            def slopes(j, carry):
-                back, d_table = carry
-                start, head, known, near = at(j, part)
-                wanted = (start + jnp.arange(block) == target[:, None]).astype(jnp.float32)
-                if near is not None:
-                    wanted = jnp.where(part["soft"][:, None], near / norm[:, None], wanted)
-                shares = jax.lax.bitcast_convert_type(every[0][j], hidden.dtype).astype(jnp.float32)
-                shares = shares * jnp.exp(every[1][j] - log_z)[:, None]
-                slope = jnp.where((weight > 0)[:, None] & known, weight[:, None] * (shares - wanted), 0.0)
-                slope = jax.lax.optimization_barrier(slope.astype(hidden.dtype))  # once for both products
-                back += jnp.einsum("NV,VD->ND", slope, head, preferred_element_type=jnp.float32)
-                more = matmul.outer(slope, states, columns)
-                so_far = jax.lax.dynamic_slice_in_dim(d_table, start, block)
-                return back, jax.lax.dynamic_update_slice_in_dim(d_table, so_far + more, start, 0)
-
-            back, d_table = jax.lax.fori_loop(0, blocks, slopes, (jnp.zeros((tokens, width), jnp.float32), d_table))
-            back = over_ids(jax.lax.psum, back).astype(hidden.dtype).reshape(-1, self.chunk, width)
-            d_hidden = jax.lax.dynamic_update_slice_in_dim(d_hidden, back, index * self.chunk, 1)
-            return loss, nll, d_hidden, d_table
+            back, d_table = slopes(part, tokens, sums, log_z, norm, d_table)
+            back = part.over_ids(jax.lax.psum, back).astype(hidden.dtype).reshape(-1, self.chunk, width)
+            return loss, nll, put(d_hidden, back), d_table
 
         carry = (jnp.zeros((), jnp.float32), jnp.zeros(hidden.shape[:2], jnp.float32), None, None)
         if with_gradient:
             carry = (*carry[:2], jnp.zeros_like(hidden), jnp.zeros(table.shape, jnp.float32))
-        loss, nll, d_hidden, d_table = jax.lax.fori_loop(0, -(-most // self.chunk), body, carry)
+        loss, nll, d_hidden, d_table = jax.lax.fori_loop(0, -(-most // self.chunk), one, carry)
         if rows:
             loss = jax.lax.psum(loss, rows)
         if not with_gradient:
@@ -259,10 +368,3 @@ class _Head:
         if rest := tuple(axis for axis in rows if axis not in wide):
             d_table = jax.lax.psum(d_table, rest)
         return loss, nll, d_hidden, d_table.astype(table.dtype)
-
-    def _near(self, targets, codes):
-        """exp(-|e_t - e_c|^2 / width) of the codes of targets [N] and codes [V] (clipped into range) -> [N, V]."""
-        table = jnp.asarray(self.soft.codebook)
-        targets = jnp.clip(targets - self.soft.start, 0, len(table) - 1)
-        codes = jnp.clip(codes, 0, len(table) - 1)
-        return self.soft.similar(targets, codes)

@@ -41,11 +41,13 @@ def product(whole: bool, x: jax.Array, w: jax.Array) -> jax.Array:
     return jnp.einsum("RI,IO->RO", x, w.astype(x.dtype), preferred_element_type=jnp.float32)
 
 
-def _product_forward(whole, x, w):
+def _product_forward(whole: bool, x: jax.Array, w: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     return product(whole, x, w), (x, w)
 
 
-def _product_backward(whole, kept, gradient):
+def _product_backward(
+    whole: bool, kept: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     x, w = kept
     gradient = gradient.astype(x.dtype)
     of_x = jnp.einsum("RO,IO->RI", gradient, w.astype(x.dtype), preferred_element_type=jnp.float32)

@@ -1,7 +1,7 @@
-"""Blocks of the VQGAN: convolutions, norms, residual and attention blocks. Images are NHWC.
+"""Blocks of VQGAN, autoencoder and UNet: convolutions, norms, residual and attention blocks. Images are NHWC.
 
 Axis legend (einsum strings use these letters only)
-  B batch    H height    W width    C channels in    D channels out    P, Q pixels of one image
+  B batch    H height    W width    C channels in    D channels out
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from progemu_jax.kernels import convolution
+from progemu_jax.kernels.attention import pixel_attention
 from progemu_jax.kernels.convolution import conv2d
 from progemu_jax.models.layers import lecun
 
@@ -91,7 +92,7 @@ class GroupNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (C,), self.param_dtype).astype(jnp.float32)
         x32 = x.astype(jnp.float32)
 
-        def group_mean(y):  # [B, H, W, C] -> [B, 1, 1, C]
+        def group_mean(y: jax.Array) -> jax.Array:  # [B, H, W, C] -> [B, 1, 1, C]
             y = jnp.mean(y, axis=(1, 2)).reshape(-1, G, C // G).mean(axis=-1, keepdims=True)
             return jnp.broadcast_to(y, (*y.shape[:2], C // G)).reshape(-1, 1, 1, C)
 
@@ -124,7 +125,7 @@ class SpatialNorm(nn.Module):
         return y.reshape(B, H, W, C)
 
 
-def make_norm(codes: jax.Array | None, name: str, param_dtype, group_channels: int) -> nn.Module:
+def make_norm(codes: jax.Array | None, name: str, param_dtype: jnp.dtype, group_channels: int) -> nn.Module:
     """`GroupNorm` in the encoder (codes None), `SpatialNorm` in the decoder."""
     return (GroupNorm if codes is None else SpatialNorm)(param_dtype, group_channels, name=name)
 
@@ -163,8 +164,7 @@ class AttnBlock(nn.Module):
         extra = () if codes is None else (codes,)
         y = make_norm(codes, "norm", self.param_dtype, self.group_channels)(x, *extra)
         q, k, v = (Conv(C, 1, param_dtype=self.param_dtype, name=n)(y).reshape(B, H * W, C) for n in "qkv")
-        scores = jnp.einsum("BPC,BQC->BPQ", q * C**-0.5, k, preferred_element_type=jnp.float32)
-        out = jnp.einsum("BPQ,BQC->BPC", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
+        out = pixel_attention(q, k, v)
         return x + Conv(C, 1, param_dtype=self.param_dtype, name="proj_out")(out.reshape(B, H, W, C))
 
 

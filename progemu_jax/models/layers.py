@@ -20,7 +20,7 @@ from flax import linen as nn
 def fan_in(*axes: int) -> nn.initializers.Initializer:
     """Normal initialiser of variance 1 / fan-in, where the fan-in is the product of `axes` of the shape."""
 
-    def init(key: jax.Array, shape: Sequence[int], dtype=jnp.float32) -> jax.Array:
+    def init(key: jax.Array, shape: Sequence[int], dtype: jnp.dtype = jnp.float32) -> jax.Array:
         fan = 1
         for axis in axes:
             fan *= shape[axis]

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from progemu_jax.kernels.attention import attention
+from progemu_jax.kernels.attention import multi_head_attention
 from progemu_jax.models.layers import LayerNorm, Linear, draw_params, normal
 
 BERT, CLIP = "bert", "clip"
@@ -112,7 +112,7 @@ class Projections(nn.Module):
     def __call__(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
         cfg, dtype = self.cfg, jnp.dtype(self.cfg.param_dtype)
         q, k, v = (Linear(cfg.hidden_size, True, normal, dtype, name=name)(x) for name in self.names[:3])
-        x = attention(q, k, v, cfg.num_heads, mask)
+        x = multi_head_attention(q, k, v, cfg.num_heads, mask)
         return Linear(cfg.hidden_size, True, normal, dtype, name=self.names[3])(x) if self.names[3:] else x
 
 

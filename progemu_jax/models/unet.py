@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from progemu_jax.kernels.attention import attention
+from progemu_jax.kernels.attention import multi_head_attention
 from progemu_jax.models import conv_layers as vl
 from progemu_jax.models.layers import LayerNorm, Linear, draw_params
 
@@ -154,7 +154,7 @@ class Attention(nn.Module):
             Linear(M, bias=False, param_dtype=dtype, name=name)(y)
             for name, y in (("to_q", x), ("to_k", seen), ("to_v", seen))
         )
-        return Linear(M, param_dtype=dtype, name="to_out_0")(attention(q, k, v, self.cfg.heads, mask))
+        return Linear(M, param_dtype=dtype, name="to_out_0")(multi_head_attention(q, k, v, self.cfg.heads, mask))
 
 
 class GEGLU(nn.Module):

@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
 
+from progemu_jax.config import Config
 from progemu_jax.devices.accelerators import PLANNED
+from progemu_jax.models.transformer import TransformerConfig
+from progemu_jax.tasks.progemu import ProgEmuConfig
 from progemu_jax.text import vocabulary
 from progemu_jax.text.sequence import Layout
 
 
 @dataclass(frozen=True)
-class Case:
+class Program:
     """One program on one mesh (data, fsdp, tensor) with `rows` sequences on each part of the batch."""
 
     program: str
@@ -26,7 +28,7 @@ class Case:
         return math.prod(self.mesh)
 
 
-def _parts(config: Any, tensor: int) -> tuple:
+def model_of(config: Config, tensor: int) -> tuple[TransformerConfig, Layout, ProgEmuConfig]:
     """(transformer config, layout, task config); the vocabulary's size is taken as the config gives it."""
     model, task = config.progemu.model, config.progemu.task
     size = model.vocab_size or vocabulary.load(config.vocabulary or None, config.tokenizer.model.codebook_size).size
@@ -37,12 +39,12 @@ def _parts(config: Any, tensor: int) -> tuple:
     return model, Layout(side, side, task.length, task.prompt_budget), task
 
 
-def _prompt_slots(layout: Any) -> int:
+def prompt_slots(layout: Layout) -> int:
     """Prompt tokens of a case: the prior image and 64 tokens of text and structure, up to a multiple of 32."""
     return -(-(layout.image_tokens + 64) // 32) * 32
 
 
-def _parameters(model: Any) -> dict[str, int]:
+def parameters(model: TransformerConfig) -> dict[str, int]:
     """Parameters that multiply: in one layer, in the head; and of both vocabulary tables."""
     m, f, d = model.hidden_size, model.intermediate_size, model.head_dim
     layer = m * d * (2 * model.num_heads + 2 * model.num_kv_heads) + 3 * m * f
@@ -50,31 +52,31 @@ def _parameters(model: Any) -> dict[str, int]:
     return {"layer": layer, "head": table, "tables": table * (1 if model.tie_embeddings else 2)}
 
 
-def counts(model: Any, layout: Any, case: Case, config: Any) -> dict:
+def count(model: TransformerConfig, layout: Layout, program: Program, config: Config) -> dict:
     """FLOPs of the whole program: `flops` (the model's), `flops_done` (with recomputation); tokens; memory traffic.
 
     Forward: 2 a parameter and token, and 2 heads x head size a token and key it sees, twice (scores, values). Backward
     is twice that; rematerialisation runs the layers' forward pass once more. Memory traffic of activations is taken as
     30 reads or writes of [tokens, hidden] a layer, all passes together: a guess, which arithmetic hides.
     """
-    p, parts = _parameters(model), case.mesh[0] * case.mesh[1]
+    p, parts = parameters(model), program.mesh[0] * program.mesh[1]
     width, length = model.num_heads * model.head_dim, layout.length
     bytes_each = 2 if model.param_dtype == "bfloat16" else 4
     weights = bytes_each * (model.num_layers * p["layer"] + p["head"])
-    if case.program == "train":
+    if program.program == "train":
         accumulate = config.progemu.stage2.accumulate
-        tokens = parts * case.rows * accumulate * length
+        tokens = parts * program.rows * accumulate * length
         layers = model.num_layers * (2 * p["layer"] + 2 * width * length)
         forward = layers + 2 * p["head"]
         done = 3 * forward + (layers if model.remat else 0)
         # A device reads the weights in each of three passes, and reads and writes its share of weights and moments.
-        shards = case.mesh[1] * case.mesh[2]
-        moved = 3 * weights / case.mesh[2] * accumulate + 8 * weights / shards
-        moved += model.num_layers * case.rows * accumulate * length * model.hidden_size * 2 * 30 / case.mesh[2]
+        shards = program.mesh[1] * program.mesh[2]
+        moved = 3 * weights / program.mesh[2] * accumulate + 8 * weights / shards
+        moved += model.num_layers * program.rows * accumulate * length * model.hidden_size * 2 * 30 / program.mesh[2]
         return {"tokens": tokens, "flops": 3 * forward * tokens, "flops_done": done * tokens, "moved": moved}
     policy = config.sample.policy
-    rows = parts * case.rows * (2 if policy.guided else 1)
-    slots, steps = _prompt_slots(layout), layout.height * layout.width + policy.max_text
+    rows = parts * program.rows * (2 if policy.guided else 1)
+    slots, steps = prompt_slots(layout), layout.height * layout.width + policy.max_text
     tokens = rows * (slots + layout.image_tokens + policy.max_text)
     seen = (slots + layout.image_tokens + policy.max_text) / 2
     codes = 2 * model.hidden_size * config.tokenizer.model.codebook_size  # of the head, its visual rows alone
@@ -82,22 +84,22 @@ def counts(model: Any, layout: Any, case: Case, config: Any) -> dict:
     cache = model.num_layers * 2 * model.num_kv_heads * model.head_dim * bytes_each  # a token
     local = rows / parts
     layers = bytes_each * model.num_layers * p["layer"] + codes / 2 * bytes_each
-    moved = steps * (layers + local * cache * (slots + layout.image_tokens / 2)) / case.mesh[2]
-    return {"tokens": tokens, "flops": flops, "flops_done": flops, "moved": moved, "cases": parts * case.rows}
+    moved = steps * (layers + local * cache * (slots + layout.image_tokens / 2)) / program.mesh[2]
+    return {"tokens": tokens, "flops": flops, "flops_done": flops, "moved": moved, "cases": parts * program.rows}
 
 
-def _analytic(case: Case, config: Any) -> dict:
+def row_by_formula(program: Program, config: Config) -> dict:
     """A GPU's row: memory and bytes sent by formula. Attention is taken as fused: its scores are not stored."""
-    model, layout, _ = _parts(config, case.mesh[2])
-    data, fsdp, tensor = case.mesh
-    p = _parameters(model)
+    model, layout, _ = model_of(config, program.mesh[2])
+    data, fsdp, tensor = program.mesh
+    p = parameters(model)
     each = 2 if model.param_dtype == "bfloat16" else 4
     total = each * (model.num_layers * p["layer"] + p["tables"])
-    counted = counts(model, layout, case, config)
-    if case.program == "train":
+    counted = count(model, layout, program, config)
+    if program.program == "train":
         train = config.progemu.stage2
         moments = 2 * (2 if train.moment_dtype == "bfloat16" or each == 2 else 4) / each
-        tokens = case.rows * layout.length
+        tokens = program.rows * layout.length
         state = total * (1 + moments) / (fsdp * tensor)
         grads = total / (fsdp * tensor)
         whole = (
@@ -123,17 +125,17 @@ def _analytic(case: Case, config: Any) -> dict:
             / tensor,
         }
     else:
-        local = case.rows * (2 if config.sample.policy.guided else 1)
-        slots = _prompt_slots(layout) + layout.image_tokens + config.sample.policy.max_text
+        local = program.rows * (2 if config.sample.policy.guided else 1)
+        slots = prompt_slots(layout) + layout.image_tokens + config.sample.policy.max_text
         cache = local * slots * model.num_layers * 2 * model.num_kv_heads * model.head_dim * each / tensor
         weights = each * (model.num_layers * p["layer"] / tensor + p["tables"])
-        layer = local * _prompt_slots(layout) * (8 * model.hidden_size + 4 * model.intermediate_size / tensor) * 2
+        layer = local * prompt_slots(layout) * (8 * model.hidden_size + 4 * model.intermediate_size / tensor) * 2
         memory = {"weights": weights, "cache": cache, "activations": layer}
         reduced = local * (slots) * model.hidden_size * 2 * 2 * model.num_layers
         sent = {"all-reduce (tensor)": 2 * reduced * (tensor - 1) / tensor}
     memory["total"] = sum(memory.values())
     return {
-        **dataclasses.asdict(case), "kind": "analytic", "memory": memory,
+        **dataclasses.asdict(program), "kind": "analytic", "memory": memory,
         "sent": {name: value for name, value in sent.items() if value}, **counted,
     }  # fmt: skip
 

@@ -22,20 +22,19 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
+from progemu_jax.config import Config
 from progemu_jax.devices.accelerators import GB, PLANNED
 from progemu_jax.errors import UserError
 from progemu_jax.files.records import write_json
-from progemu_jax.plan.counts import Case, _analytic, roofline
-from progemu_jax.plan.programs import _child
+from progemu_jax.plan.counts import Program, roofline, row_by_formula
 
 PROGRAMS = ("train", "sample")
 
 
-def run(config: Any, plain: dict, workdir: Path) -> dict:
+def run(config: Config, plain: dict, workdir: Path) -> dict:
     """Compiles and prints the plan of a config; the same, as JSON, goes to `workdir`/plan.json.
 
     Args:
@@ -43,17 +42,16 @@ def run(config: Any, plain: dict, workdir: Path) -> dict:
     Raises:
       UserError: a mesh or a name that makes no sense, before anything is compiled.
     """
-    cases = _cases(config)
     rows = []
-    for case in tqdm(cases, desc="compile", unit="program"):
-        rows.append(_compiled_in_child(case, plain))
+    for program in tqdm(_programs(config), desc="compile", unit="program"):
+        rows.append(_compiled_in_child(program, plain))
         print(_line(rows[-1]), flush=True)
     for name in config.plan.accelerators:
         if not PLANNED[name].topologies:
             for program in PROGRAMS:
                 for devices in config.plan.devices:
-                    case = Case(program, _mesh(config, devices, program), _rows(config, program), name)
-                    rows.append(_analytic(case, config))
+                    mesh, count = _mesh(config, devices, program), _rows(config, program)
+                    rows.append(row_by_formula(Program(program, mesh, count, name), config))
                     print(_line(rows[-1]), flush=True)
     result = {"name": config.name, "rows": rows}
     write_json(Path(workdir) / "plan.json", result)
@@ -61,7 +59,7 @@ def run(config: Any, plain: dict, workdir: Path) -> dict:
     return result
 
 
-def _cases(config: Any) -> list[Case]:
+def _programs(config: Config) -> list[Program]:
     plan = config.plan
     unknown = [name for name in plan.accelerators if name not in PLANNED]
     if unknown:
@@ -72,7 +70,7 @@ def _cases(config: Any) -> list[Case]:
             "plan: no TPU compiler here (pip install 'progemu-jax[tpu-plan]'): TPU rows are left out", file=sys.stderr
         )
         tpus = []
-    cases = []
+    programs = []
     for devices in plan.devices:
         for name in tpus:
             if devices not in PLANNED[name].topologies:
@@ -80,11 +78,11 @@ def _cases(config: Any) -> list[Case]:
                 raise UserError(f"config.plan.devices: {devices}: slices of {name} are known for {known}")
         for program in PROGRAMS:
             mesh, rows = _mesh(config, devices, program), _rows(config, program)
-            cases += [Case(program, mesh, rows, target) for target in tpus or ["cpu"]]
-    return cases
+            programs += [Program(program, mesh, rows, target) for target in tpus or ["cpu"]]
+    return programs
 
 
-def _mesh(config: Any, devices: int, program: str) -> tuple[int, int, int]:
+def _mesh(config: Config, devices: int, program: str) -> tuple[int, int, int]:
     """The config's mesh on so many devices: data takes what fsdp and tensor leave."""
     tensor = config.mesh.tensor
     fsdp = config.mesh.fsdp if program == "train" else 1  # in sampling each data part holds what tensor leaves it
@@ -93,19 +91,20 @@ def _mesh(config: Any, devices: int, program: str) -> tuple[int, int, int]:
     return devices // (fsdp * tensor), fsdp, tensor
 
 
-def _rows(config: Any, program: str) -> int:
+def _rows(config: Config, program: str) -> int:
+    """Sequences, or cases, on each part of the batch."""
     return config.plan.rows if program == "train" else config.plan.cases
 
 
-def _compiled_in_child(case: Case, plain: dict) -> dict:
+def _compiled_in_child(program: Program, plain: dict) -> dict:
     """In a process of its own: the number of fake devices is settled before JAX starts, and memory goes back."""
     flags = "--xla_cpu_multi_thread_eigen=true"
-    if case.target == "cpu":
-        flags += f" --xla_force_host_platform_device_count={case.devices}"
+    if program.target == "cpu":
+        flags += f" --xla_force_host_platform_device_count={program.devices}"
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "TPU_SKIP_MDS_QUERY": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "progemu_jax.plan.programs"],
-        input=json.dumps({"case": dataclasses.asdict(case), "config": plain}),
+        input=json.dumps({"program": dataclasses.asdict(program), "config": plain}),
         capture_output=True,
         text=True,
         env=env,
@@ -113,20 +112,12 @@ def _compiled_in_child(case: Case, plain: dict) -> dict:
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if re.match(r"[\w.]*(Error|Exception)\b", line)]
         why = lines[-1] if lines else f"status {done.returncode}"
-        return {**dataclasses.asdict(case), "kind": "compiled", "failed": why[:300]}
+        return {**dataclasses.asdict(program), "kind": "compiled", "failed": why[:300]}
     return json.loads(done.stdout.splitlines()[-1])
 
 
-# --- in the child ---
-
-
-# --- counted from shapes ---
-
-
-# --- what is printed ---
-
-
 def _line(row: dict) -> str:
+    """A row for the terminal."""
     where = "x".join(map(str, row["mesh"]))
     if "failed" in row:
         return (
@@ -168,7 +159,3 @@ def table(rows: list[dict]) -> str:
             f"{sent:.1f} | {parts} | {speed} | {how} |"
         )
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    _child()

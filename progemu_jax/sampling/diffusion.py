@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh, PartitionSpec
 
-from progemu_jax.devices.sharding import platform
+from progemu_jax.devices import sharding
 from progemu_jax.kernels import convolution
 from progemu_jax.models.noise_schedule import Schedule
 from progemu_jax.models.unet import UNet, UNetConfig
@@ -105,7 +106,7 @@ def first_noise(keys: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
     return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "schedule", "policy"))
+@functools.partial(jax.jit, static_argnames=("cfg", "schedule", "policy", "mesh"))
 def generate(
     params: Params,
     cfg: UNetConfig,
@@ -117,6 +118,7 @@ def generate(
     null_text: jax.Array,
     mask: jax.Array | None = None,
     null_mask: jax.Array | None = None,
+    mesh: Mesh | None = None,
 ) -> jax.Array:
     """Denoises a batch in one scan.
 
@@ -126,10 +128,36 @@ def generate(
       prior: latents of the priors `[B, h, w, Z]`, not scaled (as InstructPix2Pix has them), for a model that takes
         one. A dropped prior is zero.
       text, null_text: states of the prompts `[B, S, X]` and of the empty one `[S, X]`; masks bool `[B, S]`, `[S]`.
+      mesh: each of its data parts denoises its own cases, with the whole parameters, and exchanges nothing; a batch
+        that does not divide over them runs unsplit.
 
     Returns:
       Latents float32 `[B, h, w, Z]`, scaled.
     """
+
+    def run(params: Params, *arrays: Any) -> jax.Array:
+        return _denoise(params, cfg, schedule, policy, *arrays)
+
+    arguments = params, noise, prior, text, null_text, mask, null_mask
+    if mesh is None or noise.shape[0] % sharding.data_parts(mesh):
+        return run(*arguments)
+    cases, whole = PartitionSpec(sharding.RULES["batch"]), PartitionSpec()
+    specs = whole, cases, cases, cases, whole, cases, whole
+    return jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=cases, check_vma=False)(*arguments)
+
+
+def _denoise(
+    params: Params,
+    cfg: UNetConfig,
+    schedule: Schedule,
+    policy: DiffusionSampling,
+    noise: jax.Array,
+    prior: jax.Array | None,
+    text: jax.Array,
+    null_text: jax.Array,
+    mask: jax.Array | None,
+    null_mask: jax.Array | None,
+) -> jax.Array:
     passes, B = policy.passes(cfg.conditioned), noise.shape[0]
 
     def rows(x: jax.Array, null: jax.Array) -> jax.Array:
@@ -141,10 +169,10 @@ def generate(
         prior = jnp.concatenate([prior] * min(passes, 2) + [jnp.zeros_like(prior)] * (passes == 3))
 
     variables = {"params": params}
-    if platform() == "cpu":
+    if sharding.platform() == "cpu":
         variables[convolution.COLLECTION] = convolution.kernels(params)
 
-    def step(carry, at):
+    def step(carry: tuple[jax.Array, jax.Array], at: dict[str, jax.Array]) -> tuple[tuple[jax.Array, jax.Array], None]:
         x, before = carry
         inputs = jnp.concatenate([x] * passes)
         if cfg.conditioned:

@@ -1,7 +1,7 @@
 """Prefill and the constrained decode loop: prior and prompt in, target codes and text out.
 
     state = engine.prefill(params, prompts, keys, keep, codes)
-    state = engine.decode_image(params, state)   # or another function of the same signature
+    state = engine.decode_image(params, state)   # or another decoder: `speculation.decode_image(engine, params, state)`
     state = engine.decode_text(params, state)
 
 The grammar needs no mask and no callback. The target image is a stream of h (w + 1) + 2 places: codes, an EOL after
@@ -24,7 +24,6 @@ from jax import lax
 
 from progemu_jax.models import transformer
 from progemu_jax.models.transformer import Transformer, TransformerConfig
-from progemu_jax.sampling import speculation
 from progemu_jax.sampling.policy import Sampling, draw, guide
 from progemu_jax.sampling.prompts import Prompts
 from progemu_jax.text.sequence import Layout
@@ -115,9 +114,9 @@ class Engine:
     def cache_slots(self, slots: int) -> int:
         """Slots of a row's cache behind a prompt of so many.
 
-        A pass writes all its tokens, the padding and refused drafts too, hence spare ones.
+        A pass writes all its tokens, also those that do not count in the end, hence spare ones.
         """
-        spare = self.chunk if self.policy.draft == "none" else max(self.chunk, self.policy.window)
+        spare = max(self.chunk, self.policy.verified)
         return slots + self.layout.image_tokens + self.policy.max_text + spare
 
     def prefill(self, params: Params, prompts: Prompts, keys: jax.Array, keep: jax.Array, codes: jax.Array) -> State:
@@ -156,7 +155,7 @@ class Engine:
     def forward(self, params: Params, state: State, tokens: jax.Array) -> tuple[jax.Array, Params]:
         """One pass over the next tokens int32 [B, T] of every case; the state is left as it is.
 
-        T is at most `chunk`, or the policy's `window`.
+        T is at most `chunk`, or the policy's `verified` where that is more.
 
         Returns (hidden [R, T, M], cache with the T tokens written behind each row's length). `commit` then says how
         many of them count: those behind are overwritten by the next pass, which is all there is to a roll-back.
@@ -306,9 +305,7 @@ class Engine:
         return lax.while_loop(lambda carry: carry[1], body, (state, (count > 0).any()))[0]
 
     def decode_image(self, params: Params, state: State) -> State:
-        """Until every case has its codes, and its whole image, EOI included, has gone through the model."""
-        if self.policy.draft != "none":
-            return speculation.decode_image(self, params, state)
+        """Code by code, until every case has its codes, and its whole image, EOI included, went through the model."""
         size = self.layout.image_tokens
         return lax.while_loop(lambda s: (s.place < size).any(), lambda s: self.step(params, s, text=False), state)
 

@@ -1,4 +1,4 @@
-"""One counterfactual per case: parameters as decoding reads them, and the compiled whole."""
+"""One counterfactual per case: parameters as decoding reads them, and the compiled whole, on one device or a mesh."""
 
 from __future__ import annotations
 
@@ -9,19 +9,23 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
 
 from progemu_jax.devices import sharding
 from progemu_jax.models import linear, transformer
 from progemu_jax.models.transformer import TransformerConfig
-from progemu_jax.sampling import memory
-from progemu_jax.sampling.engine import Engine, Grammar, Params, State, head_name
+from progemu_jax.sampling import memory, speculation
+from progemu_jax.sampling.engine import Engine, Grammar, Params, head_name
 from progemu_jax.sampling.policy import Sampling
 from progemu_jax.sampling.prompts import Prompts
 from progemu_jax.text.sequence import Layout
 
 
 class Generated(NamedTuple):
-    """codes int32 [B, h, w]; text int32 [B, max_text], -1 after the end; passes int32 [B] for image and text."""
+    """A batch as the device gives it.
+
+    codes: int32 [B, h, w]; text: token ids int32 [B, max_text], -1 after the end; passes: int32 [B], of image and text.
+    """
 
     codes: jax.Array
     text: jax.Array
@@ -33,8 +37,12 @@ def prepare(params: Params, model: TransformerConfig, grammar: Grammar) -> tuple
 
     Layers are unstacked, so that a pass updates each one's cache in place; the rows of the head that decoding reads
     become tables of their own; on a CPU, linear maps are laid out for its kernels (`linear.pack`). Takes about as much
-    memory as the parameters again where they were stacked, or on a CPU; else the rows of the head.
+    memory as the parameters again where they were stacked, or on a CPU; else the rows of the head. Parameters that are
+    prepared come back as they are. Nothing is kept here: the owner of the parameters keeps the result (as
+    `inference.sampler.Sampler` does), and both are freed with it.
     """
+    if head_name(grammar.visual_rows) in params:
+        return params, model
     params, model = unstacked(params, model, grammar)
     if sharding.platform() == "cpu":
         heads = {head_name(rows): params[head_name(rows)] for rows in (grammar.visual_rows, grammar.text_rows)}
@@ -51,44 +59,49 @@ def unstacked(params: Params, model: TransformerConfig, grammar: Grammar) -> tup
     return {**params, **heads}, model
 
 
-class _Same:
-    """A model's parameters as a key: equal only to themselves."""
-
-    def __init__(self, params: Params):
-        self.params = params
-
-    def __hash__(self) -> int:
-        return id(self.params)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.params is self.params
-
-
-@functools.lru_cache(maxsize=1)
-def _last_prepared(params: _Same, model: TransformerConfig, grammar: Grammar) -> tuple[Params, TransformerConfig]:
-    return prepare(params.params, model, grammar)
-
-
-def prepared(params: Params, model: TransformerConfig, grammar: Grammar) -> tuple[Params, TransformerConfig]:
-    """`prepare`, kept for the last model that asked; parameters that are prepared come back as they are."""
-    if head_name(grammar.visual_rows) in params:
-        return params, model
-    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(params)):
-        return prepare(params, model, grammar)  # part of a larger program, which must not be kept
-    return _last_prepared(_Same(params), model, grammar)
-
-
-ImageDecoder = Callable[[Engine, Params, State], State]
+Program = Callable[[Params, Prompts, jax.Array, jax.Array, jax.Array], Generated]
+"""A compiled request: of prepared parameters, prompts, keys [B], keep bool [B, h, w] and codes int32 [B, h, w]."""
 
 
 @functools.cache
-def _compiled(engine: Engine, image: ImageDecoder, text: bool):
+def program(engine: Engine, text: bool) -> Program:
+    """The device program of a request, jitted; text: False leaves the text out."""
+    decode_image = speculation.decode_image if engine.policy.draft != "none" else Engine.decode_image
+
     def run(params: Params, prompts: Prompts, keys: jax.Array, keep: jax.Array, codes: jax.Array) -> Generated:
-        state = image(engine, params, engine.prefill(params, prompts, keys, keep, codes))
+        state = decode_image(engine, params, engine.prefill(params, prompts, keys, keep, codes))
         if text:
             state = engine.decode_text(params, state)
         grid = (-1, engine.layout.height, engine.layout.width)
         return Generated(state.codes.reshape(grid), state.text, state.passes)
+
+    return jax.jit(run)
+
+
+@functools.cache
+def mesh_program(engine: Engine, text: bool, mesh: Mesh) -> Program:
+    """`program` over a mesh, jitted: each data part decodes its own cases; only a tensor axis exchanges anything.
+
+    B must divide over the data axes (`sharding.data_parts`); parameters lie as `sharding.SAMPLING_RULES` say.
+    """
+    names, sides, run_local = sharding.RULES["batch"], 2 if engine.policy.guided else 1, program(engine, text)
+
+    def local(params: Params, prompts: Prompts, *rest: jax.Array) -> Generated:
+        prompts = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), prompts)  # cases, then their twins
+        return run_local(params, prompts, *rest)
+
+    spread = jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(PartitionSpec(), PartitionSpec(None, names), *(PartitionSpec(names),) * 3),
+        out_specs=PartitionSpec(names),
+        axis_names=set(names),
+        check_vma=False,
+    )
+
+    def run(params: Params, prompts: Prompts, *rest: jax.Array) -> Generated:
+        prompts = jax.tree.map(lambda x: jnp.reshape(x, (sides, -1, *x.shape[1:])), prompts)
+        return spread(params, prompts, *rest)
 
     return jax.jit(run)
 
@@ -105,18 +118,19 @@ def generate(
     keep: jax.Array | None = None,
     codes: jax.Array | None = None,
     text: bool = True,
-    image: ImageDecoder = Engine.decode_image,
+    mesh: Mesh | None = None,
 ) -> Generated:
     """Samples one counterfactual per case.
 
     Args:
-      params, model: of the transformer, as they are (then `prepare` is called, once for a model) or prepared.
+      params, model: of the transformer, both as `prepare` gives them. As they are in a checkpoint is right too, but
+        then every call prepares them: a copy of the parameters in time and memory.
       prompts: from `pad_prompts`, with null twins exactly when `policy.guided`.
       keys: PRNG keys [B]. At one batch shape a case's result depends on its key alone, not on its companions.
       keep, codes: bool and int32 [B, h, w]: where `keep`, the image has the given codes, and nothing is drawn. All
         kept is the text for a given pair of images.
       text: False leaves the text out (its rows are all -1).
-      image: what decodes the image, a function of `Engine.decode_image`'s signature.
+      mesh: cases over its data axes (`mesh_program`); a batch that does not divide over them runs unsplit.
 
     Returns:
       `Generated`.
@@ -127,8 +141,9 @@ def generate(
     grid = (keys.shape[0], layout.height, layout.width)
     keep = jnp.zeros(grid, bool) if keep is None else jnp.asarray(keep, bool)
     codes = jnp.zeros(grid, jnp.int32) if codes is None else jnp.asarray(codes, jnp.int32)
-    params, model = prepared(params, model, grammar)
+    params, model = prepare(params, model, grammar)
     engine = Engine(model, layout, grammar, policy)
-    if not isinstance(keys, jax.core.Tracer):  # else it is part of a larger program, perhaps for another machine
-        memory.check(engine, keys.shape[0], prompts.tokens.shape[1])
-    return _compiled(engine, image, text)(params, prompts, keys, keep, codes)
+    if mesh is not None and keys.shape[0] % sharding.data_parts(mesh) == 0:
+        return mesh_program(engine, text, mesh)(params, prompts, keys, keep, codes)
+    memory.check(engine, keys.shape[0], prompts.tokens.shape[1])
+    return program(engine, text)(params, prompts, keys, keep, codes)

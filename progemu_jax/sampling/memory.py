@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 
 from progemu_jax.errors import UserError
 from progemu_jax.models import transformer
-
-if TYPE_CHECKING:
-    from progemu_jax.sampling.engine import Engine
+from progemu_jax.sampling.engine import Engine
 
 GIB = 2**30
 
@@ -22,7 +19,7 @@ def bytes_per_case(engine: Engine, slots: int) -> int:
 
     Cache: keys and values of each row's prompt `slots`, image, text and spare slots. Prefill: the residual stream, the
     widest layer, and one block of attention scores. Draw: scores of the widest range of the vocabulary, four times
-    (guided, restricted, noise).
+    (guided, restricted, noise), for each token that a pass verifies.
     """
     model, grammar, policy = engine.model, engine.grammar, engine.policy
     rows, width = 1 + policy.guided, jnp.dtype(model.dtype).itemsize
@@ -31,8 +28,7 @@ def bytes_per_case(engine: Engine, slots: int) -> int:
     wide = 4 * model.hidden_size + 3 * model.intermediate_size + 3 * model.num_heads * model.head_dim
     prefill = slots * width * wide + 2 * 4 * model.num_heads * min(model.attention_block, slots) * slots
     draw = 4 * 4 * max(stop - start for start, stop in (grammar.visual_rows, grammar.text_rows))
-    if policy.draft != "none":
-        draw *= policy.window
+    draw *= max(1, policy.verified)
     return rows * (cache + max(prefill, draw))
 
 

@@ -62,6 +62,11 @@ class Sampling:
             raise ValueError(f"window={self.window}: expected 2..4096")
 
     @property
+    def verified(self) -> int:
+        """Tokens that one pass verifies: `window`, or 0 without drafts."""
+        return 0 if self.draft == "none" else self.window
+
+    @property
     def guided(self) -> bool:
         """Whether a second, null-prompt row per case is needed."""
         return self.guidance != 1.0 or self.text_guidance != 1.0

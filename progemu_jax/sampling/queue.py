@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -23,7 +23,7 @@ from progemu_jax.models import transformer
 from progemu_jax.models.transformer import TransformerConfig
 from progemu_jax.sampling import memory
 from progemu_jax.sampling.engine import Engine, Grammar, Params, State
-from progemu_jax.sampling.generate import prepared
+from progemu_jax.sampling.generate import prepare
 from progemu_jax.sampling.policy import Sampling
 from progemu_jax.sampling.prompts import Prompts, pad_prompts
 from progemu_jax.text.sequence import Layout
@@ -32,10 +32,10 @@ from progemu_jax.text.vocabulary import Vocabulary
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One case.
+    """One case, as it waits for a slot.
 
     prior: int [h, w] codes, or None for the null prompt; prompt: text; seed: 0 <= seed < 2**32, of this case alone;
-    keep, codes: bool and int [h, w], codes that are given (`engine.generate`); tag: comes back with the result.
+    keep, codes: bool and int [h, w], codes that are given (`generate.generate`); tag: comes back with the result.
     """
 
     prior: np.ndarray | None
@@ -48,7 +48,8 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """codes int32 [h, w] and text ids (empty without text), or the error that kept the case from being sampled."""
+    """What became of a request: the codes int32 [h, w], text ids (empty without text) and passes of `Generated`, or
+    the error that kept it from being sampled."""
 
     request: Request
     codes: np.ndarray | None = None
@@ -58,7 +59,7 @@ class Result:
 
 
 @functools.cache
-def _compiled(engine: Engine, text: bool):
+def _programs(engine: Engine, text: bool) -> tuple[Callable[..., State], ...]:
     """The three device programs of a queue: admit one case, put it into a slot, advance all slots by a turn."""
     size, rows = engine.layout.image_tokens, 1 + engine.policy.guided
 
@@ -124,8 +125,8 @@ def sample_queue(
     """Samples cases as they come, at most `slots` at a time.
 
     Args:
-      params, model, layout, grammar, policy: as in `engine.generate`. Images are decoded code by code, whatever
-        drafts the policy names.
+      params, model, layout, grammar, policy: as `generate.generate` takes them; parameters that are not prepared are
+        prepared once, for this queue. Images are decoded code by code, whatever drafts the policy names.
       requests: read only as slots become free, so it may be longer than memory.
       slots: cases at a time.
       prompt_slots: tokens that a prompt is padded to; None takes the most that the layout holds.
@@ -139,15 +140,15 @@ def sample_queue(
       UserError: so many slots do not fit in memory.
     """
     prompt_slots = prompt_slots or layout.length - layout.image_tokens - 1
-    params, model = prepared(params, model, grammar)
+    params, model = prepare(params, model, grammar)
     engine = Engine(model, layout, grammar, policy)
     memory.check(engine, slots, prompt_slots)
-    admit, insert, advance, empty = _compiled(engine, text)
+    admit, insert, advance, empty = _programs(engine, text)
     grid = (1, layout.height, layout.width)
     waiting, state = iter(requests), None
     held: list[Request | None] = [None] * slots
 
-    def packed(request: Request) -> tuple:
+    def packed(request: Request) -> tuple[Prompts, jax.Array, np.ndarray, np.ndarray]:
         prompts = pad_prompts(vocabulary, layout, [request.prior], [request.prompt], policy=policy, slots=prompt_slots)
         keep = np.zeros(grid, bool) if request.keep is None else np.asarray(request.keep, bool).reshape(grid)
         codes = np.zeros(grid, np.int32) if request.codes is None else np.asarray(request.codes).reshape(grid)

@@ -30,18 +30,14 @@ Axis legend: B cases, R rows (B, or 2B with guidance), W window, N tokens of an 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from progemu_jax.sampling.engine import Engine, Params, State
 from progemu_jax.sampling.policy import largest, restrict
-
-if TYPE_CHECKING:
-    from progemu_jax.sampling.engine import Engine, State
-
-Params = Any
 
 
 class Drafts(NamedTuple):
@@ -180,7 +176,7 @@ def step(engine: Engine, params: Params, state: State, drafts: Drafts) -> tuple[
 
 
 def decode_image(engine: Engine, params: Params, state: State) -> State:
-    """`Engine.decode_image` by drafts and verification, as the engine's policy says (`draft`, `coupling`, `window`)."""
+    """`Engine.decode_image`, but by drafts and verification, as the policy says (`draft`, `coupling`, `window`)."""
     layout, cases = engine.layout, len(state.codes)
     state, drafts = lax.while_loop(
         lambda carry: (carry[0].place < layout.image_tokens).any(),

@@ -17,6 +17,7 @@ from progemu_jax.errors import UserError
 from progemu_jax.files import records
 from progemu_jax.files.predictions import Case, Prediction, merge_predictions, write_predictions
 from progemu_jax.files.settings import to_dict
+from progemu_jax.inference.counterfactual import CounterfactualModel
 from progemu_jax.text.controls import contradicting_prompt
 from progemu_jax.text.findings import NO_CHANGE
 
@@ -48,7 +49,7 @@ def held_out(config: Config, workdir: Path, kind: str) -> list[dict]:
 def predict_systems(
     config: Config,
     workdir: Path,
-    model: Any,
+    model: CounterfactualModel,
     examples: Sequence[dict],
     own: str,
     prompts: Sequence[str],

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from progemu_jax.checkpoints import export
 from progemu_jax.config import Config, PhantomConfig
+from progemu_jax.convert.components import SCORER
 from progemu_jax.data import build, memorisation
 from progemu_jax.data.batches import ArrayBatches
 from progemu_jax.data.phantom.scorer_set import labelled_arrays
@@ -156,7 +157,8 @@ def train_scorer(config: Config, trained: Mapping[str, TrainConfig], workdir: Pa
         mesh=training_mesh(config, trained),
         config=c.net,
     )
-    export.export(state["params"], {"net": to_dict(c.net), "image_size": config.data.image_size}, folder / "export")
+    export_config = {"kind": SCORER, "net": to_dict(c.net), "image_size": config.data.image_size}
+    export.export(state["params"], export_config, folder / "export")
 
 
 def score(config: Config, workdir: Path) -> None:

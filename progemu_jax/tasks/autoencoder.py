@@ -8,9 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from progemu_jax.models import autoencoder
+from progemu_jax.models import autoencoder, pixels
 from progemu_jax.models.autoencoder import Autoencoder, AutoencoderConfig
-from progemu_jax.models.pixels import pixels
 from progemu_jax.training import losses, optim
 from progemu_jax.training.loop import TrainConfig
 
@@ -46,7 +45,7 @@ class AutoencoderTask:
         return optim.averaged(state)
 
     def _loss(self, params: Any, images: jax.Array, key: jax.Array | None) -> tuple[jax.Array, dict[str, jax.Array]]:
-        x = pixels(images, self.model_config.in_channels)
+        x = pixels.normalize(images, self.model_config.in_channels)
         y, mean, logvar = self.model.apply({"params": params}, x, key)
         c = self.config
         terms = {

@@ -17,10 +17,9 @@ import numpy as np
 from progemu_jax.data.augment import shifted
 from progemu_jax.devices import sharding
 from progemu_jax.errors import UserError
-from progemu_jax.models import unet
+from progemu_jax.models import pixels, unet
 from progemu_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from progemu_jax.models.noise_schedule import Schedule
-from progemu_jax.models.pixels import pixels
 from progemu_jax.models.text_encoder import TextEncoder, TextEncoderConfig
 from progemu_jax.models.unet import UNet, UNetConfig
 from progemu_jax.text.controls import DUMMY_PRIOR
@@ -151,7 +150,7 @@ class DiffusionTask:
         return prior, text, mask if self.text_config.masked else None
 
     def _encode(self, frozen: Any, images: jax.Array, method: str) -> Any:
-        x = pixels(images, self.codec_config.in_channels)
+        x = pixels.normalize(images, self.codec_config.in_channels)
         return self.codec.apply({"params": frozen["autoencoder"]}, x, method=method)
 
     def _loss(self, params: Any, frozen: Any, batch: dict[str, jax.Array], key: jax.Array, train: bool) -> tuple:

@@ -66,7 +66,8 @@ def split(params: Mapping[str, Any], model: TransformerConfig, tune: TuneConfig)
     return arrays.unflatten(trained), arrays.unflatten(frozen)
 
 
-def _below(part, before):
+def _below(part: str, before: int) -> bool:
+    """Whether a parameter, by the first part of its name, lies below layer `before`."""
     if part == "embed_tokens":
         return True
     number = part.removeprefix(f"{STACKED}_")
@@ -100,10 +101,10 @@ def merge(params: Mapping[str, Any], model: TransformerConfig) -> tuple[dict, Tr
     return arrays.unflatten(out), plain
 
 
-def _merged(weight, a, b, model):
+def _merged(weight: jax.Array, a: jax.Array, b: jax.Array, model: TransformerConfig) -> jax.Array:
     stacked = a.ndim + b.ndim - 2 > weight.ndim  # all three have the layer axis
 
-    def one(weight, a, b):
+    def one(weight: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
         added = a.reshape(-1, model.lora_rank) @ b.reshape(model.lora_rank, -1) * (model.lora_alpha / model.lora_rank)
         return (weight.astype(jnp.float32) + added.reshape(weight.shape)).astype(weight.dtype)
 

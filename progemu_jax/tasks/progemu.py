@@ -281,14 +281,16 @@ class ProgEmuTask:
         cpu = sharding.platform(self.mesh) == "cpu"
         return cpu and few and alone and not split and not tied and "embed_tokens" in trained
 
-    def _gradient_by_rows(self, trained: Any, frozen: Any, batch: dict[str, jax.Array], key: jax.Array):
+    def _gradient_by_rows(
+        self, trained: Any, frozen: Any, batch: dict[str, jax.Array], key: jax.Array
+    ) -> tuple[tuple, dict]:
         others = {name: leaf for name, leaf in trained.items() if name != "embed_tokens"}
         table, tokens = trained["embed_tokens"], batch["tokens"][:, :-1]
         aligned = batch["aligned"][:, :-1] if self.model_config.prior_alignment else None
         with self._on_mesh():
             embedded = transformer.embed(table, tokens, aligned, jnp.dtype(self.model_config.dtype))
 
-        def loss(wanted):
+        def loss(wanted: tuple) -> tuple[jax.Array, dict[str, jax.Array]]:
             others, embedded = wanted
             params = lora.join({**others, "embed_tokens": table}, frozen)
             return self.loss(params, batch, key, embedded=embedded)

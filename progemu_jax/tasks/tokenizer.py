@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from progemu_jax.errors import UserError
-from progemu_jax.models import discriminator, lpips, vqgan
+from progemu_jax.models import discriminator, lpips, pixels, vqgan
 from progemu_jax.models.discriminator import Discriminator, DiscriminatorConfig
 from progemu_jax.models.vqgan import VQGAN, VQGANConfig
 from progemu_jax.training import losses, optim
@@ -123,10 +123,8 @@ class TokenizerTask:
             params["quantize"] = state["params"]["quantize"]
         return {"params": params, **({"batch_stats": state["batch_stats"]} if state["batch_stats"] else {})}
 
-    def pixels(self, images: jax.Array) -> jax.Array:
-        """uint8 [B, H, W] -> f32 [B, H, W, C] in [-1, 1]."""
-        x = images.astype(jnp.float32)[..., None] / 127.5 - 1
-        return jnp.repeat(x, self.model_config.in_channels, axis=-1)
+    def _normalize(self, images: jax.Array) -> jax.Array:
+        return pixels.normalize(images, self.model_config.in_channels)
 
     def _forward(self, params: Any, stats: Any, x: jax.Array, train: bool) -> tuple:
         variables = {"params": params, **({"batch_stats": stats} if stats else {})}
@@ -152,7 +150,7 @@ class TokenizerTask:
         return loss, metrics
 
     def train_step(self, state: dict[str, Any], batch: dict[str, jax.Array], key: jax.Array) -> tuple[dict, dict]:
-        c, x, frozen = self.config, self.pixels(batch["image"]), state.get("frozen", {})
+        c, x, frozen = self.config, self._normalize(batch["image"]), state.get("frozen", {})
 
         def loss(params: Any) -> tuple:
             y, _, aux, stats = self._forward({**frozen, **params}, state["batch_stats"], x, True)
@@ -219,7 +217,7 @@ class TokenizerTask:
 
     def eval_step(self, state: dict[str, Any], batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """Means over the batch, and "codes", float32 [Q]: how often each code was used (summed over batches)."""
-        x, variables = self.pixels(batch["image"]), self.inference_variables(state)
+        x, variables = self._normalize(batch["image"]), self.inference_variables(state)
         y, _, aux, _ = self._forward(variables["params"], variables.get("batch_stats"), x, False)
         loss, metrics = self._terms(x, y, aux)
         return {"loss": loss, **metrics, "codes": aux["counts"], "weight": jnp.asarray(x.shape[0], jnp.float32)}
@@ -234,8 +232,7 @@ class TokenizerTask:
 
     def pictures(self, state: dict[str, Any], batch: dict[str, np.ndarray]) -> np.ndarray:
         """uint8 [N, S, 2 S]: up to eight images of a batch beside their reconstructions."""
-        images = jnp.asarray(batch["image"][:8])
-        variables = self.inference_variables(state)
-        y = self._forward(variables["params"], variables.get("batch_stats"), self.pixels(images), False)[0]
-        rebuilt = jnp.clip(jnp.rint((y.mean(-1) + 1) * 127.5), 0, 255).astype(jnp.uint8)
-        return np.asarray(jnp.concatenate([images, rebuilt], axis=2))
+        images = np.asarray(batch["image"][:8])
+        x, variables = self._normalize(jnp.asarray(images)), self.inference_variables(state)
+        y = self._forward(variables["params"], variables.get("batch_stats"), x, False)[0]
+        return np.concatenate([images, pixels.to_uint8(np.asarray(y.mean(-1)))], axis=2)

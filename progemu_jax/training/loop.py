@@ -175,7 +175,19 @@ def check(cfg: TrainConfig) -> None:
 class _Run:
     """One call of `fit` after its state is known."""
 
-    def __init__(self, task, cfg, mesh, shardings, step_key, workdir, checkpoints, hooks, eval_batches, show=None):
+    def __init__(
+        self,
+        task: Task,
+        cfg: TrainConfig,
+        mesh: jax.sharding.Mesh | None,
+        shardings: Any,
+        step_key: jax.Array,
+        workdir: Path,
+        checkpoints: Checkpoints,
+        hooks: Sequence[Callable[[int, dict, dict], None]],
+        eval_batches: Callable[[], Iterable[dict]] | None,
+        show: Callable[[dict], np.ndarray] | None,
+    ):
         self.task, self.cfg, self.workdir = task, cfg, workdir
         self.checkpoints, self.hooks, self.eval_batches = checkpoints, hooks, eval_batches
         self.show = show if jax.process_count() == 1 else None  # no host of several has all parameters
@@ -189,7 +201,7 @@ class _Run:
         self.step_key = step_key
         self.shardings = shardings
 
-    def _step(self, carry, batch):
+    def _step(self, carry: dict, batch: dict) -> dict:
         """One update. Sums of metrics and the first bad step stay on the device until a log point."""
         key = jax.random.fold_in(self.step_key, carry["step"])
         state, metrics = self.train_step(carry["state"], batch, key)
@@ -200,7 +212,8 @@ class _Run:
             state = jax.lax.with_sharding_constraint(state, self.shardings)
         return {"state": state, "step": carry["step"] + 1, "first_bad": first_bad, "sums": sums}
 
-    def __call__(self, state, start, extra, source):
+    def __call__(self, state: dict, start: int, extra: dict, source: Iterator[dict]) -> dict:
+        """Trains from step `start` on; returns the final state."""
         cfg = self.cfg
         _rewind(source, start, extra)
         first = self.put(self._next(source, start))
@@ -218,7 +231,7 @@ class _Run:
         writing = hosts.is_first()
         with (
             Metrics(self.workdir, start, writing) as log,
-            Bar(self.task.name, cfg, start, writing) as bar,
+            Bar(self.task.name, cfg.steps, start, writing) as bar,
             signals() as caught,
         ):
             signalled = Agreed(caught, self.mesh)
@@ -242,7 +255,7 @@ class _Run:
                 raise SystemExit(128 + stop)
         return carry["state"]
 
-    def _next(self, source, used):
+    def _next(self, source: Iterator[dict], used: int) -> dict:
         start = time.monotonic()
         try:
             return next(source)
@@ -254,7 +267,7 @@ class _Run:
         finally:
             self.waited += time.monotonic() - start
 
-    def _log(self, carry, done, log, bar):
+    def _log(self, carry: dict, done: int, log: Metrics, bar: Bar) -> dict:
         sums, first_bad = jax.device_get((carry["sums"], carry["first_bad"]))
         self._stop_if_bad(first_bad)
         count = done % self.cfg.log_every or self.cfg.log_every
@@ -266,7 +279,7 @@ class _Run:
             hook(done, carry["state"], metrics)
         return {**carry, "sums": self.place({name: np.float32(0) for name in sums})}
 
-    def _speed(self, steps, seconds):
+    def _speed(self, steps: int, seconds: float) -> dict[str, float]:
         rate = steps / max(seconds, 1e-9)
         out = {"steps_per_second": rate, "data_wait": min(self.waited / max(seconds, 1e-9), 1.0)}
         out["memory_gib"] = accelerators.memory_gib()
@@ -278,7 +291,7 @@ class _Run:
             out["mfu"] = rate * flops / (peak * jax.device_count())
         return out
 
-    def _evaluate(self, state, done):
+    def _evaluate(self, state: dict, done: int) -> dict[str, float]:
         totals, weight, arrays = {}, 0.0, {}
         with _closing(self.eval_batches()) as source:
             for batch in source:
@@ -297,7 +310,7 @@ class _Run:
         means |= self.task.summarize(arrays) if arrays else {}
         return {f"eval/{name}": value for name, value in means.items()}
 
-    def _save(self, carry, done, source, log):
+    def _save(self, carry: dict, done: int, source: Iterator[dict], log: Metrics) -> None:
         finite = _all_finite(carry["state"].get("params", carry["state"]))
         sums, first_bad, finite = jax.device_get((carry["sums"], carry["first_bad"], finite))
         self._stop_if_bad(first_bad)
@@ -309,7 +322,7 @@ class _Run:
             extra["data"] = source.get_state()
         self.checkpoints.save(done, carry["state"], extra)
 
-    def _stop_if_bad(self, first_bad):
+    def _stop_if_bad(self, first_bad: np.ndarray) -> None:
         if first_bad >= 0:
             raise UserError(f"{self.task.name}: the loss is not finite at step {int(first_bad)}; {_REMEDY}")
 
@@ -318,17 +331,17 @@ _REMEDY = "the last checkpoint is sound: lower train.learning_rate or train.clip
 
 
 @jax.jit
-def _all_finite(tree):
+def _all_finite(tree: Any) -> jax.Array:
     floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     return jnp.array([jnp.isfinite(leaf).all() for leaf in floats]).all()
 
 
-def _must_be_finite(name):
+def _must_be_finite(name: str) -> bool:
     return name.endswith("loss") or name == "grad_norm"
 
 
 @contextlib.contextmanager
-def _closing(source):
+def _closing(source: Any) -> Iterator[Any]:
     """Ends the reading threads that an iterator may have."""
     try:
         yield source
@@ -337,7 +350,7 @@ def _closing(source):
             source.close()
 
 
-def _rewind(source, start, extra):
+def _rewind(source: Iterator[dict], start: int, extra: dict) -> None:
     """Puts the data where the checkpoint left it."""
     if not start:
         return
@@ -348,7 +361,8 @@ def _rewind(source, start, extra):
         next(source)
 
 
-def _first_state(task, key, init_state, template):
+def _first_state(task: Task, key: jax.Array, init_state: Any, template: Any) -> dict:
+    """`fit`'s init_state, or the task's own first state, with the shapes and shardings of `template`."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, template)
     if init_state is None:  # every leaf is made in its place: no device ever holds a whole copy
         return jax.jit(lambda: task.init(key), out_shardings=shardings)()
@@ -367,7 +381,8 @@ def _first_state(task, key, init_state, template):
     return jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings)(given)
 
 
-def _state_shardings(task, mesh, abstract):
+def _state_shardings(task: Task, mesh: jax.sharding.Mesh | None, abstract: Any) -> Any:
+    """Where each array of the state lies: the task's choice, else on every device."""
     if mesh is None:
         single = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         return jax.tree.map(lambda _: single, abstract)
@@ -377,13 +392,13 @@ def _state_shardings(task, mesh, abstract):
     return jax.tree.map(lambda _: replicated, abstract)
 
 
-def _with_shardings(abstract, shardings):
+def _with_shardings(abstract: Any, shardings: Any) -> Any:
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), abstract, shardings
     )
 
 
-def _check_space(workdir, template, kept, keep):
+def _check_space(workdir: Path, template: Any, kept: int, keep: int) -> None:
     """Raises UserError when the disk cannot hold the checkpoints: the one being written beside those that are kept."""
     size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(template))
     count = 1 + max(keep - kept, 0)

@@ -17,7 +17,7 @@ from progemu_jax.errors import UserError
 _UNDECAYED = ("scale", "bias")  # norms and biases; with scanned layers they have a second, stacking, axis
 
 
-def make_schedule(cfg) -> Callable[[jax.Array], jax.Array]:
+def make_schedule(cfg: Any) -> Callable[[jax.Array], jax.Array]:
     """Learning rate of update number `step` (0-based): linear warm-up, then cosine to the floor.
 
     Warm-up ends with the full rate at update `warmup_steps`, and the first update already moves.
@@ -26,7 +26,7 @@ def make_schedule(cfg) -> Callable[[jax.Array], jax.Array]:
     peak, floor, warmup = cfg.learning_rate, cfg.final_learning_rate, cfg.warmup_steps
     span = max(cfg.steps - warmup, 1)
 
-    def schedule(step):
+    def schedule(step: jax.Array) -> jax.Array:
         step = jnp.asarray(step, jnp.float32)
         rising = peak * (step + 1) / max(warmup, 1)
         done = jnp.clip((step - warmup) / span, 0.0, 1.0)
@@ -39,14 +39,14 @@ def make_schedule(cfg) -> Callable[[jax.Array], jax.Array]:
 def decayed(params: Any) -> Any:
     """True for the leaves that weight decay acts on: at least two axes and neither a scale nor a bias."""
 
-    def one(path, leaf):
+    def one(path: tuple, leaf: Any) -> bool:
         name = getattr(path[-1], "key", "") if path else ""
         return np.ndim(leaf) >= 2 and name not in _UNDECAYED
 
     return jax.tree_util.tree_map_with_path(one, params)
 
 
-def make_optimizer(cfg) -> optax.GradientTransformation:
+def make_optimizer(cfg: Any) -> optax.GradientTransformation:
     """Clip by global norm, Adam or Adafactor, decoupled weight decay, schedule. `cfg` is a `train.TrainConfig`.
 
     `cfg.clip` 0 switches the clip off. `cfg.moment_dtype` "bfloat16" stores Adam's moments in half the memory; the
@@ -82,18 +82,20 @@ def scale_by_adam_bfloat16(b1: float, b2: float, eps: float) -> optax.GradientTr
     bits come from the update's number, so a resumed run repeats them.
     """
 
-    def init(params):
+    def init(params: Any) -> optax.ScaleByAdamState:
         zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.bfloat16), params)
         return optax.ScaleByAdamState(count=jnp.zeros((), jnp.int32), mu=zeros, nu=jax.tree.map(jnp.copy, zeros))
 
-    def update(grads, state, params=None):
+    def update(grads: Any, state: optax.ScaleByAdamState, params: Any = None) -> tuple:
         del params
         count = state.count + 1
         mu = jax.tree.map(lambda m, g: b1 * m.astype(jnp.float32) + (1 - b1) * g, state.mu, grads)
         nu = jax.tree.map(lambda v, g: b2 * v.astype(jnp.float32) + (1 - b2) * g * g, state.nu, grads)
         mu, nu = (_round_tree(tree, 2 * count + i) for i, tree in enumerate((mu, nu)))
 
-        def one(m, v):  # of the rounded moments: with the exact ones, both would be held until the update is done
+        def one(
+            m: jax.Array, v: jax.Array
+        ) -> jax.Array:  # of the rounded moments: with the exact ones, both would be held until the update is done
             m, v = m.astype(jnp.float32) / (1 - b1**count), v.astype(jnp.float32) / (1 - b2**count)
             return m / (jnp.sqrt(v) + eps)
 
@@ -103,7 +105,7 @@ def scale_by_adam_bfloat16(b1: float, b2: float, eps: float) -> optax.GradientTr
     return optax.GradientTransformation(init, update)
 
 
-def _round_tree(tree, seed):
+def _round_tree(tree: Any, seed: jax.Array) -> Any:
     leaves, structure = jax.tree.flatten(tree)
     rounded = [stochastic_round(leaf, hashed_bits(leaf.shape, (seed, i))) for i, leaf in enumerate(leaves)]
     return jax.tree.unflatten(structure, rounded)
@@ -125,7 +127,7 @@ def hashed_bits(shape: tuple[int, ...], seeds: tuple) -> jax.Array:
     return _mix(_mix(index) ^ seed)
 
 
-def _mix(x):
+def _mix(x: jax.Array) -> jax.Array:
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
     return x ^ (x >> 16)
@@ -142,7 +144,7 @@ def stochastic_round(x: jax.Array, bits: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(x), rounded, x).astype(jnp.bfloat16)
 
 
-def start(optimizer: optax.GradientTransformation, cfg, params: Any) -> dict[str, Any]:
+def start(optimizer: optax.GradientTransformation, cfg: Any, params: Any) -> dict[str, Any]:
     """The part of a task's state that `advance` changes: {"params", "opt_state"}, and "ema" where cfg.ema is set."""
     state = {"params": params, "opt_state": optimizer.init(params)}
     if cfg.ema:
@@ -182,11 +184,11 @@ def global_norm(grads: Any) -> jax.Array:
     return optax.global_norm([others, [g.values for g in rows]])
 
 
-def _is_rows(x):
+def _is_rows(x: Any) -> bool:
     return isinstance(x, Rows)
 
 
-def advance(optimizer: optax.GradientTransformation, cfg, state: dict[str, Any], grads: Any) -> dict[str, Any]:
+def advance(optimizer: optax.GradientTransformation, cfg: Any, state: dict[str, Any], grads: Any) -> dict[str, Any]:
     """`state` after one update by `grads`; keys that are not of `start` stay.
 
     Parameters in bfloat16 are rounded stochastically: most updates are smaller than half of their last bit. The
@@ -208,15 +210,18 @@ def advance(optimizer: optax.GradientTransformation, cfg, state: dict[str, Any],
     return new
 
 
-def _advance_with_rows(optimizer, cfg, state, grads, rows):
+def _advance_with_rows(
+    optimizer: optax.GradientTransformation, cfg: Any, state: dict[str, Any], grads: Any, rows: dict[str, Rows]
+) -> tuple[dict, tuple]:
+    """(parameters, optimizer state): first of all that have whole gradients, then of the tables."""
     (at,) = [i for i, part in enumerate(state["opt_state"]) if isinstance(part, optax.ScaleByAdamState)]
     scale = 1.0
     if cfg.clip:  # by the norm of all; what is clipped already the optimizer leaves
         norm = global_norm(grads)
         scale = jnp.where(norm < cfg.clip, 1.0, cfg.clip / norm)
 
-    def update(names, grads):
-        def of(tree):
+    def update(names: Any, grads: Any) -> tuple[dict, tuple]:
+        def of(tree: Any) -> dict:
             return {name: tree[name] for name in names}
 
         parts = [*state["opt_state"]]
@@ -224,7 +229,7 @@ def _advance_with_rows(optimizer, cfg, state, grads, rows):
         params, parts = _advance_all(optimizer, of(state["params"]), tuple(parts), jax.tree.map(scale_one, grads))
         return params, parts
 
-    def scale_one(g):
+    def scale_one(g: jax.Array) -> jax.Array:
         return g * scale if cfg.clip else g
 
     params, parts = update([n for n in grads if n not in rows], {n: g for n, g in grads.items() if n not in rows})
@@ -235,12 +240,13 @@ def _advance_with_rows(optimizer, cfg, state, grads, rows):
     return {**params, **others}, (*parts[:at], adam, *parts[at + 1 :])
 
 
-def _advance_all(optimizer, before, opt_state, grads):
+def _advance_all(optimizer: optax.GradientTransformation, before: Any, opt_state: Any, grads: Any) -> tuple[Any, Any]:
+    """(parameters, optimizer state) after one update by whole gradients."""
     updates, opt_state = optimizer.update(grads, opt_state, before)
     counts = [leaf for path, leaf in jax.tree_util.tree_flatten_with_path(opt_state)[0] if _is_count(path)]
     seed = -1 - counts[0]  # another one than the moments'
 
-    def apply(index, param, update):
+    def apply(index: int, param: jax.Array, update: jax.Array) -> jax.Array:
         moved = param.astype(jnp.float32) + update
         if param.dtype == jnp.bfloat16:
             return stochastic_round(moved, hashed_bits(param.shape, (seed, index)))
@@ -251,7 +257,7 @@ def _advance_all(optimizer, before, opt_state, grads):
     return jax.tree.unflatten(structure, moved), opt_state
 
 
-def _is_count(path):
+def _is_count(path: tuple) -> bool:
     return getattr(path[-1], "name", None) == "count"
 
 
@@ -284,14 +290,14 @@ def value_and_grad_accumulated(
     if size % n:
         raise UserError(f"train.accumulate={n} does not divide train.batch_size={size}: change either")
 
-    def split(x):
+    def split(x: jax.Array) -> jax.Array:
         return jnp.swapaxes(jnp.reshape(x, (size // n, n, *x.shape[1:])), 0, 1)
 
     micro = jax.tree.map(split, batch)
     shapes = jax.eval_shape(grad_fn, params, jax.tree.map(lambda x: x[0], micro), key)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), shapes)
 
-    def body(carry, inputs):
+    def body(carry: tuple, inputs: tuple) -> tuple:
         total, sums = carry
         part, index = inputs
         (loss, metrics), grads = grad_fn(params, part, jax.random.fold_in(key, index))

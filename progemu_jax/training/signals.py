@@ -3,6 +3,7 @@
 import contextlib
 import signal
 import threading
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +19,13 @@ class Agreed:
     wait for the step that has just been sent off.
     """
 
-    def __init__(self, caught, mesh):
+    def __init__(self, caught: list[int], mesh: jax.sharding.Mesh | None):
         self.caught, self.mesh, self.pending = caught, mesh, None
         if jax.process_count() > 1:
             self.where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(mesh.axis_names))
             self.most = jax.jit(jnp.max, out_shardings=sharding.replicated(mesh))
 
-    def __call__(self):
+    def __call__(self) -> int:
         number = self.caught[0] if self.caught else 0
         if jax.process_count() == 1:
             return number
@@ -35,7 +36,7 @@ class Agreed:
 
 
 @contextlib.contextmanager
-def signals():
+def signals() -> Iterator[list[int]]:
     """Collects SIGTERM and SIGINT; a second one ends the process as usual. Main thread only."""
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -44,7 +45,7 @@ def signals():
     # None: a handler that is not Python's (on several hosts JAX's runtime has one for SIGTERM); ours takes its place.
     old = {number: signal.getsignal(number) or signal.SIG_DFL for number in (signal.SIGTERM, signal.SIGINT)}
 
-    def note(number, frame):
+    def note(number: int, frame: object) -> None:
         caught.append(number)
         signal.signal(number, old[number])
 

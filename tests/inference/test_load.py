@@ -1,7 +1,9 @@
 """`progemu_jax.load` on a run directory with random weights."""
 
 import dataclasses
+import gc
 import importlib
+import weakref
 
 import jax
 import numpy as np
@@ -11,7 +13,9 @@ from support import tiny_run
 import progemu_jax
 from progemu_jax.config import Config
 from progemu_jax.errors import UserError
+from progemu_jax.files.predictions import Case
 from progemu_jax.files.settings import from_dict
+from progemu_jax.inference.counterfactual import CounterfactualModel
 from progemu_jax.models import transformer, vqgan
 from progemu_jax.systems.progemu import model_config
 
@@ -40,6 +44,29 @@ def test_codes_are_as_good_a_prior_as_the_image(model):
     b = model.counterfactual(codes, "x", seed=1)
     assert (a.codes == b.codes).all()
     assert (model.detokenize(a.codes) == a.images).all()
+
+
+def test_it_is_a_counterfactual_model(model):
+    assert isinstance(model, CounterfactualModel)
+
+
+def test_each_model_keeps_its_own_prepared_weights_and_they_go_with_it(model, tmp_path):
+    other = progemu_jax.load(tiny_run.write(tmp_path))
+    cases = [Case("a", np.zeros((4, 4), np.int32), "x")]
+    made = model.sample(cases)
+    mine, others = model.prepared(), other.prepared()
+    np.testing.assert_array_equal(other.sample(cases).codes, made.codes)
+    assert model.prepared() is mine
+    assert other.prepared() is others
+    assert mine[0] is not others[0]
+    gone = [weakref.ref(other), *(weakref.ref(leaf) for leaf in jax.tree.leaves(others[0]))]
+    del other, others
+    gc.collect()
+    assert not [ref for ref in gone if ref() is not None]
+    other_params = jax.tree.map(lambda x: -x, model.params)
+    old, model.params = model.params, other_params
+    assert model.prepared() is not mine  # other weights are prepared anew
+    model.params = old
 
 
 def test_logits_are_of_the_whole_vocabulary(model):

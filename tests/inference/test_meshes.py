@@ -10,7 +10,7 @@ from progemu_jax.devices import sharding
 from progemu_jax.errors import UserError
 from progemu_jax.files.predictions import Case, Prediction, merge_predictions, write_predictions
 from progemu_jax.inference.image_tokenizer import Tokenizer
-from progemu_jax.inference.progemu import Model
+from progemu_jax.inference.progemu import ProgEmu
 from progemu_jax.models import transformer, vqgan
 from progemu_jax.sampling.policy import Sampling
 from progemu_jax.text import vocabulary
@@ -29,7 +29,7 @@ def make_model():
     codec = vqgan.VQGANConfig(ch=16, ch_mult=(1, 2), num_res_blocks=1, attn_levels=(), codebook_size=CODES)
     tokenizer = Tokenizer(vqgan.init_variables(codec, jax.random.key(1)), codec)
     params = transformer.init_params(config, jax.random.key(3))
-    return Model(params, config, Layout(2, 3, 96, 12), words, tokenizer, POLICY, "toy")
+    return ProgEmu(params, config, Layout(2, 3, 96, 12), words, tokenizer, POLICY, "toy")
 
 
 @pytest.mark.parametrize("shape", [{"data": 4, "tensor": 2}, pytest.param({"data": 8}, marks=pytest.mark.slow)])

@@ -71,7 +71,7 @@ def test_bfloat16_logits_are_summed_in_float32():
 @pytest.mark.parametrize("padded", [False, True])
 def test_head_equals_the_whole_with_gradients(tokens, chunk, padded, monkeypatch):
     """Also with rows of the table that stand for no id, and with a last block that is not whole."""
-    monkeypatch.setattr(losses, "BLOCK_ON_CPU", 4)
+    monkeypatch.setattr(head_loss, "BLOCK_ON_CPU", 4)
     hidden, head, labels, weights = map(jnp.asarray, tokens)
     table = jnp.concatenate([head.T, 100 * jnp.ones((3, 5))]) if padded else head.T
 

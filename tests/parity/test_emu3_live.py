@@ -44,6 +44,7 @@ from progemu_jax.convert.convert import convert
 from progemu_jax.convert.emu3 import folder as emu3_folder
 from progemu_jax.files.settings import to_dict
 from progemu_jax.models import transformer, vqgan
+from progemu_jax.models.pixels import normalize
 from progemu_jax.sampling import generate
 from progemu_jax.sampling.policy import Sampling
 from progemu_jax.sampling.prompts import pad_prompts
@@ -212,7 +213,7 @@ def test_every_layer_of_the_image_tokenizer(models, vqs, dialect):
 
     def run(variables, images, codes):
         keep = {"capture_intermediates": True, "mutable": ["intermediates"]}
-        one = net.apply(variables, tokenizer._pixels(images), method="encode", **keep)[1]["intermediates"]
+        one = net.apply(variables, normalize(images, 3), method="encode", **keep)[1]["intermediates"]
         two = net.apply(variables, codes, method="detokenize", **keep)[1]["intermediates"]
         return one, two
 
@@ -252,7 +253,7 @@ def test_codes_of_a_thousand_images(tmp_path, dialect):
     else:
         processor = Emu3ImageProcessor
     processor = processor(**PROCESSOR, image_mean=[0.5] * 3, image_std=[0.5] * 3)
-    encode = jax.jit(lambda v, x: vqgan.VQGAN(tokenizer.config).apply(v, tokenizer._pixels(x), method="encode"))
+    encode = jax.jit(lambda v, x: vqgan.VQGAN(tokenizer.config).apply(v, normalize(x, 3), method="encode"))
     table = np.asarray(tokenizer.variables["params"]["quantize"]["embedding"], np.float64)
     positions, differing, used = 0, 0, set()
     for size in SIZES:

@@ -90,13 +90,13 @@ def test_senseless_plans_are_one_line(tmp_path, config, words):
 
 def test_the_8b_model_is_counted_as_it_is():
     config = from_dict(Config, progemu_8b.get_config())
-    model, layout, _ = counts._parts(config, 1)
-    parts = counts._parameters(model)
+    model, layout, _ = counts.model_of(config, 1)
+    parts = counts.parameters(model)
     norms = 65 * 4096
     padding = 2 * 4096 * (184_640 - 184_622)
     assert model.num_layers * parts["layer"] + parts["tables"] + norms - padding == 8_492_011_520
-    case = counts.Case("train", (8, 8, 1), 1, "v5p")
-    found = counts.counts(model, layout, case, config)
+    case = counts.Program("train", (8, 8, 1), 1, "v5p")
+    found = counts.count(model, layout, case, config)
     assert found["tokens"] == 64 * 9216
     dense = 6 * (model.num_layers * parts["layer"] + parts["head"])
     assert found["flops"] == pytest.approx(found["tokens"] * (dense + 6 * 32 * 4096 * 9216))

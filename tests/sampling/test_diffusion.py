@@ -1,6 +1,7 @@
 """The diffusion model: schedule, solvers, guidance, seeds, training, and how users meet it."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 import progemu_jax
+from progemu_jax import provenance
 from progemu_jax.checkpoints import arrays, export
 from progemu_jax.convert import components
 from progemu_jax.convert.diffusers import folder as diffusers_folder
@@ -15,6 +17,7 @@ from progemu_jax.devices.sharding import make_mesh
 from progemu_jax.errors import UserError
 from progemu_jax.files.predictions import Case
 from progemu_jax.files.settings import to_dict
+from progemu_jax.inference.counterfactual import CounterfactualModel
 from progemu_jax.models import autoencoder, text_encoder, unet
 from progemu_jax.models.autoencoder import AutoencoderConfig
 from progemu_jax.models.noise_schedule import Schedule
@@ -64,7 +67,7 @@ def run(params, tmp_path_factory):
         components.TEXT_ENCODER: {"model": to_dict(TEXT)},
     }
     for kind, config in configs.items():
-        with export.ExportWriter(folder / components.DIFFUSION_IN_RUN[kind]) as writer:
+        with export.ExportWriter(folder / components.IN_RUN[kind]) as writer:
             for name, leaf in arrays.flatten(params[kind]).items():
                 writer.add(name, leaf)
             if kind == components.TEXT_ENCODER:
@@ -181,21 +184,22 @@ def test_recomputing_in_the_backward_pass_changes_no_gradient(params):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * float(jnp.abs(a).max() + 1e-9))
 
 
-@pytest.mark.parametrize("limits", [{"SCORES": 64}, {"CACHED": 64}, {"SCORES": 64, "CACHED": 64}])
+@pytest.mark.parametrize(
+    "limits", [{"MOST_SCORES": 64}, {"SCORES_IN_CACHE": 64}, {"MOST_SCORES": 64, "SCORES_IN_CACHE": 64}]
+)
 def test_attention_in_blocks_of_queries_or_heads_is_attention(monkeypatch, limits):
     from progemu_jax.kernels import attention
-    from progemu_jax.models import blocks
 
     q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 16, 8))
     some = jnp.arange(16)[None] < jnp.asarray([[11], [3]])
     causal = jnp.tril(jnp.ones((16, 16), bool))[None, None]
     masks = (None, some[:, None, None], causal)
-    whole = [attention.attention(q, k, v, 2, mask) for mask in masks]
+    whole = [attention.multi_head_attention(q, k, v, 2, mask) for mask in masks]
     assert not np.allclose(whole[0], whole[1])
     for name, value in limits.items():
-        monkeypatch.setattr(blocks, name, value)
+        monkeypatch.setattr(attention, name, value)
     for mask, want in zip(masks, whole, strict=True):
-        np.testing.assert_allclose(attention.attention(q, k, v, 2, mask), want, atol=1e-6)
+        np.testing.assert_allclose(attention.multi_head_attention(q, k, v, 2, mask), want, atol=1e-6)
 
 
 # --- sampling ---
@@ -214,8 +218,9 @@ def test_counterfactual_has_images_and_says_that_there_is_no_text(model):
     out = model.counterfactual(gray(0), "New small left pleural effusion.", num_samples=2, seed=1)
     assert out.images.shape == (2, SIZE, SIZE)
     assert out.images.dtype == np.uint8
-    assert out.texts == [None, None]
-    assert out.codes is None
+    assert out.texts is out.codes is out.mask is None
+    np.testing.assert_array_equal(out.prior + out.difference, out.images)
+    assert out.uncertainty.any()
     assert not np.array_equal(*out.images)
     again = model.counterfactual(gray(0), "New small left pleural effusion.", num_samples=2, seed=1)
     np.testing.assert_array_equal(again.images, out.images)
@@ -230,6 +235,9 @@ def test_counterfactual_has_images_and_says_that_there_is_no_text(model):
         ({"steps": 0}, "steps=0"),
         ({"temperature": 1.0}, "unknown key"),
         ({"prior": None}, "needs a prior image"),
+        ({"mask": np.ones((SIZE, SIZE), bool)}, "a diffusion model takes no mask"),
+        ({"mask": "auto"}, "a diffusion model takes no mask"),
+        ({"text": True}, "a diffusion model writes no text"),
         ({"prior": np.zeros((4, 4, 4), np.uint8)}, "expected \\[H, W\\]"),
     ],
 )
@@ -237,6 +245,47 @@ def test_bad_requests_end_in_one_line(model, arguments, message):
     values = {"prior": gray(0), "prompt": "Resolved edema."} | arguments
     with pytest.raises(UserError, match=message):
         model.counterfactual(**values)
+
+
+def test_what_needs_codes_or_a_mask_says_so_and_the_futures_are_saved(model, tmp_path):
+    out = model.counterfactual(gray(0), "Resolved edema.", num_samples=2, mask=None, text=False)
+    for ask, message in ((lambda: out.entropy, "no codes"), (out.composite, "takes no mask")):
+        with pytest.raises(UserError, match=message):
+            ask()
+    rows = [json.loads(line) for line in out.save(tmp_path / "out").read_text().splitlines()]
+    assert [row["text"] for row in rows] == [None, None]
+    assert provenance.read_png(tmp_path / "out" / rows[1]["image"])["progemu:model"] == model.hash
+
+
+def test_it_is_a_counterfactual_model(model):
+    assert isinstance(model, CounterfactualModel)
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        (Case("a", None, "x"), "needs a prior image"),
+        (Case("a", np.zeros((4, 4), np.int32), "x"), r"expected an image, uint8 \[32, 32\], got int32 \[4, 4\]"),
+        (Case("a", np.zeros((SIZE, SIZE), np.uint8), "new\x00edema"), r"U\+0000"),
+    ],
+)
+def test_a_case_is_checked_before_any_work_and_named(model, case, message):
+    model.check(Case("a", gray(0), ""))
+    with pytest.raises(UserError, match=message):
+        model.check(case)
+    with pytest.raises(UserError, match="case a: .*" + message):
+        model.sample([case])
+
+
+def test_eight_devices_sample_as_one(run, model):
+    cases = [Case(f"p{i}", gray(i), ["New small left pleural effusion.", "Resolved edema."][i % 2]) for i in range(8)]
+    many = progemu_jax.load(run)
+    assert many.on(make_mesh(data=4, tensor=2)) is many
+    assert len(jax.tree.leaves(many.params)[0].sharding.device_set) == 8
+    for part in (cases, cases[:3]):  # three do not divide over four: unsplit
+        expected, found = (m.sample(part, 5).images for m in (model, many))
+        assert abs(found.astype(int) - expected).max() <= 1
+        assert len({image.tobytes() for image in found}) == len(part)
 
 
 def test_a_run_without_all_parts_says_what_is_missing(run, tmp_path):

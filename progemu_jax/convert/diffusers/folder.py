@@ -1,7 +1,7 @@
-"""Diffusers folders and the text encoders of `transformers`, opened and checked; and the way in and out.
+"""Diffusers folders and the text encoders of `transformers`, opened and checked.
 
 A folder is a pipeline (`model_index.json`; `unet/`, `vae/`, `text_encoder/`, `scheduler/`, `tokenizer/`), or one
-component (`config.json` beside its weights). As in `huggingface`, opening reads configs and headers and compares every
+component (`config.json` beside its weights). Opening reads configs and headers and compares every
 name and shape; the data are read later, tensor by tensor. Nothing in a folder is executed.
 """
 
@@ -12,22 +12,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from progemu_jax.checkpoints import arrays
 from progemu_jax.convert import safetensors
-from progemu_jax.convert.components import AUTOENCODER, TEXT_ENCODER, TEXT_TOKENIZER, UNET, UNUSED, Entry
-from progemu_jax.convert.diffusers import configs as diffusers_configs
+from progemu_jax.convert.components import AUTOENCODER, TEXT_ENCODER, TEXT_TOKENIZER, UNET
+from progemu_jax.convert.diffusers import configs
 from progemu_jax.convert.diffusers.names import dialect_of, entries_of
+from progemu_jax.convert.parts import CONFIG, Part, checked_tensors
 from progemu_jax.convert.safetensors import DIFFUSERS, Tensor
 from progemu_jax.errors import UserError
-from progemu_jax.models.autoencoder import AutoencoderConfig
 from progemu_jax.models.noise_schedule import Schedule
-from progemu_jax.models.text_encoder import BERT, TextEncoderConfig
-from progemu_jax.models.unet import UNetConfig
+from progemu_jax.models.text_encoder import BERT
 from progemu_jax.text import text_tokenizers
 
-INDEX, CONFIG, SCHEDULER = "model_index.json", "config.json", "scheduler/scheduler_config.json"
+INDEX, SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
 FOLDERS = {UNET: "unet", AUTOENCODER: "vae", TEXT_ENCODER: "text_encoder"}  # in a pipeline
 _TOKENIZER_FILES = (
     "vocab.txt", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.json",
@@ -35,7 +31,6 @@ _TOKENIZER_FILES = (
 )  # fmt: skip
 _TEXT_TYPES = ("bert", "clip", "clip_text_model")
 OPEN_CLIP = "open_clip_config.json"  # BiomedCLIP's
-_BUFFER_BYTES = 2**16
 _EXTRAS = {
     "bert": r"(bert\.)?pooler\.|cls\.|visual\.|text\.proj\.|text\.transformer\.pooler\.|logit_scale$",
     "clip": r"vision_model\.|visual_projection\.|text_projection\.|logit_scale$",
@@ -43,31 +38,11 @@ _EXTRAS = {
 
 
 @dataclass(frozen=True)
-class Component:
-    """A model in a folder.
+class Component(Part):
+    """A model in a folder; `config` is its config.json, `stem` what its weights are called."""
 
-    Attributes:
-      kind: UNET, AUTOENCODER or TEXT_ENCODER.
-      folder: where it lies; `config` is its config.json.
-      model: our config of it.
-      entries: its parameters; `tensors` has theirs by the checkpoint's names.
-      buffers: {name: Tensor} of what is no parameter.
-    """
-
-    kind: str
-    folder: Path
     stem: str
     config: dict[str, Any] = field(repr=False)
-    model: UNetConfig | AutoencoderConfig | TextEncoderConfig
-    entries: tuple[Entry, ...] = field(repr=False)
-    tensors: dict[str, Tensor] = field(repr=False)
-    buffers: dict[str, Tensor] = field(repr=False)
-
-    def params(self) -> dict:
-        """The parameters of our model as a nested dict of jax arrays."""
-        used = (e for e in self.entries if not e.leaf.startswith(f"{UNUSED}."))
-        flat = {e.leaf: jax.device_put(e.ours(self.tensors[e.name].read())) for e in used}
-        return arrays.unflatten(flat)
 
 
 @dataclass(frozen=True)
@@ -114,7 +89,7 @@ def open_folder(path: Path) -> Pipeline:
     if UNET not in parts:
         raise UserError(f"{path / INDEX}: names no UNet; only pipelines with a UNet2DConditionModel are supported")
     if (path / SCHEDULER).exists():
-        schedule = diffusers_configs.schedule(path / SCHEDULER, safetensors.read_json(path / SCHEDULER))
+        schedule = configs.schedule(path / SCHEDULER, safetensors.read_json(path / SCHEDULER))
     tokenizer = path / TEXT_TOKENIZER if tokenizer_files(path / TEXT_TOKENIZER) else None
     _check_together(path, parts)
     return Pipeline(path, parts, schedule, tokenizer)
@@ -130,10 +105,12 @@ def _check_together(path: Path, parts: dict[str, Component]) -> None:
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
+    """The files of a text tokenizer that a folder has."""
     return [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
 
 
 def _component(path: Path) -> Component:
+    """One component's folder, opened and checked."""
     if (path / OPEN_CLIP).exists() and not (path / CONFIG).exists():
         values, at = None, path / OPEN_CLIP
     else:
@@ -151,13 +128,21 @@ def _component(path: Path) -> Component:
         values = _open_clip(at, found)
     dtype = safetensors.main_dtype(path, found)
     if name == "UNet2DConditionModel":
-        kind, model = UNET, diffusers_configs.unet(at, values, dtype)
+        kind, model = UNET, configs.unet(at, values, dtype)
     elif name == "AutoencoderKL":
-        kind, model = AUTOENCODER, diffusers_configs.autoencoder(at, values, dtype)
+        kind, model = AUTOENCODER, configs.autoencoder(at, values, dtype)
     else:
-        kind, model = TEXT_ENCODER, diffusers_configs.text_model(at, values, dtype, values.get("context_length"))
+        kind, model = TEXT_ENCODER, configs.text_model(at, values, dtype, values.get("context_length"))
     entries = entries_of(model, dialect_of(model, found))
-    return _checked(kind, path, stem, values, model, entries, found)
+    extras = re.compile(_EXTRAS[model.kind] if kind == TEXT_ENCODER else r"$.")
+    checked = checked_tensors(
+        entries,
+        found,
+        path / f"{stem}.safetensors.index.json",
+        is_buffer=lambda name: name.endswith("position_ids"),
+        is_unused=lambda name: bool(extras.match(name)),
+    )
+    return Component(kind, path, model, *checked, stem, values)
 
 
 def _open_clip(at: Path, found: dict[str, Tensor]) -> dict[str, Any]:
@@ -183,34 +168,3 @@ def _open_clip(at: Path, found: dict[str, Tensor]) -> dict[str, Any]:
         ) from None
     length = text.get("context_length")
     return values | ({"context_length": length} if isinstance(length, int) and length > 1 else {})
-
-
-# --- names ---
-
-
-def _checked(kind, path, stem, config, model, entries, found) -> Component:
-    expected = {entry.name: entry for entry in entries}
-    shapes = {name: entry.tensor_shape for name, entry in expected.items()}
-    safetensors.check(found, shapes, path / f"{stem}.safetensors.index.json", CONFIG)
-    extras = re.compile(_EXTRAS[model.kind] if kind == TEXT_ENCODER else r"$.")
-    entries, buffers = list(entries), {}
-    for name, tensor in found.items():
-        if name in expected:
-            continue
-        if name.endswith("position_ids") and tensor.nbytes <= _BUFFER_BYTES:
-            buffers[name] = tensor
-        elif extras.match(name):
-            entries.append(Entry(f"{UNUSED}.{name}", tensor.shape, name, "same"))
-        else:
-            raise UserError(
-                f"{tensor.file}: tensor {name} belongs to no parameter, which {CONFIG} implies; "
-                "use the config and weights of one model"
-            )
-    wanted = {entry.name: found[entry.name] for entry in entries}
-    return Component(kind, path, stem, config, model, tuple(entries), wanted, buffers)
-
-
-# --- in ---
-
-
-# --- out ---

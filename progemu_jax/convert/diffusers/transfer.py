@@ -1,9 +1,7 @@
-"""Diffusers folders to exports and back, tensor by tensor."""
+"""Diffusers folders to the exports of a run directory, and back."""
 
 from __future__ import annotations
 
-import base64
-import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -11,34 +9,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from tqdm import tqdm
-
-from progemu_jax.checkpoints.export import ExportWriter, iterate_export, read_export_config, read_export_tree
-from progemu_jax.convert import safetensors
+from progemu_jax.checkpoints.export import ExportWriter, read_export_config, read_export_tree
+from progemu_jax.convert import transfer
 from progemu_jax.convert.components import (
     AUTOENCODER,
-    DIFFUSION_IN_RUN,
+    IN_RUN,
+    SOURCE,
     TEXT_ENCODER,
     TEXT_TOKENIZER,
     UNET,
     UNUSED,
     Entry,
 )
-from progemu_jax.convert.diffusers import configs as diffusers_configs
-from progemu_jax.convert.diffusers.folder import (
-    CONFIG,
-    FOLDERS,
-    INDEX,
-    OPEN_CLIP,
-    SCHEDULER,
-    Component,
-    Pipeline,
-    tokenizer_files,
-)
+from progemu_jax.convert.diffusers import configs
+from progemu_jax.convert.diffusers.folder import FOLDERS, INDEX, OPEN_CLIP, SCHEDULER, Pipeline, tokenizer_files
 from progemu_jax.convert.diffusers.names import dialect_of, entries_of
-from progemu_jax.convert.safetensors import DIFFUSERS, ContentHash, packed_buffers
-from progemu_jax.files.records import normal, write_json
+from progemu_jax.convert.parts import CONFIG
+from progemu_jax.convert.safetensors import DIFFUSERS
+from progemu_jax.convert.transfer import copy_if_there
+from progemu_jax.files.records import write_json
 from progemu_jax.files.settings import from_dict, to_dict
 from progemu_jax.models.autoencoder import AutoencoderConfig
 from progemu_jax.models.noise_schedule import Schedule
@@ -49,33 +38,24 @@ from progemu_jax.sampling.diffusion import DiffusionSampling
 
 def to_run(pipeline: Pipeline, target: Path) -> str:
     """Writes the exports of a run directory; returns a sentence saying what."""
-    said = []
     for kind, part in pipeline.parts.items():
-        with ExportWriter(target / DIFFUSION_IN_RUN[kind]) as writer:
-            digest = ContentHash()
-            for entry in tqdm(part.entries, f"{kind} in", unit="tensor"):
-                tensor = part.tensors[entry.name]
-                array = tensor.read()
-                digest.add(tensor.name, tensor.dtype, tensor.shape, array)
-                writer.add(entry.leaf, entry.ours(array))
-            for tensor in part.buffers.values():
-                digest.add(tensor.name, tensor.dtype, tensor.shape, tensor.read())
-            config = {"model": to_dict(part.model), "kind": kind, "hash": digest.hexdigest()}
-            config["source"] = _source(part, digest.hexdigest())
+        with ExportWriter(target / IN_RUN[kind]) as writer:
+            content_hash = transfer.write_export(part, writer)
+            config = {"model": to_dict(part.model), "kind": kind, "hash": content_hash}
+            config["source"] = transfer.source_record(part, part.config, content_hash, stem=part.stem)
+            kept = writer.folder / SOURCE
             if kind == UNET:
                 config |= {"schedule": to_dict(pipeline.schedule), "policy": to_dict(DiffusionSampling())}
                 config["image_size"] = image_size(pipeline)
                 for name in (INDEX, SCHEDULER):
-                    _keep(pipeline.path / name, writer.folder / "source" / name)
+                    copy_if_there(pipeline.path / name, kept / name)
             if kind == TEXT_ENCODER and pipeline.tokenizer:
                 for path in tokenizer_files(pipeline.tokenizer):
-                    _keep(path, writer.folder / TEXT_TOKENIZER / path.name)
+                    copy_if_there(path, writer.folder / TEXT_TOKENIZER / path.name)
             for name in (CONFIG, OPEN_CLIP):
-                _keep(part.folder / name, writer.folder / "source" / name)
+                copy_if_there(part.folder / name, kept / name)
             writer.finish(config)
-        size = sum(t.nbytes for t in part.tensors.values())
-        said.append(f"{kind.replace('_', ' ')}, {len(part.tensors)} tensors, {size / 1e9:.2f} GB")
-    return f"{'; '.join(said)}; from Diffusers' layout"
+    return f"{transfer.said_of(pipeline.parts.values())}; from Diffusers' layout"
 
 
 def image_size(pipeline: Pipeline) -> int:
@@ -85,90 +65,66 @@ def image_size(pipeline: Pipeline) -> int:
     return side * factor if isinstance(side, int) and 1 <= side <= 1024 else 64 * factor
 
 
-def _keep(source: Path, target: Path) -> None:
-    if source.is_file():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(safetensors.inside(source), target)
-
-
-def _source(part: Component, content_hash: str) -> dict:
-    every = {**part.tensors, **part.buffers}
-    return normal(
-        {
-            "config": part.config,
-            "content_hash": content_hash,
-            "stem": part.stem,
-            "names": {entry.leaf: entry.name for entry in part.entries},
-            "dtypes": {entry.leaf: part.tensors[entry.name].dtype for entry in part.entries},
-            "files": {name: t.file.name for name, t in every.items()},
-            "buffers": packed_buffers(part.buffers),
-        }
-    )
-
-
 _MODELS = {UNET: UNetConfig, AUTOENCODER: AutoencoderConfig, TEXT_ENCODER: TextEncoderConfig}
 _WRITE: dict[str, Callable] = {
-    UNET: diffusers_configs.write_unet,
-    AUTOENCODER: diffusers_configs.write_autoencoder,
-    TEXT_ENCODER: diffusers_configs.write_text_model,
+    UNET: configs.write_unet,
+    AUTOENCODER: configs.write_autoencoder,
+    TEXT_ENCODER: configs.write_text_model,
 }
 
 
 @dataclass(frozen=True)
-class _Out:
-    """One component of a target: all that can be said, and refused, before any data are read."""
+class OutgoingPart:
+    """One component of a target: all that can be said, and refused, before any data are read.
 
-    kind: str
-    export: Path
+    Attributes:
+      tensors: what is written of it, and where from.
+      config: of the export. values: its config.json, where no source has one. stem: what its files are called.
+    """
+
+    tensors: transfer.Outgoing
     config: dict[str, Any]
     values: dict[str, Any]
-    entries: dict[str, Entry]
-    dtypes: dict[str, tuple[str, tuple[int, ...]]]
-    files: dict[str, str]
-    buffers: dict[str, np.ndarray]
     stem: str
 
+    @property
+    def kind(self) -> str:
+        return self.tensors.kind
 
-def plan(exports: dict[str, Path]) -> list[_Out]:
+    @property
+    def export(self) -> Path:
+        return self.tensors.export
+
+
+def outgoing_parts(exports: dict[str, Path]) -> list[OutgoingPart]:
     """What becomes of the exports {kind: folder}. Raises UserError for what Diffusers' format has no place for."""
-    return [_plan(kind, folder) for kind, folder in exports.items()]
+    return [_outgoing_part(kind, folder) for kind, folder in exports.items()]
 
 
-def _plan(kind: str, folder: Path) -> _Out:
-    config = read_export_config(folder)
+def _outgoing_part(kind: str, folder: Path) -> OutgoingPart:
+    config, tree = read_export_config(folder), read_export_tree(folder)
     model = from_dict(_MODELS[kind], config["model"], f"{folder}: model")
-    tree, source = read_export_tree(folder), config.get("source")
-    entries = {e.leaf: e for e in entries_of(model, dialect_of(model))}
-    for leaf in (leaf for leaf in tree if leaf.startswith(f"{UNUSED}.")):
-        entries[leaf] = Entry(leaf, tuple(tree[leaf][0]), leaf.removeprefix(f"{UNUSED}."), "same")
-    stem = DIFFUSERS if kind != TEXT_ENCODER else "model"
-    values, files, buffers = {}, {}, {}
-    if source:
-        values, stem, files = source["config"], source["stem"], source["files"]
-        for leaf, name in source["names"].items():
-            entries[leaf] = dataclasses.replace(entries[leaf], name=name)
-        for name, (dtype, shape, data) in source["buffers"].items():
-            buffers[name] = np.frombuffer(base64.b64decode(data), safetensors.DTYPES[dtype]).reshape(shape)
-    else:
-        values = _WRITE[kind](model, str(folder))
-    dtypes = {}
-    for leaf, entry in entries.items():
-        dtype = source["dtypes"][leaf] if source else safetensors.NAMES[tree[leaf][1]]
-        dtypes[entry.name] = dtype, entry.tensor_shape
-    for name, array in buffers.items():
-        dtypes[name] = safetensors.NAMES[str(array.dtype)], array.shape
-    return _Out(kind, folder, config, values, entries, dtypes, files, buffers, stem)
+    unused = [leaf for leaf in tree if leaf.startswith(f"{UNUSED}.")]
+    entries = [
+        *entries_of(model, dialect_of(model)),
+        *(Entry(leaf, tuple(tree[leaf][0]), leaf.removeprefix(f"{UNUSED}."), "same") for leaf in unused),
+    ]
+    source = config.get("source")
+    values = source["config"] if source else _WRITE[kind](model, str(folder))
+    stem = source["stem"] if source else DIFFUSERS if kind != TEXT_ENCODER else "model"
+    return OutgoingPart(transfer.outgoing(kind, folder, tree, entries, source), config, values, stem)
 
 
-def from_run(parts: list[_Out], target: Path) -> str:
+def from_run(parts: list[OutgoingPart], target: Path) -> str:
     """Writes a pipeline folder, or the folder of the only component; returns a sentence saying what."""
     whole = len(parts) > 1 or parts[0].kind == UNET
     said, unchanged = [], []
     for part in parts:
         folder = target / FOLDERS[part.kind] if whole else target
         folder.mkdir(parents=True, exist_ok=True)
-        unchanged.append(_write(part, folder))
-        said.append(f"{part.kind.replace('_', ' ')}, {len(part.dtypes)} tensors")
+        unchanged.append(transfer.write_folder([part.tensors], folder, part.stem))
+        _write_config(part, folder)
+        said.append(f"{part.kind.replace('_', ' ')}, {len(part.tensors.dtypes)} tensors")
         tokenizer = part.export / TEXT_TOKENIZER
         if part.kind == TEXT_ENCODER and tokenizer.is_dir():
             place = target / TEXT_TOKENIZER if whole else target
@@ -179,47 +135,19 @@ def from_run(parts: list[_Out], target: Path) -> str:
     return f"{'; '.join(said)} in Diffusers' layout{same}"
 
 
-def _write(part: _Out, folder: Path) -> bool:
-    """Writes one component; whether its tensors are those of its source."""
-    order = sorted(part.dtypes, key=lambda name: (-safetensors.DTYPES[part.dtypes[name][0]].itemsize, name))
-    shards: dict[str, dict] = {}
-    if part.files:
-        for name in order:
-            shards.setdefault(part.files[name], {})[name] = part.dtypes[name]
-    else:
-        shards = safetensors.shard({name: part.dtypes[name] for name in order}, stem=part.stem)
-    writer, digest = safetensors.Writer(folder, shards, part.stem), ContentHash()
-    with tqdm(total=len(part.entries), desc=f"{part.kind} out", unit="tensor") as bar:
-        held: list[np.ndarray] = []
-        for leaf, rows, array in iterate_export(part.export):
-            if rows is not None:  # a large array in blocks of rows: one tensor at a time is held whole
-                held.append(np.asarray(array))
-                if rows[1] < part.entries[leaf].shape[0]:
-                    continue
-                array, held = np.concatenate(held), []
-            entry = part.entries[leaf]
-            dtype, shape = part.dtypes[entry.name]
-            array = entry.theirs(np.asarray(array).astype(safetensors.DTYPES[dtype], copy=False))
-            writer.write(entry.name, array)
-            digest.add(entry.name, dtype, shape, array)
-            bar.update()
-    for name, array in part.buffers.items():
-        writer.write(name, array)
-        digest.add(name, *part.dtypes[name], array)
-    writer.close()
-    kept = part.export / "source"
+def _write_config(part: OutgoingPart, folder: Path) -> None:
+    """The source's config files where there is one, else one made from ours."""
     if part.config.get("source"):
         for name in (CONFIG, OPEN_CLIP):
-            _keep(kept / name, folder / name)
-        return digest.hexdigest() == part.config["source"]["content_hash"]
-    write_json(folder / CONFIG, part.values)
-    return False
+            copy_if_there(part.export / SOURCE / name, folder / name)
+    else:
+        write_json(folder / CONFIG, part.values)
 
 
-def _write_index(parts: list[_Out], target: Path) -> None:
+def _write_index(parts: list[OutgoingPart], target: Path) -> None:
     """model_index.json and the scheduler: the source's where there is one, without the components not carried."""
     denoiser = next(p for p in parts if p.kind == UNET)
-    kept = denoiser.export / "source"
+    kept = denoiser.export / SOURCE
     model = from_dict(UNetConfig, denoiser.config["model"], f"{denoiser.export}: model")
     index = json.loads((kept / INDEX).read_text()) if (kept / INDEX).is_file() else {}
     there = {FOLDERS[p.kind] for p in parts} | {"scheduler"}
@@ -247,7 +175,7 @@ def _write_index(parts: list[_Out], target: Path) -> None:
             index[name] = [None, None]
     (target / INDEX).write_text(json.dumps(index, indent=2) + "\n")
     if (kept / SCHEDULER).is_file():
-        _keep(kept / SCHEDULER, target / SCHEDULER)
+        copy_if_there(kept / SCHEDULER, target / SCHEDULER)
     else:
         schedule = from_dict(Schedule, denoiser.config["schedule"], f"{denoiser.export}: schedule")
-        write_json(target / SCHEDULER, diffusers_configs.write_schedule(schedule))
+        write_json(target / SCHEDULER, configs.write_schedule(schedule))

@@ -6,6 +6,7 @@ config describes; the data are read later, tensor by tensor. Nothing in a folder
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,17 @@ import jax
 from progemu_jax.checkpoints import arrays
 from progemu_jax.convert import safetensors
 from progemu_jax.convert.components import LANGUAGE_MODEL, TOKENIZER, Entry
-from progemu_jax.convert.emu3 import configs as emu3_configs
-from progemu_jax.convert.emu3 import names as emu3_names
-from progemu_jax.convert.safetensors import Tensor, packed_buffers
+from progemu_jax.convert.emu3 import configs, names
+from progemu_jax.convert.parts import CONFIG, Part, checked_tensors
+from progemu_jax.convert.safetensors import Tensor
 from progemu_jax.errors import UserError
-from progemu_jax.files.records import normal
 from progemu_jax.models import transformer, vqgan
 from progemu_jax.models.transformer import TransformerConfig
 from progemu_jax.models.vqgan import VQGANConfig
 from progemu_jax.text.text_tokenizers import byte_characters
 from progemu_jax.text.vocabulary import EXTRAS, TEXT_FILE, VISION_FILE, Vocabulary, load
 
-CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
+PROCESSOR = "preprocessor_config.json"
 # Files beside the weights that go with a converted checkpoint and back.
 SIDE_FILES = (
     CONFIG, PROCESSOR, "generation_config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json",
@@ -34,34 +34,6 @@ SIDE_FILES = (
     "chat_template.jinja", TEXT_FILE, VISION_FILE,
 )  # fmt: skip
 _BUFFERS = ("num_batches_tracked", "rotary_emb.inv_freq")  # not parameters; kept for the way back
-_BUFFER_BYTES = 2**16
-BLOCKED = 2**27  # bytes from which an embedding table is read in blocks of rows
-
-
-@dataclass(frozen=True)
-class Part:
-    """A language model or an image tokenizer in a folder.
-
-    Attributes:
-      kind: names.LANGUAGE_MODEL or names.TOKENIZER.
-      model: our config of it.
-      entries: its parameters; `tensors` has theirs by the checkpoint's names.
-      buffers: {name: Tensor} of what is no parameter.
-    """
-
-    kind: str
-    model: TransformerConfig | VQGANConfig
-    entries: tuple[Entry, ...]
-    tensors: dict[str, Tensor] = field(repr=False)
-    buffers: dict[str, Tensor] = field(repr=False)
-
-    def params(self) -> dict:
-        """All parameters as a nested dict of jax arrays."""
-        flat = {}
-        for entry in self.entries:
-            tensor = self.tensors[entry.name]
-            flat[entry.leaf] = jax.device_put(entry.ours(tensor.read()))
-        return arrays.unflatten(flat)
 
 
 @dataclass(frozen=True)
@@ -85,7 +57,7 @@ class Folder:
     @property
     def stops(self) -> tuple[int, ...]:
         """Ids that end a text (see `configs.stops`)."""
-        return emu3_configs.stops(self.path / CONFIG, self.config.get("text_config") or self.config)
+        return configs.stops(self.path / CONFIG, self.config.get("text_config") or self.config)
 
 
 def is_folder(path: Path) -> bool:
@@ -107,34 +79,34 @@ def open_folder(path: Path) -> Folder:
             if not isinstance(config.get(key, {}), dict):
                 raise UserError(f"{at}: {key} is not an object; use the original config")
         dialect = "transformers"
-        used = _prefixes(found, emu3_names.LANGUAGE_PREFIXES[dialect], "layers.")
-        tokenizer_prefix = _prefix(found, emu3_names.TOKENIZER_PREFIXES[dialect][:2])
+        used = _prefixes(found, names.LANGUAGE_PREFIXES[dialect], "layers.")
+        tokenizer_prefix = _prefix(found, names.TOKENIZER_PREFIXES[dialect][:2])
         ours = {name: t for name, t in found.items() if name.startswith(tokenizer_prefix)}
         theirs = {name: t for name, t in found.items() if name not in ours}
         parts[LANGUAGE_MODEL] = _language_model(path, config.get("text_config") or {}, theirs, used)
         parts[TOKENIZER] = _tokenizer(path, config.get("vq_config") or {}, dialect, ours, tokenizer_prefix)
-    elif kind in emu3_configs.LANGUAGE_TYPES:
+    elif kind in configs.LANGUAGE_TYPES:
         dialect = "original"
-        parts[LANGUAGE_MODEL] = _language_model(path, config, found, emu3_names.LANGUAGE_PREFIXES[dialect][0])
-    elif kind in emu3_configs.TOKENIZER_TYPES:
-        dialect = ("original", "transformers")[emu3_configs.TOKENIZER_TYPES.index(kind)]
+        parts[LANGUAGE_MODEL] = _language_model(path, config, found, names.LANGUAGE_PREFIXES[dialect][0])
+    elif kind in configs.TOKENIZER_TYPES:
+        dialect = ("original", "transformers")[configs.TOKENIZER_TYPES.index(kind)]
         parts[TOKENIZER] = _tokenizer(path, config, dialect, found, "")
     else:
-        known = ("emu3", *emu3_configs.LANGUAGE_TYPES, *emu3_configs.TOKENIZER_TYPES)
+        known = ("emu3", *configs.LANGUAGE_TYPES, *configs.TOKENIZER_TYPES)
         raise UserError(f"{at}: model_type={kind!r} is not supported; expected one of {', '.join(known)}")
     return Folder(path, dialect, config, parts)
 
 
-def _prefixes(found, choices, mark):
+def _prefixes(found: Mapping[str, Tensor], choices: Sequence[tuple[str, str]], mark: str) -> tuple[str, str]:
     return next((c for c in choices if any(n.startswith(c[0] + mark) for n in found)), choices[0])
 
 
-def _prefix(found, choices):
+def _prefix(found: Mapping[str, Tensor], choices: Sequence[str]) -> str:
     return next((c for c in choices if any(n.startswith(c) for n in found)), choices[0])
 
 
-def _language_model(path, values, found, prefixes) -> Part:
-    model = emu3_configs.language_model(path / CONFIG, values, safetensors.main_dtype(path, found))
+def _language_model(path: Path, values: Mapping[str, Any], found: dict[str, Tensor], prefixes: tuple[str, str]) -> Part:
+    model = configs.language_model(path / CONFIG, values, safetensors.main_dtype(path, found))
     entries = language_entries(model, prefixes)
     if model.tie_embeddings:  # some savers write the shared table twice
         head = f"{prefixes[1]}lm_head.weight"
@@ -145,44 +117,31 @@ def _language_model(path, values, found, prefixes) -> Part:
     return _part(path, LANGUAGE_MODEL, model, entries, found)
 
 
-def _tokenizer(path, values, dialect, found, prefix) -> Part:
-    model = emu3_configs.tokenizer(path / CONFIG, values, dialect, safetensors.main_dtype(path, found))
+def _tokenizer(path: Path, values: Mapping[str, Any], dialect: str, found: dict[str, Tensor], prefix: str) -> Part:
+    model = configs.tokenizer(path / CONFIG, values, dialect, safetensors.main_dtype(path, found))
     return _part(path, TOKENIZER, model, tokenizer_entries(model, dialect, prefix), found)
+
+
+def _part(
+    path: Path, kind: str, model: TransformerConfig | VQGANConfig, entries: list[Entry], found: dict[str, Tensor]
+) -> Part:
+    index = path / safetensors.INDEX
+    checked = checked_tensors(entries, found, index, is_buffer=lambda name: name.endswith(_BUFFERS))
+    return Part(kind, path, model, *checked)
 
 
 def language_entries(model: TransformerConfig, prefixes: tuple[str, str]) -> list[Entry]:
     """Every parameter of a transformer (scan_layers=False) and its tensor."""
     tree = jax.eval_shape(lambda: transformer.init_params(model, jax.random.key(0)))
     shapes = {leaf: a.shape for leaf, a in arrays.flatten(tree).items()}
-    return emu3_names.language_entries(shapes, *prefixes)
+    return names.language_entries(shapes, *prefixes)
 
 
 def tokenizer_entries(model: VQGANConfig, dialect: str, prefix: str) -> list[Entry]:
     """Every variable of a VQGAN and its tensor."""
     tree = jax.eval_shape(lambda: vqgan.init_variables(model, jax.random.key(0)))
     shapes = {leaf: a.shape for leaf, a in arrays.flatten(tree).items()}
-    return emu3_names.tokenizer_entries(shapes, dialect, prefix)
-
-
-def _part(path, kind, model, entries, found) -> Part:
-    expected = {entry.name: entry for entry in entries}
-    safetensors.check(
-        found, {name: entry.tensor_shape for name, entry in expected.items()}, path / safetensors.INDEX, CONFIG
-    )
-    buffers = {}
-    for name, tensor in found.items():
-        if name in expected:
-            continue
-        if not name.endswith(_BUFFERS) or tensor.nbytes > _BUFFER_BYTES:
-            raise UserError(
-                f"{tensor.file}: tensor {name} belongs to no parameter that {CONFIG} implies; "
-                "use the config and weights of one model"
-            )
-        buffers[name] = tensor
-    return Part(kind, model, tuple(entries), {name: found[name] for name in expected}, buffers)
-
-
-# --- text tokenizer ---
+    return names.tokenizer_entries(shapes, dialect, prefix)
 
 
 def read_vocabulary(folder: Path) -> Vocabulary | None:
@@ -214,21 +173,3 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
 def vocabulary_map(vocabulary: Vocabulary) -> dict[str, int]:
     """{token: id} of special and visual tokens, as the transformers dialect's config has it."""
     return {vocabulary.decode([i]): i for i in range(vocabulary.text_size, vocabulary.size)}
-
-
-def source_record(folder: Folder, kind: str, content_hash: str) -> dict:
-    """What an export keeps of its source, so that the way back gives the same names, dtypes and files."""
-    part = folder.parts[kind]
-    tensor = {e.leaf: part.tensors[e.name].dtype for e in part.entries}
-    every = {**part.tensors, **part.buffers}
-    return normal(
-        {
-            "dialect": folder.dialect,
-            "config": folder.config,
-            "content_hash": content_hash,
-            "names": {entry.leaf: entry.name for entry in part.entries},
-            "dtypes": tensor,
-            "files": {name: t.file.name for name, t in every.items()},
-            "buffers": packed_buffers(part.buffers),
-        }
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ class ImageProcessor:
     def of(cls, path: Path, values: dict[str, Any], factor: int) -> ImageProcessor:
         """From a preprocessor_config.json; UserError for what is not Emu3's processing."""
 
-        def need(key, good, wanted):
+        def need(key: str, good: Callable[[Any], bool], wanted: str) -> None:
             if key in values and not good(values[key]):
                 raise UserError(f"{path}: {key}={values[key]!r}: only {wanted} is supported")
 

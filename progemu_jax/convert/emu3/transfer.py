@@ -1,22 +1,19 @@
-"""Emu3 folders to exports and back, in blocks."""
+"""Emu3 folders to the exports of a run directory, and back."""
 
 from __future__ import annotations
 
-import base64
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from progemu_jax.checkpoints import export
-from progemu_jax.convert import components, folders, safetensors
+from progemu_jax.convert import components, folders, transfer
 from progemu_jax.convert.components import LANGUAGE_MODEL, TOKENIZER
-from progemu_jax.convert.emu3 import configs as emu3_configs
+from progemu_jax.convert.emu3 import configs, names
 from progemu_jax.convert.emu3 import folder as emu3_folder
-from progemu_jax.convert.emu3 import names as emu3_names
 from progemu_jax.convert.emu3.image_processor import ImageProcessor
 from progemu_jax.errors import UserError
 from progemu_jax.files.records import first_difference, write_json
@@ -27,49 +24,27 @@ from progemu_jax.sampling.policy import Sampling
 from progemu_jax.text.sequence import Layout
 from progemu_jax.text.vocabulary import Vocabulary
 
-_CONFIGS = {LANGUAGE_MODEL: TransformerConfig, TOKENIZER: VQGANConfig}
+_MODELS = {LANGUAGE_MODEL: TransformerConfig, TOKENIZER: VQGANConfig}
 
 
 def to_run(folder: emu3_folder.Folder, target: Path) -> str:
-    said = []
+    """Writes the exports of a run directory; returns a sentence saying what."""
     settings = {TOKENIZER: tokenizer_settings, LANGUAGE_MODEL: language_settings}
     settings = {kind: settings[kind](folder) for kind in folder.parts}  # what is wrong with them is said at once
     vocabulary = folder.vocabulary() if LANGUAGE_MODEL in folder.parts else None
     for kind, part in folder.parts.items():
         with export.ExportWriter(target / components.IN_RUN[kind]) as writer:
-            digest = safetensors.ContentHash()
-            for entry in tqdm(part.entries, f"{kind} in", unit="tensor"):
-                tensor = part.tensors[entry.name]
-                if entry.layout == "same" and tensor.nbytes > export.PART_BYTES:
-                    blocks = _hashed(digest, tensor)
-                    writer.add_rows(entry.leaf, entry.shape, safetensors.DTYPES[tensor.dtype], blocks)
-                else:
-                    array = tensor.read()
-                    digest.add(tensor.name, tensor.dtype, tensor.shape, array)
-                    writer.add(entry.leaf, entry.ours(array))
-            for tensor in part.buffers.values():
-                digest.add(tensor.name, tensor.dtype, tensor.shape, tensor.read())
-            record = emu3_folder.source_record(folder, kind, digest.hexdigest())
-            config = {"model": to_dict(part.model), "hash": digest.hexdigest(), "source": record}
+            content_hash = transfer.write_export(part, writer)
+            source = transfer.source_record(part, folder.config, content_hash, dialect=folder.dialect)
+            config = {"kind": kind, "model": to_dict(part.model), "hash": content_hash, "source": source}
             config |= settings[kind]
             if kind == LANGUAGE_MODEL and vocabulary:
                 vocabulary.save(writer.folder / components.VOCABULARY)
                 config["vocabulary_hash"] = vocabulary.hash
-            kept = writer.folder / components.SOURCE
-            kept.mkdir()
             for name in emu3_folder.SIDE_FILES:
-                if (folder.path / name).is_file():
-                    shutil.copyfile(safetensors.inside(folder.path / name), kept / name)
+                transfer.copy_if_there(folder.path / name, writer.folder / components.SOURCE / name)
             writer.finish(config)
-        size = sum(t.nbytes for t in part.tensors.values())
-        said.append(f"{kind.replace('_', ' ')}, {len(part.tensors)} tensors, {size / 1e9:.2f} GB")
-    return f"{'; '.join(said)}; from the {folder.dialect} dialect"
-
-
-def _hashed(digest, tensor):
-    for block in tensor.blocks():
-        digest.add(tensor.name, tensor.dtype, tensor.shape, block)
-        yield block
+    return f"{transfer.said_of(folder.parts.values())}; from the {folder.dialect} dialect"
 
 
 def language_settings(folder: emu3_folder.Folder) -> dict[str, Any]:
@@ -99,8 +74,17 @@ def default_layout(length: int) -> Layout:
     return Layout(side, side, length)
 
 
-class Plan:
-    """Everything about a Hugging Face target that can be said, and refused, before any data are read."""
+class Target:
+    """Everything about a Hugging Face target that can be said, and refused, before any data are read.
+
+    Attributes:
+      exports: {kind: folder} that it is made from.
+      configs: {kind: the export's config}.
+      dialect: "original" or "transformers".
+      as_source: whether names, files and config are those of the folder that it all came from.
+      config: its config.json.
+      parts: its tensors.
+    """
 
     def __init__(self, exports: dict[str, Path], dialect: str | None):
         self.exports = exports
@@ -108,51 +92,39 @@ class Plan:
         sources = [config.get("source") for config in self.configs.values()]
         own = sources[0]["dialect"] if all(sources) else None
         whole = [bool(s) and s["config"].get("model_type") == "emu3" for s in sources]
-        self.dialect = dialect or own or ("transformers" if len(exports) == 2 else "original")
         both = len(exports) == 2
+        self.dialect = dialect or own or ("transformers" if both else "original")
         if both and self.dialect == "original":
             where = " and ".join(str(path) for path in exports.values())
             raise UserError(f"--dialect=original: keeps the two parts in two folders; convert {where} one by one")
-        # The source's names, files and config are those of the target when it is the same folder again.
         self.as_source = own == self.dialect and (
             all(whole) and not first_difference(sources[0]["config"], sources[1]["config"]) if both else not whole[0]
         )
-        self.entries, self.dtypes, self.files, self.buffers = {}, {}, {}, {}
-        for kind, config in self.configs.items():
-            self._add(kind, config, both)
-        self.config = self._config(both)
+        self._vocabulary = self.vocabulary()
+        prefixes = "transformers" if both else "original"
+        written = {kind: self._part(kind, prefixes) for kind in exports}
+        self.parts = [part for part, _ in written.values()]
+        self.config = sources[0]["config"] if self.as_source else self._config({k: c for k, (_, c) in written.items()})
 
-    def _add(self, kind, config, both):
-        where = self.exports[kind]
-        model = from_dict(_CONFIGS[kind], config["model"], f"{where}: model")
+    def _part(self, kind: str, prefixes: str) -> tuple[transfer.Outgoing, dict]:
+        """A part's tensors, and its config as a folder of its own has it."""
+        where, config = self.exports[kind], self.configs[kind]
+        model = from_dict(_MODELS[kind], config["model"], f"{where}: model")
         tree = export.read_export_tree(where)
         shapes = {leaf: tuple(shape) for leaf, (shape, _) in tree.items()}
         if any(leaf.startswith(f"{STACKED}.") for leaf in shapes):
             raise UserError(f"{where}: its layers are stacked; export transformer.unstack_layers(params) instead")
         if kind == LANGUAGE_MODEL:
-            prefixes = emu3_names.LANGUAGE_PREFIXES["transformers" if both else "original"][0]
-            self.config_of_model = emu3_configs.write_language_model(model, str(where), self.dialect, self._ids(kind))
-            entries = emu3_names.language_entries(shapes, *prefixes)
+            values = configs.write_language_model(model, str(where), self.dialect, self._special_ids())
+            entries = names.language_entries(shapes, *names.LANGUAGE_PREFIXES[prefixes][0])
         else:
-            prefix = emu3_names.TOKENIZER_PREFIXES["transformers" if both else "original"][0]
-            self.config_of_tokenizer = emu3_configs.write_tokenizer(model, str(where), self.dialect)
-            entries = emu3_names.tokenizer_entries(shapes, self.dialect, prefix)
+            values = configs.write_tokenizer(model, str(where), self.dialect)
+            entries = names.tokenizer_entries(shapes, self.dialect, names.TOKENIZER_PREFIXES[prefixes][0])
+        # Batch norms of PyTorch count their batches, which ours do not.
+        means = (e for e in entries if e.leaf.startswith("batch_stats.") and e.leaf.endswith(".mean"))
+        counts = {e.name.removesuffix("running_mean") + "num_batches_tracked": np.zeros((), np.int64) for e in means}
         source = config["source"] if self.as_source else None
-        for entry in entries:
-            leaf = entry.leaf
-            name = source["names"][leaf] if source else entry.name
-            dtype = source["dtypes"][leaf] if source else safetensors.NAMES[tree[leaf][1]]
-            self.entries[kind, leaf] = components.Entry(leaf, entry.shape, name, entry.layout)
-            self.dtypes[name] = dtype, entry.tensor_shape
-            if leaf.startswith("batch_stats.") and leaf.endswith(".mean") and not source:
-                count = name.removesuffix("running_mean") + "num_batches_tracked"
-                self.buffers[count] = np.zeros((), np.int64)
-                self.dtypes[count] = "I64", ()
-        if source:
-            self.files |= source["files"]
-            for name, (dtype, shape, data) in source["buffers"].items():
-                array = np.frombuffer(base64.b64decode(data), safetensors.DTYPES[dtype]).reshape(shape)
-                self.buffers[name], self.dtypes[name] = array, (dtype, tuple(shape))
+        return transfer.outgoing(kind, where, tree, entries, source, buffers=counts), values
 
     def vocabulary(self) -> Vocabulary | None:
         """The text tokenizer that belongs to the language model, or None."""
@@ -160,86 +132,50 @@ class Plan:
             return None
         return folders.vocabulary(self.exports[LANGUAGE_MODEL], self.configs[LANGUAGE_MODEL])
 
-    def _ids(self, kind):
-        vocabulary = self.vocabulary()
+    def _special_ids(self) -> dict[str, int]:
         keys = ("pad", "bos", "eos") + (("img", "boi", "eoi", "eol", "eof") if self.dialect == "original" else ())
-        return {key: getattr(vocabulary, key) for key in keys} if vocabulary else {}
+        return {key: getattr(self._vocabulary, key) for key in keys} if self._vocabulary else {}
 
-    def _config(self, both) -> dict:
-        if self.as_source:
-            return next(iter(self.configs.values()))["source"]["config"]
-        config = self.config_of_model if LANGUAGE_MODEL in self.exports else self.config_of_tokenizer
-        if both:
-            vocabulary = self.vocabulary()
+    def _config(self, written: dict[str, dict]) -> dict:
+        """config.json, of the parts' configs."""
+        config, words = next(iter(written.values())), self._vocabulary
+        if len(written) == 2:
             config = {
                 "architectures": ["Emu3ForConditionalGeneration"],
                 "model_type": "emu3",
-                "text_config": self.config_of_model,
-                "vq_config": self.config_of_tokenizer,
-                "vocabulary_map": emu3_folder.vocabulary_map(vocabulary) if vocabulary else None,
+                "text_config": written[LANGUAGE_MODEL],
+                "vq_config": written[TOKENIZER],
+                "vocabulary_map": emu3_folder.vocabulary_map(words) if words else None,
             }
         if LANGUAGE_MODEL in self.exports:
             own = self.configs[LANGUAGE_MODEL]
-            stops = own.get("stops") or ([vocabulary.eos] if (vocabulary := self.vocabulary()) else [])
+            stops = own.get("stops") or ([words.eos] if words else [])
             config["progemu_jax"] = {"layout": own["layout"], "policy": own["policy"], "stops": stops}
         return config
 
-    def shards(self) -> dict[str, dict]:
-        """{file: {tensor: (dtype, shape)}}: the source's, or files of 5 GB; wide dtypes first, for alignment."""
-        order = sorted(self.dtypes, key=lambda name: (-safetensors.DTYPES[self.dtypes[name][0]].itemsize, name))
-        if not self.files:
-            return safetensors.shard({name: self.dtypes[name] for name in order})
-        out: dict[str, dict] = {}
-        for name in order:
-            out.setdefault(self.files[name], {})[name] = self.dtypes[name]
-        return out
 
-
-def _to_hugging_face(plan: Plan, target: Path) -> str:
-    writer = safetensors.Writer(target, plan.shards())
-    digests = {}
-    for kind, folder in plan.exports.items():
-        digest = digests[kind] = safetensors.ContentHash()
-        total = sum(1 for k, _ in plan.entries if k == kind)
-        with tqdm(total=total, desc=f"{kind} out", unit="tensor") as bar:
-            for leaf, rows, array in export.iterate_export(folder):
-                entry = plan.entries[kind, leaf]
-                dtype, shape = plan.dtypes[entry.name]
-                array = np.asarray(array).astype(safetensors.DTYPES[dtype], copy=False)
-                array = entry.theirs(array) if rows is None else array
-                writer.write(entry.name, array, rows[0] if rows else 0)
-                digest.add(entry.name, dtype, shape, array)
-                bar.update(rows is None or rows[1] == shape[0])
-    for name, array in plan.buffers.items():
-        writer.write(name, array)
-    writer.close()
-    write_json(target / emu3_folder.CONFIG, plan.config)
-    _write_side_files(plan, target)
-    count = len(plan.dtypes)
-    unchanged = plan.as_source and all(_unchanged(plan, kind, digest) for kind, digest in digests.items())
+def from_run(target: Target, folder: Path) -> str:
+    """Writes a Hugging Face folder; returns a sentence saying what."""
+    unchanged = transfer.write_folder(target.parts, folder)
+    write_json(folder / emu3_folder.CONFIG, target.config)
+    _write_side_files(target, folder)
+    count = sum(len(part.dtypes) for part in target.parts)
     same = "; every tensor bit for bit the source's" if unchanged else ""
-    return f"{count} tensors in the {plan.dialect} dialect{same}"
+    return f"{count} tensors in the {target.dialect} dialect{same}"
 
 
-def _unchanged(plan, kind, digest):
-    source = plan.configs[kind]["source"]
-    for name in source["buffers"]:
-        digest.add(name, *plan.dtypes[name], plan.buffers[name])
-    return digest.hexdigest() == source["content_hash"]
-
-
-def _write_side_files(plan: Plan, target: Path) -> None:
-    if plan.as_source:
-        kept = next(iter(plan.exports.values())) / components.SOURCE
+def _write_side_files(target: Target, folder: Path) -> None:
+    if target.as_source:
+        kept = next(iter(target.exports.values())) / components.SOURCE
         for path in kept.iterdir() if kept.is_dir() else ():
-            shutil.copyfile(path, target / path.name)
+            shutil.copyfile(path, folder / path.name)
         return
-    if TOKENIZER in plan.exports:
-        config = plan.configs[TOKENIZER]
+    if TOKENIZER in target.exports:
+        config = target.configs[TOKENIZER]
         factor = from_dict(VQGANConfig, config["model"], "model").factor
         processor = from_dict(ImageProcessor, config.get("image") or {"factor": factor}, "image")
         kinds = {"original": "Emu3VisionVQImageProcessor", "transformers": "Emu3ImageProcessor"}
-        values = {"image_processor_type": kinds[plan.dialect], **processor.config()}
-        (target / emu3_folder.PROCESSOR).write_text(json.dumps(values, indent=2) + "\n")
-    if vocabulary := plan.vocabulary():
-        vocabulary.save(target)
+        values = {"image_processor_type": kinds[target.dialect], **processor.config()}
+        (folder / emu3_folder.PROCESSOR).write_text(json.dumps(values, indent=2) + "\n")
+    if vocabulary := target.vocabulary():
+        vocabulary.save(folder)

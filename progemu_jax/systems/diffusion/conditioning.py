@@ -12,10 +12,10 @@ import jax
 from progemu_jax.checkpoints import export
 from progemu_jax.config import Config
 from progemu_jax.convert import components
-from progemu_jax.convert.diffusers import folder as diffusers_folder
 from progemu_jax.data.progression import progression
 from progemu_jax.errors import UserError
 from progemu_jax.files.settings import from_dict
+from progemu_jax.models.autoencoder import AutoencoderConfig
 from progemu_jax.models.text_encoder import TextEncoderConfig
 from progemu_jax.text import text_tokenizers
 
@@ -48,14 +48,12 @@ def frozen_parts(workdir: Path) -> tuple:
     """(frozen parameters, autoencoder's config, text encoder's config, tokenizer) of a run."""
     params, configs = {}, {}
     for kind in (components.AUTOENCODER, components.TEXT_ENCODER):
-        params[kind], config = export.load_export(workdir / components.DIFFUSION_IN_RUN[kind])
+        params[kind], config = export.load_export(workdir / components.IN_RUN[kind])
         params[kind].pop(components.UNUSED, None)
         params[kind] = jax.device_get(params[kind])  # placed on the mesh with the rest of the state
         configs[kind] = config["model"]
-    tokenizer = text_tokenizers.load(
-        workdir / components.DIFFUSION_IN_RUN[components.TEXT_ENCODER] / components.TEXT_TOKENIZER
-    )
+    tokenizer = text_tokenizers.load(workdir / components.IN_RUN[components.TEXT_ENCODER] / components.TEXT_TOKENIZER)
     if tokenizer is None:
         raise UserError(f"{workdir}: the text encoder came without a tokenizer; put vocab.txt beside its weights")
-    codec = from_dict(diffusers_folder.AutoencoderConfig, configs[components.AUTOENCODER], "autoencoder")
+    codec = from_dict(AutoencoderConfig, configs[components.AUTOENCODER], "autoencoder")
     return params, codec, from_dict(TextEncoderConfig, configs[components.TEXT_ENCODER], "text_encoder"), tokenizer

@@ -48,7 +48,7 @@ def make_autoencoder(config: Config, workdir: Path, mesh: Mesh) -> None:
     # Latents with a standard deviation of 1, which the noise schedule supposes (Rombach et al. 2022, appendix G).
     scale = 1 / max(Codec(params, c.model).latent_std(images), 1e-6)
     model = to_dict(dataclasses.replace(c.model, scale=scale))
-    place = workdir / components.DIFFUSION_IN_RUN[components.AUTOENCODER]
+    place = workdir / components.IN_RUN[components.AUTOENCODER]
     export.export(params, {"kind": components.AUTOENCODER, "model": model}, place)
 
 
@@ -67,7 +67,7 @@ def make_text_encoder(config: Config, workdir: Path) -> None:
     params = text_encoder.init_params(model, jax.random.key(config.seed))
 
     def write() -> None:
-        with export.ExportWriter(workdir / components.DIFFUSION_IN_RUN[components.TEXT_ENCODER]) as writer:
+        with export.ExportWriter(workdir / components.IN_RUN[components.TEXT_ENCODER]) as writer:
             for name, leaf in arrays.flatten(params).items():
                 writer.add(name, leaf)
             (writer.folder / components.TEXT_TOKENIZER).mkdir()

@@ -106,4 +106,4 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
         "prompt": c.task.prompt,
         "hash": records.digest({**identity, "stage1": to_dict(c.stage1), "stage2": to_dict(c.stage2)}),
     }
-    export.export(params, export_config, workdir / components.DIFFUSION_IN_RUN[components.UNET])
+    export.export(params, export_config, workdir / components.IN_RUN[components.UNET])

@@ -50,7 +50,8 @@ def train_tokenizer(config: Config, workdir: Path, mesh: Mesh) -> None:
         init_state=start and (lambda: task.from_variables(start.variables(), jax.random.key(c.train.seed))),
         config=dataclasses.replace(c, init="", model=model),  # where the start lies does not count
     )
-    export.export(task.inference_variables(state), {"model": to_dict(model)}, workdir / IN_RUN[TOKENIZER])
+    export_config = {"kind": TOKENIZER, "model": to_dict(model)}
+    export.export(task.inference_variables(state), export_config, workdir / IN_RUN[TOKENIZER])
 
 
 def make_tokens(config: Config, workdir: Path) -> None:

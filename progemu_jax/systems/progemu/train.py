@@ -17,7 +17,7 @@ from progemu_jax.devices import hosts, sharding
 from progemu_jax.files import records
 from progemu_jax.files.predictions import Case
 from progemu_jax.files.settings import to_dict
-from progemu_jax.inference.progemu import Model
+from progemu_jax.inference.progemu import ProgEmu
 from progemu_jax.models import transformer
 from progemu_jax.systems.fitting import fit_curriculum, fit_on_examples, side_by_side
 from progemu_jax.systems.progemu.model_config import language_start, load_tokenizer, model_parts, resized
@@ -73,13 +73,14 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
 
     def pictures(params: Any, cases: list[dict]) -> np.ndarray:
         coder.variables = jax.device_put(coder.variables, sharding.replicated(mesh))  # where the parameters lie
-        current = Model(params, plain, layout, vocabulary, coder, config.sample.policy, "training")
+        current = ProgEmu(params, plain, layout, vocabulary, coder, config.sample.policy, "training")
         made = current.sample([Case(e["pair_id"], e["prior"], e["prompt"]) for e in cases]).images
         prior, followup = (coder.detokenize(np.stack([e[side] for e in cases])) for side in ("prior", "followup"))
         return side_by_side(prior, made, followup)
 
     params = fit_curriculum({"stage1": c.stage1, "stage2": c.stage2}, fit_stage)
     export_config = {
+        "kind": components.LANGUAGE_MODEL,
         "model": to_dict(plain),
         "layout": to_dict(layout),
         "policy": to_dict(config.sample.policy),
@@ -87,7 +88,7 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
         "vocabulary_hash": vocabulary.hash,
         "hash": records.digest({**identity, "stage1": to_dict(c.stage1), "stage2": to_dict(c.stage2)}),
     }
-    folder = workdir / "train/export"
+    folder = workdir / components.IN_RUN[components.LANGUAGE_MODEL]
     beside = {components.VOCABULARY: vocabulary.save} if start is not None else {}
     export.export(merged(params), export_config, folder, beside)
     if model.lora_rank:

@@ -68,7 +68,7 @@ def test_killed_in_its_own_stages_it_ends_in_the_same_results(toy, tmp_path):
     kill_at(toy, workdir, signs)
     out = run(toy, workdir)
     assert out.returncode == 0, out.stdout + out.stderr
-    parts = [folder.relative_to(workdir) for folder in folders.diffusion_exports(workdir).values()]
+    parts = [folder.relative_to(workdir) for folder in folders.exports(workdir).values()]
     assert len(parts) == 3
     same_parameters(toy / "run", workdir, parts)
     same_results(toy / "run", workdir, ("medjourney", "shuffled-prompts", "null-prompt", "reconstruction"))
