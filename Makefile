@@ -65,7 +65,7 @@ tables: setup
 	$(PY) -m progemu_jax.tables --workdir=runs/tables
 
 test: setup
-	$(TEST_ENV) $(PY) -m pytest -n $(JOBS) --dist loadfile -m "not parity and not slow and not beam"
+	$(TEST_ENV) $(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not parity and not slow and not beam"
 
 soak: setup
 	$(TEST_ENV) $(PY) -m pytest -m slow

@@ -36,7 +36,7 @@ MAY_IMPORT["config"] = MAY_IMPORT["convert"]
 MAY_IMPORT["systems"] = {*MAY_IMPORT["inference"], "inference", "scorers", "config", "eval"}
 MAY_IMPORT["plan"] = {*MAY_IMPORT["systems"], "systems"}
 MAY_IMPORT["run"] = {*MAY_IMPORT["plan"], "plan"}
-MAY_IMPORT["main"] = {*MAY_IMPORT["run"], "run"}
+MAY_IMPORT["main"] = {*MAY_IMPORT["run"], "run", "configs"}
 MAY_IMPORT["tables"] = {*MAY_IMPORT["run"], "run", "configs"}
 MAY_IMPORT[""] = {"inference"}  # progemu_jax.load
 

@@ -1,7 +1,7 @@
 """Mistakes on the command line: one line that names the value, status 2, before any work is done."""
 
 import pytest
-from support.command_line import TOY, one_line, run
+from support.command_line import TOY, one_line, run, run_here
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -26,14 +26,15 @@ def toy(tmp_path_factory):
         ("--config.data.image_size=36", ["image_size=36"]),
     ],
 )
-def test_bad_flags_are_one_line(toy, tmp_path, flag, words):
-    one_line(run(toy, tmp_path / "new", flag), *words)
+def test_bad_flags_are_one_line(toy, tmp_path, monkeypatch, capsys, flag, words):
+    one_line(run_here(monkeypatch, capsys, toy, tmp_path / "new", flag), *words)
     assert not list(tmp_path.glob("new/*/*"))  # nothing was done before it was noticed
 
 
-def test_a_missing_root_is_one_line(toy, tmp_path):
+def test_a_missing_root_is_one_line(toy, tmp_path, monkeypatch, capsys):
     for root in ("", str(tmp_path / "absent")):
-        out = run(toy, tmp_path / "new", "--config.data.source=open_cxr", f"--config.data.root={root}")
+        keys = "--config.data.source=open_cxr", f"--config.data.root={root}"
+        out = run_here(monkeypatch, capsys, toy, tmp_path / "new", *keys)
         one_line(out, "absent" if root else "config.data.root is empty")
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import matplotlib
 import pytest
-from support import tiny_run
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks/sample.ipynb"
 
@@ -48,10 +47,10 @@ def test_it_installs_first_and_by_pip_alone(notebook):
     assert "progemu-jax" in source(code[0])
 
 
-def test_every_cell_runs(notebook, tmp_path, monkeypatch):
+def test_every_cell_runs(notebook, tiny_folder, tmp_path, monkeypatch):
     matplotlib.use("Agg")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PROGEMU_RUN", str(tiny_run.write(tmp_path / "run")))
+    monkeypatch.setenv("PROGEMU_RUN", str(tiny_folder))
     space = {"__name__": "__main__"}
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code" and not is_install(cell):

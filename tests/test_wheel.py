@@ -78,8 +78,8 @@ assert at.is_relative_to({str(installed)!r}), at
 assert progemu_jax.__version__ == importlib.metadata.version("progemu-jax"), progemu_jax.__version__
 assert progemu_jax.__version__ in provenance.SOFTWARE
 model = progemu_jax.load({str(run)!r})
-prior = np.arange(1024, dtype=np.uint8).reshape(32, 32)
-out = model.counterfactual(prior, "New small left pleural effusion.", num_samples=1, seed=0)
+image = np.arange(1024, dtype=np.uint8).reshape(32, 32)
+out = model.counterfactual(image, "New small left pleural effusion.", num_samples=1, seed=0)
 print(np.shape(out.images), type(out.texts[0]).__name__)
 """
     done = python(installed, empty, "-c", script)

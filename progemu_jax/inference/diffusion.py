@@ -186,7 +186,8 @@ class DiffusionModel:
           UserError: an image, prompt, seed or setting that cannot be used; a mask or another keyword of ProgEmu's.
         """
         for name, why in NOT_TAKEN.items():
-            if sampling.pop(name, None) not in (None, False):
+            value = sampling.pop(name, None)
+            if value is not None and value is not False:
                 raise UserError(f"{name}: a diffusion model {why}")
         prompt, num_samples, seed = request.prompt(prompt), request.num_samples(num_samples), request.seed(seed)
         policy = self.policy_with(**sampling)

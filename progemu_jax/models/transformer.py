@@ -68,7 +68,7 @@ class TransformerConfig:
     prior_alignment: adds a learned linear map of the embedding of the prior's code at the place that the next
       token is for (not in Emu3: no parameters when off).
     attention: of tokens over themselves: "xla" (blocks of queries), "cudnn" (flash attention on NVIDIA GPUs), "splash"
-      (on TPUs), or "auto": the flash kernel where the backend has one that takes these sizes (`models.attention`).
+      (on TPUs), or "auto": the flash kernel where the backend has one that takes these sizes (`kernels.attention`).
     attention_block: queries that attend at a time with "xla".
     remat: layers are computed again in the backward pass, but for what remat_policy saves: "nothing" beside each
       layer's input, "attention" its output too, which is the costly part of long sequences, or "dots", every product

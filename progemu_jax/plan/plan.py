@@ -50,8 +50,8 @@ def run(config: Config, plain: dict, workdir: Path) -> dict:
         if not PLANNED[name].topologies:
             for program in PROGRAMS:
                 for devices in config.plan.devices:
-                    mesh, count = _mesh(config, devices, program), _rows(config, program)
-                    rows.append(row_by_formula(Program(program, mesh, count, name), config))
+                    mesh = _mesh(config, devices, program)
+                    rows.append(row_by_formula(Program(program, mesh, _rows(config, program), name), config))
                     print(_line(rows[-1]), flush=True)
     result = {"name": config.name, "rows": rows}
     write_json(Path(workdir) / "plan.json", result)

@@ -112,8 +112,8 @@ def _sampler(
     keys = array(jax.random.key(0).dtype, cases)
     grid = (cases, layout.height, layout.width)
     drawn = (prompts, keys, array(jnp.bool_, *grid), array(jnp.int32, *grid))
-    program = mesh_program(Engine(prepared, layout, grammar, policy), True, mesh)
-    return program, (_placed(abstract, shardings), *drawn)
+    sampler = mesh_program(Engine(prepared, layout, grammar, policy), True, mesh)
+    return sampler, (_placed(abstract, shardings), *drawn)
 
 
 def _placed(abstract: Any, shardings: Any) -> Any:

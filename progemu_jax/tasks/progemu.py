@@ -45,7 +45,7 @@ class ProgEmuConfig:
         neighbour. Any of them would have done. 0: the exact code, as in ProgEmu.
       init_from_codebook: embeddings of visual tokens start as a projection of the tokenizer's code vectors and of
         their squared norms, so that codes that look alike start alike.
-      loss_chunk: tokens of each row that go through the head at a time (`losses.head_cross_entropy`).
+      loss_chunk: tokens of each row that go through the head at a time (`kernels.head_loss`).
     """
 
     length: int = 9216

@@ -117,7 +117,7 @@ class TokenizerTask:
         return self.train.batch_size * (self.image_size // self.model_config.factor) ** 2
 
     def inference_variables(self, state: dict[str, Any]) -> dict[str, Any]:
-        """What `model.Tokenizer` needs: {"params"} and, with the temporal path, {"batch_stats"}."""
+        """What `inference.image_tokenizer.Tokenizer` needs: {"params"} and, with the temporal path, {"batch_stats"}."""
         params = {**state.get("frozen", {}), **optim.averaged(state)}
         if "quantize" not in self.freeze:  # the codes are a moving average already
             params["quantize"] = state["params"]["quantize"]

@@ -47,7 +47,7 @@ def decayed(params: Any) -> Any:
 
 
 def make_optimizer(cfg: Any) -> optax.GradientTransformation:
-    """Clip by global norm, Adam or Adafactor, decoupled weight decay, schedule. `cfg` is a `train.TrainConfig`.
+    """Clip by global norm, Adam or Adafactor, decoupled weight decay, schedule. `cfg` is a `loop.TrainConfig`.
 
     `cfg.clip` 0 switches the clip off. `cfg.moment_dtype` "bfloat16" stores Adam's moments in half the memory; the
     arithmetic stays in float32. "adafactor" (Shazeer & Stern 2018) holds a row and a column of second moments a
@@ -93,9 +93,8 @@ def scale_by_adam_bfloat16(b1: float, b2: float, eps: float) -> optax.GradientTr
         nu = jax.tree.map(lambda v, g: b2 * v.astype(jnp.float32) + (1 - b2) * g * g, state.nu, grads)
         mu, nu = (_round_tree(tree, 2 * count + i) for i, tree in enumerate((mu, nu)))
 
-        def one(
-            m: jax.Array, v: jax.Array
-        ) -> jax.Array:  # of the rounded moments: with the exact ones, both would be held until the update is done
+        # Of the rounded moments: with the exact ones, both would be held until the update is done.
+        def one(m: jax.Array, v: jax.Array) -> jax.Array:
             m, v = m.astype(jnp.float32) / (1 - b1**count), v.astype(jnp.float32) / (1 - b2**count)
             return m / (jnp.sqrt(v) + eps)
 

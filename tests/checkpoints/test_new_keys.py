@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import jax
 import numpy as np
 import pytest
-from support.toy_training import CFG, Toy, compiled_in, run
+from support.toy_training import CFG, Toy, run
 
 from progemu_jax.errors import UserError
 from progemu_jax.training.loop import TrainConfig
@@ -44,12 +44,6 @@ class Stop(Exception):
 def stop(done, state, metrics):
     if done == 49:
         raise Stop
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    with compiled_in(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 @pytest.fixture

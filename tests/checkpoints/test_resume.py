@@ -1,36 +1,17 @@
 """Checkpoints: what is written comes back, damage is noticed, another model is refused."""
 
-import json
 import logging
 import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
+from support.states import assert_same, largest, make
 
-from progemu_jax.checkpoints import export
+from progemu_jax.checkpoints import resume
 from progemu_jax.checkpoints.resume import Checkpoints
 from progemu_jax.errors import UserError
-
-
-def make(seed=0):
-    key = jax.random.key(seed)
-    params = {"dense": {"kernel": jax.random.normal(key, (64, 33)), "half": jnp.full((3,), 1 / 3, jnp.bfloat16)}}
-    return {
-        "params": params,
-        "opt_state": optax.adamw(1e-3).init(params),
-        "empty": jnp.zeros((0, 4), jnp.int32),
-        "count": jnp.asarray(seed, jnp.int32),
-    }
-
-
-def assert_same(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        assert (x.shape, x.dtype) == (y.shape, y.dtype)
-        assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
 
 
 def test_round_trip_of_state_and_extra(tmp_path):
@@ -69,17 +50,13 @@ def test_the_caller_may_donate_at_once(tmp_path):
     np.testing.assert_array_equal(np.asarray(back["x"]), expected)
 
 
-def _largest(folder):
-    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
-
-
 def _truncate(folder):
-    path = _largest(folder / "state")
+    path = largest(folder / "state")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 def _flip_a_byte(folder):
-    path = _largest(folder / "state")
+    path = largest(folder / "state")
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 0xFF
     path.write_bytes(bytes(data))
@@ -168,39 +145,16 @@ def test_restores_onto_a_mesh_and_back(tmp_path):
         assert len(state["kernel"].sharding.device_set) == (4 if sharding else 1)
 
 
-def test_export_round_trip_and_replacement(tmp_path):
-    folder = tmp_path / "model"
-    for seed in (0, 1):
-        params = make(seed)["params"]
-        export.export(params, {"width": 33, "seed": seed}, folder)
-        assert export.read_export_config(folder) == {"width": 33, "seed": seed}
-        back, config = export.load_export(folder)
-        assert config["seed"] == seed
-        assert_same(back, params)
-        assert_same(export.load_export(folder, jax.eval_shape(lambda: make()["params"]))[0], params)
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
-
-
-def test_exports_that_cannot_be_read_are_user_errors(tmp_path):
-    folder = tmp_path / "model"
-    with pytest.raises(UserError, match="is missing"):
-        export.load_export(folder)
-    export.export(make()["params"], {}, folder)
-    other = {"dense": {"kernel": jnp.zeros((64, 32)), "half": jnp.zeros(3, jnp.bfloat16)}}
-    with pytest.raises(UserError, match=r"dense\.kernel is float32\[64, 33\].*float32\[64, 32\]"):
-        export.load_export(folder, other)
-    path = _largest(folder / "params")
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(UserError, match="damaged"):
-        export.load_export(folder)
-    (folder / "export.json").write_text("{")
-    with pytest.raises(UserError, match="does not parse"):
-        export.load_export(folder)
-    (folder / "export.json").write_text(json.dumps({"format": "other"}))
-    with pytest.raises(UserError, match="other"):
-        export.load_export(folder)
-    precious = tmp_path / "precious"
-    precious.mkdir()
-    with pytest.raises(UserError, match="not an export"):
-        export.export(make()["params"], {}, precious)
-    assert precious.is_dir()
+def test_resume_elsewhere_names_everything_that_changed(tmp_path, caplog):
+    with resume.Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, {"x": np.ones(3)})
+        real = resume.environment()
+    try:
+        resume.environment, old = (lambda: {**real, "cores": 999, "jax": "0.0"}), resume.environment
+        with caplog.at_level(logging.WARNING), resume.Checkpoints(tmp_path) as checkpoints:
+            checkpoints.restore({"x": np.ones(3)})
+    finally:
+        resume.environment = old
+    assert "cores" in caplog.text
+    assert "(now 0.0)" in caplog.text
+    assert "not bit for bit" in caplog.text

@@ -10,7 +10,7 @@ from support.trees import make_tree
 
 from progemu_jax.data import icg_cxr, images
 from progemu_jax.data.augment import Augment, mirrored
-from progemu_jax.data.batches import Examples, example_batches, examples, image_batches
+from progemu_jax.data.batches import ArrayBatches, Examples, example_batches, examples, image_batches
 from progemu_jax.errors import UserError
 
 
@@ -198,3 +198,13 @@ def test_cached_batches_are_fast(shards):
 def test_bad_arguments(shards, options):
     with pytest.raises(UserError):
         stream(shards, 1, **options)
+
+
+def test_array_batches_go_on_from_their_state():
+    arrays = {"x": np.arange(10)}
+    one = ArrayBatches(arrays, 4, seed=3)
+    for _ in range(3):
+        next(one)
+    two = ArrayBatches(arrays, 4, seed=3)
+    two.set_state(one.get_state())
+    assert (next(one)["x"] == next(two)["x"]).all()

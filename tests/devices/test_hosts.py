@@ -1,9 +1,10 @@
-"""Every stage of a run by two processes that meet on this machine (make soak)."""
+"""Several processes on this machine: every stage of a run (make soak), and what does not meet."""
 
 import json
 import os
 import socket
 import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -12,9 +13,9 @@ from support.command_line import ROOT, TOY, command, environment, run
 
 from progemu_jax.checkpoints import export
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_two_processes_make_the_run_of_one(tmp_path):
     (tmp_path / "toy.py").write_text(TOY)
     one = run(tmp_path, tmp_path / "one")
@@ -28,7 +29,7 @@ def test_two_processes_make_the_run_of_one(tmp_path):
             command(tmp_path, tmp_path / "two", "--multihost"),
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             env={
-                **environment(tmp_path), "XLA_FLAGS": flags, "JAX_COORDINATOR_ADDRESS": address,
+                **environment(), "XLA_FLAGS": flags, "JAX_COORDINATOR_ADDRESS": address,
                 "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(i),
             },
         )
@@ -60,3 +61,16 @@ def test_two_processes_make_the_run_of_one(tmp_path):
     again = run(tmp_path, tmp_path / "two")  # one process, the same directory: all is there
     assert again.returncode == 0
     assert again.stdout.count("complete") == 8
+
+
+def test_processes_that_do_not_meet_end_in_one_line(tmp_path):
+    code = "from progemu_jax.devices import hosts\ntry: hosts.start()\nexcept hosts.UserError as e: print('line:', e)"
+    for extra, words in (
+        ({"JAX_NUM_PROCESSES": "2"}, "go together"),
+        ({"JAX_NUM_PROCESSES": "two", "JAX_PROCESS_ID": "0"}, "expected a number"),
+        ({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "5", "JAX_COORDINATOR_ADDRESS": "localhost:1"}, "do not meet"),
+    ):
+        done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **extra}, capture_output=True, text=True)
+        lines = [line for line in done.stdout.splitlines() if line.startswith("line:")]
+        assert len(lines) == 1, done.stderr
+        assert words in lines[0]

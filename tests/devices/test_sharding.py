@@ -1,8 +1,10 @@
 """Sharding: the rules table and its errors. What trains on a mesh: tests/training/test_meshes.py."""
 
 import jax
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
+from support import hosts_training as toy
 
 from progemu_jax.devices import sharding
 from progemu_jax.errors import UserError
@@ -55,3 +57,12 @@ def test_emu3_8b_shards_when_the_vocabulary_is_padded():
     split = [s for s in jax.tree.leaves(shardings) if any(s.spec)]
     assert len(split) == 9  # two vocabulary tables and the seven projections
     assert sum(jax.tree.leaves(share)) < 1.01 * sum(leaf.size for leaf in jax.tree.leaves(tree)) / 32
+
+
+def test_placing_and_sharding_a_batch():
+    mesh = toy.make_mesh("2x2x2")
+    x = np.arange(16).reshape(8, 2)
+    assert sharding.shard_batch(x, mesh).addressable_shards[0].data.shape == (2, 2)
+    assert sharding.place(x[:3], mesh).is_fully_replicated  # the last batch of an evaluation
+    with pytest.raises(UserError, match="batch=6 does not divide over the 4 devices"):
+        sharding.shard_batch(x[:6], mesh)

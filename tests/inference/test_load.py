@@ -3,6 +3,8 @@
 import dataclasses
 import gc
 import importlib
+import json
+import shutil
 import weakref
 
 import jax
@@ -20,19 +22,14 @@ from progemu_jax.models import transformer, vqgan
 from progemu_jax.systems.progemu import model_config
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return progemu_jax.load(tiny_run.write(tmp_path_factory.mktemp("tiny")))
-
-
 def test_counterfactual_reproduces_and_has_the_promised_shapes(model):
     prior = np.random.default_rng(0).integers(0, 255, (40, 50), np.uint8)
-    out = model.counterfactual(prior, "New small left pleural effusion.", num_samples=2, seed=3)
-    again = model.counterfactual(prior, "New small left pleural effusion.", num_samples=2, seed=3)
-    assert out.images.shape == (2, 32, 32)
+    out = model.counterfactual(prior, "New small left pleural effusion.", num_samples=3, seed=3)
+    again = model.counterfactual(prior, "New small left pleural effusion.", num_samples=3, seed=3)
+    assert out.images.shape == (3, 32, 32)
     assert out.images.dtype == np.uint8
-    assert out.codes.shape == (2, 4, 4)
-    assert len(out.texts) == 2
+    assert out.codes.shape == (3, 4, 4)
+    assert len(out.texts) == 3
     assert (out.codes == again.codes).all()
     assert out.texts == again.texts
 
@@ -40,8 +37,8 @@ def test_counterfactual_reproduces_and_has_the_promised_shapes(model):
 def test_codes_are_as_good_a_prior_as_the_image(model):
     image = np.random.default_rng(1).integers(0, 255, (32, 32), np.uint8)
     codes = model.tokenize(image)
-    a = model.counterfactual(image, "x", seed=1)
-    b = model.counterfactual(codes, "x", seed=1)
+    a = model.counterfactual(image, "x", num_samples=3, seed=1)
+    b = model.counterfactual(codes, "x", num_samples=3, seed=1)
     assert (a.codes == b.codes).all()
     assert (model.detokenize(a.codes) == a.images).all()
 
@@ -110,3 +107,19 @@ def test_every_shipped_config_builds_its_models(name):
     assert params["embed_tokens"].shape[0] == model.vocab_size
     jax.eval_shape(lambda k: vqgan.init_variables(config.tokenizer.model, k), jax.random.key(0))
     assert dataclasses.is_dataclass(config)
+
+
+class TestPolicy:
+    def test_a_runs_config_goes_before_the_export(self, tiny_folder, model, tmp_path):
+        folder = shutil.copytree(tiny_folder, tmp_path / "run")
+        assert progemu_jax.load(folder).policy.guidance == 2.0
+        (folder / "config.json").write_text(json.dumps({"sample": {"policy": {"guidance": 1.5, "top_k": 7}}}))
+        assert (progemu_jax.load(folder).policy.guidance, progemu_jax.load(folder).policy.top_k) == (1.5, 7)
+        assert progemu_jax.load(folder / "train/export", tokenizer=folder).policy.guidance == 2.0
+        assert progemu_jax.load(folder).hash == model.hash
+        (folder / "config.json").write_text(json.dumps({"sample": {"policy": {"guidence": 1.5}}}))
+        with pytest.raises(UserError, match=r"config\.json.*guidence.*guidance"):
+            progemu_jax.load(folder)
+        (folder / "config.json").write_text("{")
+        with pytest.raises(UserError, match=r"config\.json"):
+            progemu_jax.load(folder)

@@ -1,14 +1,11 @@
 """Sampling and tokenising on eight devices give what one gives; shards of predictions of hosts make one folder."""
 
-import json
-
 import jax
 import numpy as np
 import pytest
 
 from progemu_jax.devices import sharding
-from progemu_jax.errors import UserError
-from progemu_jax.files.predictions import Case, Prediction, merge_predictions, write_predictions
+from progemu_jax.files.predictions import Case
 from progemu_jax.inference.image_tokenizer import Tokenizer
 from progemu_jax.inference.progemu import ProgEmu
 from progemu_jax.models import transformer, vqgan
@@ -17,6 +14,7 @@ from progemu_jax.text import vocabulary
 from progemu_jax.text.sequence import Layout
 
 CODES = 24
+
 POLICY = Sampling(guidance=2.0, keep_prior=True, top_k=12, text_top_k=20, max_text=5)
 
 
@@ -27,8 +25,8 @@ def make_model():
         intermediate_size=48, prior_alignment=True, initializer_range=0.5,
     )  # fmt: skip
     codec = vqgan.VQGANConfig(ch=16, ch_mult=(1, 2), num_res_blocks=1, attn_levels=(), codebook_size=CODES)
-    tokenizer = Tokenizer(vqgan.init_variables(codec, jax.random.key(1)), codec)
-    params = transformer.init_params(config, jax.random.key(3))
+    tokenizer = Tokenizer(jax.jit(lambda key: vqgan.init_variables(codec, key))(jax.random.key(1)), codec)
+    params = jax.jit(lambda key: transformer.init_params(config, key))(jax.random.key(3))
     return ProgEmu(params, config, Layout(2, 3, 96, 12), words, tokenizer, POLICY, "toy")
 
 
@@ -46,26 +44,3 @@ def test_eight_devices_sample_as_one(shape):
     assert len({codes.tobytes() for codes in found.codes}) > 4
     assert abs(found.images.astype(int) - expected.images).max() <= 1
     np.testing.assert_array_equal(many.tokenize(images), one.tokenize(images))
-
-
-def test_shards_of_two_hosts_are_the_folder_of_one(tmp_path):
-    cases = [Case(f"{'ab'[i % 2]}/p{i}", None, f"prompt {i}", i % 3) for i in range(7)]
-
-    def predict(batch):
-        return [Prediction(np.full((4, 4), len(case.prompt) * 9, np.uint8), case.pair_id) for case in batch]
-
-    options = {"batch_size": 2, "seed": 3, "checkpoint": "c", "sampling": {}}
-    write_predictions(tmp_path / "whole", cases, predict, **options)
-    groups = [cases[i : i + 2] for i in range(0, 7, 2)]
-    parts = [tmp_path / f"parts/{i}-of-2" for i in range(2)]
-    for i, part in enumerate(parts):
-        write_predictions(part, [case for group in groups[i::2] for case in group], predict, **options)
-    with pytest.raises(UserError, match="no host has predicted a/p0 and 3 more"):
-        merge_predictions(parts[1:], tmp_path / "half", cases)
-    assert not (tmp_path / "half").exists()
-    merge_predictions(parts, tmp_path / "merged", cases)
-    for path in sorted(p for p in (tmp_path / "whole").rglob("*") if p.is_file()):
-        assert (tmp_path / "merged" / path.relative_to(tmp_path / "whole")).read_bytes() == path.read_bytes()
-    rows = (tmp_path / "merged/predictions.jsonl").read_text().splitlines()
-    assert [json.loads(row)["pair_id"] for row in rows] == [case.pair_id for case in cases]
-    assert not any(part.exists() for part in parts)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.tiny_diffusion import normal
 
 from progemu_jax.devices import sharding
 from progemu_jax.kernels import attention
@@ -34,9 +35,12 @@ def test_auto_takes_a_kernel_that_computes_what_is_asked(backend, dtype, head_di
 
 
 def inputs(T, B=2, K=2, G=2, D=128):
-    keys = jax.random.split(jax.random.key(0), 3)
-    shapes = ((B, K, G, T, D), (B, K, T, D), (B, K, T, D))
-    return [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)]
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal(shape, np.float32) for shape in ((B, K, G, T, D), (B, K, T, D), (B, K, T, D))]
+
+
+def plainly(q, k, v, block):
+    return jax.jit(lambda *x: attention.causal_attend(*x, None, block))(q, k, v)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -72,7 +76,7 @@ def test_splash_on_a_mesh_runs_on_each_devices_rows_and_heads(local):
             axes = set(sharding.RULES["batch"])
             splash = jax.shard_map(splash, in_specs=rows, out_specs=rows, axis_names=axes, check_vma=False)
         out = jax.jit(splash)(*(jax.device_put(x, spec) for x in (q, k, v)))
-    np.testing.assert_allclose(out, attention.causal_attend(q, k, v, None, 128), atol=2e-6)
+    np.testing.assert_allclose(out, plainly(q, k, v, 128), atol=2e-6)
 
 
 def test_cudnns_shapes_are_right():
@@ -81,8 +85,8 @@ def test_cudnns_shapes_are_right():
     q, k, v = inputs(20, D=8)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax.nn, "dot_product_attention", lambda *x, implementation, **o: real(*x, **o))
-        out = attention.self_attend(q, k, v, jnp.ones((2, 20), bool), "cudnn", 8)
-    np.testing.assert_allclose(out, attention.causal_attend(q, k, v, None, 8), atol=2e-6)
+        out = jax.jit(lambda *x: attention.self_attend(*x, jnp.ones((2, 20), bool), "cudnn", 8))(q, k, v)
+    np.testing.assert_allclose(out, plainly(q, k, v, 8), atol=2e-6)
 
 
 def test_a_kernel_asked_for_by_name_says_what_it_cannot_do():
@@ -127,3 +131,25 @@ def test_policies_save_what_they_say():
 
         held.append(jax.jit(jax.grad(loss)).lower(params).compile().memory_analysis().temp_size_in_bytes)
     assert held[0] < held[1] < held[2]
+
+
+@pytest.mark.parametrize(
+    "limits", [{"MOST_SCORES": 64}, {"SCORES_IN_CACHE": 64}, {"MOST_SCORES": 64, "SCORES_IN_CACHE": 64}]
+)
+def test_attention_in_blocks_of_queries_or_heads_is_attention(monkeypatch, limits):
+    from progemu_jax.kernels import attention
+
+    q, k, v = normal((3, 2, 16, 8))
+
+    def attend(*x):
+        return jax.jit(lambda *x: attention.multi_head_attention(*x[:3], 2, x[3]))(*x)
+
+    some = jnp.arange(16)[None] < jnp.asarray([[11], [3]])
+    causal = jnp.tril(jnp.ones((16, 16), bool))[None, None]
+    masks = (None, some[:, None, None], causal)
+    whole = [attend(q, k, v, mask) for mask in masks]
+    assert not np.allclose(whole[0], whole[1])
+    for name, value in limits.items():
+        monkeypatch.setattr(attention, name, value)
+    for mask, want in zip(masks, whole, strict=True):
+        np.testing.assert_allclose(attend(q, k, v, mask), want, atol=1e-6)

@@ -22,7 +22,12 @@ def reference(x, kernel):
 
 
 def drawn(*shape):
-    return jax.random.normal(jax.random.key(sum(shape)), shape)
+    return jnp.asarray(np.random.default_rng(sum(shape)).standard_normal(shape), jnp.float32)
+
+
+@jax.jit
+def winograd(x, kernel):
+    return convolution.winograd_conv2d(x, convolution.transform_kernel(kernel))
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 2, 1), (2, 4, 10, 3), (3, 16, 6, 24)])
@@ -30,7 +35,7 @@ def drawn(*shape):
 def test_winograd_is_a_convolution(shape, features):
     x, kernel = drawn(*shape), drawn(3, 3, shape[-1], features)
     want = reference(x, kernel)
-    found = jax.jit(convolution.winograd_conv2d)(x, convolution.transform_kernel(kernel))
+    found = winograd(x, kernel)
     np.testing.assert_allclose(found, want, atol=2e-6 * np.abs(want).max())
 
 
@@ -48,7 +53,7 @@ def test_in_bfloat16_the_error_is_that_of_the_dtype():
     """Kernels and tiles are rounded once more than in the plain convolution, by the dtype's precision."""
     x, kernel = (a.astype(jnp.bfloat16) for a in (drawn(2, 16, 16, 64), drawn(3, 3, 64, 64)))
     want = reference(x, kernel)
-    found = np.asarray(convolution.winograd_conv2d(x, convolution.transform_kernel(kernel)), np.float64)
+    found = np.asarray(winograd(x, kernel), np.float64)
     assert np.sqrt(np.mean(np.square(found - want)) / np.mean(np.square(want))) < jnp.finfo(jnp.bfloat16).eps
 
 
@@ -58,10 +63,11 @@ def test_in_bfloat16_the_error_is_that_of_the_dtype():
 def test_transformed_kernels_are_used_where_they_pay(size, stride, used):
     """Wrong ones show where."""
     conv, x = Conv(4, stride=stride), drawn(1, *size, 3)
-    params = conv.init(jax.random.key(0), x)["params"]
-    wrong = jax.tree.map(jnp.zeros_like, convolution.kernels(params))
-    found = conv.apply({"params": params, convolution.COLLECTION: wrong}, x)
-    assert np.array_equal(found, conv.apply({"params": params}, x)) is not used
+    params = {"kernel": drawn(3, 3, 3, 4), "bias": drawn(4)}
+    wrong = jax.tree.map(jnp.zeros_like, jax.eval_shape(convolution.kernels, params))
+    apply = jax.jit(conv.apply)
+    found = apply({"params": params, convolution.COLLECTION: wrong}, x)
+    assert np.array_equal(found, apply({"params": params}, x)) is not used
 
 
 def test_only_kernels_of_3_by_3_are_transformed_at_their_places():
@@ -74,7 +80,7 @@ def test_only_kernels_of_3_by_3_are_transformed_at_their_places():
 
 def test_sampling_with_transformed_kernels_is_sampling(monkeypatch):
     cfg = unet.UNetConfig(in_channels=8, channels=(16, 32), heads=2, cross_attention_dim=16)
-    params = unet.init_params(cfg, jax.random.key(0))
+    params = jax.jit(lambda key: unet.init_params(cfg, key))(jax.random.key(0))
     for name in ("conv_in", "conv_out"):
         params[name]["kernel"] = 0.1 * drawn(*params[name]["kernel"].shape)
     inputs = (drawn(2, 8, 8, 4), drawn(2, 8, 8, 4), drawn(2, 3, 16), drawn(3, 16))

@@ -136,14 +136,13 @@ def test_attention_matches_a_direct_float64_computation():
         scores = np.where(np.tri(T) > 0, scores, -np.inf)
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         want[0, :, n] = weights / weights.sum(-1, keepdims=True) @ v[0, :, n // G]
-    cos, sin = nnl.rope_angles(jnp.arange(T)[None], D, 100.0)
-    q, k = (nnl.rope(jnp.asarray(x, jnp.float32), cos, sin) for x in (q, k))
+    rope = jax.jit(lambda x: nnl.rope(x, *nnl.rope_angles(jnp.arange(T)[None], D, 100.0)))
+    q, k = (np.asarray(rope(x.astype(np.float32))) for x in (q, k))
     q = q.reshape(1, T, K, G, D).transpose(0, 2, 3, 1, 4)
     for block in (3, 100):
-        out = attention.causal_attend(
-            q, k.transpose(0, 2, 1, 3), jnp.asarray(v, jnp.float32).transpose(0, 2, 1, 3), None, block
-        )
-        np.testing.assert_allclose(out.transpose(0, 3, 1, 2, 4).reshape(want.shape), want, atol=1e-5)
+        attend = jax.jit(lambda q, k, v, block=block: attention.causal_attend(q, k, v, None, block))
+        out = attend(q, k.transpose(0, 2, 1, 3), v.astype(np.float32).transpose(0, 2, 1, 3))
+        np.testing.assert_allclose(np.asarray(out).transpose(0, 3, 1, 2, 4).reshape(want.shape), want, atol=1e-5)
 
 
 def test_head_rows_are_a_slice_of_the_whole(params):

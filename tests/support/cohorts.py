@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from progemu_jax.data.sources import Rejected, open_source
 from progemu_jax.text.findings import CHEXPERT
 
 OPEN = Path(os.environ.get("PROGEMU_OPEN_CXR", Path(__file__).parents[3] / "shared/open_cxr"))
+QUIET = {"size": 64, "processes": 1, "progress": False}  # options of a build
 SECRET = "Zebrastripe"  # a word of every report, which must not come out anywhere but in the data
 
 
@@ -172,3 +174,10 @@ def plain_folder(root: Path, pairs: int = 12, size: int = 64) -> Path:
     with open(root / "prompts.csv", "w", newline="") as file:
         csv.writer(file).writerows([("name", "prompt", "patient_id", "split"), *rows])
     return root
+
+
+def read(name, root, **options):
+    """(what is read, what is rejected) of a cohort."""
+    reader = open_source(name, root, **options)
+    items = list(reader.pairs() if hasattr(reader, "pairs") else reader.studies())
+    return [i for i in items if not isinstance(i, Rejected)], [i for i in items if isinstance(i, Rejected)]

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from absl import flags
 
+from progemu_jax import main
 from progemu_jax.checkpoints import export
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,16 +42,30 @@ def command(folder, workdir, *more):
     return [sys.executable, "-m", "progemu_jax.main", f"--config={folder / 'toy.py'}", f"--workdir={workdir}", *more]
 
 
-def environment(folder):
-    """Of its process: one device a core, and one cache of compiled programs for all runs of a folder."""
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    return {**os.environ, **cache, "TQDM_DISABLE": "1", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+def environment():
+    """Of its process: one device a core; compiled programs are kept where the tests keep theirs."""
+    return {**os.environ, "TQDM_DISABLE": "1", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
 
 
 def run(folder, workdir, *more):
     return subprocess.run(
-        command(folder, workdir, *more), cwd=ROOT, env=environment(folder), capture_output=True, text=True, timeout=900
+        command(folder, workdir, *more), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=900
     )
+
+
+def run_here(monkeypatch, capsys, folder, workdir, *more):
+    """`run` in this process, for mistakes that end it before any work: starting Python takes longer than the check."""
+    monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"])  # which the command adds to
+    monkeypatch.setattr(sys, "argv", command(folder, workdir, *more)[2:])
+    try:
+        main.entry()
+    except SystemExit as stopped:
+        out, err = capsys.readouterr()
+        return subprocess.CompletedProcess(sys.argv, stopped.code, out, err)
+    finally:  # as in a fresh process
+        for name in [name for name in flags.FLAGS if name.split(".")[0] == "config"]:
+            delattr(flags.FLAGS, name)
+        flags.FLAGS.unparse_flags()
 
 
 def whole_run(folder, config):
@@ -90,7 +106,7 @@ def kill_at(folder, workdir, signs, *more):
     for sign in signs:
         process = subprocess.Popen(
             command(folder, workdir, *more),
-            cwd=ROOT, env=environment(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         while process.poll() is None and not any(workdir.glob(sign)):
             time.sleep(0.02)

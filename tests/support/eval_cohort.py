@@ -3,8 +3,10 @@
 import json
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from progemu_jax.errors import UserError
 from progemu_jax.text import findings
 
 SIZE = 32
@@ -161,3 +163,13 @@ class Cohort:
         path.parent.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(path, **self.scores(states, **options))
         return path
+
+
+def one_line(match, function, *arguments):
+    with pytest.raises(UserError, match=match) as caught:
+        function(*arguments)
+    assert "\n" not in str(caught.value)
+
+
+def estimate(value, **more):
+    return {"value": value, "low": None, "high": None, "undefined_resamples": 0, "flags": [], **more}

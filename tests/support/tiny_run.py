@@ -11,6 +11,8 @@ from progemu_jax.text import vocabulary
 from support.emu3_reference import write_run
 
 CODES, SIZE, GRID = 64, 32, (4, 4)
+SIDE = SIZE // GRID[0]  # of a code, in pixels
+PROMPT = "New small left pleural effusion."
 POLICY = {"temperature": 1.0, "top_k": 0, "guidance": 2.0, "keep_prior": True, "max_text": 6}
 
 

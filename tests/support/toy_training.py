@@ -1,6 +1,5 @@
 """A small task for the training-loop tests. As a script it trains and kills itself at a random moment."""
 
-import contextlib
 import dataclasses
 import os
 import signal
@@ -12,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.experimental.compilation_cache import compilation_cache
 
 from progemu_jax.training import loop, optim
 
@@ -20,20 +18,6 @@ CFG = loop.TrainConfig(
     steps=120, batch_size=8, accumulate=1, learning_rate=1e-2, final_learning_rate=1e-3, warmup_steps=10,
     log_every=7, eval_every=30, save_every=20, seed=3,
 )  # fmt: skip
-
-
-@contextlib.contextmanager
-def compiled_in(folder):
-    """A compilation cache in a folder of the tests' own."""
-    options = {"jax_compilation_cache_dir": str(folder), "jax_persistent_cache_min_compile_time_secs": 0.0}
-    old = {name: getattr(jax.config, name) for name in options}
-    for name, value in options.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()  # else an earlier test's "no cache" stands
-    yield
-    for name, value in old.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 class Toy:

@@ -1,4 +1,4 @@
-"""The training tasks: what counts in a loss, what a step changes."""
+"""ProgEmu's task: what counts in the loss, and what a step changes."""
 
 import dataclasses
 
@@ -7,19 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from progemu_jax.data.batches import ArrayBatches
-from progemu_jax.models.discriminator import DiscriminatorConfig
 from progemu_jax.models.transformer import TransformerConfig
-from progemu_jax.models.vqgan import VQGANConfig
 from progemu_jax.tasks.progemu import ProgEmuConfig, ProgEmuTask, code_embeddings, packer, soft_codes
-from progemu_jax.tasks.scorer import augment
-from progemu_jax.tasks.tokenizer import TokenizerLossConfig, TokenizerTask
 from progemu_jax.text import vocabulary
 from progemu_jax.text.sequence import Kind, Layout
 from progemu_jax.training.loop import TrainConfig
 
 CODES, LAYOUT = 16, Layout(2, 3, 64, prompt_budget=12)
+
 RNG = np.random.default_rng(0)
+
 CODEBOOK = RNG.standard_normal((CODES, 4)).astype(np.float32)
 
 
@@ -67,49 +64,56 @@ def task(words):
     return ProgEmuTask(model, ProgEmuConfig(length=64), TrainConfig(steps=10, accumulate=1))
 
 
+@pytest.fixture(scope="module")
+def state(task):
+    return jax.jit(task.init)(jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def loss(task):
+    """(loss, metrics) of (params, batch), compiled: by single operations it takes as long as all other tests here."""
+    return jax.jit(lambda params, batch: task.loss(params, batch, None))
+
+
 def stack(words, n=4, **more):
     rows = [pack(words, example(**more)) for _ in range(n)]
     return {k: np.stack([r[k] for r in rows]) for k in rows[0]}
 
 
-def test_padding_is_out_of_the_loss_and_eos_is_in(words, task):
-    batch = stack(words)
-    params = task.init(jax.random.key(0))["params"]
-    loss, metrics = task.loss(params, batch, None)
+def test_padding_is_out_of_the_loss_and_eos_is_in(words, state, loss):
+    batch, params = stack(words), state["params"]
+    whole, metrics = loss(params, batch)
     assert float(metrics["weight"]) == (batch["kinds"][:, 1:] != Kind.PAD).sum()
     noise = dict(batch)
     noise["tokens"] = np.where(batch["kinds"] == Kind.PAD, 7, batch["tokens"])
-    assert float(task.loss(params, noise, None)[0]) == float(loss)
+    assert float(loss(params, noise)[0]) == float(whole)
     changed = dict(batch)
     changed["tokens"] = np.where(batch["kinds"] == Kind.EOS, 7, batch["tokens"])
-    assert float(task.loss(params, changed, None)[0]) != float(loss)
+    assert float(loss(params, changed)[0]) != float(whole)
 
 
-def test_no_token_sees_the_future(words, task):
+def test_no_token_sees_the_future(words, state, loss):
     """Changing the text after the image leaves the loss on the image as it was."""
     batch = stack(words)
-    params = task.init(jax.random.key(0))["params"]
     other = dict(batch)
     other["tokens"] = np.where(batch["kinds"] == Kind.TEXT, 3, batch["tokens"])
-    one, two = (float(task.loss(params, b, None)[1]["loss_visual"]) for b in (batch, other))
+    one, two = (float(loss(state["params"], b)[1]["loss_visual"]) for b in (batch, other))
     assert one == two
 
 
-def test_accumulation_gives_the_same_gradient_step(words, task):
+def test_accumulation_gives_the_same_gradient_step(words, task, state):
     batch = stack(words)
-    state = task.init(jax.random.key(0))
     other = ProgEmuTask(task.model_config, task.config, dataclasses.replace(task.train, accumulate=2))
-    one, _ = task.train_step(state, batch, jax.random.key(1))
-    two, _ = other.train_step(state, batch, jax.random.key(1))
+    one, two = (jax.jit(t.train_step)(state, batch, jax.random.key(1))[0] for t in (task, other))
     for a, b in zip(jax.tree.leaves(one["params"]), jax.tree.leaves(two["params"]), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
 
 
-def test_the_embeddings_gradient_as_rows_gives_the_same_step(words, task, monkeypatch):
-    batch, state = stack(words), task.init(jax.random.key(0))
+def test_the_embeddings_gradient_as_rows_gives_the_same_step(words, task, state, monkeypatch):
+    batch = stack(words)
     (dense, of_dense), (rows, of_rows) = (
         monkeypatch.setattr(ProgEmuTask, "_few_rows", lambda *_, few=few: few)
-        or task.train_step(state, batch, jax.random.key(1))
+        or jax.jit(lambda *x: task.train_step(*x))(state, batch, jax.random.key(1))  # not another test's program
         for few in (False, True)
     )
     for name in of_dense:
@@ -121,8 +125,8 @@ def test_the_embeddings_gradient_as_rows_gives_the_same_step(words, task, monkey
     np.testing.assert_allclose(*table, rtol=1e-3, atol=1e-7)
 
 
-def test_code_embeddings_put_like_codes_together(words, task):
-    params = task.init(jax.random.key(0))["params"]
+def test_code_embeddings_put_like_codes_together(words, state):
+    params = state["params"]
     codebook = CODEBOOK.copy()
     codebook[1] = codebook[0] + 1e-3
     new = code_embeddings(params, codebook, words.visual_start, 0)
@@ -146,12 +150,12 @@ def soft_rows(codebook, soften):
     return rows / rows.sum(1, keepdims=True)
 
 
-def test_only_codes_that_differ_from_the_prior_are_learnt_softly(words, task):
-    batch = stack(words)
-    params = task.init(jax.random.key(0))["params"]
+def test_only_codes_that_differ_from_the_prior_are_learnt_softly(words, task, state, loss):
+    batch, params = stack(words), state["params"]
     config = dataclasses.replace(task.config, soften=1.0)
     soft = ProgEmuTask(task.model_config, config, task.train, words.visual_start, CODEBOOK)
-    assert float(soft.loss(params, batch, None)[0]) == float(task.loss(params, batch, None)[0])
+    softly = jax.jit(lambda params, batch: soft.loss(params, batch, None))
+    assert float(softly(params, batch)[0]) == float(loss(params, batch)[0])
     # One code of each row becomes another: its loss is the mean over what stands for it, by their own exact losses.
     at = int(np.flatnonzero(batch["kinds"][0] == Kind.VISUAL)[-1])  # the last one is nothing's context but the text's
     rows = {k: v[:1] for k, v in batch.items()}
@@ -163,48 +167,6 @@ def test_only_codes_that_differ_from_the_prior_are_learnt_softly(words, task):
         tokens[0, at] = words.visual_start + code
         return {**rows, "tokens": tokens}
 
-    losses = [float(task.loss(params, exact(c), None)[0]) for c in range(CODES)]
+    losses = [float(loss(params, exact(c))[0]) for c in range(CODES)]
     expected = soft_rows(CODEBOOK, 1.0)[code] @ losses
-    np.testing.assert_allclose(float(soft.loss(params, exact(code), None)[0]), expected, rtol=1e-5)
-
-
-@pytest.mark.parametrize("gan", [0.0, 0.5])
-def test_tokenizer_learns_and_keeps_its_codebook_alive(gan):
-    loss = TokenizerLossConfig(gan=gan, discriminator=DiscriminatorConfig(ch=4, num_layers=1))
-    train = TrainConfig(steps=40, learning_rate=3e-3, warmup_steps=2, weight_decay=0.0)
-    net = VQGANConfig(ch=8, ch_mult=(1,), attn_levels=(), patch=4, codebook_size=32, embed_dim=4, z_channels=4)
-    task = TokenizerTask(net, loss, train, 16)
-    y, x = np.mgrid[:16, :16]
-    images = np.stack([127 + 100 * np.sin(x * f + y * g) for f, g in RNG.uniform(0.1, 0.6, (16, 2))]).astype(np.uint8)
-    state, step = task.init(jax.random.key(0)), jax.jit(task.train_step)
-    first = float(task.eval_step(state, {"image": images})["l1"])
-    for i in range(40):
-        state, metrics = step(state, {"image": images}, jax.random.key(i))
-    last = task.eval_step(state, {"image": images})
-    assert float(last["l1"]) < 0.6 * first
-    assert float(last["perplexity"]) > 8
-    assert ("gan_weight" in metrics) == bool(gan)
-    if gan:
-        assert float(metrics["gan_weight"]) > 0
-
-
-def test_scorer_augmentation_moves_masks_with_the_image():
-    masks = np.zeros((8, 64, 64, 6), bool)
-    masks[:, 20:40, 16:48] = True
-    images = np.where(masks[..., 0], 255, 40).astype(np.uint8)
-    out, batch = augment(jax.random.key(0), {"image": images, "masks": jnp.asarray(masks)})
-    out, moved = np.asarray(out), np.asarray(batch["masks"][..., 0])
-    assert out.min() >= 0
-    assert out.max() <= 1
-    assert (out[moved].mean() - out[~moved].mean()) > 0.5
-    assert any((m != masks[0, ..., 0]).any() for m in moved)
-
-
-def test_array_batches_go_on_from_their_state():
-    arrays = {"x": np.arange(10)}
-    one = ArrayBatches(arrays, 4, seed=3)
-    for _ in range(3):
-        next(one)
-    two = ArrayBatches(arrays, 4, seed=3)
-    two.set_state(one.get_state())
-    assert (next(one)["x"] == next(two)["x"]).all()
+    np.testing.assert_allclose(float(softly(params, exact(code))[0]), expected, rtol=1e-5)

@@ -577,3 +577,46 @@ def test_phantom_reports_vary():
     assert all(text.isascii() and "\n" not in text and "  " not in text for text in texts)
     again = [reports.report(np.random.default_rng(5), patient, after, before) for _ in range(2)]
     assert again[0] == again[1]
+
+
+class TestGrades:
+    @pytest.mark.parametrize(
+        ("text", "mild", "severe"),
+        [
+            ("New left pleural effusion.", "New small left pleural effusion.", "New large left pleural effusion."),
+            ("New moderate edema.", "New mild edema.", "New severe edema."),
+            ("Worsening cardiomegaly.", "Worsening cardiomegaly, now mild.", "Worsening cardiomegaly, now severe."),
+            ("Increased edema, now mild.", "Increased edema, now mild.", "Increased edema, now severe."),
+            ("There is an effusion on the left.", "There is a small effusion on the left.",
+             "There is a large effusion on the left."),
+            ("New edema. Unchanged mild cardiomegaly.", "New mild edema. Unchanged mild cardiomegaly.",
+             "New severe edema. Unchanged mild cardiomegaly."),
+            ("New edema. Resolved left pneumothorax.", "New mild edema. Resolved left pneumothorax.",
+             "New severe edema. Resolved left pneumothorax."),
+            ("Decreased right effusion, now moderate.", "Decreased right effusion, now small.",
+             "Decreased right effusion, now large."),
+        ],
+    )  # fmt: skip
+    def test_a_grade_is_set_and_nothing_else(self, text, mild, severe):
+        assert rules.with_grade(text, "mild") == mild
+        assert rules.with_grade(text, "severe") == severe
+
+    @pytest.mark.parametrize(
+        "text",
+        ["Resolved edema.", "No pneumothorax.", "Unchanged edema.", "Possible edema.", "Lines are in place.", ""],
+    )
+    def test_what_is_not_there_has_no_grade(self, text):
+        assert rules.with_grade(text, "mild") is None
+
+    @pytest.mark.parametrize(
+        "text", ["No significant interval change.", "Unchanged. Stable edema.", "No worsening of edema."]
+    )
+    def test_no_change(self, text):
+        assert rules.says_no_change(text)
+
+    @pytest.mark.parametrize(
+        "text", ["New edema.", "Unchanged edema. New effusion.", "No pneumothorax.", "x", "", "Edema is not stable.",
+                 "Stable effusion, worsening edema.", "Continued improvement of edema."],
+    )  # fmt: skip
+    def test_change_or_no_word_of_it(self, text):
+        assert not rules.says_no_change(text)

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.toy_training import CFG, LONG, Batches, Toy, compiled_in, eval_batches, run
+from support import hosts_training as toy
+from support.toy_training import CFG, LONG, Batches, Toy, eval_batches, run
 
 from progemu_jax.checkpoints import resume
 from progemu_jax.errors import UserError
@@ -41,13 +42,6 @@ def assert_same_bits(a, b):
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         assert x.dtype == y.dtype
         assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Every run here compiles the same few programs; the cache lives as long as this file's tests."""
-    with compiled_in(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -361,3 +355,23 @@ def test_resume_on_another_machine_warns(tmp_path, monkeypatch, caplog):
         run(tmp_path)
     assert "cores" in caplog.text
     assert "not bit for bit" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("shape", "batch", "words"),
+    [("8x1x1", 12, ["train.batch_size", "=12", "8 devices"]), ("2x4x1", 4, ["=4", "8 devices"])],
+)
+def test_a_batch_that_does_not_divide_is_one_line_before_any_work(tmp_path, shape, batch, words):
+    cfg = dataclasses.replace(toy.CFG, batch_size=batch)
+    with pytest.raises(UserError) as caught:
+        loop.fit(toy.task(cfg), cfg, None, None, tmp_path / "run", mesh=toy.make_mesh(shape))
+    assert "\n" not in str(caught.value)
+    assert all(word in str(caught.value) for word in words), caught.value
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_is_one_line_before_the_first_step(tmp_path, monkeypatch):
+    usage = loop.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(loop.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(UserError, match=r"3 checkpoints of .* GB are to come and 1e-06 GB are free"):
+        toy.run(tmp_path, None)

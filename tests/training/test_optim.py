@@ -55,7 +55,7 @@ def test_update_is_clip_then_adam_then_decay():
 
 def _descend(cfg, steps=200):
     tx = optim.make_optimizer(cfg)
-    target = jax.random.normal(jax.random.key(0), (8, 8))
+    target = normal(8, 8)
     params = {"kernel": jnp.zeros((8, 8))}
 
     @jax.jit
@@ -143,10 +143,10 @@ def test_adamw_is_optax_adamw():
         optim.make_optimizer(cfg),
         optax.adamw(optim.make_schedule(cfg), 0.9, 0.95, cfg.eps, weight_decay=0.1),
     )
-    params = mine = {"kernel": jax.random.normal(jax.random.key(0), (4, 5))}
+    params = mine = {"kernel": normal(4, 5)}
     state, other = optim.start(ours, cfg, mine), theirs.init(params)
     for i in range(5):
-        grads = {"kernel": jax.random.normal(jax.random.key(i), (4, 5))}
+        grads = {"kernel": normal(i + 1, 4, 5)[i]}
         state = optim.advance(ours, cfg, state, grads)
         updates, other = theirs.update(grads, other, params)
         params = optax.apply_updates(params, updates)
@@ -177,21 +177,29 @@ def test_bfloat16_parameters_take_steps_smaller_than_their_last_bit():
     assert float(state["params"]["kernel"].astype(jnp.float32).mean()) == pytest.approx(1 - 20e-4, abs=3e-4)
 
 
+def normal(*shape):
+    return np.random.default_rng(sum(shape)).standard_normal(shape, np.float32)
+
+
+def accumulated(loss_fn, params, batch, n):
+    run = jax.jit(lambda params, batch, key: optim.value_and_grad_accumulated(loss_fn, params, batch, key, n))
+    return run(params, batch, jax.random.key(0))
+
+
 @pytest.mark.parametrize("n", [2, 4])
 def test_accumulated_gradients_equal_the_whole_batch_however_padding_falls(n):
-    keys = jax.random.split(jax.random.key(0), 3)
-    params = {"w": jax.random.normal(keys[0], (5, 7))}
+    params = {"w": normal(5, 7)}
     batch = {
-        "x": jax.random.normal(keys[1], (8, 6, 5)),
-        "y": jax.random.randint(keys[2], (8, 6), 0, 7),
-        "weights": jnp.asarray(np.arange(6) < np.arange(1, 9)[:, None] % 7, jnp.float32),  # uneven padding
+        "x": normal(8, 6, 5),
+        "y": np.random.default_rng(2).integers(0, 7, (8, 6)),
+        "weights": (np.arange(6) < np.arange(1, 9)[:, None] % 7).astype(np.float32),  # uneven padding
     }
 
     def loss_fn(params, batch, key):
         return cross_entropy(batch["x"] @ params["w"], batch["y"], batch["weights"])
 
-    (loss, metrics), grads = optim.value_and_grad_accumulated(loss_fn, params, batch, keys[0], 1)
-    (loss_n, metrics_n), grads_n = optim.value_and_grad_accumulated(loss_fn, params, batch, keys[0], n)
+    (loss, metrics), grads = accumulated(loss_fn, params, batch, 1)
+    (loss_n, metrics_n), grads_n = accumulated(loss_fn, params, batch, n)
     np.testing.assert_allclose(loss_n, loss, rtol=1e-5)
     np.testing.assert_allclose(grads_n["w"], grads["w"], rtol=1e-4, atol=1e-6)
     assert metrics_n.keys() == metrics.keys()
@@ -204,9 +212,7 @@ def test_microbatches_get_different_keys():
         noise = jax.random.normal(key)
         return params * noise, {"square": noise**2}
 
-    (mean, metrics), _ = optim.value_and_grad_accumulated(
-        loss_fn, jnp.ones(()), jnp.zeros((4, 1)), jax.random.key(0), 4
-    )
+    (mean, metrics), _ = accumulated(loss_fn, jnp.ones(()), jnp.zeros((4, 1)), 4)
     assert float(metrics["square"]) > 1.01 * float(mean) ** 2  # equal only when all draws are the same
 
 
@@ -224,18 +230,14 @@ def test_rows_as_the_gradient_of_a_table(moments):
     """One of them twice; clipped by the norm of all."""
     cfg = dataclasses.replace(CFG, learning_rate=1e-2, warmup_steps=0, clip=0.5, moment_dtype=moments)
     tx = optim.make_optimizer(cfg)
-    keys = jax.random.split(jax.random.key(0), 5)
-    params = {
-        "embed_tokens": jax.random.normal(keys[0], (38, 6)),
-        "lm_head": jax.random.normal(keys[1], (38, 6)),
-        "norm": {"scale": jnp.ones(6)},
-    }
-    ids, rows = jnp.array([3, 37, 3, 0, 20]), jax.random.normal(keys[2], (5, 6))
+    params = {"embed_tokens": normal(38, 6), "lm_head": normal(6, 38).T, "norm": {"scale": np.ones(6, np.float32)}}
+    ids, rows = np.array([3, 37, 3, 0, 20]), normal(5, 6)
     dense = {
-        "embed_tokens": jnp.zeros((38, 6)).at[ids].add(rows),
-        "lm_head": jax.random.normal(keys[3], (38, 6)),
-        "norm": {"scale": jax.random.normal(keys[4], (6,))},
+        "embed_tokens": np.zeros((38, 6), np.float32),
+        "lm_head": normal(1, 38, 6)[0],
+        "norm": {"scale": normal(6)},
     }
+    np.add.at(dense["embed_tokens"], ids, rows)
     sparse = {**dense, "embed_tokens": optim.Rows.of(ids, rows, 38)}
     np.testing.assert_allclose(optim.global_norm(sparse), optax.global_norm(dense), rtol=1e-6)
     states = []

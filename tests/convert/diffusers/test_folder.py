@@ -8,10 +8,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 from support import diffusion_reference as ref
+from support import tiny_diffusion
 from support.diffusion_models import BERT_CONFIG, CLIP_CONFIG, UNET_CONFIG, VAE_CONFIG, component
+from support.tiny_diffusion import MODEL
 
 from progemu_jax.checkpoints import export
-from progemu_jax.convert import safetensors
+from progemu_jax.convert import components, safetensors
 from progemu_jax.convert.convert import convert
 from progemu_jax.convert.diffusers import configs as diffusers_configs
 from progemu_jax.convert.diffusers import folder as diffusers_folder
@@ -181,3 +183,18 @@ def test_what_is_refused_is_named_in_one_line(sound, tmp_path, change, message):
 def test_a_dialect_is_refused(sound, tmp_path):
     with pytest.raises(UserError, match="--dialect=original"):
         convert(sound, tmp_path / "run", "original")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return tiny_diffusion.write(tmp_path_factory.mktemp("run"))
+
+
+def test_a_run_becomes_a_diffusers_folder_unless_its_autoencoder_cannot(run, tmp_path):
+    from progemu_jax.convert.convert import convert
+
+    with pytest.raises(UserError, match="patch=4 has no place"):
+        convert(run, tmp_path / "out")
+    convert(run / "train/unet", tmp_path / "unet")
+    part = diffusers_folder.open_folder(tmp_path / "unet").parts[components.UNET]
+    assert part.model == MODEL

@@ -13,21 +13,22 @@ from support.emu3_reference import CODES, LM, TINY_VQ, transformers_vq, weight, 
 
 import progemu_jax
 from progemu_jax.checkpoints import arrays, export
-from progemu_jax.convert import components, safetensors
+from progemu_jax.convert import safetensors
 from progemu_jax.convert.__main__ import main
 from progemu_jax.convert.convert import convert
 from progemu_jax.convert.emu3 import folder as emu3_folder
 from progemu_jax.convert.emu3 import names as emu3_names
-from progemu_jax.convert.emu3.image_processor import ImageProcessor, smart_resize
+from progemu_jax.convert.emu3.image_processor import ImageProcessor
 from progemu_jax.convert.emu3.transfer import default_layout
 from progemu_jax.errors import UserError
-from progemu_jax.inference.pixels import luma
 from progemu_jax.models import transformer, vqgan
 from progemu_jax.text.text_tokenizers import byte_characters
 from progemu_jax.text.vocabulary import VISION_FILE, load
 
 VQ_CONFIG = {"model_type": "Emu3VisionVQ", **TINY_VQ}
+
 LM_CONFIG = {"model_type": "Emu3", **LM, "attention_dropout": 0.1, "auto_map": {"AutoModel": "x.Y"}}
+
 CONFIGS = {
     "language_model": LM_CONFIG,
     "tokenizer": VQ_CONFIG,
@@ -193,9 +194,6 @@ def test_parts_that_are_missing_are_named(tmp_path):
         with pytest.raises(UserError, match=words) as caught:
             call()
         assert "\n" not in str(caught.value)
-
-
-# --- hostile folders ---
 
 
 def edit_json(path, **changes):
@@ -429,43 +427,6 @@ def test_the_vocabulary_of_a_tokenizer_json(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"Ġ": 0}}}))
     with pytest.raises(UserError, match=r"tokenizer\.json"):
         emu3_folder.read_vocabulary(tmp_path)
-
-
-def test_layouts():
-    conv = components.Entry("params.x.kernel", (3, 3, 2, 5), "x.weight", "conv")
-    theirs = np.arange(90).reshape(5, 2, 3, 3)
-    assert conv.tensor_shape == theirs.shape
-    assert conv.ours(theirs)[1, 2, 0, 4] == theirs[4, 0, 1, 2]
-    query = components.Entry("layers_0.self_attn.q_proj", (6, 2, 4), "q", "linear")
-    theirs = np.arange(48).reshape(8, 6)
-    assert query.ours(theirs)[5, 1, 2] == theirs[1 * 4 + 2, 5]
-    out = components.Entry("layers_0.self_attn.o_proj", (2, 4, 6), "o", "linear")
-    theirs = np.arange(48).reshape(6, 8)
-    assert out.ours(theirs)[1, 2, 5] == theirs[5, 1 * 4 + 2]
-    for entry, shape in ((conv, (5, 2, 3, 3)), (query, (8, 6)), (out, (6, 8))):
-        theirs = np.arange(np.prod(shape)).reshape(shape)
-        np.testing.assert_array_equal(entry.theirs(entry.ours(theirs)), theirs)
-
-
-@pytest.mark.parametrize(
-    ("size", "want"),
-    [((512, 512), (512, 512)), ((500, 500), (512, 512)), ((2000, 1000), (1448, 720)), ((100, 300), (296, 888))],
-)
-def test_smart_resize_by_hand(size, want):
-    assert smart_resize(*size, 8, 512**2, 1024**2) == want
-
-
-def test_images_that_cannot_be_resized():
-    for shape in ((4, 100), (100, 501)):
-        with pytest.raises(UserError, match="crop"):
-            smart_resize(*shape, 8, 512**2, 1024**2)
-
-
-def test_luma_is_pillows():
-    from PIL import Image
-
-    rgb = np.random.default_rng(0).integers(0, 256, (50, 60, 3), np.uint8)
-    np.testing.assert_array_equal(luma(rgb), np.asarray(Image.fromarray(rgb).convert("L")))
 
 
 def test_importing_the_converter_loads_no_torch():
