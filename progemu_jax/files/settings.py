@@ -130,7 +130,7 @@ def _dataclass_in(hint: Any) -> type | None:
 def _defaults(kind: Any) -> dict[str, Any]:
     """The defaults that a dataclass declares, by key, as JSON has them; a key without one is not there."""
     if isinstance(kind, Mapping):
-        return {key: _defaults(inner) for key, inner in kind.items() if _kinds(inner)}
+        return {key: found for key, inner in kind.items() if (found := _defaults(inner))}
     found = {}
     for f in dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ():
         if f.default is not dataclasses.MISSING:
