@@ -79,7 +79,7 @@ def test_training_brings_the_change_and_keeps_the_patient(variables):
     for image in followup:
         y, x = rng.integers(0, 2, 2) * 8
         image[y : y + 8, x : x + 8] = 255
-    train = TrainConfig(steps=40, batch_size=32, learning_rate=3e-3, warmup_steps=0)
+    train = TrainConfig(steps=150, batch_size=32, learning_rate=5e-3, warmup_steps=0)
     task = PriorDecoderTask(CONFIG, PriorDecoderLossConfig(), train, CODER, variables, 0.0, 16)
     state, step = task.init(jax.random.key(0)), jax.jit(task.train_step)
     batch = {"prior": prior, "followup": followup}
