@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from progemu_jax.data.registration import frame_to_frame, register
+from progemu_jax.data.registration import frame_to_frame, register, turned
 
 
 def main():
@@ -55,6 +55,7 @@ def main():
             "error_px_before": round(float(np.median([row["error_px_before"] for row in rows])), 2),
             "error_px": round(float(np.median(errors)), 2),
             "error_px_p90": round(float(np.percentile(errors, 90)), 2),
+            "error_px_reversed": round(float(np.median([row["error_px_reversed"] for row in rows])), 2),
         }))  # fmt: skip
 
 
@@ -189,7 +190,10 @@ def phantom_pairs(count, size, seed=990):
         here, there = (_landmarks(pose, size) for pose in (first, second))
         moved = result.transform @ np.vstack([here, np.ones(here.shape[1])])
         before, after = (float(np.median(np.hypot(*(points - there)))) for points in (here, moved))
-        yield {"pair": i, "error_px_before": round(before, 2), "error_px": round(after, 2)} | row
+        back = turned(result, prior, follow).transform @ np.vstack([there, np.ones(there.shape[1])])
+        home = round(float(np.median(np.hypot(*(back - here)))), 2)
+        error = {"error_px_before": round(before, 2), "error_px": round(after, 2), "error_px_reversed": home}
+        yield {"pair": i} | error | row
 
 
 def _landmarks(pose, size):

@@ -162,7 +162,13 @@ class Plan:
 def _plan(source, size, unchanged, options, text_options, exclude, source_options) -> Plan:
     text_options = text_options or TextOptions()
     left_out = journeys.read_list(exclude) if exclude else frozenset()
+    if options.pairs == "both" and text_options.mode == "impression":
+        raise UserError(
+            "texts.mode=impression with journeys.pairs=both: an impression may speak of another study; use rules or llm"
+        )
     settings = {"source": source, "size": size, "unchanged": unchanged, "options": asdict(options)}
+    if options.pairs != "both":  # nothing depends on it, and trees from before the key go on
+        del settings["options"]["max_pairs_per_patient"]
     places = {k: str(v) for k, v in (source_options or {}).items()}
     settings |= {
         "source_options": places,
@@ -223,6 +229,11 @@ def finish(out: Path, cohort: journeys.Cohort, results: dict[str, dict], setting
     kept = Counter(j.split for j in cohort.journeys for _ in results[_key(j)]["pairs"])
     funnel["pairs kept"] = sum(kept.values())
     funnel.update({f"pairs kept, {split}": kept[split] for split in journeys.SPLITS})
+    if "candidate pairs, reversed" in funnel:
+        names = {name for j in cohort.journeys for name in results[_key(j)]["pairs"]}
+        made = [p for j in cohort.journeys for p in j.pairs if p.pair_id in names]
+        funnel["pairs kept, reversed"] = sum(p.reversed for p in made)
+        funnel["pairs kept, not consecutive"] = sum(not p.consecutive for p in made)
     funnel["single images kept"] = sum(len(r["singles"]) for r in ordered)
     funnel["leaks between splits"] = sum(1 for _ in leaks.crossing(row for r in ordered for row in r["images"]))
     if not funnel["pairs kept"]:
@@ -264,6 +275,8 @@ def process(journey: journeys.Journey, work: Work) -> dict:
         {s.image_path for p in journey.pairs if p.given and p.given.registered for s in (p.prior, p.followup)},
     )
 
+    registered = _Registered()
+
     def reject(name, path, reason):
         result["rejected"].append(asdict(Rejected(name, path, reason)))
 
@@ -272,7 +285,7 @@ def process(journey: journeys.Journey, work: Work) -> dict:
             if study.image_path in read.broken or not _single(journey, view, study, work, read, result):
                 reject(study.study_id, study.image_path.name, f"broken image: {read.broken[study.image_path]}")
         for pair in journey.pairs:
-            reason = _pair(pair, work, read)
+            reason = _pair(pair, work, read, registered)
             if reason:
                 reject(pair.pair_id, "", reason)
             else:
@@ -328,7 +341,22 @@ def _single(journey, view: str, study: Study, work: Work, read: _Reader, result:
     return True
 
 
-def _pair(pair: journeys.Pair, work: Work, read: _Reader) -> str | None:
+class _Registered:
+    """Registrations of one patient: two films are registered once, the later onto the earlier, whatever the order."""
+
+    def __init__(self):
+        self.films, self.found = None, None
+
+    def __call__(self, pair: journeys.Pair, prior: np.ndarray, followup: np.ndarray) -> registration.Registration:
+        """`followup` moved onto `prior` uint8 [S, S]; the same whether the other order was asked for before or not."""
+        first, second = (followup, prior) if pair.reversed else (prior, followup)
+        if self.films != (pair.view, pair.films):  # the orders of two films follow each other
+            self.films, self.found = None, registration.register(first, second)
+            self.films = pair.view, pair.films
+        return registration.turned(self.found, first, second) if pair.reversed else self.found
+
+
+def _pair(pair: journeys.Pair, work: Work, read: _Reader, registered: _Registered) -> str | None:
     """Registers and writes a pair unless it is there; why not, or None."""
     if tree.pair_folder(work.root, pair).is_dir():
         return None
@@ -349,7 +377,7 @@ def _pair(pair: journeys.Pair, work: Work, read: _Reader) -> str | None:
         tree.write_pair(work.root, pair, prior[0], followup[0], _meta(pair, text, moved, (1.0, 0.0), prior, followup))
         return None
     try:
-        moved = registration.register(prior[0], followup[0])
+        moved = registered(pair, prior[0], followup[0])
     except (UserError, RuntimeError, ValueError) as error:
         return f"registration failed ({type(error).__name__})"
     if _place(f"sheets/{pair.pair_id}") < work.sheets:

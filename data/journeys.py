@@ -16,6 +16,7 @@ from progemu_jax.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 NOT_FINDINGS = ("No Finding", "Support Devices")
+_OVER = "over the limit of pairs of one patient"
 _COUNTED = ("images in journeys", "patients with two studies", "candidate pairs")
 
 
@@ -23,14 +24,15 @@ _COUNTED = ("images in journeys", "patients with two studies", "candidate pairs"
 class Options:
     """What makes a journey.
 
-    views: names of views; "PA+AP" makes several count as one. pairs: "consecutive", or "all" (i < j) in the
-    training split with consecutive ones elsewhere. min_days, max_days: bounds on the interval; a pair of
-    unknown interval passes. finding: keep only pairs with a CheXpert finding in either study (sources without
-    labels pass). split: "folder" (MIMIC's: p19 is the test), "csv" (the source's own), "hash", or "auto"
-    (folder for MIMIC's layout, hash elsewhere). validation, test: shares of patients by hash (by folder only
-    validation, of p10-p18). seed: of the hash. duplicates: look for films listed under two patients, who then
-    share a split (by hash only; reads every image). register: False leaves follow-ups where they lie, for the
-    ablation of MedJourney's table 2; pairs without a match are dropped all the same.
+    views: names of views; "PA+AP" makes several count as one. pairs: "consecutive", "all" (i < j) or "both" (any two
+    studies, either one as the prior) in the training split, with consecutive ones elsewhere. max_pairs_per_patient: of
+    "both", in both orders together. min_days, max_days: bounds on the interval's size; a pair of unknown interval
+    passes. finding: keep only pairs with a CheXpert finding in either study (sources without labels pass). split:
+    "folder" (MIMIC's: p19 is the test), "csv" (the source's own), "hash", or "auto" (folder for MIMIC's layout, hash
+    elsewhere). validation, test: shares of patients by hash (by folder only validation, of p10-p18). seed: of the hash.
+    duplicates: look for films listed under two patients, who then share a split (by hash only; reads every image).
+    register: False leaves follow-ups where they lie, for the ablation of MedJourney's table 2; pairs without a match
+    are dropped all the same.
     """
 
     views: tuple[str, ...] = ("PA",)
@@ -44,10 +46,13 @@ class Options:
     seed: int = 0
     duplicates: bool = False
     register: bool = True
+    max_pairs_per_patient: int = 30
 
     def __post_init__(self):
-        if self.pairs not in ("consecutive", "all"):
-            raise UserError(f"pairs={self.pairs!r}: choose consecutive or all")
+        if self.pairs not in ("consecutive", "all", "both"):
+            raise UserError(f"pairs={self.pairs!r}: choose consecutive, all or both")
+        if self.max_pairs_per_patient < 2:
+            raise UserError(f"max_pairs_per_patient={self.max_pairs_per_patient}: at least 2, a pair in both orders")
         if self.split not in ("auto", "folder", "csv", "hash"):
             raise UserError(f"split={self.split!r}: choose auto, folder, csv or hash")
         if min(self.validation, self.test) < 0 or self.validation + self.test >= 1:
@@ -72,7 +77,12 @@ class Options:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two studies of one view, the prior earlier. Ordinals count the patient's studies from 1."""
+    """Two studies of one view, the prior earlier unless `reversed`. Ordinals count the patient's studies from 1.
+
+    said: which report's words of a change ("increased", "resolved") hold for the pair: "forward", the follow-up's;
+    "reversed", the prior's, the other way round; None, neither's: they speak of other studies. consecutive: no study
+    of these views lies between.
+    """
 
     prior: Study
     followup: Study
@@ -81,16 +91,38 @@ class Pair:
     view: str
     split: str
     given: Given | None = None  # where the source named the pair and its texts
+    said: str | None = "forward"
+
+    def turned(self) -> "Pair":
+        """The same two studies in the other order."""
+        ordinals = {"prior_ordinal": self.followup_ordinal, "followup_ordinal": self.prior_ordinal}
+        return replace(self, prior=self.followup, followup=self.prior, **ordinals)
+
+    @property
+    def reversed(self) -> bool:
+        """Whether the prior is the later study."""
+        return self.prior_ordinal > self.followup_ordinal
+
+    @property
+    def films(self) -> tuple[int, int]:
+        """The two ordinals, the earlier study's first: one registration serves both orders."""
+        first, second = sorted((self.prior_ordinal, self.followup_ordinal))
+        return first, second
+
+    @property
+    def consecutive(self) -> bool:
+        """Whether no study of the asked views lies between the two."""
+        return abs(self.prior_ordinal - self.followup_ordinal) == 1
 
     @property
     def days(self) -> float | None:
-        """The interval in days, None where the source gives no time."""
+        """The interval in days, negative in a reversed pair; None where the source gives no time."""
         a, b = self.prior.days, self.followup.days
         return None if a is None or b is None else b - a
 
     @property
     def name(self) -> str:
-        """ICG-CXR's folder name: i01s50414267-i02s53189527."""
+        """ICG-CXR's folder name, prior first: i01s50414267-i02s53189527, reversed i02s53189527-i01s50414267."""
         a, b = self.prior, self.followup
         return f"i{self.prior_ordinal:02d}s{a.study_id}-i{self.followup_ordinal:02d}s{b.study_id}"
 
@@ -182,6 +214,8 @@ def journeys(
     if same:
         funnel["patients who share a film with another"] = sum(patient in same for _, patient in patients)
     funnel.update(dict.fromkeys(_COUNTED, 0))
+    if options.pairs == "both":
+        funnel["candidate pairs, reversed"] = 0
     for (source, patient), images in sorted(patients.items()):
         split = _one_split(
             {split_of(source, same.get(patient, patient), s.split, options) for s in images}, images, cohort
@@ -270,20 +304,42 @@ def _pairs(images: list[Study], split: str, view_of: dict, options: Options, coh
         of_view = by_view.setdefault(view_of[study.view], {})
         of_view.setdefault(study.study_id, study)  # the first image stands for its study
     cohort.funnel["patients with two studies"] += len(ordinal) > 1
-    kept = []
+    both, kept = options.pairs == "both" and split == "train", []
     for view, of_view in sorted(by_view.items()):
         series = list(of_view.values())
-        two = combinations(series, 2) if options.pairs == "all" and split == "train" else pairwise(series)
-        for prior, followup in two:
-            cohort.funnel["candidate pairs"] += 1
+        every = both or (options.pairs == "all" and split == "train")
+        for prior, followup in combinations(series, 2) if every else pairwise(series):
             pair = Pair(prior, followup, ordinal[prior.study_id], ordinal[followup.study_id], view, split)
-            why = _why_not(pair, options)
-            if why:
-                cohort.rejected.append(Rejected(pair.pair_id, "", why))
-                cohort.funnel[f"dropped: {why}"] = cohort.funnel.get(f"dropped: {why}", 0) + 1
+            orders = 1 + both
+            cohort.funnel["candidate pairs"] += orders
+            if both:
+                cohort.funnel["candidate pairs, reversed"] += 1
+            if why := _why_not(pair, options):
+                cohort.rejected.append(Rejected(pair.pair_id, "", why))  # one line for both orders
+                cohort.funnel[f"dropped: {why}"] = cohort.funnel.get(f"dropped: {why}", 0) + orders
             else:
                 kept.append(pair)
-    return kept
+    return _both_orders(kept, options.max_pairs_per_patient, cohort) if both else kept
+
+
+def _both_orders(found: list[Pair], limit: int, cohort: Cohort) -> list[Pair]:
+    """Forward pairs of a patient -> at most `limit` in both orders: consecutive ones first, then by a key of the two.
+
+    The orders of two films are kept together, for they are registered once; an odd limit leaves the last one forward.
+    """
+    ranked = sorted(found, key=lambda pair: (not pair.consecutive, hashlib.sha256(pair.pair_id.encode()).digest()))
+    orders = []
+    for pair in ranked:
+        # A report's words of a change hold against the study just before it, and against no other.
+        said = ("forward", "reversed") if pair.consecutive else (None, None)
+        orders += [replace(pair, said=said[0]), replace(pair.turned(), said=said[1])]
+    over = max(0, len(orders) - limit)
+    if over:
+        step = f"dropped: {_OVER}"
+        cohort.funnel[step] = cohort.funnel.get(step, 0) + over
+        name = f"{found[0].prior.source}-p{found[0].prior.patient_id}"
+        cohort.rejected.append(Rejected(name, "", f"{over} pairs {_OVER}"))  # a line a patient: they may be thousands
+    return sorted(orders[:limit], key=lambda pair: (pair.view, pair.films, pair.reversed))
 
 
 def _why_not(pair: Pair, options: Options) -> str | None:

@@ -49,18 +49,26 @@ class _Change:
     noun: str = ""
 
 
-def progression(prior: dict, followup: dict) -> Progression:
+def progression(prior: dict, followup: dict, said: str | None = "forward") -> Progression:
     """Compares two reports.
 
     Args:
       prior, followup: {"findings": text, "impression": text}, "" or absent when there is none.
+      said: whose words of a change ("increased", "resolved") hold for this pair, where they go before what follows
+        from the two reports' states and grades. "forward": the follow-up's, which was written with the prior at hand.
+        "reversed": the prior is the later study, so that its words hold the other way round: the result is that of the
+        other order, inverted. None: neither's, since each report speaks of another study. Then a finding of one report
+        that the other leaves out counts as absent there: who reads both learns no more.
 
     Returns:
-      Progression. What the follow-up says of a change ("increased", "resolved") goes before what follows from
-      the two reports' states and grades. Without any change the prompt is NO_CHANGE.
+      Progression. Without any change the prompt is NO_CHANGE.
     """
     before, after = _text(prior), _text(followup)
-    found = _located(_compare(before, after), {**rules.sites(before), **rules.sites(after)})
+    if said == "forward":
+        found = _located(_compare(before, after), {**rules.sites(before), **rules.sites(after)})
+    else:
+        found = _inverted(_compare(after, before), before, after) if said else _compare_states(before, after)
+        found = _placed(found, rules.sites(before), rules.sites(after))
     seed = hashlib.sha256(f"{before}\x00{after}".encode()).digest()
     rng = random.Random(int.from_bytes(seed[:8], "big"))
     moved = [c for c in found if c.kind in ("new", "worse", "better", "resolved")]
@@ -109,6 +117,56 @@ def _compare(before: str, after: str) -> list[_Change]:
             out.append(_Change(name, "same", grade if grade is not None else grade0.get(name), True))
         elif now is True:
             out.append(_Change(name, "same", grade, False))
+    return out
+
+
+def _inverted(found: list[_Change], before: str, after: str) -> list[_Change]:
+    """The changes of the other order, turned round: from the text `before` to the text `after`, which is the target."""
+    states, grade0, grade1 = rules.states(after), rules.severities(before), rules.severities(after)
+    other = {"new": "resolved", "resolved": "new", "worse": "better", "better": "worse", "same": "same"}
+    out = [
+        replace(c, kind=other[c.kind], severity=_grade_of(c.finding, other[c.kind], grade0, grade1))
+        for c in found
+        if c.kind != "absent"
+    ]
+    told = {c.finding for c in out}
+    out += [_Change(name, "absent", None, True) for name in FINDINGS if states.get(name) is False and name not in told]
+    return sorted(out, key=lambda c: FINDINGS.index(c.finding))
+
+
+def _grade_of(name: str, kind: str, grade0: dict, grade1: dict) -> float | None:
+    """The target's grade; the prior's only where nothing moved."""
+    return None if kind == "resolved" else grade1.get(name, grade0.get(name) if kind == "same" else None)
+
+
+def _compare_states(before: str, after: str) -> list[_Change]:
+    """What follows from states and grades alone; in the other order, the inverse."""
+    states0, states1 = rules.states(before), rules.states(after)
+    grade0, grade1 = rules.severities(before), rules.severities(after)
+    out = []
+    for name in FINDINGS:
+        was, now = states0.get(name), states1.get(name)
+        sure = was is not None and now is not None
+        if was and now:
+            step = grade1[name] - grade0[name] if name in grade0 and name in grade1 else None
+            kind = "same" if step is None or abs(step) < _GRADE_STEP else "worse" if step > 0 else "better"
+            sure = step is not None
+        elif was or now:
+            kind = "new" if now else "resolved"
+        elif now is False:
+            kind = "absent"
+        else:
+            continue
+        out.append(_Change(name, kind, _grade_of(name, kind, grade0, grade1), sure))
+    return out
+
+
+def _placed(found: list[_Change], sites0: dict, sites1: dict) -> list[_Change]:
+    """As `_located`, each place from the report whose study has the finding."""
+    out = []
+    for c in found:
+        first, second = (sites0, sites1) if c.kind == "resolved" else (sites1, sites0)
+        out += _located([c], {**second, **first})
     return out
 
 

@@ -81,6 +81,29 @@ def register(prior: np.ndarray, follow: np.ndarray) -> Registration:
     return Registration(resample(follow, transform, prior.shape), transform, score, 1)
 
 
+def turned(found: Registration, prior: np.ndarray, follow: np.ndarray) -> Registration:
+    """The other order of `register(prior, follow)`, without a search: `prior` moved onto `follow` by the inverse.
+
+    The prior is resampled as it is, not what was made of it before. Score and flag stay, for both directions were
+    averaged; but a move that shows less than OVERLAP of `follow`, black beyond the film, is none: flag -1.
+    """
+    still = frame_to_frame(follow.shape, prior.shape)
+    if found.flag != 1:
+        return dataclasses.replace(found, image=resample(prior, still, follow.shape), transform=still)
+    transform = np.linalg.inv(np.vstack([found.transform, [0, 0, 1]]))[:2]
+    if _reached(transform, follow.shape, prior.shape).mean() < OVERLAP:
+        return Registration(resample(prior, still, follow.shape), still, found.score, -1)
+    return dataclasses.replace(found, image=resample(prior, transform, follow.shape), transform=transform)
+
+
+def _reached(transform: np.ndarray, shape, other_shape) -> np.ndarray:
+    """Where a frame `shape`, seen through `transform` [2, 3], lies inside an image of `other_shape`: bool [H, W]."""
+    y, x = np.indices(shape)
+    u, v = np.einsum("ij,jhw->ihw", transform[:, :2], np.stack([x, y])) + transform[:, 2:, None]
+    height, width = other_shape
+    return (u >= 1) & (u <= width - 2) & (v >= 1) & (v <= height - 2)
+
+
 def frame_to_frame(prior_shape, follow_shape) -> np.ndarray:
     """float64 [2, 3] laying a follow-up's frame [h, w] on its prior's [H, W]: the identity of equal sizes."""
     return _to_pixels(np.eye(2, 3), prior_shape, follow_shape)
@@ -114,10 +137,7 @@ def fill_uncovered(image: np.ndarray, prior: np.ndarray, transform: np.ndarray, 
     patient. Left in, as the reference leaves them, frames of random width are the largest change between
     most pairs, and the first thing a model learns to draw.
     """
-    y, x = np.indices(prior.shape)
-    u, v = np.einsum("ij,jhw->ihw", transform[:, :2], np.stack([x, y])) + transform[:, 2:, None]
-    height, width = follow_shape
-    reached = (u >= 1) & (u <= width - 2) & (v >= 1) & (v <= height - 2)
+    reached = _reached(transform, prior.shape, follow_shape)
     nothing = foreground.unexposed(np.where(reached, image, 0)) | foreground.unexposed(prior)
     return np.where(nothing, prior, image)
 

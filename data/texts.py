@@ -110,7 +110,7 @@ def text_of(pair: Pair, options: TextOptions, cache: Path) -> Text | str:
                     changed=answer["prompt"].strip() != NO_CHANGE)  # fmt: skip
     else:
         try:
-            found = progression(pair.prior.report, pair.followup.report)
+            found = progression(pair.prior.report, pair.followup.report, pair.said)
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             return f"no progression text ({type(error).__name__})"
         prompt, changed = found.prompt, found.prompt != NO_CHANGE
@@ -223,7 +223,7 @@ def check_answer(content: str) -> dict | str:
 
 def _one(client, options, instruction, key, pair, cache, log, lock) -> str:
     """Asks for one pair and keeps the answer or its failure; returns why it did not get through, or ''."""
-    reports = {"prior report": pair.prior.report, "follow-up report": pair.followup.report}
+    reports = {"prior report": pair.prior.report, "follow-up report": pair.followup.report, **_note(pair)}
     messages = [
         {"role": "system", "content": instruction},
         {"role": "user", "content": json.dumps(reports, ensure_ascii=False)},
@@ -282,7 +282,20 @@ def _client(options: TextOptions, local: bool):
 
 def _key(pair: Pair, options: TextOptions) -> str:
     identity = options.model, _instruction(options.instruction), pair.prior.report, pair.followup.report
-    return records.digest(identity)
+    return records.digest((*identity, *_note(pair).values()))
+
+
+_NOTES = {
+    "reversed": "The prior report is of the later study and was written with the follow-up study at hand. What it says "
+    "of a change holds the other way round: what it calls new is gone in the follow-up.",
+    None: "Other studies were made between these two. What either report says of a change speaks of those: compare "
+    "only what each report says is there, where and how large.",
+}
+
+
+def _note(pair: Pair) -> dict[str, str]:
+    """What a language model must know of a pair whose follow-up report does not speak of its prior."""
+    return {} if pair.said == "forward" else {"note": _NOTES[pair.said]}
 
 
 @cache

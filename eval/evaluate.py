@@ -54,12 +54,13 @@ TITLES = {
     "echo": "Echo the prompt",
     "prior_reconstruction": "Reconstructed prior (no edit)",
     "reconstruction": "Reconstructed follow-up",
+    "reconstruction_with_prior": "Reconstructed follow-up, with the prior",
     "followup": "Real follow-up",
     "counterfactual": "True counterfactual",
 }
 BASELINES = ("copy", "mean_image", "shuffled", "text_only", "echo", "prior_reconstruction")
 CONTROLS = ("contradicting", "null_edit")
-CEILINGS = ("reconstruction", "followup", "counterfactual")
+CEILINGS = ("reconstruction", "reconstruction_with_prior", "followup", "counterfactual")
 # Row of the table -> name of the reference scores it is computed from.
 REFERENCE_ROWS = {
     "copy": "prior",

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from progemu_jax.data.journeys import Options
 from progemu_jax.data.texts import TextOptions
 from progemu_jax.models.autoencoder import AutoencoderConfig
+from progemu_jax.models.prior_decoder import PriorDecoderConfig
 from progemu_jax.models.text_encoder import TextEncoderConfig
 from progemu_jax.models.transformer import TransformerConfig
 from progemu_jax.models.unet import UNetConfig
@@ -20,6 +21,7 @@ from progemu_jax.sampling.policy import Sampling
 from progemu_jax.tasks.autoencoder import AutoencoderLossConfig
 from progemu_jax.tasks.diffusion import DiffusionConfig
 from progemu_jax.tasks.lora import TuneConfig
+from progemu_jax.tasks.prior_decoder import PriorDecoderLossConfig
 from progemu_jax.tasks.progemu import ProgEmuConfig
 from progemu_jax.tasks.scorer import ScorerConfig
 from progemu_jax.tasks.tokenizer import TokenizerLossConfig
@@ -87,6 +89,15 @@ class TokensConfig:
     crops: int = 1
     slack: float = 0.0
     flip: bool = False
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """What paints a follow-up from its codes and the prior's pixels; train.steps=0: nothing does."""
+
+    model: PriorDecoderConfig = field(default_factory=PriorDecoderConfig)
+    loss: PriorDecoderLossConfig = field(default_factory=PriorDecoderLossConfig)
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=0))
 
 
 @dataclass(frozen=True)
@@ -195,16 +206,18 @@ class PlanConfig:
 class Config:
     """Everything one run needs; written to `config.json` of the run directory.
 
-    system: "progemu" (sections tokenizer, tokens, progemu) or "diffusion" (autoencoder, text_encoder, diffusion).
+    system: "progemu" (sections tokenizer, tokens, decoder, progemu) or "diffusion" (autoencoder, text_encoder,
+    diffusion).
     """
 
     name: str = "run"
     system: str = "progemu"
     seed: int = 0
-    vocabulary: str = ""  # folder with Emu3's vocabulary files; empty: the built-in one
+    vocabulary: str = ""  # folder with Emu3's vocabulary files, or radiology; empty: the default
     data: DataConfig = field(default_factory=DataConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     tokens: TokensConfig = field(default_factory=TokensConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
     progemu: LanguageModelConfig = field(default_factory=LanguageModelConfig)
     autoencoder: CodecConfig = field(default_factory=CodecConfig)
     text_encoder: TextConfig = field(default_factory=TextConfig)

@@ -11,11 +11,13 @@ import numpy as np
 
 LANGUAGE_MODEL, TOKENIZER = PROGEMU = ("language_model", "tokenizer")
 UNET, AUTOENCODER, TEXT_ENCODER = DIFFUSION = ("unet", "autoencoder", "text_encoder")
+PRIOR_DECODER = "prior_decoder"  # beside a tokenizer; no checkpoint of others has a place for it
 SCORER = "scorer"
 # Where the export of each part lies in a run directory.
 IN_RUN = {
     LANGUAGE_MODEL: "train/export",
     TOKENIZER: "tokenizer/export",
+    PRIOR_DECODER: "decoder/export",
     UNET: "train/unet",
     AUTOENCODER: "autoencoder/export",
     TEXT_ENCODER: "text_encoder/export",

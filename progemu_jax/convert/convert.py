@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from progemu_jax.convert import folders
-from progemu_jax.convert.components import DIFFUSION
+from progemu_jax.convert.components import DIFFUSION, PROGEMU
 from progemu_jax.convert.diffusers import folder as diffusers_folder
 from progemu_jax.convert.diffusers import transfer as diffusers_transfer
 from progemu_jax.convert.emu3 import folder as emu3_folder
@@ -52,7 +52,9 @@ def convert(source: str | os.PathLike, target: str | os.PathLike, dialect: str |
     elif diffusion:
         write = functools.partial(diffusers_transfer.from_run, diffusers_transfer.outgoing_parts(diffusion))
     else:
-        write = functools.partial(emu3_transfer.from_run, emu3_transfer.Target(folders.exports(source), dialect))
+        write = functools.partial(
+            emu3_transfer.from_run, emu3_transfer.Target(folders.exports(source, PROGEMU), dialect)
+        )
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)

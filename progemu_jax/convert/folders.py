@@ -13,7 +13,7 @@ from progemu_jax.convert.diffusers import folder as diffusers_folder
 from progemu_jax.convert.emu3 import folder as emu3_folder
 from progemu_jax.errors import UserError
 from progemu_jax.files.records import read_json
-from progemu_jax.text.vocabulary import Vocabulary, load
+from progemu_jax.text.vocabulary import Vocabulary, is_built_in, load
 
 HUGGING_FACE, OURS, DIFFUSERS = "Hugging Face folder", "run directory or export", "Diffusers folder"
 
@@ -85,8 +85,8 @@ def vocabulary(export: Path, config: dict[str, Any], codebook_size: int | None =
     elif config["vocabulary"] is None:
         return None
     else:
-        if not config["vocabulary"] and codebook_size is None:
-            codebook_size = config["model"]["vocab_size"] - load().visual_start
+        if is_built_in(config["vocabulary"]) and codebook_size is None:
+            codebook_size = config["model"]["vocab_size"] - load(config["vocabulary"] or None).visual_start
         found = load(config["vocabulary"] or None, codebook_size)
     if found.hash != config["vocabulary_hash"]:
         raise UserError(f"{export}: trained with another vocabulary (hash {config['vocabulary_hash'][:12]})")

@@ -26,13 +26,15 @@ REJECTED = "rejected.jsonl"
 class Case:
     """One thing to predict: the prior (None: no prior), the prompt, and its seed's parts.
 
-    The prior is its codes int32 [h, w]; for a diffusion model, the image uint8 [S, S].
+    The prior is its codes int32 [h, w]; for a diffusion model, the image uint8 [S, S]. pixels: uint8 [S, S], the image
+    that the codes are of, for a tokenizer that paints with it; None: the plain decoder.
     """
 
     pair_id: str
     prior: np.ndarray | None
     prompt: str
     sample: int = 0
+    pixels: np.ndarray | None = None
 
     def fold(self, seed: int) -> int:
         """The case's own seed, of `seed`, its id and its sample number: not of its place in a batch."""

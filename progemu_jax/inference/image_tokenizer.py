@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,17 +17,25 @@ from progemu_jax.errors import UserError
 from progemu_jax.files.settings import from_dict
 from progemu_jax.inference.pixels import read, to_gray
 from progemu_jax.models import pixels
+from progemu_jax.models.prior_decoder import PriorDecoder, PriorDecoderConfig, code_distance
 from progemu_jax.models.vqgan import VQGAN, VQGANConfig
 
 
 class Tokenizer:
     """VQGAN with its parameters: gray or RGB images <-> codes.
 
-    `processor` is Emu3's image processor for checkpoints that came with it, else None.
+    `processor` is Emu3's image processor for checkpoints that came with it, else None. `painter`: parameters and config
+    of what paints a follow-up from codes and the prior's pixels (`models.prior_decoder`), or None.
     """
 
-    def __init__(self, variables: Any, config: VQGANConfig, processor: ImageProcessor | None = None):
-        self.variables, self.config, self.processor = variables, config, processor
+    def __init__(
+        self,
+        variables: Any,
+        config: VQGANConfig,
+        processor: ImageProcessor | None = None,
+        painter: tuple[Any, PriorDecoderConfig] | None = None,
+    ):
+        self.variables, self.config, self.processor, self.painter = variables, config, processor, painter
         self.mesh = None
         net = VQGAN(config)
 
@@ -36,11 +45,24 @@ class Tokenizer:
         self._encode = jax.jit(lambda v, x, *near: net.apply(v, normalize(x), *near, method="tokenize"))
         self._decode = jax.jit(lambda v, c: net.apply(v, c, method="detokenize"))
 
+        def paint(variables: Any, params: Any, codes: jax.Array, prior: jax.Array, near: jax.Array) -> jax.Array:
+            decoded, decoded_prior = (net.apply(variables, c, method="detokenize").mean(-1) for c in (codes, near))
+            apart = code_distance(net.apply(variables, method="table"), codes, near)
+            gray = normalize(prior).mean(-1)
+            return PriorDecoder(painter[1]).apply({"params": params}, decoded, gray, decoded_prior, apart)[..., None]
+
+        self._paint = jax.jit(paint)
+
     @classmethod
-    def load(cls, folder: str | os.PathLike) -> Tokenizer:
+    def load(cls, folder: str | os.PathLike, painter: str | os.PathLike | None = None) -> Tokenizer:
+        """From the folders of exports; painter: of a prior decoder, or None."""
         variables, config = export.load_export(folder)
         processor = config.get("image") and from_dict(ImageProcessor, config["image"], "image")
-        return cls(variables, from_dict(VQGANConfig, config["model"], "tokenizer"), processor)
+        paints = None
+        if painter is not None:
+            params, values = export.load_export(painter)
+            paints = params, from_dict(PriorDecoderConfig, values["model"], "decoder")
+        return cls(variables, from_dict(VQGANConfig, config["model"], "tokenizer"), processor, paints)
 
     def on(self, mesh: jax.sharding.Mesh) -> Tokenizer:
         """Puts the tokenizer on a mesh of this host's devices, in place: images over its data axes, parameters on each.
@@ -48,6 +70,8 @@ class Tokenizer:
         Returns the tokenizer itself.
         """
         self.mesh, self.variables = mesh, jax.device_put(self.variables, sharding.replicated(mesh))
+        if self.painter:
+            self.painter = jax.device_put(self.painter[0], sharding.replicated(mesh)), self.painter[1]
         return self
 
     def tokenize(
@@ -94,18 +118,36 @@ class Tokenizer:
         """An image in any form (array, PIL, path) -> uint8 [H, W, 3] of the size that Emu3's processor gives it."""
         return (self.processor or ImageProcessor(factor=self.config.factor))(read(image, "RGB"))
 
-    def detokenize(self, codes: np.ndarray, batch_size: int = 64, rgb: bool = False) -> np.ndarray:
+    def detokenize(
+        self,
+        codes: np.ndarray,
+        batch_size: int = 64,
+        rgb: bool = False,
+        prior: np.ndarray | None = None,
+        prior_codes: np.ndarray | None = None,
+    ) -> np.ndarray:
         """int32 [N, h, w] (or one [h, w]) in [0, codebook size) -> uint8 [N, H, W] (or [H, W]).
 
         rgb: keep the channels of a model of RGB images, [..., 3]; else they become luminance.
+        prior: uint8 as the result, the pixels of the radiographs that the codes follow, registered: what codes lose of
+          the patient is painted back, where the tokenizer has a `painter`. None, or without one: the plain decoder.
+        prior_codes: int32 as `codes`, those of the prior; None: they are made of its pixels.
         """
         codes = np.asarray(codes, np.int32)
         if codes.ndim == 2:
-            return self.detokenize(codes[None], rgb=rgb)[0]
+            first = (None if x is None else np.asarray(x)[None] for x in (prior, prior_codes))
+            return self.detokenize(codes[None], batch_size, rgb, *first)[0]
         if codes.size and not (codes.min() >= 0 and codes.max() < self.config.codebook_size):
             raise UserError(
                 f"codes: values must lie in [0, {self.config.codebook_size}), got {codes.min()}..{codes.max()}"
             )
-        images = in_batches(lambda c: self._decode(self.variables, c), codes, batch_size=batch_size, mesh=self.mesh)
+        how = {"batch_size": batch_size, "mesh": self.mesh}
+        if prior is None or self.painter is None:
+            images = in_batches(lambda c: self._decode(self.variables, c), codes, **how)
+        else:
+            self._check(prior)
+            near = self.tokenize(prior, batch_size) if prior_codes is None else np.asarray(prior_codes, np.int32)
+            paint = partial(self._paint, self.variables, self.painter[0])
+            images = in_batches(paint, codes, prior, near, **how)
         images = pixels.to_uint8(images)
         return images if rgb else to_gray(images)

@@ -13,6 +13,7 @@ import numpy as np
 
 from progemu_jax.checkpoints import export
 from progemu_jax.convert import folders
+from progemu_jax.convert.components import PRIOR_DECODER, PROGEMU
 from progemu_jax.convert.emu3 import folder as emu3_folder
 from progemu_jax.convert.emu3 import transfer as emu3_transfer
 from progemu_jax.convert.emu3.image_processor import ImageProcessor
@@ -80,7 +81,7 @@ class ProgEmu(Sampler):
         """
         asked = self._checked([prompt], num_samples, seed, mask, text, sampling)
         codes, given = self._codes_of(prior)
-        cases = [Case("request", codes, prompt, sample) for sample in range(asked.num_samples)]
+        cases = [Case("request", codes, prompt, sample, given) for sample in range(asked.num_samples)]
         return self._futures(asked, cases, given)[0]
 
     def dial(
@@ -109,7 +110,7 @@ class ProgEmu(Sampler):
         asked = self._checked(list(prompts.values()), num_samples, seed, mask, text, sampling, together=len(prompts))
         codes, given = self._codes_of(prior)
         samples = range(asked.num_samples)
-        cases = [Case("request", codes, graded, sample) for graded in prompts.values() for sample in samples]
+        cases = [Case("request", codes, graded, sample, given) for graded in prompts.values() for sample in samples]
         return dict(zip(prompts, self._futures(asked, cases, given), strict=True))
 
     def rollout(
@@ -125,19 +126,20 @@ class ProgEmu(Sampler):
     ) -> list[Counterfactual]:
         """A course: each step's images are the priors of the next, one result a prompt.
 
-        The codes themselves are handed on, so no step pays the tokenizer's error again. Each future goes its own way.
+        The codes themselves are handed on, so no step pays the tokenizer's error again; where the tokenizer paints with
+        the prior's pixels, these are the image painted last. Each future goes its own way.
         The first step is `counterfactual(prior, prompts[0], ...)`. Arguments as there.
         """
         if isinstance(prompts, str) or not isinstance(prompts, Sequence) or not prompts:
             raise UserError("prompts: expected a list of prompts, one a step")
         asked = self._checked(prompts, num_samples, seed, mask, text, sampling)
         codes, given = self._codes_of(prior)
-        priors, out = [codes] * asked.num_samples, []
+        priors, pixels, out = [codes] * asked.num_samples, [given] * asked.num_samples, []
         for step, prompt in enumerate(prompts):
             name = f"request/{step}" if step else "request"
-            cases = [Case(name, prior, prompt, sample) for sample, prior in enumerate(priors)]
+            cases = [Case(name, priors[sample], prompt, sample, pixels[sample]) for sample in range(len(priors))]
             out += self._futures(asked, cases, given, own_priors=step > 0)
-            priors, given = list(out[-1].codes), None
+            priors, pixels, given = list(out[-1].codes), list(out[-1].images), None
         return out
 
     def explain(
@@ -247,7 +249,7 @@ class ProgEmu(Sampler):
         else:
             free = np.stack([asked.mask] * len(cases))
         made = self.sample(cases, asked.seed, asked.policy, keep=~free, codes=priors, text=asked.text)
-        before, out = self.detokenize(priors), []  # in the images' own batch shape: equal codes give equal bits
+        before, out = self._images(priors, cases), []  # in the images' own batch shape: equal codes give equal bits
         for start in range(0, len(cases), asked.num_samples):
             at = slice(start, start + asked.num_samples)
             own = at if own_priors else start
@@ -307,12 +309,13 @@ def _load_parts(path: Path, only: str | None = None) -> dict[str, Any]:
     if folders.detect(path) == folders.HUGGING_FACE:
         return _load_hugging_face(emu3_folder.open_folder(path), only)
     parts: dict[str, Any] = {}
-    for part, folder in folders.exports(path).items():
-        if only not in (None, part):
+    found = folders.exports(path, (*PROGEMU, PRIOR_DECODER))
+    for part, folder in found.items():
+        if only not in (None, part) or part == PRIOR_DECODER:
             continue
         if part == emu3_folder.TOKENIZER:
             parts = {"hash": export.read_export_config(folder).get("hash", ""), **parts}
-            parts["tokenizer"] = Tokenizer.load(folder)
+            parts["tokenizer"] = Tokenizer.load(folder, found.get(PRIOR_DECODER))
             continue
         params, config = export.load_export(folder)
         policy, where = folders.run_policy(path) or (config["policy"], "sampling")

@@ -113,6 +113,8 @@ class Sampler:
         arrays = {f"language_model.{k}": v for k, v in flatten(self.params or {}).items()}
         if self.tokenizer is not None:
             arrays |= {f"tokenizer.{k}": v for k, v in flatten(self.tokenizer.variables).items()}
+            if self.tokenizer.painter:
+                arrays |= {f"decoder.{k}": v for k, v in flatten(self.tokenizer.painter[0]).items()}
         return provenance.weights_hash(arrays)
 
     def policy_with(self, **sampling: Any) -> Sampling:
@@ -177,4 +179,16 @@ class Sampler:
         rows = np.asarray(out.text) if text else ()
         texts = [self.vocabulary.decode([int(t) for t in row if t >= 0]).strip() for row in rows]
         drawn = np.asarray(out.codes)
-        return Samples(self.detokenize(drawn), texts if text else None, drawn)
+        return Samples(self._images(drawn, cases), texts if text else None, drawn)
+
+    def _images(self, codes: np.ndarray, cases: Sequence[Case]) -> np.ndarray:
+        """uint8 [B, H, W] of codes drawn for cases, painted with the priors' pixels where they have them."""
+        with_pixels = [i for i, case in enumerate(cases) if case.pixels is not None and self.tokenizer.painter]
+        if len(with_pixels) == len(cases):
+            prior, near = (np.stack([getattr(case, name) for case in cases]) for name in ("pixels", "prior"))
+            return self.detokenize(codes, prior=prior, prior_codes=near)
+        images = self.detokenize(codes)
+        if with_pixels:
+            prior, near = (np.stack([getattr(cases[i], name) for i in with_pixels]) for name in ("pixels", "prior"))
+            images[with_pixels] = self.detokenize(codes[with_pixels], prior=prior, prior_codes=near)
+        return images

@@ -326,9 +326,13 @@ class VQGAN(nn.Module):
             codes = jnp.where(self.quantizer.distance(z, near) <= least + slack, near, codes)
         return codes, least
 
+    def table(self) -> jax.Array:
+        """The codes' vectors, float32 `[Q, E]`."""
+        return self.quantizer.table()
+
     def detokenize(self, codes: jax.Array) -> jax.Array:
         """codes int32 `[B, h, w]` -> images float32 `[B, H, W, C]`, clipped to [-1, 1]."""
-        return jnp.clip(self.decode(self.quantizer.table()[codes]), -1.0, 1.0)
+        return jnp.clip(self.decode(self.table()[codes]), -1.0, 1.0)
 
 
 def init_variables(cfg: VQGANConfig, key: jax.Array) -> Mapping[str, Any]:

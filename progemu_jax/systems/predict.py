@@ -54,10 +54,10 @@ def predict_systems(
     own: str,
     prompts: Sequence[str],
     policy: Any,
-    reconstruct: Callable[[np.ndarray], np.ndarray],
+    reconstruct: Mapping[str, Callable[[list[dict]], np.ndarray]],
     priors: Mapping[str, np.ndarray] | None = None,
 ) -> None:
-    """Writes a predictions folder for each of `config.sample.systems`, and `reconstruction`.
+    """Writes a predictions folder for each of `config.sample.systems`, and for each reconstruction.
 
     Args:
       model: what predicts; a case that it cannot take goes to `rejected.jsonl`.
@@ -65,8 +65,10 @@ def predict_systems(
       own: the name of the run's system, which has `config.sample.num_samples` futures a case.
       prompts: one an example.
       policy: how to sample, a dataclass.
-      reconstruct: follow-ups, stacked -> images uint8 [N, S, S]: what the model's coding alone makes of the truth.
-      priors: {system: the one prior of all its cases}, where that is not the example's.
+      reconstruct: {folder: examples -> images uint8 [N, S, S]}: what the model's coding alone makes of the truth.
+      priors: {system: the one prior of all its cases}, where that is not the example's; such cases have no pixels.
+
+    Where examples have "pixels", the prior's image, a tokenizer that paints with it gets them.
     """
     c = config.sample
     common = {"batch_size": c.batch_size, "seed": c.seed, "checkpoint": model.name, "model": model.hash}
@@ -81,7 +83,9 @@ def predict_systems(
         asked = prompts if name not in CONTROLS else control_prompts(name, config, workdir, examples, prompts)
         prior = (priors or {}).get(name)
         cases = [
-            Case(e["pair_id"], e["prior"] if prior is None else prior, prompt, sample)
+            Case(e["pair_id"], prior, prompt, sample)
+            if prior is not None
+            else Case(e["pair_id"], e["prior"], prompt, sample, e.get("pixels"))
             for e, prompt in zip(examples, asked, strict=True)
             for sample in range(c.num_samples if name == own else 1)
         ]
@@ -89,15 +93,16 @@ def predict_systems(
         write_shared(
             folder, cases, predict, sampling=to_dict(policy), check=model.check, name=f"sample {name}", **common
         )
-    followups = {e["pair_id"]: e["followup"] for e in examples}
-    write_shared(
-        workdir / "predictions/reconstruction",
-        [Case(e["pair_id"], None, e["prompt"]) for e in examples],
-        lambda cases: [Prediction(x, None) for x in reconstruct(np.stack([followups[k.pair_id] for k in cases]))],
-        sampling={},
-        name="reconstruct",
-        **common,
-    )
+    by_id = {e["pair_id"]: e for e in examples}
+    for name, rebuild in reconstruct.items():
+        write_shared(
+            workdir / "predictions" / name,
+            [Case(e["pair_id"], None, e["prompt"]) for e in examples],
+            lambda cases, rebuild=rebuild: [Prediction(x, None) for x in rebuild([by_id[k.pair_id] for k in cases])],
+            sampling={},
+            name=name,
+            **common,
+        )
 
 
 def control_prompts(

@@ -205,7 +205,8 @@ def _judge(config: Config, workdir: Path) -> None:
         name.replace("-", "_"): System(
             workdir / "predictions" / name, score_file(name), memorisation=score_file(name, "memorisation.json")
         )
-        for name in [*config.sample.systems, "reconstruction"]
+        for name in [*config.sample.systems, "reconstruction", "reconstruction-with-prior"]
+        if (workdir / "predictions" / name).is_dir()
     }
     kinds = ("prior", "followup", "counterfactual", "mean", "reconstruction")
     evaluate(

@@ -22,6 +22,7 @@ from progemu_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from progemu_jax.models.noise_schedule import Schedule
 from progemu_jax.models.text_encoder import TextEncoder, TextEncoderConfig
 from progemu_jax.models.unet import UNet, UNetConfig
+from progemu_jax.text import restate
 from progemu_jax.text.controls import DUMMY_PRIOR
 from progemu_jax.text.text_tokenizers import TextTokenizer
 from progemu_jax.training import optim
@@ -41,6 +42,8 @@ class DiffusionConfig:
       crop: reach of the random crop, as a share of the side; a pair moves as one. The paper also flips left and
         right, which makes every side in the text wrong: there is no flip here.
       schedule: of the noise.
+      restate: share of the pairs' training prompts that are told in other words (`text.restate.restated`); 0: as the
+        shards have them. Of "description" alone: an impression is no prompt.
     """
 
     prompt: str = "description"
@@ -49,6 +52,7 @@ class DiffusionConfig:
     drop_both: float = 0.05
     crop: float = 0.0625
     schedule: Schedule = field(default_factory=Schedule)
+    restate: float = 0.0
 
     def __post_init__(self):
         if self.prompt not in PROMPTS:
@@ -56,6 +60,8 @@ class DiffusionConfig:
         rates = (self.drop_text, self.drop_prior, self.drop_both)
         if min(rates) < 0 or sum(rates) > 1:
             raise ValueError(f"drop_text, drop_prior, drop_both={rates}: expected shares that sum to at most 1")
+        if not 0 <= self.restate <= 1:
+            raise ValueError(f"restate={self.restate}: expected a share, 0 to 1")
         if not 0 <= self.crop < 0.5:
             raise ValueError(f"crop={self.crop}: expected 0 up to 0.5")
 
@@ -74,7 +80,10 @@ def packer(
         both = np.stack([prior, image])
         if train and task.crop:
             both = shifted(both, rng, max(1, int(image.shape[0] * task.crop)))
-        tokens, mask = tokenizer([text_of(example)], length)
+        text = text_of(example)
+        if train and task.restate and task.prompt == "description" and "followup" in example:
+            text = restate.restated(text, rng, task.restate, example.get("interpretation", ""))
+        tokens, mask = tokenizer([text], length)
         return {"prior": both[0], "image": both[1], "tokens": tokens[0], "mask": mask[0]}
 
     return transform

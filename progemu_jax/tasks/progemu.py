@@ -18,7 +18,7 @@ from progemu_jax.models import transformer
 from progemu_jax.models.transformer import Transformer, TransformerConfig
 from progemu_jax.tasks import lora
 from progemu_jax.tasks.lora import TuneConfig
-from progemu_jax.text import rules, sequence
+from progemu_jax.text import restate, rules, sequence
 from progemu_jax.text.sequence import Kind, Layout
 from progemu_jax.text.vocabulary import Vocabulary
 from progemu_jax.training import optim
@@ -46,6 +46,8 @@ class ProgEmuConfig:
       init_from_codebook: embeddings of visual tokens start as a projection of the tokenizer's code vectors and of
         their squared norms, so that codes that look alike start alike.
       loss_chunk: tokens of each row that go through the head at a time (`kernels.head_loss`).
+      restate: share of training prompts that are told in other words (`text.restate.restated`); 0: as the shards
+        have them.
     """
 
     length: int = 9216
@@ -63,6 +65,11 @@ class ProgEmuConfig:
     soften: float = 0.0
     init_from_codebook: bool = False
     loss_chunk: int = 256
+    restate: float = 0.0
+
+    def __post_init__(self):
+        if not 0 <= self.restate <= 1:
+            raise ValueError(f"restate={self.restate}: expected a share, 0 to 1")
 
 
 def packer(
@@ -75,10 +82,19 @@ def packer(
     codebook = np.asarray(codebook, np.float32)
     apart = 2 * codebook.var(0).sum()  # mean squared distance of two random codes
 
+    def fits(text: str, interpretation: str) -> bool:
+        images = 2 * (len(sequence.header(vocab, layout.height, layout.width)) + layout.image_tokens)
+        room = layout.length - images - len(vocab.encode(interpretation)) - 4  # BOS, EOS, and for other orders
+        return len(vocab.encode(text)) <= min(room, (layout.prompt_budget or layout.length) - 1)
+
     def transform(example: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
         prior, prompt, text = example["prior"], example["prompt"], example["interpretation"]
         if train:
             null, empty = rng.random() < task.null_prompt, rng.random() < task.empty_prompt
+            if task.restate:
+                prompt = restate.restated(
+                    prompt, rng, task.restate, text, fits=lambda new: fits(new, example["interpretation"])
+                )
             prompt = rules.augment(prompt, rng, task.shuffle_sentences, 0.0)
             text = rules.augment(text, rng, task.shuffle_sentences, task.drop_negative)
             if null:

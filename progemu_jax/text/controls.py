@@ -5,12 +5,14 @@
 - a prompt of no change: what does a system change when nothing is asked?
 """
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Collection, Iterable
 
 import numpy as np
 
-from progemu_jax.text.findings import FINDINGS, PRESENT
-from progemu_jax.text.rules import changes
+from progemu_jax.text.findings import FINDINGS, GRADES, PRESENT
+from progemu_jax.text.restate import HELD, Change, restate
+from progemu_jax.text.rules import LARGE, MODERATE, changes
 
 DUMMY_PRIOR = 128  # gray level of stage 1's constant prior (MedJourney, section 3.3)
 
@@ -37,23 +39,55 @@ def contradicting_prompt(before: dict | None, after: dict | None, prompt: str, k
     A finding that got better or went away gets worse; one that got worse or stayed resolves; where the prior shows
     none, one appears that really stayed away.
     """
-    before, after = before or {}, after or {}
+    word, finding = _contradiction(before or {}, after or {}, prompt, key)
+    return f"{word} {finding}."
+
+
+def contradicting_change(before: dict | None, after: dict | None, prompt: str, key: str) -> Change:
+    """The course of `contradicting_prompt` with a grade: a new finding has one by the key, one that gets worse the
+    next above what it was, where that is known and not severe already. Arguments as there."""
+    before = before or {}
+    word, finding = _contradiction(before, after or {}, prompt, key)
+    direction = {"Worsening": "worse", "Resolved": "resolved", "New": "new"}[word]
+    grade = None
+    if direction == "new":
+        grade = _pick((None, *GRADES), key[::-1])
+    elif direction == "worse" and (before.get(finding) or 1.0) < LARGE:
+        grade = GRADES[1 + int(before[finding] >= MODERATE)]
+    return Change(finding, direction, grade)
+
+
+def contradicting_sentence(
+    before: dict | None,
+    after: dict | None,
+    prompt: str,
+    key: str,
+    part: str = "train",
+    held: Collection[str] = HELD,
+) -> str:
+    """`contradicting_change` in free language, the same one for the same key; part, held: see `restate`."""
+    rng = np.random.default_rng(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big"))
+    return restate([contradicting_change(before, after, prompt, key)], rng, part, held=held)
+
+
+def _contradiction(before: dict, after: dict, prompt: str, key: str) -> tuple[str, str]:
+    """("Worsening", "Resolved" or "New", finding)."""
     known = [f for f in FINDINGS if before.get(f) is not None and after.get(f) is not None]
     there = [f for f in known if before[f] >= PRESENT]
     better = [f for f in there if after[f] <= before[f] - PRESENT]
     absent = [f for f in known if before[f] < PRESENT and after[f] < PRESENT]
     if better:
-        return f"Worsening {_pick(better, key)}."
+        return "Worsening", _pick(better, key)
     if there:
-        return f"Resolved {_pick(there, key)}."
+        return "Resolved", _pick(there, key)
     if absent:
-        return f"New {_pick(absent, key)}."
+        return "New", _pick(absent, key)
     said = changes(prompt)
     moved = [f for f in said if said[f]]
     if not moved:
-        return f"New {_pick(FINDINGS, key)}."
+        return "New", _pick(FINDINGS, key)
     finding = _pick(moved, key)
-    return f"Resolved {finding}." if said[finding] > 0 else f"Worsening {finding}."
+    return ("Resolved" if said[finding] > 0 else "Worsening"), finding
 
 
 def _pick(names, key):

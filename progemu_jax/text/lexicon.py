@@ -35,19 +35,37 @@ _ADV = (
 _UP = (
     r"increas(?:e|es|ed|ing)|worsen(?:s|ed|ing)?|worse|larger|bigger|greater|enlarging|grown|growing|growth"
     r"|progress(?:ed|ing|ion|ive|ively)|accumulat(?:ed|ing|ion)|exacerbat(?:ed|ion)|deteriorat(?:ed|ing|ion)"
-    r"|expanded|expanding|heavier|denser"
+    r"|expanded|expanding|heavier|denser|deteriorate|accumulate|enlarge|grow|grew|(?:go(?:ne|ing)?|went|is|are) up"
+    r"|built up further|further build-up|escalat(?:ed|ing|ion)|intensif(?:ied|ying|ication)|aggravat(?:ed|ing|ion)"
+    r"|flar(?:ed|ing) up|doubled in size|fuller"
     r"|more (?:enlarged|prominent|extensive|pronounced|conspicuous|severe|marked|dense|confluent|evident"
-    r"|apparent)|up from"
+    r"|apparent|widespread|noticeable|obvious|congested)|up from"
 )
 _DOWN = (
     r"decreas(?:e|es|ed|ing)|improv(?:e|es|ed|ing|ement|ements)|smaller|reduc(?:ed|tion|ing)"
     r"|diminish(?:ed|ing)"
     r"|regress(?:ed|ing|ion)|lessen(?:ed|ing)|receded|receding|better(?! (?:seen|visuali|appreciated"
     r"|assessed|evaluated|defined|inspir|aerat|expan))|shrunk(?:en)?|shrinking|shrank|subsid(?:ed|ing)"
-    r"|declined|abated|abating|lighter|down from"
-    r"|less (?:prominent|extensive|pronounced|conspicuous|severe|marked|dense|confluent|evident|apparent)"
+    r"|declin(?:ed|ing)|abat(?:ed|ing)|lighter|down from|(?:gone|going|went|come|coming|came|is|are) down|eas(?:ed|ing)"
+    r"|fad(?:ed|ing)(?! away)|wan(?:ed|ing)|dwindl(?:ed|ing)|retreat(?:ed|ing)|ameliorat(?:ed|ing|ion)|dropp(?:ed|ing)"
+    r"|less (?:prominent|extensive|pronounced|conspicuous|severe|marked|dense|confluent|evident|apparent|widespread"
+    r"|noticeable|obvious|congested)"
 )
-_GONE = r"resolved|resolution|clear(?:ed|ance|ing)|disappear(?:ed|ance)|vanished|gone|re-?absorbed|re-?sorbed"
+_GONE = r"resolved|resolution|clear(?:ed|ance|ing)|disappear(?:ed|ance)|vanished|gone(?! (?:up|down|into))"
+_GONE += r"|(?:gone|went) away|re-?absorbed|re-?sorbed|dissipated|melted away|faded away|dried up"
+# A user's order, in front of all but a few words of courtesy; no report begins so.
+_ORDER = r"(?:^|(?<=^please )|(?<=^now )|(?<=you to )|(?<=image to )|(?<=film, )|(?<=prior, )|(?<=graph: )|(?<=[.;] ))"
+_AFTER_LETTER = r"(?= (?:pleural|effusion|ptx|pneumo|hydrothorax|lung|base|lower|upper))"
+# Where fluid is an effusion and air a pneumothorax; the side in it is read by itself.
+_OF_SIDE = r"(?:the |both )?(?:left |right )?"
+_FLUID = (
+    rf"(?:fluid|water|liquid)(?= (?:(?:at|in) {_OF_SIDE}(?:lung )?(?:bases?|pleural|hemithora|chest(?! wall))"
+    rf"|(?:around|between|above|outside) {_OF_SIDE}(?:lungs?|hemidiaphragm)|on the (?:left|right)))"
+)
+_AIR = (
+    rf"(?<!subcutaneous )(?:free )?(?:air|gas)(?= (?:trapped )?(?:in {_OF_SIDE}(?:pleural|hemithora)"
+    rf"|(?:around|between|outside) {_OF_SIDE}lungs?))"
+)
 _OPACITY = r"opacit(?:y|ies)|opacifications?|densit(?:y|ies)"
 _SEEN = (
     r"(?:seen|noted|identified|present|visuali[sz]ed|visible|evident|appreciated|detected|demonstrated"
@@ -136,7 +154,8 @@ _PATTERNS: list[tuple[str, object, str]] = [
     ("CHANGE", "down", r"resolving|clearing|re-?expansion|re-?expanded"),
     (
         "CHANGE", "gone",
-        r"no longer(?: be| been| being)?(?: clearly| definitely| well)?(?: seen| present| visible"
+        r"no longer(?! (?:reach|expand|sharp|normal|clear |clear$|fill|aerat))(?: be| been| being)?(?: clearly"
+        r"| definitely| well)?(?: seen| present| visible"
         r"| visuali[sz]ed| identified| evident| apparent| appreciated| detected| noted| enlarged"
         r"| demonstrated)?",
     ),
@@ -151,8 +170,41 @@ _PATTERNS: list[tuple[str, object, str]] = [
         r"(?<!no )(?<!not )(?:newly (?:developed|apparent|seen|visible|evident|appeared)|newly|(?:has"
         r"|have) (?:newly )?(?:developed|appeared|arisen|emerged|occurred|recurred)|develop(?:ed|ment|ing)"
         r"|(?<!in the )appearance of an?|emergence of|onset of|new(?! york)|recurren(?:t|ce)"
-        r"|re-?accumulat(?:ed|ion)"
-        r"|now (?:present|seen|visible|noted|evident|apparent)|interval appearance)",
+        r"|re-?accumulat(?:ed|ion)|re-?appear(?:ed|ance)|occurrence of|formation of|return of|(?:has"
+        r"|have) returned(?! to)"
+        r"|(?:(?:is|are) now|(?:has|have) become)(?= (?:\w+ly )?(?:enlarged|blunted|congested|dilated))"
+        r"|new(?:ly)?[- ](?:onset|formed|arisen)|came back|(?:is|are) there now|now there"
+        r"|now (?:present|seen|visible|noted|evident|apparent|has|fills?)|can now be seen|there (?:is|are) now"
+        r"|(?:that (?:was|were) )?not (?:there|seen|present) (?:before|on (?:the )?prior)"
+        r"|interval appearance)",
+    ),
+    (
+        "CHANGE", "new",
+        rf"{_ORDER}(?:add|introduce|create|insert|simulate|generate|draw|render|depict|produce|include|put in|paint in"
+        r"|overlay|bring in|superimpose|model|give (?:the patient|him|her)|show)",
+    ),
+    (
+        "CHANGE", "gone",
+        rf"{_ORDER}(?:remove|delete|erase|take (?:away|out)|get rid of|eliminate|wipe out|undo|lose|edit out|strip out"
+        r"|cut out|clear(?: up)? (?=the |this |his |her )|drain|evacuate|resolve|cure)|any ?more|(?:(?:is"
+        r"|are) )?now absent|nowhere to be seen|undetectable"
+        r"|out of the picture|(?:completely|fully) (?:drained|evacuated|reversed)",
+    ),
+    (
+        "CHANGE", "same",
+        rf"{_ORDER}(?:keep|leave|preserve|retain|maintain|freeze|spare|hold|carry|do not (?:touch|change|alter))",
+    ),
+    (
+        "CHANGE", "up",
+        rf"{_ORDER}(?:boost|amplify|augment|expand|aggravate|step up|turn up|intensify)"
+        r"|more(?= (?:pleural |perihilar )?(?:air|fluid|gas|haze|volume loss|effusion|o?edema|atelectasis|consolidation"
+        r"|congestion))",
+    ),
+    (
+        "CHANGE", "down",
+        rf"{_ORDER}(?:shrink|lighten|partly (?:clear|drain)|turn down|tone down|scale back|cut down|lessen|diminish"
+        r"|reduce)|less(?= (?:pleural |perihilar )?(?:air|fluid|gas|haze|volume loss|effusion|o?edema|atelectasis"
+        r"|consolidation|congestion))|(?:partly|partially) (?:drained|relieved|cleared)",
     ),
     ("CHANGE", "new!", r"(?<=no )new|(?<=not )new"),
     ("CHANGE", "up", rf"(?:{_ADV} ){{0,4}}(?:interval )?(?:{_UP})(?: in size)?"),
@@ -167,7 +219,9 @@ _PATTERNS: list[tuple[str, object, str]] = [
         r"unchanged|unaltered|stabl[ey]|stability|persist(?:s|ed|ent|ently|ence"
         r"|ing)?|similar(?:ly)?(?: in (?:size|extent|appearance))?|again|re-?demonstrated|redemonstration"
         r"|still|constant|static|(?:the )?same|as before|continu(?:es?|ed|ing)|ongoing|remain(?:s|ed"
-        r"|ing)?|stationary|comparable|not new",
+        r"|ing)?|stationary|comparable|not new|no different|not different|identical|carried over|steady"
+        r"|linger(?:s|ed|ing)?"
+        r"|plateau(?:ed|s)?|as they were|as it was",
     ),
     # Denials.
     (
@@ -233,7 +287,10 @@ _PATTERNS: list[tuple[str, object, str]] = [
     ),
     (
         "TERM", ("Edema", "plain"),
-        r"(?:acute |chronic |congestive |left ){0,4}(?:heart|cardiac) failure|chf"
+        r"fluid (?:in|on) (?:the|both|his|her) lungs|wet lungs|(?:pulmonary|lung|hilar) congestion"
+        r"|congestive (?:changes|failure)"
+        r"|congestion of the lungs|lungs(?= (?:are |have )?(?:now |become )?(?:more |less |no longer )?congested)"
+        r"|lung o?edema|(?:acute |chronic |congestive |left ){0,4}(?:heart|cardiac) failure|chf"
         r"|(?:(?:interstitial|alveolar|pulmonary|perihilar|hydrostatic|cardiogenic|airspace"
         r"|air-space)[- /]*(?:and )?){0,4}o?edema(?:tous)?|(?:central |pulmonary "
         r"|peri-?hilar ){0,4}(?:vascular"
@@ -248,7 +305,8 @@ _PATTERNS: list[tuple[str, object, str]] = [
     ("TERM", ("Pleural Effusion", "many"), r"(?:pleural )?effusions|hydrothoraces"),
     (
         "TERM", ("Pleural Effusion", "plain"),
-        r"(?:pleural )?effusion|pleural fluid|fluid in the pleural spaces?|(?:sub-?pulmonic"
+        rf"{_FLUID}|pleural (?:liquid|eff|(?:fluid )?collection)"
+        r"|(?:pleural )?effusion|pleural fluid|fluid in the pleural spaces?|(?:sub-?pulmonic"
         r"|loculated) fluid|hydrothorax|hydropneumothorax|meniscus",
     ),
     (
@@ -258,11 +316,14 @@ _PATTERNS: list[tuple[str, object, str]] = [
     ("TERM", ("Pneumothorax", "many"), r"pneumothora(?:ces|xes)|ptxs"),
     (
         "TERM", ("Pneumothorax", "plain"),
-        r"pneumothorax|ptx|pleural air|air in the pleural space|visceral pleural line",
+        rf"{_AIR}|pneumo|pnx|(?:free |intra)?pleural (?:air|gas)(?: collection)?|visible pleural line"
+        r"|pneumothorax|ptx|air in the pleural space|visceral pleural line",
     ),
     (
         "TERM", ("Cardiomegaly", "plain"),
-        r"cardiomegaly|cardiac enlargement|enlargement of the (?:heart|cardiac (?:silhouette|contour"
+        r"cardiomegaly|(?:cardiac|heart) dilat(?:at)?ion|dilat(?:at)?ion of the heart|(?:big|wide) heart"
+        r"|enlargement of the heart shadow|cardiac silhouette enlargement|cardiac enlargement"
+        r"|enlargement of the (?:heart|cardiac (?:silhouette|contour"
         r"|shadow)|cardiomediastinal silhouette)|heart enlargement",
     ),
     (
@@ -273,9 +334,12 @@ _PATTERNS: list[tuple[str, object, str]] = [
     ),
     (
         "TERM", ("Atelectasis", "plain"),
-        r"(?:plate-?like |discoid |linear |sub-?segmental |compressive |band-?like ){0,4}(?:atelectas[ei]s"
+        r"(?:plate-?like |discoid |linear |sub-?segmental |compressive |band-?like |plate |streaky "
+        r"|segmental ){0,4}(?:atelectas[ei]s"
         r"|atelectatic (?:changes?|bands?|opacit(?:y|ies)|streaks?|lung))|(?:lobar|lobe|lung"
-        r"|sub-?segmental|segmental) collapse|collapse|volume loss|loss of volume",
+        r"|sub-?segmental|segmental) collapse|collapse|volume loss|loss of (?:volume|aeration)"
+        r"|(?:poor|under-?|reduced )(?: ?aeration|expansion)(?= of)|incomplete expansion(?= of)"
+        r"|deflation(?= of)|airless lung",
     ),
     (
         "TERM", ("Consolidation", "many"),
@@ -285,7 +349,8 @@ _PATTERNS: list[tuple[str, object, str]] = [
     (
         "TERM", ("Consolidation", "plain"),
         rf"consolidation|consolidat(?:ive|ed)(?: (?:{_OPACITY}|process|change|lung))?|(?:airspace|air-space"
-        rf"|air space) (?:disease|process|{_OPACITY})|air bronchograms?",
+        rf"|air space) (?:disease|process|{_OPACITY}|shadowing|filling)|air bronchograms?"
+        r"|alveolar (?:consolidation|filling)",
     ),
     ("TERM", ("Pneumonia", "plain"), r"(?:broncho)?pneumonias?|infection|infectious process|pneumonitis"),
     (
@@ -345,8 +410,8 @@ _PATTERNS: list[tuple[str, object, str]] = [
         "SIDE", "both",
         r"bilateral(?:ly)?|bi-?basilar|bi-?basal|bi-?apical|both|b/l|bi-?lateral(?:ly)?|two-sided|either",
     ),
-    ("SIDE", "left", r"left(?:[- ]sided|ward)?|lt\.?|lll|lul|lingula(?:r)?"),
-    ("SIDE", "right", r"right(?:[- ]sided|ward)?|rt\.?|rll|rul|rml"),
+    ("SIDE", "left", rf"left(?:[- ]sided|ward)?|lt\.?|lll|lul|lingula(?:r)?|l{_AFTER_LETTER}"),
+    ("SIDE", "right", rf"right(?:[- ]sided|ward)?|rt\.?|rll|rul|rml|r{_AFTER_LETTER}"),
     *[("SEVERITY", value, pattern) for value, pattern in _SEVERITIES],
     ("VERB", "one", r"is|was|has(?: been)?|appears|shows|demonstrates"),
     ("VERB", "many", r"are|were|have(?: been)?|appear|show|demonstrate"),

@@ -8,8 +8,9 @@ image start, image end, then the visual tokens in the order of the code-book). T
     the lines of emu3_vision_tokens.txt
 
 with n the number of ranks. EOL, EOF, BOS and EOS are extras 200, 201, 203 and 204. With Emu3's files n is
-151,643 and every id is Emu3's (arXiv:2409.18869). `vocabulary_files/` holds a small vocabulary of the same form,
-trained on the phantom's reports (`python -m progemu_jax.data.phantom.train_vocabulary`).
+151,643 and every id is Emu3's (arXiv:2409.18869). `vocabulary_files/` holds small vocabularies of the same form: the
+default, trained on the phantom's reports (`python -m progemu_jax.data.phantom.train_vocabulary`), and in a folder of
+its name `radiology`, for prompts in free language (`python -m progemu_jax.data.phantom.train_radiology_vocabulary`).
 """
 
 from __future__ import annotations
@@ -18,17 +19,20 @@ import base64
 import binascii
 import functools
 import hashlib
+import itertools
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import regex
 import tiktoken
 
 from progemu_jax.errors import UserError
 
 TEXT_FILE, VISION_FILE = "emu3.tiktoken", "emu3_vision_tokens.txt"
 BUILT_IN = Path(__file__).parent / "vocabulary_files"
+NAMES = ("radiology",)  # built-in vocabularies beside the default, each in its folder
 
 # How text is cut before merging: contractions, words with at most one leading mark or space, single digits,
 # runs of marks, line ends, spaces. Emu3's rule, which is GPT-4's with digits one by one.
@@ -89,13 +93,23 @@ class Vocabulary:
         digest.update("\n".join(vision_tokens).encode())
         self.hash = digest.hexdigest()
 
-    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
+    def encode(
+        self, text: str, rng: np.random.Generator | None = None, dropout: float = 0.0, *, allow_special: bool = False
+    ) -> list[int]:
         """Text -> ids, after NFC normalisation.
 
         Names of special tokens in the text are text unless allow_special (as Emu3's own tokenizer has it):
         a report must not be able to end the sequence or open an image.
+
+        dropout: probability with which each merge is left out, drawn from `rng` (BPE-dropout, Provilkov et al. 2020,
+        arXiv:1910.13267): a word is seen in other pieces than its usual ones. 0: nothing is drawn. Decoding gives the
+        text all the same. Raises ValueError outside [0, 1), without `rng`, or with allow_special.
         """
         text = unicodedata.normalize("NFC", text)
+        if dropout:
+            if not 0 < dropout < 1 or rng is None or allow_special:
+                raise ValueError(f"dropout={dropout}: expected [0, 1), a generator, and no special tokens")
+            return [i for word in regex.findall(SPLIT, text) for i in self._dropped(word.encode(), rng, dropout)]
         if not allow_special:
             return self._encoding.encode_ordinary(text)
         out, at = [], 0
@@ -104,6 +118,21 @@ class Vocabulary:
             out.append(token)
             at = end
         return out + self._encoding.encode_ordinary(text[at:])
+
+    def _dropped(self, word: bytes, rng: np.random.Generator, dropout: float) -> list[int]:
+        # tiktoken takes a whole word without its merges: that counts as one merge here.
+        if word in self._ranks and (len(word) == 1 or rng.random() >= dropout):
+            return [self._ranks[word]]
+        pieces = [word[i : i + 1] for i in range(len(word))]
+        while len(pieces) > 1:
+            pairs = [a + b for a, b in itertools.pairwise(pieces)]
+            kept = rng.random(len(pairs)) >= dropout
+            ranks = [(self._ranks[p], i) for i, p in enumerate(pairs) if kept[i] and p in self._ranks]
+            if not ranks:
+                break
+            at = min(ranks)[1]
+            pieces[at : at + 2] = [pairs[at]]
+        return [self._ranks[piece] for piece in pieces]
 
     def _specials(self, text: str):
         at = text.find("<|")
@@ -215,7 +244,7 @@ def _read(path: Path) -> bytes:
 def _load(folder: Path, codebook_size: int | None) -> Vocabulary:
     ranks, names = read_ranks(folder / TEXT_FILE), read_vision_tokens(folder / VISION_FILE)
     if codebook_size is not None:
-        if folder != BUILT_IN and codebook_size != len(names) - 3:
+        if not is_built_in(folder) and codebook_size != len(names) - 3:
             raise UserError(
                 f"{folder / VISION_FILE}: {len(names) - 3} visual tokens, but the image tokenizer has "
                 f"{codebook_size} codes; use the vocabulary that belongs to it"
@@ -224,12 +253,23 @@ def _load(folder: Path, codebook_size: int | None) -> Vocabulary:
     return Vocabulary(ranks, names)
 
 
+def is_built_in(path: str | Path | None) -> bool:
+    """Whether `load` gives this a vocabulary of the package: None, "", a name of NAMES, or such a folder itself.
+
+    A name is always the package's vocabulary.
+    """
+    if not path or Path(path) == BUILT_IN or Path(path).parent == BUILT_IN:
+        return True
+    return str(path) in NAMES
+
+
 def load(path: str | Path | None = None, codebook_size: int | None = None) -> Vocabulary:
     """Loads a vocabulary.
 
     Args:
-      path: a folder with Emu3's two files; None or "": the small built-in vocabulary.
-      codebook_size: number of image codes. Only the built-in vocabulary can be given another number than its
+      path: a folder with Emu3's two files; None or "": the small default; "radiology": the one for free language (a
+        folder of that name is "./radiology").
+      codebook_size: number of image codes. Only a built-in vocabulary can be given another number than its
         file has; for a folder it is checked.
 
     Returns:
@@ -237,4 +277,6 @@ def load(path: str | Path | None = None, codebook_size: int | None = None) -> Vo
     """
     if codebook_size is not None and codebook_size < 1:
         raise UserError(f"codebook_size: {codebook_size} is not positive")
+    if path and is_built_in(path):
+        return _load(BUILT_IN / Path(path).name if str(path) in NAMES else Path(path), codebook_size)
     return _load(Path(path) if path else BUILT_IN, codebook_size)

@@ -21,9 +21,11 @@ from progemu_jax.data import radiograph, texts, tree
 from progemu_jax.data.batches import Examples
 from progemu_jax.data.build import build, build_tree
 from progemu_jax.data.references import build_references
+from progemu_jax.data.sources.icg_cxr import IcgCxr
 from progemu_jax.data.sources.phantom import write_cohort
 from progemu_jax.errors import UserError
 from progemu_jax.files import records
+from progemu_jax.text import rules
 from progemu_jax.text.findings import FINDINGS
 
 QUIET = {"size": 64, "processes": 1, "progress": False}
@@ -42,6 +44,15 @@ def cohort(tmp_path_factory):
 def built(cohort, tmp_path_factory):
     out = tmp_path_factory.mktemp("built")
     return out, build("mimic_cxr", cohort, out, image_size=32, options={"pairs": "all"}, **QUIET)
+
+
+BOTH = {"pairs": "both", "finding": False, "max_pairs_per_patient": 5}
+
+
+@pytest.fixture(scope="module")
+def both(cohort, tmp_path_factory):
+    out = tmp_path_factory.mktemp("both")
+    return out, build("mimic_cxr", cohort, out, image_size=32, options=BOTH, **QUIET)
 
 
 def test_a_cohort_becomes_a_tree_references_and_shards(built):
@@ -138,7 +149,7 @@ def test_contact_sheets_show_kept_and_refused_pairs(tmp_path):
 
 def test_pairs_without_change_are_kept_by_share(tmp_path, cohort, monkeypatch):
     text = texts.progression({"findings": "", "impression": ""}, {"findings": "", "impression": ""})
-    monkeypatch.setattr(texts, "progression", lambda a, b: replace(text, prompt=texts.NO_CHANGE))
+    monkeypatch.setattr(texts, "progression", lambda a, b, said: replace(text, prompt=texts.NO_CHANGE))
     counts = [
         build_tree("mimic_cxr", cohort, tmp_path / str(share), unchanged=share, **QUIET)["pairs kept"]
         for share in (1.0, 0.5)
@@ -155,19 +166,20 @@ def test_processes_do_not_change_the_result(cohort, built, tmp_path):
 
 
 KILLED = """
-import sys, time
+import json, sys
 from progemu_jax.data.build import build
 if __name__ == "__main__":
-    build("mimic_cxr", sys.argv[1], sys.argv[2], size=64, image_size=32, options={"pairs": "all"},
+    build("mimic_cxr", sys.argv[1], sys.argv[2], size=64, image_size=32, options=json.loads(sys.argv[4]),
           processes=int(sys.argv[3]))
 """
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(cohort, built, tmp_path, processes):
+@pytest.mark.parametrize(("processes", "pairs"), [(1, "all"), (2, "both")])
+def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(cohort, built, both, tmp_path, processes, pairs):
+    whole, options = (built, {"pairs": "all"}) if pairs == "all" else (both, BOTH)
     script = tmp_path / "run.py"
     script.write_text(KILLED)
-    command = [sys.executable, script, cohort, tmp_path / "out", str(processes)]
+    command = [sys.executable, script, cohort, tmp_path / "out", str(processes), json.dumps(options)]
     journal = tmp_path / "out/tree/journal.jsonl"
 
     def killed_when(reached):
@@ -191,7 +203,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(cohort, built, tmp_pa
     journal_left = journal.exists()
     subprocess.run(command, check=True, capture_output=True)
     assert not journal_left
-    assert cohorts.files(tmp_path / "out") == cohorts.files(built[0])
+    assert cohorts.files(tmp_path / "out") == cohorts.files(whole[0])
 
 
 def test_a_half_written_journal_line_is_done_again(cohort, built, tmp_path):
@@ -349,3 +361,78 @@ def test_the_real_open_collection_goes_all_the_way(tmp_path):
     assert funnel["pairs kept"] > 30
     assert all(funnel[f"pairs kept, {split}"] for split in ("train", "validation", "test"))
     assert all(r["masks_prior"] is None for r in rows(Path(tmp_path) / "references/references.jsonl"))
+
+
+# Both orders of any two studies.
+
+
+def test_both_orders_are_trained_on_and_the_funnel_counts_them(both, built):
+    out, result = both
+    funnel, pairs = result["funnel"], {p.pair_id: p for p in tree.read_pairs(out / "tree")}
+    assert funnel["pairs kept"] == len(pairs)
+    reversed_ = [p for p in pairs.values() if p.meta["reference-study-order"] > p.meta["followup-study-order"]]
+    assert funnel["pairs kept, reversed"] == len(reversed_) > 10
+    assert {p.split for p in reversed_} == {"train"}
+    dropped = sum(n for step, n in funnel.items() if step.startswith("dropped"))
+    assert funnel["candidate pairs"] == funnel["pairs kept"] + dropped
+    assert funnel["dropped: over the limit of pairs of one patient"] > 0
+    held = {"validation", "test"}
+    assert {p.pair_id: p.meta for p in pairs.values() if p.split in held} == {
+        p.pair_id: p.meta for p in tree.read_pairs(built[0] / "tree") if p.split in held
+    }
+    train = Examples(out / "shards", "pairs", "train")
+    assert len(train) == funnel["pairs kept, train"]
+    assert all(pair.meta["time-interval"] < 0 for pair in reversed_)
+    crossing = {p.patient_id: {q.split for q in pairs.values() if q.patient_id == p.patient_id} for p in pairs.values()}
+    assert {len(splits) for splits in crossing.values()} == {1}
+
+
+def test_the_other_order_has_the_inverse_move_and_the_opposite_text(both):
+    pairs = list(tree.read_pairs(both[0] / "tree"))
+    by_order = {(p.patient_id, p.meta["reference-study-id"], p.meta["followup-study-id"]): p for p in pairs}
+    twins = [(p, by_order[a, c, b]) for (a, b, c), p in by_order.items() if b < c and (a, c, b) in by_order]
+    assert len(twins) > 10
+    for forward, back in twins:
+        there, home = (np.vstack([p.ours["registration"]["transform"], [0, 0, 1]]) for p in (forward, back))
+        np.testing.assert_allclose(there @ home, np.eye(3), atol=1e-9)
+        assert forward.ours["registration"]["score"] == back.ours["registration"]["score"]
+        assert forward.ours["labels_before"] == back.ours["labels_after"]
+        assert _said(forward) == {name: -v for name, v in _said(back).items()}
+
+
+def _said(pair):
+    return {name: v for name, v in rules.changes(pair.interpretation).items() if v}
+
+
+def test_cut_between_the_orders_of_two_films_it_goes_on_to_the_same_bytes(cohort, both, tmp_path, monkeypatch):
+    write, left = tree.write_pair, [0]
+
+    def killed(*arguments):
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+        return write(*arguments)
+
+    monkeypatch.setattr(tree, "write_pair", killed)
+    for n in (2, 3, 8, 15):
+        left[0] = n
+        with pytest.raises(KeyboardInterrupt):
+            build_tree("mimic_cxr", cohort, tmp_path / "out/tree", options=BOTH, **QUIET)
+    monkeypatch.undo()
+    build("mimic_cxr", cohort, tmp_path / "out", image_size=32, options=BOTH, **QUIET)
+    assert cohorts.files(tmp_path / "out") == cohorts.files(both[0])
+
+
+def test_the_readers_of_icg_cxr_take_a_reversed_pair(both):
+    pairs = list(IcgCxr(both[0] / "tree").pairs())
+    assert len(pairs) == both[1]["funnel"]["pairs kept"]
+    assert {p.ordinals[0] > p.ordinals[1] for p in pairs} == {True, False}
+
+
+def test_trees_from_before_the_limit_go_on_and_impressions_are_refused(built, cohort, tmp_path):
+    settings = records.read_json(built[0] / "tree/funnel.json")["settings"]
+    assert "max_pairs_per_patient" not in settings["options"]
+    with pytest.raises(UserError, match="impression"):
+        build_tree(
+            "mimic_cxr", cohort, tmp_path / "t", options=BOTH, text_options=texts.TextOptions("impression"), **QUIET
+        )

@@ -4,7 +4,7 @@ import pytest
 from support.trees import study
 
 from progemu_jax.data.journeys import SPLITS, Options, journeys, split_of
-from progemu_jax.data.sources import Rejected, Study
+from progemu_jax.data.sources import Rejected, Study, safe_id
 from progemu_jax.errors import UserError
 
 
@@ -141,7 +141,7 @@ def test_no_patient_is_in_two_splits_and_the_funnel_adds_up():
     "options",
     [
         {"pairs": "some"}, {"split": "odd"}, {"test": 0.6, "validation": 0.5}, {"test": -0.1},
-        {"views": "PA"}, {"views": ()}, {"views": ("PA", "PA+AP")},
+        {"views": "PA"}, {"views": ()}, {"max_pairs_per_patient": 1}, {"views": ("PA", "PA+AP")},
     ],
 )  # fmt: skip
 def test_bad_options_are_one_clear_line(options):
@@ -149,3 +149,46 @@ def test_bad_options_are_one_clear_line(options):
         Options(**options)
     assert next(iter(options)) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_both_orders_of_any_two_studies_only_in_training():
+    rows = [study(p, int(p) + d, day=d) for p in ("10000001", "19000001") for d in range(3)]
+    cohort = journeys(rows, Options(pairs="both", validation=0))
+    train, test = (next(j for j in cohort.journeys if j.split == s).pairs for s in ("train", "test"))
+    names = [(p.prior_ordinal, p.followup_ordinal) for p in train]
+    assert names == [(1, 2), (2, 1), (1, 3), (3, 1), (2, 3), (3, 2)]
+    assert [p.said for p in train] == ["forward", "reversed", None, None, "forward", "reversed"]
+    assert [p.days for p in train] == [1, -1, 2, -2, 1, -1]
+    assert train[1].pair_id == "mimic_cxr-pa-p10000001-i02s10000002-i01s10000001"
+    assert safe_id(train[1].pair_id)
+    assert [(p.prior_ordinal, p.followup_ordinal, p.said) for p in test] == [(1, 2, "forward"), (2, 3, "forward")]
+    assert (cohort.funnel["candidate pairs"], cohort.funnel["candidate pairs, reversed"]) == (8, 3)
+
+
+def test_words_of_a_change_hold_only_where_no_known_study_lies_between():
+    rows = [study(number=1, day=0), study(number=2, day=1, view="AP"), study(number=3, day=2)]
+    pairs = journeys(rows, Options(views=("PA", "AP"), pairs="both")).journeys[0].pairs
+    assert [(p.name, p.said) for p in pairs] == [("i01s1-i03s3", None), ("i03s3-i01s1", None)]
+
+
+@pytest.mark.parametrize("limit", [2, 7, 30])
+def test_many_studies_give_a_limited_number_of_pairs_consecutive_ones_first(limit):
+    rows = [study(number=n, day=n) for n in range(1, 9)]
+    options = Options(pairs="both", max_pairs_per_patient=limit)
+    cohort = journeys(rows, options)
+    pairs = cohort.journeys[0].pairs
+    assert len(pairs) == len({p.pair_id for p in pairs}) == limit
+    assert sum(p.consecutive for p in pairs) == min(limit, 14)
+    assert sum(p.reversed for p in pairs) == limit // 2
+    assert cohort.funnel["candidate pairs"] == 56
+    assert cohort.funnel["dropped: over the limit of pairs of one patient"] == 56 - limit
+    assert len(cohort.rejected) == 1
+    assert journeys(rows[::-1], options).journeys[0].pairs == pairs
+
+
+def test_bounds_are_on_the_intervals_size_in_both_orders():
+    rows = [study(number=n, day=d) for n, d in ((1, 0), (2, 1), (3, 9))]
+    cohort = journeys(rows, Options(pairs="both", min_days=2, max_days=8.5))
+    assert names(cohort) == ["i02s2-i03s3", "i03s3-i02s2"]
+    assert cohort.funnel["dropped: interval too short"] == cohort.funnel["dropped: interval too long"] == 2
+    assert cohort.funnel["candidate pairs"] == 6

@@ -133,3 +133,93 @@ def test_confidence():
     assert progression({}, {}).prompt == NO_CHANGE
     # Reasons are of our making: no report text in them.
     assert "effusion" not in guessed.reason
+
+
+THREE = (
+    {"findings": "No effusion. Severe pulmonary edema. Mild cardiomegaly."},
+    {"findings": "New moderate left effusion. Edema has improved and is now mild. Cardiomegaly is unchanged."},
+    {"findings": "Left effusion has increased and is now large. Edema has resolved. Mild cardiomegaly."},
+)
+
+
+@pytest.mark.parametrize(
+    ("prior", "followup", "said", "changes"),
+    [
+        (0, 1, "forward", {LE: 1, ED: -1, CM: 0}),
+        (1, 0, "reversed", {LE: -1, ED: 1, CM: 0}),
+        (1, 2, "forward", {LE: 1, ED: -1, CM: 0}),
+        (2, 1, "reversed", {LE: -1, ED: 1, CM: 0}),
+        (0, 2, None, {LE: 1, ED: -1, CM: 0}),
+        (2, 0, None, {LE: -1, ED: 1, CM: 0}),
+    ],
+)
+def test_three_reports_in_every_order(prior, followup, said, changes):
+    made = progression(THREE[prior], THREE[followup], said)
+    assert made.changes == changes
+    assert _moved(rules.changes(made.interpretation)) == _moved(changes)
+
+
+def test_a_reversed_pair_reads_as_if_it_had_happened():
+    """What resolved is new, what was new is gone; grades and places are the target's, or of the study that had it."""
+    back = progression(THREE[2], THREE[1], "reversed").interpretation
+    assert {"mild", "moderate"} <= set(back.lower().replace(",", "").replace(".", "").split())
+    assert rules.severities(back).items() >= {LE: 0.5, ED: rules.severities("Mild edema.")[ED]}.items()
+    assert "large" not in back
+    assert "severe" not in back
+    back = progression(THREE[1], THREE[0], "reversed")
+    assert rules.states(back.interpretation).items() >= {LE: False, CM: True, ED: True}.items()
+    assert rules.severities(back.interpretation)[ED] > 0.65
+    first = {"findings": "Right upper lobe consolidation."}
+    second = {"findings": "Right upper lobe consolidation has resolved. New left lower lobe consolidation."}
+    assert rules.sites(progression(second, first, "reversed").prompt) == {CO: ("right", "upper")}
+
+
+def test_words_against_another_study_do_not_count():
+    """The third study's effusion has decreased since the second, and is larger than in the first."""
+    first, third = (
+        {"findings": "Small left effusion."},
+        {"findings": "Left effusion has decreased and is now moderate."},
+    )
+    assert progression(first, third).changes == {LE: -1}
+    assert progression(first, third, None).changes == {LE: 1}
+    assert progression(third, first, None).changes == {LE: -1}
+    gone = {"findings": "Resolved edema."}
+    assert progression({"findings": "No edema."}, gone, None).changes == {}
+    assert progression({"findings": "Mild edema."}, {"findings": "No effusion."}, None).changes == {ED: -1}
+    assert progression({"findings": "Mild edema."}, {"findings": "No effusion."}, None).confidence < 4
+
+
+def _right(pairs):
+    """Share of the changes of states that texts say right, and how many they say wrongly, per change."""
+    right = said = wrong = 0
+    for before, after, made in pairs:
+        truth = {name: SIGN[s] for name in findings.FINDINGS if (s := reports.status(name, after, before)) in SIGN}
+        said += len(truth)
+        right += sum(made.changes.get(name) == v for name, v in truth.items())
+        wrong += sum(truth.get(name) != v for name, v in _moved(made.changes).items())
+    return right / said, wrong / said
+
+
+def test_phantom_patients_in_every_order():
+    """The other order is as right as the consecutive pair; two reports of other studies tell 97 of 100 changes."""
+    rng = np.random.default_rng(5)
+    kinds = {"consecutive": [], "reversed": [], "apart": [], "apart, reversed": [], "as all": []}
+    for _ in range(60):
+        patient = sample_patient(rng)
+        a, b, c = sample_trajectory(rng, patient, 3)
+        made = [reports.report(rng, patient, s, p) for s, p in ((a, None), (b, a), (c, b))]
+        for i, (before, after) in enumerate(((a, b), (b, c))):
+            kinds["consecutive"].append((before, after, progression(made[i], made[i + 1])))
+            kinds["reversed"].append((after, before, progression(made[i + 1], made[i], "reversed")))
+        kinds["apart"].append((a, c, progression(made[0], made[2], None)))
+        kinds["apart, reversed"].append((c, a, progression(made[2], made[0], None)))
+        kinds["as all"].append((a, c, progression(made[0], made[2])))
+        for x, y in (("consecutive", "reversed"), ("apart", "apart, reversed")):
+            one, other = kinds[x][-1][2].changes, kinds[y][-1][2].changes
+            assert one == {name: -v for name, v in other.items()}
+    right = {kind: _right(pairs) for kind, pairs in kinds.items()}
+    assert right["reversed"] == right["consecutive"]
+    assert right["consecutive"][0] > 0.98
+    assert right["apart"][0] > 0.94
+    assert right["apart"][1] < 0.05
+    assert right["as all"][0] < 0.8

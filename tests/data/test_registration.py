@@ -240,3 +240,31 @@ def test_exposure_of_blank_and_unexposed_films_is_left():
     image, found = reg.match_exposure(black, blank)
     assert found == (1.0, 0.0)
     assert np.array_equal(image, black)
+
+
+def test_the_other_order_is_the_inverse_of_one_search_and_resamples_the_original():
+    size = 256
+    follow, truth = chest(size), pose(256)
+    prior = reg.resample(follow, truth, (size, size))
+    found = reg.register(prior, follow)
+    back = reg.turned(found, prior, follow)
+    assert landmark_error(back.transform, inverse(truth), size) < 0.5
+    np.testing.assert_array_equal(back.image, reg.resample(prior, back.transform, follow.shape))
+    assert (back.flag, back.score) == (found.flag, found.score)
+
+
+def test_the_other_order_of_pairs_that_did_not_move():
+    image, other = chest(96, 4), chest(64, 4)
+    same = reg.turned(reg.register(image, image), image, image)
+    assert same.flag == 2
+    np.testing.assert_array_equal(same.image, image)
+    small = reg.Registration(other, reg.frame_to_frame(image.shape, other.shape), 0.5, 0)
+    turned = reg.turned(small, image, other)
+    assert turned.image.shape == other.shape
+    np.testing.assert_allclose(turned.transform, reg.frame_to_frame(other.shape, image.shape))
+
+
+def test_a_film_that_would_be_mostly_black_in_the_other_order_is_no_pair():
+    prior, follow = chest(96), chest(96, 1)
+    wide = np.array([[1.0, 0, 0], [0, 1, 60]])  # the prior shows a strip of the follow-up
+    assert reg.turned(reg.Registration(follow, wide, 0.7, 1), prior, follow).flag == -1

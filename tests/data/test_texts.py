@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from support import cohorts
+from support.trees import study
 
 from progemu_jax.data import texts, tree
 from progemu_jax.data.build import build_tree
@@ -16,6 +17,7 @@ from progemu_jax.data.journeys import Options, journeys
 from progemu_jax.data.sources import open_source
 from progemu_jax.data.texts import TextOptions, check_answer, check_endpoint
 from progemu_jax.errors import UserError
+from progemu_jax.files import records
 
 pytest.importorskip("openai")
 QUIET = {"size": 64, "processes": 1, "progress": False}
@@ -297,3 +299,17 @@ def test_a_missing_instruction_is_one_clear_line(tmp_path):
     with pytest.raises(UserError, match=r"none\.txt: the instruction does not read"):
         TextOptions(instruction=str(tmp_path / "none.txt")).read_instruction()
     assert Path(texts.INSTRUCTION).exists()
+
+
+def test_the_model_is_told_which_words_of_a_change_do_not_hold(serve, tmp_path):
+    """Every order of two reports is a question of its own; pairs of the other settings are asked as before."""
+    server = serve()
+    rows = [study(number=n, day=n, report={"findings": f"Effusion {n}.", "impression": ""}) for n in range(3)]
+    pairs = journeys(rows, Options(pairs="both", validation=0)).journeys[0].pairs
+    asked = TextOptions("llm", endpoint=server.url, model="m", parallel=1)
+    texts.ask(pairs, asked, tmp_path, source="x", credentialed=False, progress=False)
+    bodies = [json.loads(call["messages"][1]["content"]) for call in server.calls]
+    assert ["note" in body for body in bodies] == [p.said != "forward" for p in pairs]
+    assert len({texts._key(p, asked) for p in pairs}) == len(pairs) == 6
+    identity = "m", asked.read_instruction(), pairs[0].prior.report, pairs[0].followup.report
+    assert texts._key(pairs[0], asked) == records.digest(identity)

@@ -80,10 +80,9 @@ class TestQueue:
 
     def test_the_command_ends_with_the_line(self, tiny_model, tmp_path, monkeypatch):
         from progemu_jax.configs import demo
-        from progemu_jax.files import stages
 
         self.write(tiny_model, tmp_path / "predictions/progemu", self.CASES)
-        monkeypatch.setattr(stages, "run_stages", lambda *_: None)
+        monkeypatch.setattr(run_, "run_stages", lambda *_: None)
         with pytest.raises(UserError, match="2 cases could not be predicted"):
             run_.run(demo.get_config(), tmp_path, None)
         assert (tmp_path / "config.json").exists()

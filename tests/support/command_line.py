@@ -30,7 +30,10 @@ def get_config():
         part.batch_size = 4
         part.save_every = 3
     config.tokenizer.model.ch = 16
+    config.tokenizer.model.patch = 8
+    config.tokenizer.model.ch_mult = (1,)
     config.progemu.model.num_layers = 1
+    config.scorer.model.widths = (8, 16)
     config.scorer.valid_images = 16
     config.sample.batch_size = 4
     config.sample.max_cases = 6

@@ -76,11 +76,11 @@ def eval_batches():
     return [rows(100, 0), rows(101, 0, size=3)]
 
 
-def run(workdir, mesh, steps=20, **options):
+def run(workdir, mesh, steps=20, save_every=5, **options):
     """Trains to the schedule's end, or is cut by a hook; `fit`'s final state."""
     options = {"batches": Batches, **options}
     batches = options.pop("batches")
-    cfg = dataclasses.replace(CFG, steps=steps)
+    cfg = dataclasses.replace(CFG, steps=steps, save_every=save_every)
     return loop.fit(task(cfg), cfg, batches, eval_batches, workdir, mesh=mesh, **options)
 
 

@@ -36,6 +36,26 @@ def pack(words, row, train=False, **task):
     return packer(words, LAYOUT, config, CODEBOOK, train)(row, np.random.default_rng(1))
 
 
+def test_a_prompt_is_restated_at_packing_in_training_alone(words):
+    row, off = example(prompt="New left pneumothorax."), {"null_prompt": 0.0, "shuffle_sentences": 0.0}
+
+    def prompt(seed, train=True, budget=30, **task):
+        config = ProgEmuConfig(length=96, prompt_budget=budget, **off, **task)
+        made = packer(words, Layout(2, 3, 96, prompt_budget=budget), config, CODEBOOK, train)
+        packed = made(row, np.random.default_rng(seed))
+        return words.decode(packed["tokens"][packed["kinds"] == Kind.PROMPT])
+
+    told = [prompt(seed, restate=1.0) for seed in range(30)]
+    assert len(set(told)) > 15
+    assert told == [prompt(seed, restate=1.0) for seed in range(30)]
+    assert {prompt(seed, train=False, restate=1.0) for seed in range(9)} == {row["prompt"]}
+    assert {prompt(seed) for seed in range(9)} == {row["prompt"]}
+    # What does not fit the model's budget is not told: the prompt stays.
+    assert row["prompt"] in {prompt(seed, budget=8, restate=1.0) for seed in range(30)}
+    with pytest.raises(ValueError, match="restate"):
+        ProgEmuConfig(restate=1.5)
+
+
 def test_an_unchanged_code_has_weight_one_and_a_far_one_more(words):
     row = example()
     assert (pack(words, row, changed_weight=4.0)["weights"] == 1).all()

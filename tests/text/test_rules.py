@@ -513,10 +513,10 @@ def test_time_is_linear(piece):
     """Broken or hostile files do not stall the pipeline: 10 times the text takes about 10 times as long."""
 
     def seconds(n):
-        start = time.perf_counter()
+        start = time.thread_time()  # other processes do not count
         rules.mentions(piece * n)
         rules.sections(piece * n)
-        return time.perf_counter() - start
+        return time.thread_time() - start
 
     seconds(10)
     assert seconds(5000) < 40 * seconds(500) + 0.5

@@ -124,9 +124,8 @@ def test_decode_outside():
 
 
 def test_committed_files_are_what_the_script_writes(tmp_path, monkeypatch):
-    script = vocabulary.BUILT_IN / "train_vocab.py"
-    monkeypatch.setattr("sys.argv", [str(script), "--out", str(tmp_path), "--patients", "300"])
-    runpy.run_path(str(script), run_name="__main__")
+    monkeypatch.setattr("sys.argv", ["train_vocabulary", "--out", str(tmp_path), "--patients", "300"])
+    runpy.run_module("progemu_jax.data.phantom.train_vocabulary", run_name="__main__")
     made, kept = (vocabulary.read_ranks(p / vocabulary.TEXT_FILE) for p in (tmp_path, vocabulary.BUILT_IN))
     assert len(made) == len(kept)
     # Fewer patients move words that are about as frequent; the vocabulary itself hardly differs.

@@ -34,7 +34,7 @@ SPECS = {
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
     folder = tmp_path_factory.mktemp("one")
-    toy.run(folder, None)
+    toy.run(folder, None, save_every=20)
     return toy.losses(folder)
 
 
@@ -49,7 +49,7 @@ def assert_close(found, expected):
 @pytest.mark.parametrize("shape", ["1x8x1", "2x2x2", "8x1x1"])
 def test_eight_devices_train_as_one(one, tmp_path, shape):
     mesh = toy.make_mesh(shape)
-    state = toy.run(tmp_path, mesh)
+    state = toy.run(tmp_path, mesh, save_every=20)
     print(f"{shape}: largest difference of a loss {assert_close(toy.losses(tmp_path), one):.1e}")
     names = set()
     for tree in (state["params"], state["opt_state"]):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from progemu_jax.config import Config
 from progemu_jax.inference.load import load
 from progemu_jax.systems.diffusion.conditioning import prompt_reader
@@ -14,6 +16,11 @@ from progemu_jax.systems.predict import held_out, predict_systems
 def sample(config: Config, workdir: Path) -> None:
     """Counterfactuals of held-out pairs, for the system and its controls, and what the autoencoder alone does."""
     model = load(workdir).on(local_mesh(config))
+
+    def rebuild(examples: list[dict]) -> np.ndarray:
+        latents = model.codec.encode(np.stack([e["followup"] for e in examples]))
+        return model.codec.decode(latents * model.codec.config.scale)
+
     examples, read = held_out(config, workdir, "pairs"), prompt_reader(config, workdir)
     predict_systems(
         config,
@@ -23,5 +30,5 @@ def sample(config: Config, workdir: Path) -> None:
         own=config.diffusion.name,
         prompts=[read(e) for e in examples],
         policy=config.diffusion.policy,
-        reconstruct=lambda images: model.codec.decode(model.codec.encode(images) * model.codec.config.scale),
+        reconstruct={"reconstruction": rebuild},
     )

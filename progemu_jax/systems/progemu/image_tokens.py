@@ -22,6 +22,7 @@ from progemu_jax.data.progression import progression
 from progemu_jax.devices import hosts
 from progemu_jax.files import records
 from progemu_jax.files.settings import to_dict
+from progemu_jax.inference.image_tokenizer import Tokenizer
 from progemu_jax.systems.fitting import fit_on_images
 from progemu_jax.systems.meshes import local_mesh
 from progemu_jax.systems.progemu.initial_weights import open_folder
@@ -107,10 +108,7 @@ def make_tokens(config: Config, workdir: Path) -> None:
                     "followup": f,
                 }
 
-    slack = config.tokens.slack
-    if slack:
-        sample = batches.examples(shards, "single", "train")
-        slack *= coder.error(np.stack([sample[i]["image"] for i in range(min(len(sample), 512))]))
+    slack = leaning(config, coder, shards)
     # The test split's follow-ups are what the tokenizer alone makes of them: the ceiling of every system.
     splits = {s: (lambda s=s: pairs(s, 0.0 if s == "test" else slack)) for s in ("train", "validation", "test")}
     splits["train_single"] = lambda: singles("train")
@@ -118,6 +116,14 @@ def make_tokens(config: Config, workdir: Path) -> None:
     shared.fill(splits.values())
     hosts.on_first_host(lambda: icg_cxr.write_tokens(shards, splits, height=height, width=width), "stage tokens")
     shared.close()
+
+
+def leaning(config: Config, coder: Tokenizer, shards: Path) -> float:
+    """How much further than the nearest code the prior's may be, squared distance: `tokens.slack` in mean errors."""
+    if not config.tokens.slack:
+        return 0.0
+    sample = batches.examples(shards, "single", "train")
+    return config.tokens.slack * coder.error(np.stack([sample[i]["image"] for i in range(min(len(sample), 512))]))
 
 
 class _SharedCodes:

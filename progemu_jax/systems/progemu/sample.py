@@ -19,8 +19,20 @@ SYSTEMS = (OWN, "shuffled-prompts", TEXT_ONLY, *CONTROLS[1:])
 def sample(config: Config, workdir: Path) -> None:
     """Counterfactuals of held-out pairs, for our system and those it is compared with."""
     model = load(workdir).on(local_mesh(config))
+    if not config.decoder.train.steps:
+        model.tokenizer.painter = None  # one of another config may lie there
     examples = held_out(config, workdir, "tokens")
     size = (config.data.image_size,) * 2
+    reconstruct = {"reconstruction": lambda some: model.detokenize(np.stack([e["followup"] for e in some]))}
+    if model.tokenizer.painter:
+        pairs = {e["pair_id"]: e["prior"] for e in held_out(config, workdir, "pairs")}
+        examples = [{**e, "pixels": pairs[e["pair_id"]]} for e in examples]
+
+        def with_prior(some: list[dict]) -> np.ndarray:
+            codes, prior, near = (np.stack([e[name] for e in some]) for name in ("followup", "pixels", "prior"))
+            return model.detokenize(codes, prior=prior, prior_codes=near)
+
+        reconstruct["reconstruction-with-prior"] = with_prior
     predict_systems(
         config,
         workdir,
@@ -29,6 +41,6 @@ def sample(config: Config, workdir: Path) -> None:
         own=OWN,
         prompts=[e["prompt"] for e in examples],
         policy=config.sample.policy,
-        reconstruct=model.detokenize,
+        reconstruct=reconstruct,
         priors={TEXT_ONLY: model.tokenize(np.full(size, DUMMY_PRIOR, np.uint8))},
     )

@@ -1,4 +1,7 @@
-"""ProgEmu as a run sees it: data -> tokenizer -> tokens -> train -> scorer -> sample -> score -> evaluate."""
+"""ProgEmu as a run sees it:
+
+data -> tokenizer -> tokens (-> decoder) -> train -> scorer -> sample -> score -> evaluate
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,7 @@ from progemu_jax.systems.meshes import training_mesh
 from progemu_jax.systems.predict import check_systems, needed_references
 from progemu_jax.systems.progemu.image_tokens import TOKENS, make_tokens, train_tokenizer
 from progemu_jax.systems.progemu.model_config import model_parts, perceptual, tokenizer_model
+from progemu_jax.systems.progemu.prior_decoder import train_prior_decoder
 from progemu_jax.systems.progemu.sample import SYSTEMS, sample
 from progemu_jax.systems.progemu.train import train
 from progemu_jax.tasks import lora
@@ -34,8 +38,10 @@ class ProgEmu:
     name = "progemu"
 
     def trained(self, config: Config) -> dict[str, TrainConfig]:
+        painter = {"decoder.train": config.decoder.train} if config.decoder.train.steps else {}
         return {
             "tokenizer.train": config.tokenizer.train,
+            **painter,
             "progemu.stage1": config.progemu.stage1,
             "progemu.stage2": config.progemu.stage2,
             "scorer.train": config.scorer.train,
@@ -79,6 +85,17 @@ class ProgEmu:
             return given(str(folders.weights(Path(init), kind))) if init else ()
 
         perceptual_weights = (loss.perceptual_weights,) if loss.perceptual else ()
+        painter = []
+        if config.decoder.train.steps:
+            painter = [
+                Stage(
+                    name="decoder",
+                    outputs=("decoder",),
+                    inputs=(shared_stages.PAIRS, shared_stages.SINGLE, "tokenizer"),
+                    config_slice=slices.of("decoder", "tokens"),
+                    run=lambda workdir: train_prior_decoder(config, workdir, training_mesh(config, trained)),
+                )
+            ]
         return [
             shared_stages.data_stage(config, slices),
             Stage(
@@ -95,6 +112,7 @@ class ProgEmu:
                 config_slice=slices.of("tokens"),
                 run=partial(make_tokens, config),
             ),
+            *painter,
             Stage(
                 name="train",
                 outputs=("train",),
@@ -106,7 +124,13 @@ class ProgEmu:
             Stage(
                 name="sample",
                 outputs=("predictions",),
-                inputs=("train", "tokenizer", *needed_references(config)),
+                # Painting with the prior takes its pixels.
+                inputs=(
+                    "train",
+                    "tokenizer",
+                    *needed_references(config),
+                    *(("decoder", shared_stages.PAIRS) if painter else ()),
+                ),
                 config_slice=slices.of("sample"),
                 run=partial(sample, config),
             ),

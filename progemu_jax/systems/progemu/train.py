@@ -89,8 +89,8 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
         "hash": records.digest({**identity, "stage1": to_dict(c.stage1), "stage2": to_dict(c.stage2)}),
     }
     folder = workdir / components.IN_RUN[components.LANGUAGE_MODEL]
-    beside = {components.VOCABULARY: vocabulary.save} if start is not None else {}
-    export.export(merged(params), export_config, folder, beside)
+    # Always: what a later version of the package has built in may have other ids.
+    export.export(merged(params), export_config, folder, {components.VOCABULARY: vocabulary.save})
     if model.lora_rank:
         adapter, whole = workdir / "train/adapter", export.whole(params)
         hosts.on_first_host(lambda: peft.export_peft(whole, model, adapter, c.init or str(folder)), str(adapter))
