@@ -47,7 +47,8 @@ def command(folder, workdir, *more):
 
 def environment():
     """Of its process: one device a core, machine code little optimised and kept where the tests keep theirs."""
-    return {**os.environ, "TQDM_DISABLE": "1", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    flags = "--xla_backend_optimization_level=0"
+    return {**os.environ, "TQDM_DISABLE": "1", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
 
 
 def run(folder, workdir, *more):
