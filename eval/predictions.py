@@ -1,4 +1,4 @@
-"""Read the doors of evaluation: predictions folders and `references.jsonl`; join them by case id.
+"""The files that evaluation reads: predictions folders and `references.jsonl`; join them by case id.
 
 Every inconsistency is one `UserError` line that names the file and the case ids (never a patient's text).
 """
