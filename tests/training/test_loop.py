@@ -282,7 +282,7 @@ def test_other_config_is_refused_by_name(tmp_path):
     run(tmp_path, cfg)
     with pytest.raises(UserError, match=r"train\.learning_rate=0\.01.*0\.02.*--workdir"):
         run(tmp_path, dataclasses.replace(cfg, learning_rate=0.02))
-    with pytest.raises(UserError, match=r"config\.model\.width='\(absent\)'.*now says 8"):
+    with pytest.raises(UserError, match=r"config\.model='\(absent\)'.*'width': 8"):
         run(tmp_path, cfg, config={"model": {"width": 8}})
     run(tmp_path, dataclasses.replace(cfg, log_every=3, save_every=2, keep=5))
 
