@@ -1,8 +1,8 @@
 """Sampling and tokenising on eight devices give what one gives; shards of predictions of hosts make one folder."""
 
-import jax
 import numpy as np
 import pytest
+from support.initial import initial
 
 from progemu_jax.devices import sharding
 from progemu_jax.files.predictions import Case
@@ -21,12 +21,12 @@ POLICY = Sampling(guidance=2.0, keep_prior=True, top_k=12, text_top_k=20, max_te
 def make_model():
     words = vocabulary.load(None, CODES)
     config = transformer.TransformerConfig(
-        vocab_size=words.size, hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8,
+        vocab_size=words.size, hidden_size=32, num_layers=1, num_heads=4, num_kv_heads=2, head_dim=8,
         intermediate_size=48, prior_alignment=True, initializer_range=0.5,
     )  # fmt: skip
-    codec = vqgan.VQGANConfig(ch=16, ch_mult=(1, 2), num_res_blocks=1, attn_levels=(), codebook_size=CODES)
-    tokenizer = Tokenizer(jax.jit(lambda key: vqgan.init_variables(codec, key))(jax.random.key(1)), codec)
-    params = jax.jit(lambda key: transformer.init_params(config, key))(jax.random.key(3))
+    codec = vqgan.VQGANConfig(ch=16, patch=2, ch_mult=(1,), num_res_blocks=1, attn_levels=(), codebook_size=CODES)
+    tokenizer = Tokenizer(initial(lambda key: vqgan.init_variables(codec, key), 1), codec)
+    params = initial(lambda key: transformer.init_params(config, key), 3)
     return ProgEmu(params, config, Layout(2, 3, 96, 12), words, tokenizer, POLICY, "toy")
 
 

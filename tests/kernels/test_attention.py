@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.initial import initial
 from support.tiny_diffusion import normal
 
 from progemu_jax.devices import sharding
@@ -104,7 +105,7 @@ def test_what_is_computed_again_is_the_same(policy, scan):
     sizes = dict(vocab_size=32, hidden_size=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8,
                  intermediate_size=24, scan_layers=scan)  # fmt: skip
     plain, again = TransformerConfig(**sizes), TransformerConfig(**sizes, remat=True, remat_policy=policy)
-    params = jax.jit(lambda key: init_params(plain, key))(jax.random.key(0))
+    params = initial(lambda key: init_params(plain, key))
     tokens = jnp.arange(24).reshape(2, 12) % 32
 
     def loss(params, config):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.initial import initial
 
 from progemu_jax.kernels import convolution
 from progemu_jax.kernels.convolution import conv2d
@@ -80,7 +81,7 @@ def test_only_kernels_of_3_by_3_are_transformed_at_their_places():
 
 def test_sampling_with_transformed_kernels_is_sampling(monkeypatch):
     cfg = unet.UNetConfig(in_channels=8, channels=(16, 32), heads=2, cross_attention_dim=16)
-    params = jax.jit(lambda key: unet.init_params(cfg, key))(jax.random.key(0))
+    params = initial(lambda key: unet.init_params(cfg, key))
     for name in ("conv_in", "conv_out"):
         params[name]["kernel"] = 0.1 * drawn(*params[name]["kernel"].shape)
     inputs = (drawn(2, 8, 8, 4), drawn(2, 8, 8, 4), drawn(2, 3, 16), drawn(3, 16))

@@ -1,9 +1,9 @@
 """What paints with the prior's pixels: what it starts as, what it may not change, and that it learns."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.initial import initial
 
 from progemu_jax.errors import UserError
 from progemu_jax.inference.image_tokenizer import Tokenizer
@@ -19,12 +19,12 @@ CONFIG = PriorDecoderConfig(widths=(8, 16))
 
 @pytest.fixture(scope="module")
 def variables():
-    return vqgan.init_variables(CODER, jax.random.key(1))
+    return initial(lambda key: vqgan.init_variables(CODER, key), 1)
 
 
 @pytest.fixture(scope="module")
 def params():
-    return prior_decoder.init_params(CONFIG, jax.random.key(0))
+    return initial(lambda key: prior_decoder.init_params(CONFIG, key))
 
 
 def images(n, seed=0, side=16):
@@ -32,14 +32,14 @@ def images(n, seed=0, side=16):
 
 
 def test_it_starts_as_the_sum_that_needs_no_training(params):
-    decoded, prior, decoded_prior = jax.random.uniform(jax.random.key(2), (3, 2, 16, 16), minval=-1)
-    painted = PriorDecoder(CONFIG).apply({"params": params}, decoded, prior, decoded_prior, jnp.ones((2, 4, 4)))
+    decoded, prior, decoded_prior = np.random.default_rng(2).uniform(-1, 1, (3, 2, 16, 16)).astype(np.float32)
+    painted = jax.jit(PriorDecoder(CONFIG).apply)({"params": params}, decoded, prior, decoded_prior, np.ones((2, 4, 4)))
     gate = float(jax.nn.sigmoid(4.0))
     np.testing.assert_allclose(painted, decoded + gate * (prior - decoded_prior), atol=1e-6)
 
 
 def test_distance_of_codes_is_none_for_equal_ones_and_about_one_at_random():
-    table = jax.random.normal(jax.random.key(0), (64, 4))
+    table = np.random.default_rng(1).standard_normal((64, 4), np.float32)
     rng = np.random.default_rng(0)
     one, other = rng.integers(0, 64, (2, 1, 40, 40))
     assert not code_distance(table, one, one).any()
@@ -81,12 +81,13 @@ def test_training_brings_the_change_and_keeps_the_patient(variables):
         image[y : y + 8, x : x + 8] = 255
     train = TrainConfig(steps=150, batch_size=32, learning_rate=5e-3, warmup_steps=0)
     task = PriorDecoderTask(CONFIG, PriorDecoderLossConfig(), train, CODER, variables, 0.0, 16)
-    state, step = task.init(jax.random.key(0)), jax.jit(task.train_step)
+    state, step = initial(task.init), jax.jit(task.train_step)
     batch = {"prior": prior, "followup": followup}
-    before = jax.jit(task.eval_step)(state, batch)
+    evaluate = jax.jit(task.eval_step)
+    before = evaluate(state, batch)
     for i in range(train.steps):
         state, _ = step(state, batch, jax.random.key(i))
-    after = jax.jit(task.eval_step)(state, batch)
+    after = evaluate(state, batch)
     assert after["loss"] < 0.7 * before["loss"]
     assert after["error_changed"] < 0.7 * before["error_changed"]
     for old, new in zip(jax.tree.leaves(variables), jax.tree.leaves(state["frozen"]), strict=True):

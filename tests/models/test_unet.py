@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support import tiny_diffusion
-from support.tiny_diffusion import MODEL, initial, normal
+from support.tiny_diffusion import MODEL, normal, part
 
 from progemu_jax.convert import components
 from progemu_jax.models import unet
@@ -21,14 +21,14 @@ def params():
 
 def test_the_priors_channels_start_at_zero_and_widening_keeps_the_output():
     narrow = dataclasses.replace(MODEL, in_channels=4)
-    params = initial(unet, narrow, jax.random.key(0))
+    params = part(unet, narrow, 0)
     params["conv_out"]["kernel"] = normal(params["conv_out"]["kernel"].shape, 1)
     x, prior = normal((2, 1, 8, 8, 4))
     args = (jnp.asarray([10]), jnp.ones((1, 3, 16)))
     before = jax.jit(UNet(narrow).apply)({"params": params}, x, *args)
     after = jax.jit(UNet(MODEL).apply)({"params": unet.widen(params)}, np.concatenate([x, prior], -1), *args)
     np.testing.assert_allclose(after, before, atol=1e-5)
-    fresh = initial(unet, MODEL, jax.random.key(0))["conv_in"]["kernel"]
+    fresh = part(unet, MODEL, 0)["conv_in"]["kernel"]
     assert not fresh[:, :, 4:].any()
     assert fresh[:, :, :4].any()
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.initial import initial
 
 from progemu_jax.models import conv_layers as vl
 from progemu_jax.models import discriminator, vqgan
@@ -257,7 +258,7 @@ def test_emu3_vq_has_the_layers_of_emu3_visionvq():
 def test_training_lowers_the_loss():
     """A few steps of plain gradient descent on one batch, through the straight-through quantiser."""
     cfg, images = dataclasses.replace(CFG, normalize_codes=True, ch_mult=(1,)), images_of(4, 8) * 0.2 + 0.5
-    params = jax.jit(lambda key: vqgan.init_variables(cfg, key))(jax.random.key(0))["params"]
+    params = initial(lambda key: vqgan.init_variables(cfg, key))["params"]
 
     @jax.jit
     def step(params):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.initial import initial
 
 from progemu_jax.errors import UserError
 from progemu_jax.models import linear, transformer
@@ -32,7 +33,7 @@ def parts():
         vocab_size=words.size, hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8,
         intermediate_size=48, prior_alignment=True, initializer_range=0.5,
     )  # fmt: skip
-    return words, config, jax.jit(lambda key: transformer.init_params(config, key))(jax.random.key(3))
+    return words, config, initial(lambda key: transformer.init_params(config, key), 3)
 
 
 def cases(n, seed=0):

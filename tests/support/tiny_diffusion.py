@@ -1,6 +1,5 @@
 """A diffusion run with random weights: loads and samples in seconds, knows nothing."""
 
-import jax
 import numpy as np
 
 from progemu_jax.checkpoints import arrays, export
@@ -13,6 +12,7 @@ from progemu_jax.models.text_encoder import TextEncoderConfig
 from progemu_jax.models.unet import UNetConfig
 from progemu_jax.sampling.diffusion import DiffusionSampling
 from progemu_jax.text import text_tokenizers
+from support.initial import initial
 
 SIZE, LENGTH = 32, 12
 CODEC = AutoencoderConfig(channels=(8,), patch=4, scale=0.8)
@@ -22,8 +22,8 @@ WORDS = text_tokenizers.WordPiece.of_texts(["New small left pleural effusion.", 
 POLICY = DiffusionSampling(steps=3, guidance=2.0, image_guidance=1.5)
 
 
-def initial(module, config, key):
-    return jax.jit(lambda key: module.init_params(config, key))(key)
+def part(module, config, seed):
+    return initial(lambda key: module.init_params(config, key), seed)
 
 
 def normal(shape, seed=2):
@@ -32,15 +32,14 @@ def normal(shape, seed=2):
 
 def params():
     """Of all three parts; the UNet's zero-initialised layers are filled, else every sample is the same."""
-    keys = jax.random.split(jax.random.key(1), 3)
-    denoiser = initial(unet, MODEL, keys[0])
+    denoiser = part(unet, MODEL, 1)
     for name in ("conv_in", "conv_out"):
         kernel = denoiser[name]["kernel"]
         denoiser[name]["kernel"] = 0.1 * normal(kernel.shape)
     return {
         components.UNET: denoiser,
-        components.AUTOENCODER: initial(autoencoder, CODEC, keys[1]),
-        components.TEXT_ENCODER: initial(text_encoder, TEXT, keys[2]),
+        components.AUTOENCODER: part(autoencoder, CODEC, 2),
+        components.TEXT_ENCODER: part(text_encoder, TEXT, 3),
     }
 
 

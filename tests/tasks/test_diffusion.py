@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.tiny_diffusion import CODEC, LENGTH, MODEL, TEXT, WORDS, gray, initial
+from support.tiny_diffusion import CODEC, LENGTH, MODEL, TEXT, WORDS, gray, part
 
 from progemu_jax.devices.sharding import make_mesh
 from progemu_jax.errors import UserError
@@ -19,8 +19,8 @@ from progemu_jax.training.loop import TrainConfig, fit
 def task(train, **changes):
     config = DiffusionConfig(**({"drop_text": 0.3, "drop_prior": 0.3, "drop_both": 0.3} | changes))
     frozen = {
-        "autoencoder": initial(autoencoder, CODEC, jax.random.key(3)),
-        "text_encoder": initial(text_encoder, TEXT, jax.random.key(4)),
+        "autoencoder": part(autoencoder, CODEC, 3),
+        "text_encoder": part(text_encoder, TEXT, 4),
     }
     null = tuple(x[0] for x in WORDS([""], LENGTH))
     return DiffusionTask(MODEL, CODEC, TEXT, config, train, frozen, null)

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from support.initial import initial
 from support.language_model import MODEL, TRAIN, batch, changed, logits
 
 from progemu_jax.checkpoints.arrays import flatten
@@ -25,14 +26,14 @@ def trained(model=MODEL, tune=None, steps=3, **more):
     """(task, first state, state after some steps)."""
     train = dataclasses.replace(TRAIN, **more)
     task = ProgEmuTask(model, ProgEmuConfig(length=12), train, tune=tune)
-    state = first = jax.jit(task.init)(jax.random.key(0))
+    state = first = initial(task.init)
     step = jax.jit(task.train_step)
     for i in range(steps):
         state, _ = step(state, batch(), jax.random.key(i))
     return task, first, state
 
 
-def initial(model):
+def shapes(model):
     """Shapes of its parameters."""
     return jax.eval_shape(lambda: transformer.init_params(model, jax.random.key(0)))
 
@@ -94,7 +95,7 @@ def test_peft_files_rebuild_the_merged_weights(lora_run, tmp_path):
 
 def test_targets_limit_what_is_added():
     model = dataclasses.replace(MODEL, lora_rank=2, lora_targets=("q_proj", "down_proj"))
-    names = {n.rsplit(".", 1)[-1] for n in flatten(initial(model))}
+    names = {n.rsplit(".", 1)[-1] for n in flatten(shapes(model))}
     assert {n for n in names if "_lora_" in n} == {f"{t}_lora_{x}" for t in ("q_proj", "down_proj") for x in "ab"}
     with pytest.raises(ValueError, match="lora_targets: 'w'"):
         dataclasses.replace(MODEL, lora_targets=("w",))
@@ -105,7 +106,7 @@ def test_last_layers_and_frozen_parameters_stay(scan):
     model = dataclasses.replace(MODEL, scan_layers=scan)
     task, first, last = trained(model, TuneConfig(last_layers=1, freeze=("lm_head",)))
     before, after = task.params(first), task.params(last)
-    assert jax.tree.structure(before) == jax.tree.structure(initial(model))
+    assert jax.tree.structure(before) == jax.tree.structure(shapes(model))
     if scan:
         before, after = transformer.unstack_layers(before), transformer.unstack_layers(after)
     parts = {name.split(".")[0] for name in changed(before, after)}

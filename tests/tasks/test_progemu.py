@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.initial import initial
 
 from progemu_jax.models.transformer import TransformerConfig
 from progemu_jax.tasks.progemu import ProgEmuConfig, ProgEmuTask, code_embeddings, packer, soft_codes
@@ -86,7 +87,7 @@ def task(words):
 
 @pytest.fixture(scope="module")
 def state(task):
-    return jax.jit(task.init)(jax.random.key(0))
+    return initial(task.init)
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from support.initial import initial
 from support.language_model import changed
 
 from progemu_jax.checkpoints import export
@@ -26,7 +27,7 @@ def test_tokenizer_learns_and_keeps_its_codebook_alive(gan):
     task = TokenizerTask(net, loss, train, 16)
     y, x = np.mgrid[:16, :16]
     images = np.stack([127 + 100 * np.sin(x * f + y * g) for f, g in RNG.uniform(0.1, 0.6, (16, 2))]).astype(np.uint8)
-    state, step, evaluate = (jax.jit(task.init)(jax.random.key(0)), *map(jax.jit, (task.train_step, task.eval_step)))
+    state, step, evaluate = (initial(task.init), *map(jax.jit, (task.train_step, task.eval_step)))
     first = float(evaluate(state, {"image": images})["l1"])
     for i in range(40):
         state, metrics = step(state, {"image": images}, jax.random.key(i))
@@ -45,7 +46,7 @@ def test_emu3_tokenizer_is_fine_tuned_with_its_statistics_and_codes_kept(tmp_pat
         in_channels=3, out_channels=3, ch=8, ch_mult=(1, 2), num_res_blocks=1, attn_levels=(1,), z_channels=4,
         embed_dim=4, codebook_size=32, temporal=True, group_channels=1,
     )  # fmt: skip
-    variables = jax.tree.map(np.asarray, jax.jit(lambda key: vqgan.init_variables(config, key))(jax.random.key(0)))
+    variables = jax.tree.map(np.asarray, initial(lambda key: vqgan.init_variables(config, key)))
     rng = np.random.default_rng(0)
     variables["batch_stats"] = jax.tree.map(
         lambda x: rng.uniform(0.5, 1.5, x.shape).astype(x.dtype), variables["batch_stats"]

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 from support import hosts_training as toy
+from support.initial import initial
 
 SCRIPT = Path(toy.__file__)
 
@@ -86,7 +87,7 @@ def test_restore_on_fewer_devices_keeps_the_losses(one, tmp_path):
 
 
 def test_padded_rows_of_the_vocabulary_do_not_count_and_do_not_learn():
-    params, batch = jax.jit(toy.task().init)(jax.random.key(0))["params"], toy.rows(0, 0)
+    params, batch = initial(toy.task().init)["params"], toy.rows(0, 0)
     cut = {**params, **{name: params[name][:61] for name in ("embed_tokens", "lm_head")}}
     plain = dataclasses.replace(toy.MODEL, padded_vocab_size=None)
     padded, grads = jax.jit(jax.value_and_grad(lambda p: toy.task().loss(p, batch, None)[0]))(params)

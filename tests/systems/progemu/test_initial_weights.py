@@ -2,9 +2,9 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 import pytest
+from support.initial import initial
 from support.language_model import MODEL, logits
 
 from progemu_jax.checkpoints import export
@@ -22,7 +22,7 @@ from progemu_jax.text import vocabulary
 def language_export(folder, model=MODEL):
     words = vocabulary.load(None, 16)
     model = dataclasses.replace(model, vocab_size=words.size)
-    params = jax.jit(lambda key: transformer.init_params(model, key))(jax.random.key(3))
+    params = initial(lambda key: transformer.init_params(model, key), 3)
     config = {"model": to_dict(model), "layout": {"height": 2, "width": 2, "length": 64}, "vocabulary": "",
               "policy": to_dict(Sampling()), "vocabulary_hash": words.hash, "hash": "0" * 12}  # fmt: skip
     export.export(params, config, folder)
