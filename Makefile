@@ -8,9 +8,11 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.progemu-installed
 
 # One thread a test process: pytest-xdist runs JOBS of them.
-# Little optimised: compilation is most of what the tests cost, and what they state holds for any machine code.
-TEST_ENV := JAX_PLATFORMS=cpu OMP_NUM_THREADS=1 XLA_FLAGS="--xla_cpu_multi_thread_eigen=false \
-  --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+TEST_FLAGS := --xla_cpu_multi_thread_eigen=false --xla_force_host_platform_device_count=8
+TEST_ENV := JAX_PLATFORMS=cpu OMP_NUM_THREADS=1 XLA_FLAGS="$(TEST_FLAGS)"
+# Little optimised: compilation is most of what the tests cost, and what they state holds for any machine code. The
+# slow tests and the live comparisons run what users run; `make test FAST=` does so with all of them.
+FAST ?= --xla_backend_optimization_level=0
 
 PARITY_VENV ?= .venv-parity
 BEAM_VENV ?= .venv-beam
@@ -67,7 +69,8 @@ tables: setup
 	$(PY) -m progemu_jax.tables --workdir=runs/tables
 
 test: setup
-	$(TEST_ENV) $(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not parity and not slow and not beam"
+	JAX_PLATFORMS=cpu OMP_NUM_THREADS=1 XLA_FLAGS="$(TEST_FLAGS) $(FAST)" $(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder \
+	  -m "not parity and not slow and not beam"
 
 soak: setup
 	$(TEST_ENV) $(PY) -m pytest -m slow
