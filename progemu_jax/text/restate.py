@@ -20,8 +20,7 @@ from progemu_jax.text import noise as slips
 from progemu_jax.text import wording_frames as frames
 from progemu_jax.text import wording_nouns as nouns
 from progemu_jax.text.findings import CHEXPERT_OF, FINDINGS, GRADES
-from progemu_jax.text.rules import LARGE, MODERATE
-from progemu_jax.text.understood import understood
+from progemu_jax.text.understood import grade_and_direction, understood
 from progemu_jax.text.wording_nouns import Noun
 from progemu_jax.text.wordings import DIRECTIONS, Family
 
@@ -431,16 +430,9 @@ def _read(mention) -> list[Change] | None:
     names = [name for name in FINDINGS if CHEXPERT_OF[name] == finding]
     if not names or mention.change is None or mention.uncertain:
         return None
-    if mention.change == 1:
-        direction = "new" if mention.is_new else "worse"
-    elif mention.change == -1:
-        direction = "resolved" if mention.present is False else "better"
-    elif mention.present is False:
+    grade, direction = grade_and_direction(mention)
+    if direction == "absent":
         return None
-    else:
-        direction = "same"
-    severity = mention.severity if direction != "resolved" else None
-    grade = None if severity is None else GRADES[int(severity >= MODERATE) + int(severity >= LARGE)]
     if len(names) == 1:
         placed = names[0] in ("atelectasis", "consolidation")
         side, zone = (mention.side, mention.zone) if placed else (None, None)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 
 from progemu_jax.text import lexicon, rules
 from progemu_jax.text.findings import CHEXPERT_OF, FINDINGS, GRADES
+from progemu_jax.text.parse import Mention
 from progemu_jax.text.rules import LARGE, MODERATE
 
 _NEAR = {"Pneumonia": "consolidation", "Lung Opacity": "consolidation"}
@@ -111,10 +112,16 @@ def understood(prompt: str) -> Understood:
     return Understood(tuple(read), _rest(prompt), unknown, warning)
 
 
-def _read(mention) -> Read | None:
+def _read(mention: Mention) -> Read | None:
     finding = _OF.get(mention.finding) or _NEAR.get(mention.finding)
     if finding is None:
         return None
+    side = "both" if mention.side is None and mention.plural else mention.side
+    return Read(finding, side, mention.zone, *grade_and_direction(mention))
+
+
+def grade_and_direction(mention: Mention) -> tuple[str | None, str]:
+    """(grade of GRADES or None, "new", "worse", "better", "resolved", "same", "absent" or "present") of a mention."""
     if mention.change == 1:
         direction = "new" if mention.is_new else "worse"
     elif mention.change == -1:
@@ -125,11 +132,9 @@ def _read(mention) -> Read | None:
         direction = "same"
     else:
         direction = "present"
-    grade = None
-    if mention.severity is not None and direction not in ("resolved", "absent"):
-        grade = GRADES[int(mention.severity >= MODERATE) + int(mention.severity >= LARGE)]
-    side = "both" if mention.side is None and mention.plural else mention.side
-    return Read(finding, side, mention.zone, grade, direction)
+    if mention.severity is None or direction in ("resolved", "absent"):
+        return None, direction
+    return GRADES[int(mention.severity >= MODERATE) + int(mention.severity >= LARGE)], direction
 
 
 def _warning(prompt: str, read: list[Read], unknown: tuple[str, ...]) -> str | None:
