@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 from jax.sharding import Mesh
@@ -56,8 +55,3 @@ def _without(values: Any, keys: tuple[str, ...]) -> Any:
     if not isinstance(values, Mapping):
         return values
     return {k: _without(v, keys) for k, v in values.items() if k not in keys}
-
-
-def given(*paths: str) -> tuple[str, ...]:
-    """Those inputs of a stage that the config names: one that is off is not listed."""
-    return tuple(str(Path(path)) for path in paths if path)

@@ -25,7 +25,7 @@ from progemu_jax.scorers.cache import Cached
 from progemu_jax.scorers.files import write_prediction_scores, write_reference_scores
 from progemu_jax.scorers.phantom import PhantomScorer
 from progemu_jax.systems.fitting import process_share
-from progemu_jax.systems.interface import ROOTS, Slices, given
+from progemu_jax.systems.interface import ROOTS, Slices
 from progemu_jax.systems.meshes import training_mesh
 from progemu_jax.tasks.scorer import ScorerConfig, ScorerTask
 from progemu_jax.training.loop import TrainConfig, fit
@@ -44,7 +44,7 @@ def data_stage(config: Config, slices: Slices) -> Stage:
     return Stage(
         name="data",
         outputs=(*(("data/source",) if phantom else ()), "data/tree", "data/references", PAIRS, SINGLE),
-        inputs=() if phantom else given(*(getattr(config.data, place) for place in ROOTS)),
+        inputs=() if phantom else tuple(getattr(config.data, place) for place in ROOTS),  # one that is off is empty
         config_slice={"seed": config.seed, "data": slices.data},
         run=partial(make_data, config),
     )

@@ -18,7 +18,7 @@ from progemu_jax.systems import shared_stages
 from progemu_jax.systems.diffusion.encoders import make_autoencoder, make_text_encoder
 from progemu_jax.systems.diffusion.sample import sample
 from progemu_jax.systems.diffusion.train import train
-from progemu_jax.systems.interface import Slices, given
+from progemu_jax.systems.interface import Slices
 from progemu_jax.systems.meshes import training_mesh
 from progemu_jax.systems.predict import CONTROLS, check_systems, needed_references
 from progemu_jax.training.loop import TrainConfig
@@ -68,21 +68,21 @@ class Diffusion:
             Stage(
                 name="autoencoder",
                 outputs=("autoencoder",),
-                inputs=(*shards, *given(config.autoencoder.weights)),
+                inputs=(*shards, config.autoencoder.weights),
                 config_slice=slices.of("autoencoder"),
                 run=lambda workdir: make_autoencoder(config, workdir, training_mesh(config, trained)),
             ),
             Stage(
                 name="text_encoder",
                 outputs=("text_encoder",),
-                inputs=(*shards, *given(config.text_encoder.weights)),
+                inputs=(*shards, config.text_encoder.weights),
                 config_slice=slices.of("text_encoder"),
                 run=partial(make_text_encoder, config),
             ),
             Stage(
                 name="train",
                 outputs=("train",),
-                inputs=(*shards, "autoencoder", "text_encoder", *reports, *given(config.diffusion.weights)),
+                inputs=(*shards, "autoencoder", "text_encoder", *reports, config.diffusion.weights),
                 config_slice=learnt,
                 run=lambda workdir: train(config, workdir, training_mesh(config, trained)),
             ),

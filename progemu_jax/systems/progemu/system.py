@@ -19,7 +19,7 @@ from progemu_jax.errors import UserError
 from progemu_jax.files.stages import Stage
 from progemu_jax.models import transformer
 from progemu_jax.systems import shared_stages
-from progemu_jax.systems.interface import Slices, given
+from progemu_jax.systems.interface import Slices
 from progemu_jax.systems.meshes import training_mesh
 from progemu_jax.systems.predict import check_systems, needed_references
 from progemu_jax.systems.progemu.image_tokens import TOKENS, make_tokens, train_tokenizer
@@ -80,9 +80,9 @@ class ProgEmu:
     def stages(self, config: Config, slices: Slices) -> list[Stage]:
         trained, loss = self.trained(config), config.tokenizer.loss
 
-        def start(kind: str, init: str) -> tuple[str, ...]:
+        def start(kind: str, init: str) -> str:
             """Weights to start from are inputs: their content counts, not where they lie."""
-            return given(str(folders.weights(Path(init), kind))) if init else ()
+            return str(folders.weights(Path(init), kind)) if init else ""
 
         perceptual_weights = (loss.perceptual_weights,) if loss.perceptual else ()
         painter = []
@@ -101,7 +101,7 @@ class ProgEmu:
             Stage(
                 name="tokenizer",
                 outputs=("tokenizer",),
-                inputs=(shared_stages.SINGLE, *start(TOKENIZER, config.tokenizer.init), *perceptual_weights),
+                inputs=(shared_stages.SINGLE, start(TOKENIZER, config.tokenizer.init), *perceptual_weights),
                 config_slice=slices.of("tokenizer"),
                 run=lambda workdir: train_tokenizer(config, workdir, training_mesh(config, trained)),
             ),
@@ -116,7 +116,7 @@ class ProgEmu:
             Stage(
                 name="train",
                 outputs=("train",),
-                inputs=(TOKENS, *start(LANGUAGE_MODEL, config.progemu.init)),
+                inputs=(TOKENS, start(LANGUAGE_MODEL, config.progemu.init)),
                 config_slice=slices.of("progemu", "vocabulary"),
                 run=lambda workdir: train(config, workdir, training_mesh(config, trained)),
             ),
