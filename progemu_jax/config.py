@@ -108,12 +108,14 @@ class LanguageModelConfig:
       init: folder to start from: a run directory, an export, or a Hugging Face folder of Emu3 or ProgEmu. The sizes are
         then its own; of `model`, what says how to compute and what to add counts (`imported.OURS`).
       tune: which parameters are trained; LoRA is `model.lora_rank`.
+      words: the training before stage 1 on the words of prompts alone (`tasks.words`); steps=0 skips it.
     """
 
     init: str = ""
     tune: TuneConfig = field(default_factory=TuneConfig)
     model: TransformerConfig = field(default_factory=TransformerConfig)
     task: ProgEmuConfig = field(default_factory=ProgEmuConfig)
+    words: TrainConfig = field(default_factory=lambda: TrainConfig(steps=0))
     stage1: TrainConfig = field(default_factory=TrainConfig)  # single images, constant-128 prior; steps=0 skips it
     stage2: TrainConfig = field(default_factory=TrainConfig)  # pairs
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from progemu_jax.models.transformer import Transformer, TransformerConfig
 from progemu_jax.tasks import lora
 from progemu_jax.tasks.lora import TuneConfig
 from progemu_jax.text import restate, rules, sequence
+from progemu_jax.text.findings import NO_CHANGE
 from progemu_jax.text.sequence import Kind, Layout
 from progemu_jax.text.vocabulary import Vocabulary
 from progemu_jax.training import optim
@@ -48,6 +50,14 @@ class ProgEmuConfig:
       loss_chunk: tokens of each row that go through the head at a time (`kernels.head_loss`).
       restate: share of training prompts that are told in other words (`text.restate.restated`); 0: as the shards
         have them.
+      word_dropout: BPE-dropout of training prompts (`Vocabulary.encode`).
+      dictionary: share of the rows of words alone that say what a word means (`tasks.words`).
+      complete: how often a prompt that is told in other words names every change that the interpretation tells. What is
+        not named then stays as it is, so that a model learns to leave it.
+      identity: probability that the follow-up is the prior itself, and the prompt and text say that nothing changed.
+      read: probability that a pair teaches the text alone, read from the images: without its prompt, and without loss
+        on the image. Guidance with `text_guidance=0` then draws the text so.
+      omitted_weight: extra weight of the sentences of the interpretation on findings that the prompt does not name.
     """
 
     length: int = 9216
@@ -66,10 +76,17 @@ class ProgEmuConfig:
     init_from_codebook: bool = False
     loss_chunk: int = 256
     restate: float = 0.0
+    word_dropout: float = 0.0
+    dictionary: float = 0.0
+    complete: float = 0.0
+    identity: float = 0.0
+    read: float = 0.0
+    omitted_weight: float = 0.0
 
     def __post_init__(self):
-        if not 0 <= self.restate <= 1:
-            raise ValueError(f"restate={self.restate}: expected a share, 0 to 1")
+        for name in ("restate", "read", "dictionary", "complete", "identity"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected a share, 0 to 1")
 
 
 def packer(
@@ -82,27 +99,53 @@ def packer(
     codebook = np.asarray(codebook, np.float32)
     apart = 2 * codebook.var(0).sum()  # mean squared distance of two random codes
 
-    def fits(text: str, interpretation: str) -> bool:
+    def room(interpretation: str) -> int:
+        """Tokens that a prompt may have beside it."""
         images = 2 * (len(sequence.header(vocab, layout.height, layout.width)) + layout.image_tokens)
-        room = layout.length - images - len(vocab.encode(interpretation)) - 4  # BOS, EOS, and for other orders
-        return len(vocab.encode(text)) <= min(room, (layout.prompt_budget or layout.length) - 1)
+        rest = layout.length - images - len(vocab.encode(interpretation)) - 4  # BOS, EOS, and for other orders
+        return min(rest, (layout.prompt_budget or layout.length) - 1)
+
+    def fits(text: str, interpretation: str) -> bool:
+        return len(vocab.encode(text)) <= room(interpretation)
+
+    def dropped(prompt: str, interpretation: str, rng: np.random.Generator) -> list[int] | None:
+        words = vocab.encode(prompt, rng, task.word_dropout)
+        return words if len(words) <= room(interpretation) else None
 
     def transform(example: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
         prior, prompt, text = example["prior"], example["prompt"], example["interpretation"]
         if train:
+            reads = bool(task.read) and rng.random() < task.read
+            if task.identity and rng.random() < task.identity:
+                example = {**example, "followup": prior, "interpretation": NO_CHANGE}
+                prompt = text = NO_CHANGE
             null, empty = rng.random() < task.null_prompt, rng.random() < task.empty_prompt
             if task.restate:
                 prompt = restate.restated(
-                    prompt, rng, task.restate, text, fits=lambda new: fits(new, example["interpretation"])
+                    prompt,
+                    rng,
+                    task.restate,
+                    text,
+                    fits=lambda new: fits(new, example["interpretation"]),
+                    complete=task.complete,
                 )
             prompt = rules.augment(prompt, rng, task.shuffle_sentences, 0.0)
             text = rules.augment(text, rng, task.shuffle_sentences, task.drop_negative)
-            if null:
+            if reads:
+                prompt = ""
+            elif null:
                 prior = prompt = None
             elif empty:
                 prompt = ""
-        row = sequence.pack(vocab, layout, prior, prompt, example["followup"], text)
+        words = dropped(prompt, example["interpretation"], rng) if train and prompt and task.word_dropout else None
+        row = sequence.pack(vocab, layout, prior, prompt, example["followup"], text, words)
         row["weights"] = np.ones(layout.length, np.float32)
+        if task.omitted_weight:
+            told = omitted_tokens(vocab, example["prompt"], text)
+            row["weights"][row["kinds"] == Kind.TEXT] += task.omitted_weight * told
+        if train and reads:
+            row["weights"][(row["kinds"] != Kind.TEXT) & (row["kinds"] != Kind.EOS)] = 0
+            return row
         if prior is not None and task.changed_weight:
             distance = np.square(codebook[example["followup"]] - codebook[prior]).sum(-1) / apart
             extra = task.changed_weight * np.minimum(distance, 4.0)
@@ -110,6 +153,21 @@ def packer(
         return row
 
     return transform
+
+
+def omitted_tokens(vocab: Vocabulary, prompt: str, text: str) -> np.ndarray:
+    """Which tokens of a text stand in a sentence on a finding that the prompt does not name: f32 of 0 and 1."""
+    out: list[np.ndarray] = []
+    for number, (sentence, omitted) in enumerate(_omitted_sentences(prompt, text)):
+        out.append(np.full(len(vocab.encode(f" {sentence}" if number else sentence)), omitted, np.float32))
+    told, tokens = np.concatenate(out) if out else np.zeros(0, np.float32), len(vocab.encode(text))
+    return np.pad(told, (0, max(0, tokens - len(told))))[:tokens]
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _omitted_sentences(prompt: str, text: str) -> tuple[tuple[str, bool], ...]:
+    named = {m.finding for m in rules.mentions(prompt)}
+    return tuple((s, any(m.finding not in named for m in rules.mentions(s))) for s in rules.sentences(text))
 
 
 def code_embeddings(params: Any, codebook: np.ndarray, visual_start: int, seed: int) -> Any:
@@ -234,7 +292,7 @@ class ProgEmuTask:
             tokens[:, :-1],
             batch["positions"][:, :-1],
             aligned=aligned,
-            segments=batch["kinds"][:, :-1] != Kind.PAD,
+            segments=batch["segments"][:, :-1] if "segments" in batch else batch["kinds"][:, :-1] != Kind.PAD,
             deterministic=key is None or self.model_config.dropout == 0,
             rngs=None if key is None else {"dropout": key},
             embedded=embedded,

@@ -400,11 +400,12 @@ def _lowered(text: str) -> str:
 # ---------------------------------------------------------------------------------------------- reading back
 
 
-def changes_of(prompt: str) -> list[Change] | None:
-    """The changes that a prompt states, read by the rules; [] of one that says that nothing changes.
+@functools.lru_cache(maxsize=1 << 15)
+def changes_of(prompt: str, moved: bool = False) -> tuple[Change, ...] | None:
+    """The changes that a prompt states, read by the rules; () of one that says that nothing changes.
 
     A pneumonia counts as a consolidation. None when a part of it is not a change of one of FINDINGS with its side:
-    then it is better left as it is.
+    then it is better left as it is. moved: of an interpretation; what stayed as it was or is absent is passed over.
     """
     out: list[Change] = []
     for sentence in rules.sentences(prompt):
@@ -416,13 +417,13 @@ def changes_of(prompt: str) -> list[Change] | None:
                 continue
             return None
         for mention in found:
+            if moved and not mention.change:
+                continue
             made = _read(mention)
             if made is None:
                 return None
             out += made
-    if len({c.finding for c in out}) != len(out):
-        return None
-    return out
+    return tuple(out) if len({c.finding for c in out}) == len(out) else None
 
 
 def _read(mention) -> list[Change] | None:
@@ -443,6 +444,14 @@ def _read(mention) -> list[Change] | None:
     return [Change(n, direction, grade) for n in names if side == "both" or n.startswith(side)]
 
 
+@functools.lru_cache(maxsize=1 << 15)
+def _all_read(prompt: str) -> tuple[Change, ...] | None:
+    """`changes_of`, or None where the prompt says anything else."""
+    changes, read = changes_of(prompt), understood(prompt)
+    whole = changes is not None and not read.rest and not read.unknown
+    return changes if whole and (changes or rules.says_no_change(prompt)) else None
+
+
 def restated(
     prompt: str,
     rng: np.random.Generator,
@@ -453,6 +462,7 @@ def restated(
     noise: float = 0.05,
     asides: float = 0.15,
     drop_grade: float = 0.15,
+    complete: float = 0.0,
 ) -> str:
     """A prompt in other words, with probability `share`; always the prompt when the rules do not read all of it.
 
@@ -461,12 +471,14 @@ def restated(
       share: in [0, 1].
       told: the pair's interpretation, which names every change: asides speak only of what did not change in it.
       fits: whether a wording is short enough for the model; after eight that are not the prompt stays as it is.
-      noise, asides: see `restate`. drop_grade: how often a change is told without its grade, which leaves it true.
+      complete: how often all changes of `told` are told, not only the prompt's. noise, asides: see `restate`. drop_grade: how often a change is told without its grade, which leaves it true.
     """
     if rng.random() >= share:
         return prompt
-    changes, read = changes_of(prompt), understood(prompt)
-    if changes is None or read.rest or read.unknown or not (changes or rules.says_no_change(prompt)):
+    changes = _all_read(prompt)
+    if complete and rng.random() < complete:
+        changes = changes_of(told, moved=True) or changes
+    if changes is None:
         return prompt
     changes = [replace(c, grade=None) if rng.random() < drop_grade else c for c in changes]
     others: list[str] = []

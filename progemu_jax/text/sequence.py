@@ -76,13 +76,13 @@ def image_body(vocab: Vocabulary, codes: np.ndarray) -> list[int]:
 
 
 def prompt_tokens(
-    vocab: Vocabulary, layout: Layout, prior: np.ndarray | None, prompt: str | None
+    vocab: Vocabulary, layout: Layout, prior: np.ndarray | None, prompt: str | None, words: Seq[int] | None = None
 ) -> dict[str, np.ndarray]:
     """Everything before the first visual token of the target: what sampling prefills.
 
     Args:
       prior: int [h, w] codes, or None for the null prompt (the prompt is dropped with it).
-      prompt: progression prompt.
+      prompt: progression prompt. words: its tokens, where they are not the usual ones.
 
     Returns:
       tokens int32 [n], positions int32 [n], kinds int8 [n].
@@ -93,7 +93,7 @@ def prompt_tokens(
     tokens, kinds = [vocab.bos], [Kind.BOS]
     if prior is not None:
         block = image_block(vocab, prior)
-        text = vocab.encode(prompt or "")
+        text = vocab.encode(prompt or "") if words is None else list(words)
         tokens += block + text
         kinds += [Kind.PRIOR] * len(block) + [Kind.PROMPT] * len(text)
     positions = list(range(len(tokens)))
@@ -120,7 +120,13 @@ def prompt_tokens(
 
 
 def pack(
-    vocab: Vocabulary, layout: Layout, prior: np.ndarray | None, prompt: str | None, target: np.ndarray, text: str
+    vocab: Vocabulary,
+    layout: Layout,
+    prior: np.ndarray | None,
+    prompt: str | None,
+    target: np.ndarray,
+    text: str,
+    words: Seq[int] | None = None,
 ) -> dict[str, np.ndarray]:
     """One training row.
 
@@ -129,6 +135,7 @@ def pack(
       prompt: progression prompt.
       target: int [h, w] codes of the subsequent image.
       text: interpretation; EOS follows it.
+      words: see `prompt_tokens`.
 
     Returns:
       tokens int32 [length], positions int32 [length], kinds int8 [length] (`Kind`), aligned int32 [length]
@@ -137,7 +144,7 @@ def pack(
     Raises:
       UserError: the sample is longer than the layout.
     """
-    start = prompt_tokens(vocab, layout, prior, prompt)
+    start = prompt_tokens(vocab, layout, prior, prompt, words)
     body, words = image_body(vocab, target), vocab.encode(text)
     rest = [*body, *words, vocab.eos]
     n, m = len(start["tokens"]), len(rest)

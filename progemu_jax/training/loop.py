@@ -59,7 +59,7 @@ class TrainConfig:
     show_every: int = 0  # pictures of fixed validation cases; 0: never
     keep: int = 2  # newest checkpoints kept
     seed: int = 0
-    optimizer: str = "adamw"  # or "adafactor"
+    optimizer: str = "adamw"  # one of optim.OPTIMIZERS
     moment_dtype: str = "float32"  # of Adam's moments; "bfloat16": half the memory
     ema: float = 0.0  # decay of the moving average of the parameters that is evaluated and exported; 0: none
 

@@ -14,6 +14,11 @@ import optax
 
 from progemu_jax.errors import UserError
 
+OPTIMIZERS = ("adamw", "adafactor", "muon")
+_MATRICES = {
+    **dict.fromkeys(("q_proj", "k_proj", "v_proj"), 2),
+    **dict.fromkeys(("o_proj", "gate_proj", "up_proj", "down_proj", "prior_proj"), 1),
+}
 _UNDECAYED = ("scale", "bias")  # norms and biases; with scanned layers they have a second, stacking, axis
 
 
@@ -47,19 +52,34 @@ def decayed(params: Any) -> Any:
 
 
 def make_optimizer(cfg: Any) -> optax.GradientTransformation:
-    """Clip by global norm, Adam or Adafactor, decoupled weight decay, schedule. `cfg` is a `loop.TrainConfig`.
+    """Clip by global norm, Adam, Adafactor or Muon, decoupled weight decay, schedule. `cfg` is a `loop.TrainConfig`.
 
     `cfg.clip` 0 switches the clip off. `cfg.moment_dtype` "bfloat16" stores Adam's moments in half the memory; the
     arithmetic stays in float32. "adafactor" (Shazeer & Stern 2018) holds a row and a column of second moments a
-    matrix, and no first moment; its learning rate is absolute, as Adam's, and `b1`, `b2`, `eps` are not used.
+    matrix, and no first moment; its learning rate is absolute, as Adam's, and `b1`, `b2`, `eps` are not used. "muon"
+    (Jordan et al. 2024; scaled to Adam's step as in Liu et al. 2025, arXiv:2502.16982) orthogonalises the momentum of
+    the matrices of a transformer's layers; tables, norms and all else take Adam, tables without decay.
     """
-    if cfg.optimizer not in ("adamw", "adafactor"):
-        raise UserError(f"train.optimizer={cfg.optimizer!r} is not known: use 'adamw' or 'adafactor'")
+    if cfg.optimizer not in OPTIMIZERS:
+        raise UserError(f"train.optimizer={cfg.optimizer!r} is not known: use one of {', '.join(OPTIMIZERS)}")
     if cfg.moment_dtype not in ("float32", "bfloat16"):
         raise UserError(f"train.moment_dtype={cfg.moment_dtype!r} is not known: use 'float32' or 'bfloat16'")
+    if cfg.moment_dtype != "float32" and cfg.optimizer != "adamw":
+        raise UserError(f"train.moment_dtype='bfloat16' is for 'adamw', not {cfg.optimizer!r}")
+    clip = optax.clip_by_global_norm(cfg.clip) if cfg.clip else optax.identity()
+    if cfg.optimizer == "muon":
+        schedule = make_schedule(cfg)
+        muon = optax.contrib.muon(
+            schedule,
+            weight_decay=cfg.weight_decay,
+            adam_b1=cfg.b1,
+            adam_b2=cfg.b2,
+            eps=cfg.eps,
+            muon_weight_dimension_numbers=_matrices,
+            consistent_rms=0.2,
+        )
+        return optax.chain(clip, muon)
     if cfg.optimizer == "adafactor":
-        if cfg.moment_dtype != "float32":
-            raise UserError("train.moment_dtype='bfloat16' is for 'adamw': Adafactor's factors are small already")
         # Decay 1 - t^-0.8 and updates clipped to a root mean square of 1 (sections 7.2 and 6).
         scaled = optax.chain(optax.scale_by_factored_rms(decay_rate=0.8), optax.clip_by_block_rms(1.0))
     elif cfg.moment_dtype == "float32":
@@ -67,11 +87,26 @@ def make_optimizer(cfg: Any) -> optax.GradientTransformation:
     else:
         scaled = scale_by_adam_bfloat16(cfg.b1, cfg.b2, cfg.eps)
     return optax.chain(
-        optax.clip_by_global_norm(cfg.clip) if cfg.clip else optax.identity(),
+        clip,
         scaled,
         optax.add_decayed_weights(cfg.weight_decay, mask=decayed) if cfg.weight_decay else optax.identity(),
         optax.scale_by_learning_rate(make_schedule(cfg)),
     )
+
+
+def _matrices(params: Any) -> Any:
+    """What Muon acts on: axes that a product sums over and those that it gives; None for all else."""
+
+    def one(path: tuple, leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
+        name, n = getattr(path[-1], "key", ""), np.ndim(leaf)
+        if name not in _MATRICES:
+            return None
+        given = _MATRICES[name]  # axes of the product's result; before them what it sums over, then scanned layers
+        summed = 2 if name == "o_proj" else 1
+        at = n - given
+        return optax.contrib.MuonDimensionNumbers(tuple(range(at - summed, at)), tuple(range(at, n)))
+
+    return jax.tree_util.tree_map_with_path(one, params)
 
 
 def scale_by_adam_bfloat16(b1: float, b2: float, eps: float) -> optax.GradientTransformation:

@@ -42,6 +42,7 @@ class ProgEmu:
         return {
             "tokenizer.train": config.tokenizer.train,
             **painter,
+            **({"progemu.words": config.progemu.words} if config.progemu.words.steps else {}),
             "progemu.stage1": config.progemu.stage1,
             "progemu.stage2": config.progemu.stage2,
             "scorer.train": config.scorer.train,

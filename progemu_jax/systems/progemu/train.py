@@ -13,17 +13,18 @@ from jax.sharding import Mesh
 from progemu_jax.checkpoints import export
 from progemu_jax.config import Config
 from progemu_jax.convert import components, peft
+from progemu_jax.data import batches
 from progemu_jax.devices import hosts, sharding
 from progemu_jax.files import records
 from progemu_jax.files.predictions import Case
 from progemu_jax.files.settings import to_dict
 from progemu_jax.inference.progemu import ProgEmu
 from progemu_jax.models import transformer
-from progemu_jax.systems.fitting import fit_curriculum, fit_on_examples, side_by_side
+from progemu_jax.systems.fitting import fit_curriculum, fit_on_examples, process_share, side_by_side
 from progemu_jax.systems.progemu.model_config import language_start, load_tokenizer, model_parts, resized
-from progemu_jax.tasks import lora
+from progemu_jax.tasks import lora, words
 from progemu_jax.tasks.progemu import ProgEmuTask, code_embeddings, packer
-from progemu_jax.training.loop import TrainConfig
+from progemu_jax.training.loop import TrainConfig, fit
 
 
 def train(config: Config, workdir: Path, mesh: Mesh) -> None:
@@ -52,8 +53,32 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
         shardings = task.state_shardings(mesh, jax.eval_shape(task.from_params, params))
         return jax.jit(task.from_params, out_shardings=shardings)(params)
 
+    def fit_words(train_config: TrainConfig) -> Any:
+        length = words.row_length(c.task)
+        task = dataclasses.replace(c.task, length=length, weight_prompt=0.0, weight_structure=0.0, soften=0.0)
+        task = ProgEmuTask(model, task, train_config, vocabulary.visual_start, codebook, c.tune)
+        pack = words.packer(vocabulary, layout, c.task)
+        learnt, held_out = words.Draws(1 << 20), words.Draws(words.HELD_OUT, held_out=True)
+        state = fit(
+            task,
+            train_config,
+            lambda seed: batches.example_batches(
+                shards, "", "", train_config.batch_size, seed, transform=pack, source=learnt, **process_share()
+            ),
+            lambda: batches.example_batches(
+                shards, "", "", train_config.batch_size, 0, transform=pack, source=held_out, repeat=False
+            ),
+            workdir / "train/words",
+            mesh=mesh,
+            init_state=lambda: placed(task, first()),
+            config=identity,
+        )
+        return task.params(state)
+
     def fit_stage(name: str, train_config: TrainConfig, before: Any) -> Any:
         """The stage's final parameters."""
+        if name == "words":
+            return fit_words(train_config)
         task = ProgEmuTask(model, c.task, train_config, vocabulary.visual_start, codebook, c.tune)
         born = start is None and before is None and not c.task.init_from_codebook  # made where it will lie
         state = fit_on_examples(
@@ -78,7 +103,8 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
         prior, followup = (coder.detokenize(np.stack([e[side] for e in cases])) for side in ("prior", "followup"))
         return side_by_side(prior, made, followup)
 
-    params = fit_curriculum({"stage1": c.stage1, "stage2": c.stage2}, fit_stage)
+    params = fit_curriculum({"words": c.words, "stage1": c.stage1, "stage2": c.stage2}, fit_stage)
+    before = {"words": to_dict(c.words)} if c.words.steps else {}
     export_config = {
         "kind": components.LANGUAGE_MODEL,
         "model": to_dict(plain),
@@ -86,7 +112,7 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
         "policy": to_dict(config.sample.policy),
         "vocabulary": config.vocabulary,
         "vocabulary_hash": vocabulary.hash,
-        "hash": records.digest({**identity, "stage1": to_dict(c.stage1), "stage2": to_dict(c.stage2)}),
+        "hash": records.digest({**identity, **before, "stage1": to_dict(c.stage1), "stage2": to_dict(c.stage2)}),
     }
     folder = workdir / components.IN_RUN[components.LANGUAGE_MODEL]
     # Always: what a later version of the package has built in may have other ids.
