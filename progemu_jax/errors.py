@@ -1,4 +1,4 @@
-"""Errors that a user can act on: one line that names the file, the value and the remedy."""
+"""Errors and warnings that a user can act on: one line that names the file, the value and the remedy."""
 
 import errno
 import os
@@ -10,6 +10,10 @@ _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, err
 
 class UserError(Exception):
     """Bad input. `main` prints the message as one line and exits with status 2, without a traceback."""
+
+
+class PromptWarning(UserWarning):
+    """A prompt that a model takes, but of which its image may say nothing: only the words were looked at."""
 
 
 def disk_trouble(error: Exception) -> str | None:

@@ -7,6 +7,7 @@
 | `progemu:model` | SHA-256 of the weights: names, dtypes, shapes and values of both parts |
 | `progemu:checkpoint` | the folder's name and the hash of what it was trained from |
 | `progemu:prompt` | the prompt as it was asked; it may come from a report |
+| `progemu:understood` | what the rules read in it, JSON (`Understood.summary`); images of older versions lack it |
 | `progemu:seed`, `progemu:sample` | with them the same model makes the same image again |
 | `progemu:sampling` | the sampling settings, JSON |
 """

@@ -1,5 +1,6 @@
 """What a saved image says of where it came from."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -44,6 +45,19 @@ class TestProvenance:
         assert "progemu:prompt: New small left" in capsys.readouterr().out
         with pytest.raises(UserError, match="already"):
             futures.save(tmp_path / "out")
+
+    def test_what_was_understood_is_there_and_bounded(self, futures, tmp_path):
+        long = dataclasses.replace(futures, prompt="Frobnicate the spleen. " * 400 + PROMPT)
+        assert len(long.understood.rest) > 5000
+        long.save(tmp_path)
+        found = json.loads(provenance.read_png(tmp_path / "images/request-0.png")["progemu:understood"])
+        assert found["read"][0]["finding"] == "pleural effusion"
+        assert len(found["rest"]) == 200
+
+    def test_an_image_from_before_is_read_without_it(self, tmp_path):
+        provenance.write_png(tmp_path / "old.png", np.zeros((4, 4), np.uint8), prompt=PROMPT, seed=4)
+        found = provenance.read_png(tmp_path / "old.png")
+        assert {key for key in found if ":" in key} == {"progemu:prompt", "progemu:seed"}
 
     def test_any_text_survives(self, tmp_path):
         prompt = 'Ergüsse "beidseits" – 胸水\nnew'

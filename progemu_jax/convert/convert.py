@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from progemu_jax.convert import folders
-from progemu_jax.convert.components import DIFFUSION, PROGEMU
+from progemu_jax.convert.components import DIFFUSION, IN_RUN, PRIOR_DECODER, PROGEMU, TOKENIZER
 from progemu_jax.convert.diffusers import folder as diffusers_folder
 from progemu_jax.convert.diffusers import transfer as diffusers_transfer
 from progemu_jax.convert.emu3 import folder as emu3_folder
 from progemu_jax.convert.emu3 import transfer as emu3_transfer
 from progemu_jax.errors import UserError, disk_trouble
+
+_log = logging.getLogger(__name__)
 
 DIALECTS = ("original", "transformers")
 
@@ -44,6 +48,7 @@ def convert(source: str | os.PathLike, target: str | os.PathLike, dialect: str |
         raise UserError(f"--target={target}: exists; choose another folder, or delete it")
     if dialect not in (None, *DIALECTS):
         raise UserError(f"--dialect={dialect}: expected one of {', '.join(DIALECTS)}")
+    left_out = None
     temporary = target.with_name(f"{target.name}.tmp")
     if kind == folders.DIFFUSERS:
         write = functools.partial(diffusers_transfer.to_run, diffusers_folder.open_folder(source))
@@ -52,9 +57,14 @@ def convert(source: str | os.PathLike, target: str | os.PathLike, dialect: str |
     elif diffusion:
         write = functools.partial(diffusers_transfer.from_run, diffusers_transfer.outgoing_parts(diffusion))
     else:
-        write = functools.partial(
-            emu3_transfer.from_run, emu3_transfer.Target(folders.exports(source, PROGEMU), dialect)
-        )
+        parts = folders.exports(source, PROGEMU)
+        if not parts:
+            raise UserError(
+                f"{source}: no folder of others has a place for the {PRIOR_DECODER.replace('_', ' ')}; "
+                "convert the run directory that it lies in"
+            )
+        write = functools.partial(emu3_transfer.from_run, emu3_transfer.Target(parts, dialect))
+        left_out = _prior_decoder(parts)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
@@ -68,4 +78,20 @@ def convert(source: str | os.PathLike, target: str | os.PathLike, dialect: str |
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    if left_out:
+        _log.warning(
+            "%s: left out, a Hugging Face folder has no place for it; images of %s are painted from codes alone, "
+            "load %s for the prior's own detail",
+            left_out,
+            target,
+            left_out.parents[1],
+        )
     return f"{target}: {said}"
+
+
+def _prior_decoder(parts: Mapping[str, Path]) -> Path | None:
+    """The export of the decoder that sees the prior, in the run directory of a tokenizer's export; None without one."""
+    if TOKENIZER not in parts:
+        return None
+    found = Path(os.path.abspath(parts[TOKENIZER])).parents[1] / IN_RUN[PRIOR_DECODER]
+    return found if (found / "export.json").exists() else None

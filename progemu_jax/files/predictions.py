@@ -18,6 +18,7 @@ from tqdm import tqdm
 from progemu_jax import provenance
 from progemu_jax.errors import UserError
 from progemu_jax.files import records
+from progemu_jax.text.understood import understood
 
 REJECTED = "rejected.jsonl"
 
@@ -66,7 +67,7 @@ def write_predictions(
 
     Batches are cut from `cases` in their order, so a resumed run computes the same batches. Rows:
     pair_id, sample, seed, prompt, text, image (path in the folder or null), checkpoint, sampling. PNG files carry the
-    same and `model`, the hash of the weights (`progemu_jax.provenance`).
+    same, `model`, the hash of the weights, and what the rules read in the prompt (`progemu_jax.provenance`).
 
     check: raises UserError for a case that cannot be asked for. Such a case is named in `rejected.jsonl` and the others
     go on; when no case is left, that is a UserError.
@@ -96,7 +97,8 @@ def write_predictions(
                 image = None
                 if out.image is not None:
                     image = f"images/{case.pair_id}-{case.sample}.png"
-                    provenance.write_png(folder / image, out.image, model=model, **facts)
+                    read = understood(case.prompt).summary()
+                    provenance.write_png(folder / image, out.image, model=model, understood=read, **facts)
                 row = {"pair_id": case.pair_id, **facts, "text": out.text, "image": image}
                 file.write(json.dumps(row) + "\n")
             file.flush()

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from progemu_jax.errors import UserError
 from progemu_jax.files.predictions import Case, Prediction, write_predictions
+from progemu_jax.text.understood import Understood, understood
 
 
 @runtime_checkable
@@ -86,7 +87,7 @@ class Counterfactual:
       prior: uint8 [H, W], the prior as the model sees it: its codes, detokenized ([S, H, W] in a roll-out).
       prior_codes: int32 [h, w] ([S, h, w] in a roll-out).
       mask: bool [h, w], places that were free to change ([S, h, w] in a roll-out); elsewhere codes equal prior_codes.
-      prompt: as asked.
+      prompt: as asked; of a dial, with the grade.
       given: uint8 [H, W], the prior's pixels as given, at the model's size; None when codes or nothing were given.
       settings: seed, checkpoint and sampling, as PNG files carry them; free_codes counts each future's free places.
       model_hash: gives the hash of the weights (`CounterfactualModel.hash`), which takes a moment for a large model.
@@ -102,6 +103,16 @@ class Counterfactual:
     given: np.ndarray | None
     settings: dict[str, Any]
     model_hash: Callable[[], str] = dataclasses.field(repr=False)
+
+    @cached_property
+    def understood(self) -> Understood:
+        """What the rules read in the prompt, for whoever wrote it: the images do not depend on it.
+
+        Plain data: `read`, a tuple of statements (finding, side, zone, grade, direction: text or None); `rest`, the
+        words that were not read; `unknown`, findings that no model was trained on; `warning`, a sentence or None.
+        `understood.to_dict()` is the same for JSON.
+        """
+        return understood(self.prompt)
 
     @property
     def difference(self) -> np.ndarray:

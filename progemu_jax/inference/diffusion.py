@@ -184,17 +184,20 @@ class DiffusionModel:
 
         Raises:
           UserError: an image, prompt, seed or setting that cannot be used; a mask or another keyword of ProgEmu's.
+
+        Warns (`errors.PromptWarning`) as `request.warn_unread` says.
         """
         for name, why in NOT_TAKEN.items():
             value = sampling.pop(name, None)
             if value is not None and value is not False:
                 raise UserError(f"{name}: a diffusion model {why}")
-        prompt, num_samples, seed = request.prompt(prompt), request.num_samples(num_samples), request.seed(seed)
+        read, num_samples, seed = request.prompt(prompt), request.num_samples(num_samples), request.seed(seed)
         policy = self.policy_with(**sampling)
         if prior is not None:
             prior = gray(prior, (self.image_size, self.image_size))
-        cases = [Case("request", prior, prompt, sample) for sample in range(num_samples)]
+        cases = [Case("request", prior, read, sample) for sample in range(num_samples)]
         self.check(cases[0])
+        request.warn_unread(prompt)
         return Counterfactual(
             images=self.sample(cases, seed, policy).images,
             texts=None,

@@ -39,8 +39,12 @@ from progemu_jax.text.sequence import Layout
 
 @dataclasses.dataclass(frozen=True)
 class _Request:
-    """A request that has passed its checks, without prior and prompts. mask: bool [h, w], or "auto"."""
+    """A request that has passed its checks, without prior.
 
+    prompts: as the model reads them (`request.prompt`). mask: bool [h, w], or "auto".
+    """
+
+    prompts: list[str]
     num_samples: int
     seed: int
     policy: Sampling
@@ -78,11 +82,14 @@ class ProgEmu(Sampler):
 
         Raises:
           UserError: an image, prompt, mask, seed or setting that cannot be used.
+
+        Warns (`errors.PromptWarning`) as `request.warn_unread` says.
         """
         asked = self._checked([prompt], num_samples, seed, mask, text, sampling)
         codes, given = self._codes_of(prior)
-        cases = [Case("request", codes, prompt, sample, given) for sample in range(asked.num_samples)]
-        return self._futures(asked, cases, given)[0]
+        request.warn_unread(prompt)
+        cases = [Case("request", codes, asked.prompts[0], sample, given) for sample in range(asked.num_samples)]
+        return self._futures(asked, [prompt], cases, given)[0]
 
     def dial(
         self,
@@ -109,9 +116,10 @@ class ProgEmu(Sampler):
             )
         asked = self._checked(list(prompts.values()), num_samples, seed, mask, text, sampling, together=len(prompts))
         codes, given = self._codes_of(prior)
+        request.warn_unread(prompt)
         samples = range(asked.num_samples)
-        cases = [Case("request", codes, graded, sample, given) for graded in prompts.values() for sample in samples]
-        return dict(zip(prompts, self._futures(asked, cases, given), strict=True))
+        cases = [Case("request", codes, graded, sample, given) for graded in asked.prompts for sample in samples]
+        return dict(zip(prompts, self._futures(asked, asked.prompts, cases, given), strict=True))
 
     def rollout(
         self,
@@ -134,11 +142,13 @@ class ProgEmu(Sampler):
             raise UserError("prompts: expected a list of prompts, one a step")
         asked = self._checked(prompts, num_samples, seed, mask, text, sampling)
         codes, given = self._codes_of(prior)
+        for prompt in dict.fromkeys(prompts):
+            request.warn_unread(prompt)
         priors, pixels, out = [codes] * asked.num_samples, [given] * asked.num_samples, []
-        for step, prompt in enumerate(prompts):
+        for step, (prompt, read) in enumerate(zip(prompts, asked.prompts, strict=True)):
             name = f"request/{step}" if step else "request"
-            cases = [Case(name, priors[sample], prompt, sample, pixels[sample]) for sample in range(len(priors))]
-            out += self._futures(asked, cases, given, own_priors=step > 0)
+            cases = [Case(name, priors[sample], read, sample, pixels[sample]) for sample in range(len(priors))]
+            out += self._futures(asked, [prompt], cases, given, own_priors=step > 0)
             priors, pixels, given = list(out[-1].codes), list(out[-1].images), None
         return out
 
@@ -157,15 +167,15 @@ class ProgEmu(Sampler):
         """
         asked = self._checked([prompt], num_samples, seed, None, True, sampling, empty=True)
         before, after = self._codes_of(prior)[0], self._codes_of(followup, "followup")[0]
-        cases = [Case("request", before, prompt, sample) for sample in range(asked.num_samples)]
+        cases = [Case("request", before, asked.prompts[0], sample) for sample in range(asked.num_samples)]
         keep, codes = (np.stack([x] * asked.num_samples) for x in (np.ones(after.shape, bool), after))
         return self.sample(cases, asked.seed, asked.policy, keep=keep, codes=codes).texts
 
     def change_map(self, prior: Any, prompt: str) -> np.ndarray:
         """How much the prompt moves the model at each place, f32 [h, w] in [0, 1]; see `change_map.change_maps`."""
-        self._checked([prompt])
-        codes, _ = self._codes_of(prior)
-        return change_maps(self.params, self.config, self.layout, self.vocabulary, [(codes, prompt)], NO_CHANGE)[0]
+        asked = self._checked([prompt])
+        case = self._codes_of(prior)[0], asked.prompts[0]
+        return change_maps(self.params, self.config, self.layout, self.vocabulary, [case], NO_CHANGE)[0]
 
     def change_mask(self, prior: Any, prompt: str, threshold: float = CHANGE_THRESHOLD) -> np.ndarray:
         """Where the prompt would change the image, bool [h, w]: the automatic mask, to be used or edited.
@@ -199,11 +209,11 @@ class ProgEmu(Sampler):
         """
         for part in ("tokenizer", "params", "vocabulary"):
             self._part(part)
-        grid = (self.layout.height, self.layout.width)
+        grid, read = (self.layout.height, self.layout.width), []
         for step, prompt in enumerate(prompts):
             with request.prefix_errors(f"step {step + 1}") if len(prompts) > 1 else contextlib.nullcontext():
-                request.prompt(prompt, empty=empty)
-                self.check(Case("request", np.zeros(grid, np.int32), prompt))
+                read.append(request.prompt(prompt, empty=empty))
+                self.check(Case("request", np.zeros(grid, np.int32), read[-1]))
         if isinstance(mask, str):
             if mask != "auto":
                 raise UserError(f"mask={mask[:40]!r}: expected a bool array, 'auto' or None")
@@ -215,7 +225,7 @@ class ProgEmu(Sampler):
         with request.prefix_errors("num_samples"):
             engine = Engine(self.config, self.layout, self.grammar, policy)
             memory.check(engine, num_samples * together, self.layout.length - self.layout.image_tokens)
-        return _Request(num_samples, seed, policy, mask, text)
+        return _Request(read, num_samples, seed, policy, mask, text)
 
     def _codes_of(self, image: Any, name: str = "prior") -> tuple[np.ndarray, np.ndarray | None]:
         """(codes int32 [h, w], pixels uint8 [H, W] as given, or None) of an image in any form."""
@@ -233,13 +243,15 @@ class ProgEmu(Sampler):
     def _futures(
         self,
         asked: _Request,
+        prompts: Sequence[str],
         cases: Sequence[Case],
         given: np.ndarray | None,
         own_priors: bool = False,
     ) -> list[Counterfactual]:
         """Samples cases, num_samples of each prompt after each other, in one batch; a result for each prompt, in order.
 
-        own_priors: each sample has its own prior, and the results' priors and masks a leading axis S.
+        prompts: of the results, in the user's own words. own_priors: each sample has its own prior, and the results'
+        priors and masks a leading axis S.
         """
         priors = np.stack([case.prior for case in cases])
         if isinstance(asked.mask, str):  # automatic: one map for a prior and prompt, however many futures
@@ -250,7 +262,7 @@ class ProgEmu(Sampler):
             free = np.stack([asked.mask] * len(cases))
         made = self.sample(cases, asked.seed, asked.policy, keep=~free, codes=priors, text=asked.text)
         before, out = self._images(priors, cases), []  # in the images' own batch shape: equal codes give equal bits
-        for start in range(0, len(cases), asked.num_samples):
+        for prompt, start in zip(prompts, range(0, len(cases), asked.num_samples), strict=True):
             at = slice(start, start + asked.num_samples)
             own = at if own_priors else start
             settings = {
@@ -266,7 +278,7 @@ class ProgEmu(Sampler):
                     prior=before[own],
                     prior_codes=priors[own],
                     mask=free[own],
-                    prompt=cases[start].prompt,
+                    prompt=prompt,
                     given=given,
                     settings=settings,
                     model_hash=lambda: self.hash,

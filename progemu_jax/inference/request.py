@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import operator
 import unicodedata
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from progemu_jax.errors import UserError
+from progemu_jax.errors import PromptWarning, UserError
+from progemu_jax.text.understood import KNOWN, understood
 
 LONGEST_PROMPT = 10_000  # characters; the model's own limit, in tokens, is lower and checked by `sequence`
 MOST_SAMPLES = 1024
@@ -26,7 +28,12 @@ def prefix_errors(name: str) -> Iterator[None]:
 
 
 def prompt(text: Any, *, empty: bool = False) -> str:
-    """The prompt as it came. empty: an empty one is allowed (the text of a given pair needs none)."""
+    """The prompt as the model is to read it: in lower case where it has no lower-case letter, else as it came.
+
+    A vocabulary spells capitals almost letter by letter: "NEW LEFT EFFUSION." would be too long, or misread.
+
+    empty: an empty one is allowed (the text of a given pair needs none).
+    """
     example = "say what changed, e.g. 'New small left pleural effusion.'"
     if not isinstance(text, str):
         raise UserError(f"prompt: expected text, got {type(text).__name__}; {example}")
@@ -38,7 +45,18 @@ def prompt(text: Any, *, empty: bool = False) -> str:
     bad = next((c for c in text if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t"), None)
     if bad is not None:
         raise UserError(f"prompt: holds the control character U+{ord(bad):04X}; remove it")
-    return text
+    return text.lower() if text.isupper() else text
+
+
+def warn_unread(text: str) -> None:
+    """A `PromptWarning` where the rules understood nothing of a prompt, or it names a finding of no model's training.
+
+    For the person who calls the caller of this. Nothing else depends on it.
+    """
+    found = understood(text)
+    if found.warning and (found.unknown or not found.read):
+        remedy = f"Ask for {', '.join(KNOWN[:-1])} or {KNOWN[-1]}."
+        warnings.warn(f"prompt {text[:60]!r}: {found.warning} {remedy}", PromptWarning, stacklevel=3)
 
 
 def seed(value: Any) -> int:

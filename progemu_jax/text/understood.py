@@ -4,7 +4,8 @@ does not know."""
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, replace
 
 from progemu_jax.text import lexicon, rules
 from progemu_jax.text.findings import CHEXPERT_OF, FINDINGS, GRADES
@@ -13,6 +14,10 @@ from progemu_jax.text.rules import LARGE, MODERATE
 
 _NEAR = {"Pneumonia": "consolidation", "Lung Opacity": "consolidation"}
 _BARE = {name: name.partition(" ")[2] if name in FINDINGS[:4] else name for name in FINDINGS}
+KNOWN = tuple(dict.fromkeys(_BARE.values()))
+"""What a prompt can ask for: the findings that models are trained on, without sides."""
+MOST_READ, MOST_REST = 16, 200
+"""Statements, and characters of the rest, that `Understood.summary` keeps."""
 _OF = {observation: _BARE[name] for name, observation in CHEXPERT_OF.items()}
 
 # Findings that no model of this project is trained on: what to call them, and the words for them.
@@ -93,6 +98,10 @@ class Understood:
         """For JSON: lists and dicts of the same names."""
         return {**asdict(self), "read": [asdict(r) for r in self.read], "unknown": list(self.unknown)}
 
+    def summary(self) -> dict:
+        """`to_dict` for a file's metadata, a few KB at most: the first MOST_READ statements, MOST_REST characters."""
+        return replace(self, read=self.read[:MOST_READ], rest=self.rest[:MOST_REST]).to_dict()
+
 
 def understood(prompt: str) -> Understood:
     """Reads a prompt by the rules (`rules.mentions`). A report is read as well, but its warning means little.
@@ -100,12 +109,12 @@ def understood(prompt: str) -> Understood:
     The warning tells, in this order: a finding that no model was trained on, two statements that contradict each
     other, a side that is missing where it is needed, nothing understood. An empty prompt has none.
     """
-    read: list[Read] = []
+    read: dict[Read, None] = {}  # each once, in order
     for sentence in rules.sentences(prompt):
         found = [r for mention in rules.mentions(sentence) if (r := _read(mention)) is not None]
         if not found and rules.says_no_change(sentence):
             found = [Read("", None, None, None, "same")]
-        read += [r for r in found if r not in read]
+        read |= dict.fromkeys(found)
     named = _OTHER.finditer(_CAUSE.sub(" ", prompt))
     unknown = tuple(dict.fromkeys(list(_OTHERS)[int(m.lastgroup[1:])] for m in named))
     warning = _warning(prompt, read, unknown)
@@ -137,7 +146,7 @@ def grade_and_direction(mention: Mention) -> tuple[str | None, str]:
     return GRADES[int(mention.severity >= MODERATE) + int(mention.severity >= LARGE)], direction
 
 
-def _warning(prompt: str, read: list[Read], unknown: tuple[str, ...]) -> str | None:
+def _warning(prompt: str, read: Collection[Read], unknown: tuple[str, ...]) -> str | None:
     if not prompt.strip():
         return None
     if unknown:

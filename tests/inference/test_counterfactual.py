@@ -27,6 +27,17 @@ class TestFutures:
         np.testing.assert_allclose(known.entropy, [[0, 2, 1, 0.8112781]], rtol=1e-6)
         assert known.entropy.dtype == known.uncertainty.dtype == np.float32
 
+    def test_understood_is_what_the_rules_read_in_the_prompt(self, futures):
+        assert futures.understood.to_dict() == {
+            "read": [
+                {"finding": "pleural effusion", "side": "left", "zone": None, "grade": "mild", "direction": "new"}
+            ],
+            "rest": "",
+            "unknown": [],
+            "warning": None,
+        }
+        assert dataclasses.replace(futures, prompt="No rib fracture.").understood.unknown == ("fracture",)
+
     def test_one_future_has_no_uncertainty(self, futures):
         one = dataclasses.replace(futures, images=futures.images[:1], codes=futures.codes[:1])
         for name in ("uncertainty", "entropy"):

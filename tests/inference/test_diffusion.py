@@ -11,9 +11,10 @@ from support.tiny_diffusion import SIZE, gray
 import progemu_jax
 from progemu_jax import provenance
 from progemu_jax.devices.sharding import make_mesh
-from progemu_jax.errors import UserError
+from progemu_jax.errors import PromptWarning, UserError
 from progemu_jax.files.predictions import Case
 from progemu_jax.inference.counterfactual import CounterfactualModel
+from progemu_jax.inference.diffusion import TextStates
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +77,20 @@ def test_what_needs_codes_or_a_mask_says_so_and_the_futures_are_saved(model, tmp
     rows = [json.loads(line) for line in out.save(tmp_path / "out").read_text().splitlines()]
     assert [row["text"] for row in rows] == [None, None]
     assert provenance.read_png(tmp_path / "out" / rows[1]["image"])["progemu:model"] == model.hash
+
+
+def test_it_says_what_it_understood_and_keeps_the_words_as_typed(model, monkeypatch):
+    read = []
+    encode = TextStates.__call__
+    monkeypatch.setattr(TextStates, "__call__", lambda self, texts: read.append(texts) or encode(self, texts))
+    with pytest.warns(PromptWarning, match="'NEW RIB FRACTURE.'.*fracture") as caught:
+        out = model.counterfactual(gray(0), "NEW RIB FRACTURE.", seed=1)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    assert out.prompt == "NEW RIB FRACTURE."
+    assert out.understood.unknown == ("fracture",)
+    assert read == [["new rib fracture.", ""]]
+    np.testing.assert_array_equal(out.images, model.sample([Case("request", gray(0), "new rib fracture.")], 1).images)
 
 
 def test_it_is_a_counterfactual_model(model):

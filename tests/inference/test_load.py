@@ -37,8 +37,8 @@ def test_counterfactual_reproduces_and_has_the_promised_shapes(model):
 def test_codes_are_as_good_a_prior_as_the_image(model):
     image = np.random.default_rng(1).integers(0, 255, (32, 32), np.uint8)
     codes = model.tokenize(image)
-    a = model.counterfactual(image, "x", num_samples=3, seed=1)
-    b = model.counterfactual(codes, "x", num_samples=3, seed=1)
+    a = model.counterfactual(image, "New edema.", num_samples=3, seed=1)
+    b = model.counterfactual(codes, "New edema.", num_samples=3, seed=1)
     assert (a.codes == b.codes).all()
     assert (model.detokenize(a.codes) == a.images).all()
 

@@ -1,12 +1,15 @@
 """ProgEmu: dial, roll-out, and the text of a given pair, on random weights."""
 
 import itertools
+import json
+import warnings
 
 import numpy as np
 import pytest
 from support.tiny_run import PROMPT
 
-from progemu_jax.errors import UserError
+from progemu_jax import provenance
+from progemu_jax.errors import PromptWarning, UserError
 from progemu_jax.files.predictions import Case
 from progemu_jax.text import findings
 
@@ -53,3 +56,48 @@ def test_text_of_a_pair_is_the_text_of_those_codes(model, codes):
     again = [model.explain(codes, made.codes[s], PROMPT, num_samples=3, seed=2)[s] for s in range(3)]
     assert again == made.texts
     assert len(model.explain(codes, codes, num_samples=3)) == 3
+
+
+class TestUnderstood:
+    def test_of_each_step_of_a_dial_and_a_course(self, model, prior):
+        dial = model.dial(prior, "New left pleural effusion.", num_samples=3)
+        assert {grade: out.understood.read[0].grade for grade, out in dial.items()} == {g: g for g in findings.GRADES}
+        steps = model.rollout(prior, ["New edema.", "Resolved edema."], num_samples=3)
+        assert [step.understood.read[0].direction for step in steps] == ["new", "resolved"]
+
+    def test_a_warning_comes_once_a_prompt_and_moves_no_code(self, model, prior):
+        prompts = ["Sunny.", "New rib fracture.", "Sunny.", "New edema."]
+        with pytest.warns(PromptWarning) as caught:
+            steps = model.rollout(prior, prompts, num_samples=3, seed=2)
+        assert [str(w.message).split(":")[0] for w in caught] == ["prompt 'Sunny.'", "prompt 'New rib fracture.'"]
+        assert {w.filename for w in caught} == {__file__}
+        assert steps[1].understood.unknown == ("fracture",)
+        plain = model.sample([Case("request", model.tokenize(prior), "Sunny.", s) for s in range(3)], seed=2)
+        np.testing.assert_array_equal(steps[0].codes, plain.codes)
+        with pytest.warns(PromptWarning, match="fracture") as caught:
+            model.dial(prior, "New left pleural effusion, rib fracture.")
+        assert len(caught) == 1
+
+    def test_as_an_error_it_stops_the_request_before_anything_is_drawn(self, model, prior, monkeypatch):
+        monkeypatch.setattr(model, "sample", None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", PromptWarning)
+            with pytest.raises(PromptWarning, match="Sunny"):
+                model.counterfactual(prior, "Sunny.")
+
+    def test_capitals_alone_are_drawn_as_lower_case_and_kept_as_typed(self, model, prior, tmp_path):
+        low, typed = PROMPT.lower(), PROMPT.upper()
+        expected = model.counterfactual(prior, low, num_samples=3, seed=4)
+        found = model.counterfactual(prior, typed, num_samples=3, seed=4)
+        np.testing.assert_array_equal(found.codes, expected.codes)
+        assert found.prompt == typed
+        assert found.understood == expected.understood
+        np.testing.assert_array_equal(model.change_map(prior, typed), model.change_map(prior, low))
+        assert model.rollout(prior, [typed], num_samples=3)[0].prompt == typed
+        assert model.explain(prior, prior, typed, num_samples=3) == model.explain(prior, prior, low, num_samples=3)
+        dial = model.dial(prior, "NEW LEFT PLEURAL EFFUSION.", num_samples=3)
+        assert dial["mild"].prompt == "new small left pleural effusion."
+        found.save(tmp_path)
+        chunks = provenance.read_png(tmp_path / "images/request-0.png")
+        assert chunks["progemu:prompt"] == typed
+        assert json.loads(chunks["progemu:understood"]) == found.understood.to_dict()

@@ -1,6 +1,7 @@
 """Bad requests: each is one line, before anything is drawn."""
 
 import struct
+import warnings
 import zlib
 
 import numpy as np
@@ -10,6 +11,7 @@ from support.cohorts import chest
 from support.errors import fails
 from support.tiny_run import CODES, GRID, PROMPT, SIZE
 
+from progemu_jax.errors import PromptWarning
 from progemu_jax.files.predictions import Case
 from progemu_jax.inference import request
 
@@ -118,3 +120,42 @@ class TestBadRequests:
 
     def test_a_case_is_named(self, model, codes):
         fails("case b: prompt", model.sample, [Case("a", codes, PROMPT), Case("b", codes, "a " * 300)])
+
+
+class TestPrompts:
+    @pytest.mark.parametrize(
+        ("typed", "read"),
+        [("NEW LEFT EFFUSION, 2 CM.", "new left effusion, 2 cm."), ("NEW left EFFUSION.", "NEW left EFFUSION."),
+         ("New left effusion.", "New left effusion."), ("\u80f8\u6c34 2", "\u80f8\u6c34 2"), ("", "")],
+    )  # fmt: skip
+    def test_capitals_alone_are_read_in_lower_case(self, typed, read):
+        assert request.prompt(typed, empty=True) == read
+
+    @pytest.mark.parametrize(
+        ("prompt", "words"),
+        [
+            ("Make it\nsunny.", "prompt 'Make it\\\\nsunny.': .*understood nothing.* Ask for pleural effusion, "),
+            ("New left effusion and rib fracture.", "'New left effusion and rib fracture.': .* trained on fracture: "),
+            ("sun " * 2000, "understood nothing"),
+        ],
+    )
+    def test_what_is_not_understood_is_one_short_line_at_the_caller(self, prompt, words):
+        def ask():
+            request.warn_unread(prompt)
+
+        with pytest.warns(PromptWarning, match=words) as caught:
+            ask()
+        assert len(caught) == 1
+        assert caught[0].filename == __file__
+        assert "\n" not in str(caught[0].message)
+        assert len(str(caught[0].message)) < 400
+
+    @pytest.mark.parametrize(
+        "prompt",
+        ["", " \n", "No significant change.", "NO SIGNIFICANT CHANGE.", "No change.", "New effusion.", PROMPT,
+         "Larger left effusion. Smaller left effusion."],
+    )  # fmt: skip
+    def test_others_pass_in_silence(self, prompt):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            request.warn_unread(prompt)

@@ -1,0 +1,56 @@
+"""What conversion says of what it cannot take along."""
+
+import logging
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from support.errors import fails
+
+from progemu_jax.checkpoints import export
+from progemu_jax.convert.components import IN_RUN, PRIOR_DECODER, TOKENIZER
+from progemu_jax.convert.convert import convert
+from progemu_jax.files.settings import to_dict
+from progemu_jax.models import prior_decoder, vqgan
+from progemu_jax.models.prior_decoder import PriorDecoderConfig
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The run directory of a tokenizer that has a decoder that sees the prior."""
+    folder, config = tmp_path_factory.mktemp("run"), PriorDecoderConfig(widths=(4, 8))
+    coder = vqgan.emu3_vq(ch=32, ch_mult=(1, 2), num_res_blocks=1, attn_levels=(), codebook_size=16)
+    parts = {
+        TOKENIZER: (coder, lambda key: vqgan.init_variables(coder, key)),
+        PRIOR_DECODER: (config, lambda key: prior_decoder.init_params(config, key)),
+    }
+    for kind, (model, init) in parts.items():
+        params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(init, jax.random.key(0)))
+        export.export(params, {"kind": kind, "model": to_dict(model)}, folder / IN_RUN[kind])
+    return folder
+
+
+def said(caplog, source, target):
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "progemu_jax"):
+        convert(source, target)
+    return [record.getMessage() for record in caplog.records if record.name.startswith("progemu_jax.convert")]
+
+
+def test_the_decoder_that_sees_the_prior_is_not_left_out_in_silence(run, tmp_path, caplog):
+    for number, source in enumerate((run, run / IN_RUN[TOKENIZER])):
+        (line,) = said(caplog, source, tmp_path / f"with{number}")
+        assert line.startswith(f"{run / IN_RUN[PRIOR_DECODER]}: left out")
+        assert line.endswith(f"load {run} for the prior's own detail")
+        assert "\n" not in line
+    shutil.copytree(run / IN_RUN[TOKENIZER], tmp_path / "without" / IN_RUN[TOKENIZER])
+    assert said(caplog, tmp_path / "without", tmp_path / "out") == []
+    assert said(caplog, tmp_path / "out", tmp_path / "back") == []
+
+
+def test_that_decoder_alone_is_one_line(run, tmp_path):
+    fails(
+        "no folder of others has a place for the prior decoder", convert, run / IN_RUN[PRIOR_DECODER], tmp_path / "out"
+    )
+    assert not (tmp_path / "out").exists()
