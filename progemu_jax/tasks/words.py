@@ -102,7 +102,7 @@ def looked_up(rng: np.random.Generator) -> tuple[str, str]:
     else:
         word = (word, f"{word} of")[rng.integers(2)]
     word = word.capitalize() if rng.random() < 0.5 else word
-    return word, ", ".join(near[i] for i in rng.permutation(len(near))[:2])
+    return word, ", ".join(near[: rng.integers(1, 3)])
 
 
 def row_length(task: ProgEmuConfig) -> int:

@@ -34,6 +34,20 @@ _NEAR = {
 }  # fmt: skip
 
 
+OPENINGS = (
+    "Task", "Request", "Question", "Case", "Indication", "Note", "Comment", "Scenario", "Wanted", "Goal", "Instruction",
+    "Target image", "Chest radiograph", "Portable film", "Frontal view", "CXR", "Desired picture", "Simulation", "Story",
+    "In this patient", "As requested", "On review", "In short", "Overall", "By report", "Clinically", "At this time",
+    "For teaching", "Suppose this", "Imagine this", "Technically limited study", "As discussed", "In this case", "Of note",
+    "Here is what I need", "What I would like", "Picture the same patient later", "Some days later", "Next visit",
+)  # fmt: skip
+ENDINGS = (
+    "as expected", "as discussed", "in this patient", "by report", "on this view", "of note", "I think", "if you can",
+    "on the film", "as described", "from what I see", "for the teaching file", "on my read", "per the team", "in brief",
+)  # fmt: skip
+"""What people put before and behind a statement without saying anything about the chest."""
+
+
 def british(text: str) -> str:
     """The text in British spelling, capitals kept."""
 
@@ -59,7 +73,8 @@ def typo(word: str, rng: np.random.Generator) -> str:
 
 
 def slipped(text: str, rng: np.random.Generator, rate: float) -> str:
-    """The text with slips, each kind drawn with probability `rate` (British spelling: at least 0.15 where rate > 0)."""
+    """The text with slips, each kind drawn with probability `rate` (British spelling, openings and endings: at least
+    0.15 where rate > 0)."""
     if rng.random() < max(rate, 0.15 if rate else 0.0):
         text = british(text)
     if rng.random() < rate:
@@ -68,6 +83,7 @@ def slipped(text: str, rng: np.random.Generator, rate: float) -> str:
         if words:
             word = words[int(rng.integers(len(words)))]
             text = text[: word.start()] + typo(word.group(), rng) + text[word.end() :]
+    text = _framed(text, rng, 0.15 if rate else 0.0)
     if rng.random() < rate:
         text = text[:1].lower() + text[1:] if text[1:2].islower() else text
     if rng.random() < rate / 2:
@@ -76,4 +92,15 @@ def slipped(text: str, rng: np.random.Generator, rate: float) -> str:
         text = text.rstrip(".")
     if rng.random() < rate / 2:
         text = text.replace(",", "", 1)
+    return text
+
+
+def _framed(text: str, rng: np.random.Generator, rate: float) -> str:
+    if rng.random() < rate:
+        opening = OPENINGS[int(rng.integers(len(OPENINGS)))]
+        start = text[0].lower() if text[1:2].islower() else text[0]
+        text = f"{opening}{(': ', ', ')[int(rng.integers(2))]}{start}{text[1:]}"
+    if rng.random() < rate:
+        ending = ENDINGS[int(rng.integers(len(ENDINGS)))]
+        text = f"{text.rstrip('.')}{(' ', ', ')[int(rng.integers(2))]}{ending}."
     return text
