@@ -138,7 +138,10 @@ def train_scorer(config: Config, trained: Mapping[str, TrainConfig], workdir: Pa
     def labelled() -> dict[str, dict]:
         sizes = (config.data.phantom.size, config.data.image_size, processes(config))
         parts = (("train", 0, c.images), ("valid", c.images, c.valid_images))
-        return {name: labelled_arrays(folder / f"{name}.npz", c.seed, start, n, *sizes) for name, start, n in parts}
+        return {
+            name: labelled_arrays(folder / f"{name}.npz", c.seed, start, n, *sizes, severity=c.net.severity)
+            for name, start, n in parts
+        }
 
     hosts.on_first_host(labelled, "stage scorer")  # they lie in files then
     arrays = labelled()
