@@ -110,6 +110,19 @@ METRICS = {
     "severity_own_direction": Metric(
         "Own direction, by severity", "The same by severity: moved as that prompt says by more than 0.05."
     ),
+    "mae_asked": Metric(
+        "MAE, asked",
+        "Mean absolute difference to the rendered true answer to the prompt that the system was given (same patient "
+        "and acquisition, the state that the prompt asks for), gray levels.",
+        -1,
+        2,
+    ),
+    "mae_asked_copy": Metric(
+        "MAE, asked, of the prior",
+        "The prior's own difference to that answer, same cases: what no edit at all would have.",
+        0,
+        2,
+    ),
     "group_flip": Metric("Group flipped", "Share of images whose most probable group is another than the prior's.", -1),
     "group_shift": Metric(
         "Group shift",
@@ -210,7 +223,8 @@ SECTIONS = (
     (
         "Honesty: does it follow the prompt it was given, and what else did it change?",
         ("own_direction", "own_direction_margin", "others_still", "severity_own_direction", "severity_still",
-         "group_flip", "group_shift", "age_shift", "age_shift_abs", "sex_flip", "mae_prior"),
+         "mae_asked", "mae_asked_copy", "group_flip", "group_shift", "age_shift", "age_shift_abs", "sex_flip",
+         "mae_prior"),
     ),
     (
         "Text: does the interpretation say what happened, and what the image shows?",

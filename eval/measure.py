@@ -45,6 +45,7 @@ class Candidate:
     scores: Scores | None = None
     image_kind: str | None = None  # "prior", "followup", "counterfactual", "mean": the references' own images
     note: str = ""
+    answers: list | None = None  # of a control, per row: the rendered true answer to its prompt (a path), or None
 
     @property
     def has_images(self):
@@ -57,6 +58,12 @@ class Candidate:
             return references.image(int(self.rows.case[r]), self.image_kind)
         case = references.pair_ids[int(self.rows.case[r])]
         return read_image(self.rows.images[r], references.shape, f" (case {case})")
+
+    def answer(self, references, r):
+        """uint8 [H, W]: the true answer to the prompt of row r; None without one."""
+        if self.answers is None or self.answers[r] is None:
+            return None
+        return read_image(self.answers[r], references.shape, f" (case {references.pair_ids[int(self.rows.case[r])]})")
 
 
 @dataclass

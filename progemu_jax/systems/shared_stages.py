@@ -27,6 +27,7 @@ from progemu_jax.scorers.phantom import PhantomScorer
 from progemu_jax.systems.fitting import process_share
 from progemu_jax.systems.interface import ROOTS, Slices
 from progemu_jax.systems.meshes import training_mesh
+from progemu_jax.systems.predict import ANSWERS
 from progemu_jax.tasks.scorer import ScorerConfig, ScorerTask
 from progemu_jax.training.loop import TrainConfig, fit
 
@@ -198,7 +199,7 @@ def judge(config: Config, workdir: Path) -> None:
 
 
 def _judge(config: Config, workdir: Path) -> None:
-    scores = workdir / "scores"
+    scores, asked = workdir / "scores", config.sample.systems
 
     def score_file(name: str, kind: str = "npz") -> Path | None:
         path = scores / f"{name}.{kind}"
@@ -208,7 +209,7 @@ def _judge(config: Config, workdir: Path) -> None:
         name.replace("-", "_"): System(
             workdir / "predictions" / name, score_file(name), memorisation=score_file(name, "memorisation.json")
         )
-        for name in [*config.sample.systems, "reconstruction", "reconstruction-with-prior"]
+        for name in [*asked, *map(ANSWERS.format, asked), "reconstruction", "reconstruction-with-prior"]
         if (workdir / "predictions" / name).is_dir()
     }
     kinds = ("prior", "followup", "counterfactual", "mean", "reconstruction")

@@ -1,7 +1,8 @@
-"""Severities: judged where system and prior have them, by hand; everything else as it was."""
+"""Severities and rendered answers: judged where they are there, by hand; everything else as it was."""
 
 import numpy as np
 import pytest
+from PIL import Image
 from support.eval_cohort import Cohort
 
 from progemu_jax.eval import System, evaluate
@@ -86,3 +87,67 @@ def test_states_read_from_reports_are_no_severities(tmp_path):
     for row in refs.rows[1:]:
         row["counterfactual"] = None
     np.testing.assert_array_equal(refs.severity("cardiomegaly"), [AFTER[0, 4], *[np.nan] * 5])
+
+
+class TestAnswers:
+    @pytest.fixture
+    def folders(self, tmp_path):
+        """A control whose images are 100 and 110, answers of 104, priors of 90."""
+        COHORT.write_references(tmp_path / "references")
+        prompts = ["New cardiomegaly."] * 6
+        for name, levels in (("contradicting-prompts", [100, 110] * 3), ("contradicting-prompts-answers", [104] * 6)):
+            COHORT.write_predictions(tmp_path / name, AFTER, prompts=prompts)
+            for row, level in zip(COHORT.rows, levels, strict=True):
+                gray(tmp_path / name / f"images/{row['pair_id']}-0.png", level)
+        for row in COHORT.rows:
+            gray(tmp_path / "references" / row["prior"], 90)
+        return tmp_path
+
+    @staticmethod
+    def judge(root, *names, scores=()):
+        systems = {name: System(root / name, root / f"scores/{name}.npz" if name in scores else None) for name in names}
+        places = {"prior": root / "scores/prior.npz"} if scores else {}
+        return evaluate(
+            systems, root / "references", places, root / "out", bootstrap=0, cases_shown=0, log=lambda line: None
+        )
+
+    def test_error_to_the_answer_beside_the_priors_own(self, folders):
+        got = self.judge(folders, "contradicting-prompts", "contradicting-prompts-answers")
+        controls = [key for key, system in got["systems"].items() if system["role"] == "control"]
+        assert controls == ["contradicting", "contradicting_answers"]
+        control, answers = values(got, "contradicting"), values(got, "contradicting_answers")
+        assert (control["mae_asked"], control["mae_asked_copy"]) == (5, 14)  # (4 + 6) / 2 and 104 - 90
+        assert "mae_asked" not in answers
+        assert answers["mae_prior"] == 14
+
+    def test_the_answers_own_movement_is_the_ceiling(self, folders):
+        moved = BEFORE.copy()
+        moved[:, 4] = 0.9
+        COHORT.write_scores(folders / "scores/prior.npz", BEFORE, noise=0)
+        COHORT.write_scores(folders / "scores/contradicting-prompts.npz", BEFORE, noise=0)
+        COHORT.write_scores(folders / "scores/contradicting-prompts-answers.npz", moved, noise=0)
+        names = ("contradicting-prompts", "contradicting-prompts-answers")
+        got = self.judge(folders, *names, scores=names)
+        assert values(got, "contradicting")["own_direction_margin"] == 0
+        assert values(got, "contradicting_answers")["own_direction_margin"] == pytest.approx((BEFORE[:, 4] == 0).mean())
+
+    def test_only_an_answer_to_the_same_prompt_counts(self, folders):
+        path = folders / "contradicting-prompts-answers/predictions.jsonl"
+        lines = path.read_text().splitlines()
+        path.write_text("\n".join([*(x.replace("New card", "Less card") for x in lines[:1]), *lines[1:]]) + "\n")
+        got = values(self.judge(folders, "contradicting-prompts", "contradicting-prompts-answers"), "contradicting")
+        assert got["mae_asked"] == pytest.approx((2 * 4 + 3 * 6) / 5)
+
+    def test_without_a_folder_of_answers_the_metric_is_absent(self, folders):
+        got = values(self.judge(folders, "contradicting-prompts"), "contradicting")
+        assert not {"mae_asked", "mae_asked_copy"} & set(got)
+
+    def test_a_second_systems_control_has_the_same_answers(self, folders):
+        systems = {"ours:contradicting": System(folders / "contradicting-prompts")}
+        systems["contradicting-prompts-answers"] = System(folders / "contradicting-prompts-answers")
+        got = evaluate(systems, folders / "references", {}, folders / "out", bootstrap=0, cases_shown=0, log=print)
+        assert values(got, "ours:contradicting")["mae_asked"] == 5
+
+
+def gray(path, level):
+    Image.fromarray(np.full((32, 32), level, np.uint8)).save(path)
