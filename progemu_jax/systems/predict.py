@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from progemu_jax.files import records
 from progemu_jax.files.predictions import Case, Prediction, merge_predictions, write_predictions
 from progemu_jax.files.settings import to_dict
 from progemu_jax.inference.counterfactual import CounterfactualModel
-from progemu_jax.text.controls import contradicting_change, contradicting_prompt
+from progemu_jax.text.controls import contradicting_change, contradicting_prompt, contradicting_sentence
 from progemu_jax.text.findings import NO_CHANGE
 from progemu_jax.text.restate import Change
 
@@ -88,7 +89,7 @@ def predict_systems(
     for name in c.systems:
         asked, changes = prompts, None
         if name in CONTROLS:
-            asked, changes = control_prompts(name, config, workdir, examples, prompts)
+            asked, changes = control_prompts(name, config, workdir, examples, prompts, model.check)
         prior = (priors or {}).get(name)
         cases = [
             Case(e["pair_id"], prior, prompt, sample)
@@ -126,15 +127,23 @@ def predict_systems(
 
 
 def control_prompts(
-    name: str, config: Config, workdir: Path, examples: Sequence[dict], prompts: Sequence[str]
+    name: str,
+    config: Config,
+    workdir: Path,
+    examples: Sequence[dict],
+    prompts: Sequence[str],
+    check: Callable[[Case], None],
 ) -> tuple[list[str], list[list[Change]] | None]:
-    """The prompts of a control (one of CONTROLS), one an example; the changes that each asks for, None: unknown."""
+    """The prompts of a control (one of CONTROLS), one an example; the changes that each asks for, None: unknown.
+
+    check: raises UserError for a case that the model cannot take; free prompts are chosen so that it does not.
+    """
     if name == "null-prompt":
         return [NO_CHANGE] * len(examples), [[] for _ in examples]
     if name == "shuffled-prompts":
         other = derangement(len(examples), config.sample.seed)
         return [prompts[other[i]] for i in range(len(examples))], None
-    contradicting = contradictions(workdir, examples)
+    contradicting = contradictions(workdir, examples, check if config.sample.free_prompts else None)
     asked = [contradicting[e["pair_id"]] for e in examples]
     return [prompt for prompt, _ in asked], [[change] for _, change in asked]
 
@@ -145,16 +154,31 @@ def derangement(count: int, seed: int) -> dict[int, int]:
     return dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))
 
 
-def contradictions(workdir: Path, examples: Sequence[dict]) -> dict[str, tuple[str, Change]]:
-    """pair_id -> prompt that contradicts the real course, and the change that it says.
+def contradictions(
+    workdir: Path, examples: Sequence[dict], check: Callable[[Case], None] | None = None
+) -> dict[str, tuple[str, Change]]:
+    """pair_id -> prompt that contradicts the real course, and the change that it says; with `check` (as above) in free
+    language.
 
     Raises UserError for a pair that has no reference.
     """
-    asked = {}
+    asked, priors = {}, {e["pair_id"]: e["prior"] for e in examples}
+
+    def fits(pair_id: str, text: str) -> bool:
+        try:
+            check(Case(pair_id, priors.get(pair_id), text))
+        except UserError:
+            return False
+        return True
+
     for _, row in records.read_lines(workdir / "data/references/references.jsonl"):
+        if row["pair_id"] not in priors:  # its states are not needed
+            continue
         course = (row.get("states_before"), row.get("states_after"), row["prompt"], row["pair_id"])
-        # The prompt names no grade.
-        asked[row["pair_id"]] = contradicting_prompt(*course), replace(contradicting_change(*course), grade=None)
+        if check:
+            asked[row["pair_id"]] = contradicting_sentence(*course, fits=partial(fits, row["pair_id"]))
+        else:  # such a prompt names no grade
+            asked[row["pair_id"]] = contradicting_prompt(*course), replace(contradicting_change(*course), grade=None)
     lost = [e["pair_id"] for e in examples if e["pair_id"] not in asked]
     if lost:
         raise UserError(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from progemu_jax.config import Config, SampleConfig
+from progemu_jax.errors import UserError
 from progemu_jax.files import records
 from progemu_jax.systems import predict
 from progemu_jax.text.restate import Change
@@ -88,3 +89,25 @@ def test_each_control_that_says_what_it_asks_has_its_answers(made):
 def test_without_a_renderer_there_are_the_predictions_of_before(tmp_path, monkeypatch):
     sample(tmp_path, ("contradicting-prompts", "null-prompt"), None, monkeypatch)
     assert {p.name for p in (tmp_path / "predictions").iterdir()} == {"contradicting-prompts", "null-prompt"}
+
+
+def test_free_prompts_say_the_same_in_other_words_and_fit_the_model(tmp_path, monkeypatch):
+    """Their answers are of the grade that they name; a model that takes no free prompt gets the plain one."""
+    drawn, words = Drawn(), {}
+    monkeypatch.setattr(Model, "check", lambda self, case: words.setdefault(case.pair_id, []).append(case.prompt))
+    sample(tmp_path / "free", ("contradicting-prompts",), drawn, monkeypatch, free_prompts=True)
+    prompts = {r["pair_id"]: r["prompt"] for r in rows(tmp_path / "free/predictions/contradicting-prompts")}
+    assert prompts["a"] not in ("Worsening cardiomegaly.", "x")
+    assert all(prompts[key] in words[key] for key in "abc")
+    assert drawn.asked["a"] == [(Change("cardiomegaly", "worse", "moderate"),)]
+
+    def refuse(self, case):
+        if case.prompt != "Worsening cardiomegaly.":
+            raise UserError("prompt: too long")
+
+    monkeypatch.setattr(Model, "check", refuse)
+    sample(tmp_path / "none", ("contradicting-prompts",), drawn, monkeypatch, free_prompts=True)
+    assert [r["prompt"] for r in rows(tmp_path / "none/predictions/contradicting-prompts")] == [
+        "Worsening cardiomegaly."
+    ]
+    assert drawn.asked["a"][1] == (Change("cardiomegaly", "worse"),)
