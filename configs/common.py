@@ -95,6 +95,7 @@ def phantom(
             "scorer": {
                 "images": scorer_images,
                 "valid_images": 500,
+                "net": {"severity": True},
                 "train": {
                     "steps": scorer_steps,
                     "batch_size": 64,

@@ -45,7 +45,7 @@ def build_references(
     pairs = [p for p in pairs if not isinstance(p, Rejected)]
     if not pairs:
         raise UserError(f"{tree_root}: no pair of the {split} split; give more patients or a larger share of it")
-    truths = _truth(truth) if truth else {}
+    truths = read_truth(truth) if truth else {}
     todo = [(p, *(truths.get(str(p.meta.get(f"{side}-study-id"))) for side in _SIDES)) for p in pairs]
     made = ordered_map(partial(_reference, out=out, split=split, size=size), todo, processes, least=64)
     made = list(tqdm(made, desc="references", total=len(todo), unit="pair", disable=not progress))
@@ -98,24 +98,30 @@ def _write_truth(row: dict, ours: dict, shape: tuple, out: Path, before: dict, a
     moved = ours["registration"]
     name, stored, stored_after = row["pair_id"], ours["prior_shape"][0], ours["followup_shape"][0]
 
-    def place(image, corners, transform=None):
-        """As stored by the source -> on the tree's image -> at `size`."""
-        if corners is not None:
-            image = foreground.warp(image, np.asarray(corners, float))
-        image = images.resize(image, shape[0])
-        if transform is not None and moved["flag"] == 1:
-            image = registration.resample(image, np.asarray(transform, float), shape, linear=True)
-        return images.resize(image, size)
-
     def masks(truth_row, stored, corners, transform=None):
+        transform = transform if moved["flag"] == 1 else None
         drawn = _render(truth_row, stored).masks
-        return np.stack([place(m.astype(np.uint8) * 255, corners, transform) >= 128 for m in drawn])
+        return np.stack([carried(m.astype(np.uint8) * 255, shape, size, corners, transform) >= 128 for m in drawn])
 
     row["masks_prior"], row["masks_followup"] = f"masks/{name}-prior.npz", f"masks/{name}-followup.npz"
     row["counterfactual"] = f"images/{name}-counterfactual.png"
     _write_masks(out / row["masks_prior"], masks(before, stored, moved["crop_prior"]))
     _write_masks(out / row["masks_followup"], masks(after, stored_after, moved["crop_followup"], moved["transform"]))
-    _write(out / row["counterfactual"], place(phantom.counterfactual(before, after, stored), moved["crop_prior"]))
+    drawn = phantom.counterfactual(before, after, stored)
+    _write(out / row["counterfactual"], carried(drawn, shape, size, moved["crop_prior"]))
+
+
+def carried(image: np.ndarray, shape: tuple, size: int, corners: list | None, transform: list | None = None):
+    """As stored by the source -> on the tree's image of `shape` -> at `size`; uint8 [H, W] -> uint8 [size, size].
+
+    corners: the crop, or None. transform: 2 x 3 of a registration that moved the image, or None.
+    """
+    if corners is not None:
+        image = foreground.warp(image, np.asarray(corners, float))
+    image = images.resize(image, shape[0])
+    if transform is not None:
+        image = registration.resample(image, np.asarray(transform, float), shape, linear=True)
+    return images.resize(image, size)
 
 
 def _render(row: dict, size: int):
@@ -124,8 +130,8 @@ def _render(row: dict, size: int):
     return phantom.render(patient, state, phantom.Acquisition.from_dict(row["acquisition"]), size)
 
 
-def _truth(folder: str | Path) -> dict[str, dict]:
-    """Study id -> its row of truth/studies.jsonl."""
+def read_truth(folder: str | Path) -> dict[str, dict]:
+    """Study id -> its row of truth/studies.jsonl. Raises UserError when it is missing or a row does not parse."""
     path = Path(folder) / "studies.jsonl"
     if not path.exists():
         raise UserError(f"{path}: the file is missing; give the truth/ folder of a phantom cohort")

@@ -63,6 +63,19 @@ METRICS = {
         "Edit success",
         "Share of prompts with a change in which every named finding moved and no other was lost.",
     ),
+    "severity_direction": Metric(
+        "Direction, by severity",
+        "Share of truly changed findings, named or not, whose severity, as the scorer sees it, moved the true way from "
+        "the prior's by more than 0.05. A copy scores 0. Unlike a probability, a severity does not saturate.",
+    ),
+    "severity_mae": Metric(
+        "Severity error", "Mean absolute error of the severity, 0 to 1, that the scorer sees, to the true one.", -1
+    ),
+    "severity_still": Metric(
+        "Others still, by severity",
+        "Share of findings that neither the prompt names nor the truth changed whose severity stayed within 0.05 of "
+        "the prior's. An exact copy scores 1.",
+    ),
     "kl_bernoulli": Metric(
         "KL",
         "Bernoulli KL (nats a finding) of the scorer on the real follow-up from the generated image.",
@@ -94,6 +107,22 @@ METRICS = {
         "as that prompt says. About 0.5 where the prompt is ignored.",
     ),
     "own_direction_margin": Metric("Own direction, by 0.05", "The same, moved by more than 0.05."),
+    "severity_own_direction": Metric(
+        "Own direction, by severity", "The same by severity: moved as that prompt says by more than 0.05."
+    ),
+    "mae_asked": Metric(
+        "MAE, asked",
+        "Mean absolute difference to the rendered true answer to the prompt that the system was given (same patient "
+        "and acquisition, the state that the prompt asks for), gray levels.",
+        -1,
+        2,
+    ),
+    "mae_asked_copy": Metric(
+        "MAE, asked, of the prior",
+        "The prior's own difference to that answer, same cases: what no edit at all would have.",
+        0,
+        2,
+    ),
     "group_flip": Metric("Group flipped", "Share of images whose most probable group is another than the prior's.", -1),
     "group_shift": Metric(
         "Group shift",
@@ -183,7 +212,8 @@ SECTIONS = (
     ),
     (
         "Direction: did what the prompt names move, and nothing else?",
-        ("directional_accuracy", "directional_accuracy_margin", "specificity", "others_still", "edit_success"),
+        ("directional_accuracy", "directional_accuracy_margin", "specificity", "others_still", "edit_success",
+         "severity_direction", "severity_mae", "severity_still"),
     ),
     (
         "Retention: is it still the same person?",
@@ -192,8 +222,9 @@ SECTIONS = (
     ),
     (
         "Honesty: does it follow the prompt it was given, and what else did it change?",
-        ("own_direction", "own_direction_margin", "others_still", "group_flip", "group_shift", "age_shift",
-         "age_shift_abs", "sex_flip", "mae_prior"),
+        ("own_direction", "own_direction_margin", "others_still", "severity_own_direction", "severity_still",
+         "mae_asked", "mae_asked_copy", "group_flip", "group_shift", "age_shift", "age_shift_abs", "sex_flip",
+         "mae_prior"),
     ),
     (
         "Text: does the interpretation say what happened, and what the image shows?",

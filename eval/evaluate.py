@@ -4,7 +4,7 @@ Rows of the table: every system given; and, computed beside them, copy-the-prior
 (text only), the tokenizer-reconstructed follow-up, the real follow-up (ceiling) and, on the phantom, the true
 counterfactual. Images of prior, follow-up and counterfactual are the references' own; the mean image is theirs too.
 Controls (contradicting prompts, null prompt) are a system's answers to other prompts than the references'; they are
-judged by their own prompts.
+judged by their own prompts, and by the rendered true answers to them where there is a folder of those.
 
 All systems are compared on the cases that every one of them has; what is left out is named. Nothing here
 needs scores: without them only image and text metrics are defined.
@@ -50,7 +50,9 @@ TITLES = {
     "text_only": "Text only (no prior image)",
     "mean_image": "Mean image",
     "contradicting": "Contradicting prompts",
+    "contradicting_answers": "Contradicting prompts, rendered answers",
     "null_edit": "Null prompt",
+    "null_edit_answers": "Null prompt, rendered answers",
     "echo": "Echo the prompt",
     "prior_reconstruction": "Reconstructed prior (no edit)",
     "reconstruction": "Reconstructed follow-up",
@@ -59,7 +61,7 @@ TITLES = {
     "counterfactual": "True counterfactual",
 }
 BASELINES = ("copy", "mean_image", "shuffled", "text_only", "echo", "prior_reconstruction")
-CONTROLS = ("contradicting", "null_edit")
+CONTROLS = ("contradicting", "contradicting_answers", "null_edit", "null_edit_answers")
 CEILINGS = ("reconstruction", "reconstruction_with_prior", "followup", "counterfactual")
 # Row of the table -> name of the reference scores it is computed from.
 REFERENCE_ROWS = {
@@ -213,6 +215,7 @@ def _canonical(key):
     known = {
         "shuffled_prompts": "shuffled", "copy_the_prior": "copy", "echo_the_prompt": "echo",
         "contradicting_prompts": "contradicting", "null_prompt": "null_edit",
+        "contradicting_prompts_answers": "contradicting_answers", "null_prompt_answers": "null_edit_answers",
     }  # fmt: skip
     return owner + colon + known.get(kind, kind)
 
@@ -236,6 +239,7 @@ def _candidates(systems, rows, refs, reference_scores):
     for key, system in systems.items():
         scores = read_scores(system.scores) if system.scores is not None and rows[key].images is not None else None
         made[key] = Candidate(key, system.title or _title(key), _role(key), rows[key], scores, None, system.note)
+        made[key].answers = _answers(key, rows)
     n = len(refs.rows)
     plain = lambda texts: Rows(np.arange(n), np.zeros(n, int), [r["prompt"] for r in refs.rows], texts, None)  # noqa: E731
     if "echo" not in made:
@@ -253,6 +257,17 @@ def _candidates(systems, rows, refs, reference_scores):
     if next(iter(systems)) not in order[:1]:  # the system under test comes first, whatever it is called
         order = [next(iter(systems))] + [k for k in order if k != next(iter(systems))]
     return [made[k] for k in order]
+
+
+def _answers(key, rows):
+    """For each row of a control the rendered true answer to its prompt (a path), or None; None where none has one."""
+    kind = f"{key.rpartition(':')[2]}_answers"
+    there = rows.get(f"{key}_answers", rows.get(kind))
+    if kind not in CONTROLS or there is None or there.images is None:
+        return None
+    paths = {(case, prompt): path for case, prompt, path in zip(there.case, there.prompts, there.images, strict=True)}
+    found = [paths.get(asked) for asked in zip(rows[key].case, rows[key].prompts, strict=True)]
+    return found if any(found) else None
 
 
 def _of_role(role, keys):

@@ -10,6 +10,7 @@ from progemu_jax.eval.metrics import image, uncertainty
 from progemu_jax.eval.metrics.image import Pyramid
 
 PRIOR = ("ssim_prior", "mae_prior")
+ASKED = ("mae_asked", "mae_asked_copy")
 FOLLOWUP = ("ssim_followup", "ms_ssim_followup", "psnr_followup")
 UNCHANGED = ("ssim_unchanged", "ms_ssim_unchanged", "psnr_unchanged")
 TRUTH = ("ssim_counterfactual", "psnr_counterfactual", "mae_counterfactual")
@@ -30,8 +31,8 @@ def image_metrics(candidates, truth, outs):
     plans = []
     for candidate in candidates:
         rows = candidate.rows
-        keys = PRIOR if candidate.role == "control" else (*PRIOR, *FOLLOWUP, *UNCHANGED, *TRUTH, *SAMPLES)
-        values = {k: np.full(len(rows), np.nan) for k in keys}
+        other = ASKED if candidate.role == "control" else (*FOLLOWUP, *UNCHANGED, *TRUTH, *SAMPLES)
+        values = {k: np.full(len(rows), np.nan) for k in (*PRIOR, *other)}
         sums = np.zeros((len(rows), 3, uncertainty.BINS + 1))
         starts = np.flatnonzero(np.r_[True, np.diff(rows.case) != 0]) if len(rows) else np.array([], int)
         members = {int(rows.case[a]): np.arange(a, b) for a, b in zip(starts, [*starts[1:], len(rows)], strict=True)}
@@ -118,6 +119,10 @@ def _judge(candidate, known, members):
         "mae_prior": [image.mean_absolute_error(picture, prior_image) for picture in made],
     }
     if candidate.role == "control":
+        answers = [candidate.answer(known.refs, int(r)) for r in members]
+        for key, pictures in zip(ASKED, (made, [prior_image] * len(made)), strict=True):
+            pairs = zip(pictures, answers, strict=True)
+            out[key] = [np.nan if a is None else image.mean_absolute_error(picture, a) for picture, a in pairs]
         return out, None
     followup_image, true_image = known.image("followup"), known.image("counterfactual")
     both = [p.similarities(known.pyramid("followup")) for p in pyramids]

@@ -45,6 +45,7 @@ class Candidate:
     scores: Scores | None = None
     image_kind: str | None = None  # "prior", "followup", "counterfactual", "mean": the references' own images
     note: str = ""
+    answers: list | None = None  # of a control, per row: the rendered true answer to its prompt (a path), or None
 
     @property
     def has_images(self):
@@ -57,6 +58,12 @@ class Candidate:
             return references.image(int(self.rows.case[r]), self.image_kind)
         case = references.pair_ids[int(self.rows.case[r])]
         return read_image(self.rows.images[r], references.shape, f" (case {case})")
+
+    def answer(self, references, r):
+        """uint8 [H, W]: the true answer to the prompt of row r; None without one."""
+        if self.answers is None or self.answers[r] is None:
+            return None
+        return read_image(self.answers[r], references.shape, f" (case {references.pair_ids[int(self.rows.case[r])]})")
 
 
 @dataclass
@@ -255,6 +262,9 @@ def _score_metrics(candidate, truth, ratios, functions, out):
         if prior is not None and prior.findings == scores.findings:
             was = prior.finding_prob[before].astype(np.float64)
             _direction_metrics(scores.findings, was, prob, candidate, truth, ratios, out)
+            if scores.finding_severity is not None and prior.finding_severity is not None:
+                was, now = prior.finding_severity[before], scores.finding_severity[take]
+                _severity_metrics(scores.findings, was, now, candidate, truth, ratios)
     if before is not None:
         _amplification_metrics(scores, take, prior, before, ratios)
     if scores.group_prob is not None:
@@ -368,6 +378,23 @@ def _direction_metrics(columns, was, prob, candidate, truth, ratios, out):
         ratios["specificity", finding] = _mean(stay[:, j])
         out.counts[finding]["named"] = int(np.isfinite(strict[:, j]).sum())
     out.case_values.update(prior_prob=was, prob=prob, named=named, columns=columns)
+
+
+def _severity_metrics(columns, was, now, candidate, truth, ratios):
+    rows = candidate.rows
+    own = by_column(truth.own_prompts(rows), columns)
+    ratios["severity_own_direction"] = _mean(direction.moved(was, now, own, direction.MARGIN))
+    if candidate.role == "control":
+        ratios["severity_still"] = _mean(direction.still(was, now, own, np.ones(own.shape, bool)))
+        return
+    changed = by_column(truth.true_changes[rows.case], columns)
+    named = by_column(truth.named[rows.case], columns)
+    clear = direction.moved(was, now, changed, direction.MARGIN)
+    error = np.abs(now - np.stack([truth.references.severity(f) for f in columns], axis=1)[rows.case])
+    ratios["severity_direction"], ratios["severity_mae"] = _mean(clear), _mean(error)
+    ratios["severity_still"] = _mean(direction.still(was, now, named, changed == 0))
+    for j, finding in enumerate(columns):
+        ratios["severity_direction", finding], ratios["severity_mae", finding] = _mean(clear[:, j]), _mean(error[:, j])
 
 
 def _group_metrics(groups, prob, rows, truth, functions, out):

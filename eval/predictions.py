@@ -141,6 +141,14 @@ class References:
                 values[i] = np.sign(step) * (abs(step) >= CHANGE - 1e-9)
         return values
 
+    def severity(self, finding):
+        """float [N]: the true severity of `finding` after, 0..1; NaN where it is unknown.
+
+        States read from a report only say what is there: they are the truth where there is a true counterfactual.
+        """
+        values = [(r.get("states_after") or {}).get(finding) if r.get("counterfactual") else None for r in self.rows]
+        return np.array([np.nan if v is None else v for v in values], np.float64)
+
     def true_changes(self):
         """float [N, 8] in FINDINGS order, +1, -1 or 0: what the interpretation should say.
 

@@ -42,6 +42,7 @@ class Scores:
     keys: dict  # (pair_id, sample) -> row
     findings: tuple = ()
     finding_prob: np.ndarray | None = None  # float32 [N, F]
+    finding_severity: np.ndarray | None = None  # float32 [N, F] in [0, 1], of the same findings
     groups: tuple = ()
     group_prob: np.ndarray | None = None  # float32 [N, G]
     age: np.ndarray | None = None  # float32 [N], years
@@ -113,6 +114,10 @@ def read_scores(path):
         setattr(out, key, values)
         if names:
             setattr(out, names, _names(path, data, names, key, values.shape[1]))
+    severity = _numbers(path, data, "finding_severity", pairs, 2)
+    if severity is not None and severity.shape[1] != len(out.findings):
+        raise UserError(f"{path}: finding_severity of {severity.shape[1]} findings, but there are {len(out.findings)}")
+    out.finding_severity = severity
     features = _numbers(path, data, "features", pairs, 2)
     if features is not None:
         out.features, out.backbone = features, str(np.atleast_1d(data.get("backbone", ""))[0])

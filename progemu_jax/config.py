@@ -157,7 +157,11 @@ class DenoiserConfig:
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """Which held-out pairs are sampled, how many futures each, and how."""
+    """Which held-out pairs are sampled, how many futures each, and how.
+
+    free_prompts: contradicting prompts are told in free language (`controls.contradicting_sentence`); for a model whose
+    training restates prompts (`task.restate`).
+    """
 
     split: str = "test"
     max_cases: int = 0  # 0: all
@@ -165,6 +169,7 @@ class SampleConfig:
     batch_size: int = 32
     seed: int = 0
     systems: tuple[str, ...] = ("progemu", "shuffled-prompts", "text-only")
+    free_prompts: bool = False
     policy: Sampling = field(default_factory=Sampling)
 
 

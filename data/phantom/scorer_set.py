@@ -15,21 +15,28 @@ from progemu_jax.text.findings import PRESENT
 
 
 def labelled_arrays(
-    path: str | os.PathLike, seed: int, start: int, n: int, render_size: int, image_size: int, processes: int
+    path: str | os.PathLike,
+    seed: int,
+    start: int,
+    n: int,
+    render_size: int,
+    image_size: int,
+    processes: int,
+    severity: bool = False,
 ) -> dict[str, np.ndarray]:
     """Phantom images `start`..`start + n` of the scorer's own patients, as the cohort's chain would make them.
 
     Rendered at `render_size`, cropped to the foreground, resized to `image_size`; kept in `path` once made.
 
     Returns:
-      The arrays of a batch (`ScorerTask`), with n rows.
+      The arrays of a batch (`ScorerTask`), with n rows; with `severity`, the renderer's severities f32 [n, 8] too.
     """
     path = Path(path)
     if path.exists():
         with np.load(path) as file:
             return dict(file)
     step = 64
-    jobs = [(seed, start + i, min(step, n - i), render_size, image_size) for i in range(0, n, step)]
+    jobs = [(seed, start + i, min(step, n - i), render_size, image_size, severity) for i in range(0, n, step)]
     with get_context("spawn").Pool(processes) as pool:
         parts = list(tqdm(pool.imap(_labelled_part, jobs), total=len(jobs), desc=f"render {path.stem}", unit="part"))
     arrays = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
@@ -37,13 +44,14 @@ def labelled_arrays(
     return arrays
 
 
-def _labelled_part(job: tuple[int, int, int, int, int]) -> dict[str, np.ndarray]:
-    seed, start, n, render_size, image_size = job
+def _labelled_part(job: tuple[int, int, int, int, int, bool]) -> dict[str, np.ndarray]:
+    seed, start, n, render_size, image_size, severity = job
     drawn = phantom.labelled_set(seed, n, render_size, start=start)
     out = {
         "image": np.empty((n, image_size, image_size), np.uint8),
         "masks": np.empty((n, image_size, image_size, drawn["masks"].shape[1]), bool),
         "findings": (drawn["findings"] >= PRESENT).astype(np.float32),
+        **({"severity": drawn["findings"]} if severity else {}),
         **{k: drawn[k] for k in ("group", "age", "sex")},
     }
     for i, image in enumerate(drawn["image"]):

@@ -5,7 +5,7 @@ Axes: B images, H W pixels, C channels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import flax.linen as nn
@@ -17,13 +17,14 @@ AGE_MEAN, AGE_STD = 60.0, 16.0  # years; the head predicts (age - mean) / std
 
 @dataclass(frozen=True)
 class ScorerNetConfig:
-    """Widths of the three levels (strides 2, 4, 8) and sizes of the heads."""
+    """Widths of the three levels (strides 2, 4, 8), sizes of the heads, and whether there is one for severities."""
 
     widths: tuple[int, ...] = (24, 48, 96)
     blocks: int = 1
     findings: int = 8
     groups: int = 2
     organs: int = 6
+    severity: bool = field(default=False, repr=False)  # kept scores of older scorers are found by their repr
 
 
 class _Block(nn.Module):
@@ -55,7 +56,8 @@ class ScorerNet(nn.Module):
 
         Returns:
           findings f32 [B, F] logits; group f32 [B, G] logits; age f32 [B], standardised; sex f32 [B] logit of F;
-          organs f32 [B, H, W, 6] logits; features f32 [B, 256], what the heads see.
+          organs f32 [B, H, W, 6] logits; features f32 [B, 256], what the heads see; with `config.severity`, severity
+          f32 [B, F] logits of the severity in [0, 1].
 
         The last map of the trunk, f32 [B, H / 8, W / 8, C], is sown as intermediates/trunk and can be perturbed
         (perturbations/trunk), for saliency.
@@ -85,7 +87,7 @@ class ScorerNet(nn.Module):
         organs = (
             organs.reshape(b, h // 2, w // 2, 2, 2, c.organs).transpose(0, 1, 3, 2, 4, 5).reshape(b, h, w, c.organs)
         )
-        return {
+        out = {
             "findings": nn.Dense(c.findings)(features),
             "group": nn.Dense(c.groups)(features),
             "age": nn.Dense(1)(features)[:, 0],
@@ -93,3 +95,6 @@ class ScorerNet(nn.Module):
             "organs": organs,
             "features": features,
         }
+        if c.severity:  # last and named: the other heads keep their names
+            out["severity"] = nn.Dense(c.findings, name="severity")(features)
+        return out

@@ -1,4 +1,4 @@
-"""The phantom scorer: phantom images -> findings, group, age, sex and organ masks."""
+"""The phantom scorer: phantom images -> findings and their severity, group, age, sex and organ masks."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ class PhantomScorer:
         Returns:
           finding_prob f32 [N, F], group_prob f32 [N, G], age f32 [N] in years, sex_prob f32 [N] (probability of
           F), masks uint8 [N, 6, S, ceil(S / 8)], bits packed along rows, mask_shape int [4]; features f32 [N, 256];
-          saliency f16 [N, F, S / 8, S / 8], Grad-CAM of each finding, 0..1; names findings, groups, organs, backbone.
+          saliency f16 [N, F, S / 8, S / 8], Grad-CAM of each finding, 0..1; names findings, groups, organs, backbone;
+          finding_severity f32 [N, F] in [0, 1] where the network has a head for it.
         """
         if source != "phantom":
             raise UserError(f"source {source!r}: phantom scorers know phantom images only; use a scorer for real ones")
@@ -70,6 +71,9 @@ class PhantomScorer:
             parts.append({k: np.asarray(v)[: len(chunk)] for k, v in out.items()})
         out = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
         masks = out["organs"].transpose(0, 3, 1, 2) > 0
+        severity = {}
+        if "severity" in out:
+            severity["finding_severity"] = np.asarray(jax.nn.sigmoid(out["severity"]), np.float32)
         return {
             "findings": np.asarray(FINDINGS),
             "finding_prob": np.asarray(jax.nn.sigmoid(out["findings"]), np.float32),
@@ -83,4 +87,5 @@ class PhantomScorer:
             "features": out["features"].astype(np.float32),
             "backbone": np.asarray("progemu-jax phantom scorer, last hidden layer"),
             "saliency": out["saliency"].astype(np.float16),
+            **severity,
         }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +14,19 @@ import numpy as np
 
 from progemu_jax.config import Config
 from progemu_jax.data import batches
+from progemu_jax.data.answers import Answers
 from progemu_jax.devices import hosts
 from progemu_jax.errors import UserError
 from progemu_jax.files import records
 from progemu_jax.files.predictions import Case, Prediction, merge_predictions, write_predictions
 from progemu_jax.files.settings import to_dict
 from progemu_jax.inference.counterfactual import CounterfactualModel
-from progemu_jax.text.controls import contradicting_prompt
+from progemu_jax.text.controls import contradicting_change, contradicting_prompt, contradicting_sentence
 from progemu_jax.text.findings import NO_CHANGE
+from progemu_jax.text.restate import Change
 
 CONTROLS = ("shuffled-prompts", "contradicting-prompts", "null-prompt")  # of every system
+ANSWERS = "{}-answers"  # predictions folder of the rendered true answers to a control's prompts
 
 
 def check_systems(config: Config, known: Sequence[str]) -> None:
@@ -57,7 +62,8 @@ def predict_systems(
     reconstruct: Mapping[str, Callable[[list[dict]], np.ndarray]],
     priors: Mapping[str, np.ndarray] | None = None,
 ) -> None:
-    """Writes a predictions folder for each of `config.sample.systems`, and for each reconstruction.
+    """Writes a predictions folder for each of `config.sample.systems`, and for each reconstruction; on the phantom also
+    for the true answers to what a control asks (`ANSWERS`).
 
     Args:
       model: what predicts; a case that it cannot take goes to `rejected.jsonl`.
@@ -72,6 +78,7 @@ def predict_systems(
     """
     c = config.sample
     common = {"batch_size": c.batch_size, "seed": c.seed, "checkpoint": model.name, "model": model.hash}
+    answers = Answers.of_run(workdir, config.data.image_size) if set(c.systems) & set(CONTROLS) else None
 
     def predict(cases: list[Case]) -> list[Prediction]:
         # A short last batch is filled up, so that every case is computed at one batch shape.
@@ -80,7 +87,9 @@ def predict_systems(
         return [Prediction(image, text) for image, text in zip(made.images, texts, strict=True)][: len(cases)]
 
     for name in c.systems:
-        asked = prompts if name not in CONTROLS else control_prompts(name, config, workdir, examples, prompts)
+        asked, changes = prompts, None
+        if name in CONTROLS:
+            asked, changes = control_prompts(name, config, workdir, examples, prompts, model.check)
         prior = (priors or {}).get(name)
         cases = [
             Case(e["pair_id"], prior, prompt, sample)
@@ -93,6 +102,18 @@ def predict_systems(
         write_shared(
             folder, cases, predict, sampling=to_dict(policy), check=model.check, name=f"sample {name}", **common
         )
+        if changes is not None and answers and all(e["pair_id"] in answers for e in examples):
+            wanted = {e["pair_id"]: some for e, some in zip(examples, changes, strict=True)}
+            write_shared(
+                workdir / "predictions" / ANSWERS.format(name),
+                [Case(e["pair_id"], None, prompt) for e, prompt in zip(examples, asked, strict=True)],
+                lambda cases, wanted=wanted: [
+                    Prediction(answers.image(k.pair_id, wanted[k.pair_id]), None) for k in cases
+                ],
+                sampling={},
+                name=f"render {ANSWERS.format(name)}",
+                **{**common, "checkpoint": "phantom", "model": ""},
+            )
     by_id = {e["pair_id"]: e for e in examples}
     for name, rebuild in reconstruct.items():
         write_shared(
@@ -106,16 +127,25 @@ def predict_systems(
 
 
 def control_prompts(
-    name: str, config: Config, workdir: Path, examples: Sequence[dict], prompts: Sequence[str]
-) -> list[str]:
-    """The prompts of a control (one of CONTROLS), one an example."""
+    name: str,
+    config: Config,
+    workdir: Path,
+    examples: Sequence[dict],
+    prompts: Sequence[str],
+    check: Callable[[Case], None],
+) -> tuple[list[str], list[list[Change]] | None]:
+    """The prompts of a control (one of CONTROLS), one an example; the changes that each asks for, None: unknown.
+
+    check: raises UserError for a case that the model cannot take; free prompts are chosen so that it does not.
+    """
     if name == "null-prompt":
-        return [NO_CHANGE] * len(examples)
+        return [NO_CHANGE] * len(examples), [[] for _ in examples]
     if name == "shuffled-prompts":
         other = derangement(len(examples), config.sample.seed)
-        return [prompts[other[i]] for i in range(len(examples))]
-    contradicting = contradictions(workdir, examples)
-    return [contradicting[e["pair_id"]] for e in examples]
+        return [prompts[other[i]] for i in range(len(examples))], None
+    contradicting = contradictions(workdir, examples, check if config.sample.free_prompts else None)
+    asked = [contradicting[e["pair_id"]] for e in examples]
+    return [prompt for prompt, _ in asked], [[change] for _, change in asked]
 
 
 def derangement(count: int, seed: int) -> dict[int, int]:
@@ -124,19 +154,38 @@ def derangement(count: int, seed: int) -> dict[int, int]:
     return dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))
 
 
-def contradictions(workdir: Path, examples: Sequence[dict]) -> dict[str, str]:
-    """pair_id -> prompt that contradicts the real course. Raises UserError for a pair that has no reference."""
-    prompts = {}
+def contradictions(
+    workdir: Path, examples: Sequence[dict], check: Callable[[Case], None] | None = None
+) -> dict[str, tuple[str, Change]]:
+    """pair_id -> prompt that contradicts the real course, and the change that it says; with `check` (as above) in free
+    language.
+
+    Raises UserError for a pair that has no reference.
+    """
+    asked, priors = {}, {e["pair_id"]: e["prior"] for e in examples}
+
+    def fits(pair_id: str, text: str) -> bool:
+        try:
+            check(Case(pair_id, priors.get(pair_id), text))
+        except UserError:
+            return False
+        return True
+
     for _, row in records.read_lines(workdir / "data/references/references.jsonl"):
-        states = (row.get("states_before"), row.get("states_after"))
-        prompts[row["pair_id"]] = contradicting_prompt(*states, row["prompt"], row["pair_id"])
-    lost = [e["pair_id"] for e in examples if e["pair_id"] not in prompts]
+        if row["pair_id"] not in priors:  # its states are not needed
+            continue
+        course = (row.get("states_before"), row.get("states_after"), row["prompt"], row["pair_id"])
+        if check:
+            asked[row["pair_id"]] = contradicting_sentence(*course, fits=partial(fits, row["pair_id"]))
+        else:  # such a prompt names no grade
+            asked[row["pair_id"]] = contradicting_prompt(*course), replace(contradicting_change(*course), grade=None)
+    lost = [e["pair_id"] for e in examples if e["pair_id"] not in asked]
     if lost:
         raise UserError(
             f"{workdir / 'data/references'}: does not hold {lost[0]} and {len(lost) - 1} more; "
             "contradicting-prompts needs config.sample.split=test"
         )
-    return prompts
+    return asked
 
 
 def write_shared(folder: Path, cases: list[Case], predict: Callable, *, batch_size: int, **options: Any) -> None:

@@ -27,6 +27,7 @@ from progemu_jax.scorers.phantom import PhantomScorer
 from progemu_jax.systems.fitting import process_share
 from progemu_jax.systems.interface import ROOTS, Slices
 from progemu_jax.systems.meshes import training_mesh
+from progemu_jax.systems.predict import ANSWERS
 from progemu_jax.tasks.scorer import ScorerConfig, ScorerTask
 from progemu_jax.training.loop import TrainConfig, fit
 
@@ -138,7 +139,10 @@ def train_scorer(config: Config, trained: Mapping[str, TrainConfig], workdir: Pa
     def labelled() -> dict[str, dict]:
         sizes = (config.data.phantom.size, config.data.image_size, processes(config))
         parts = (("train", 0, c.images), ("valid", c.images, c.valid_images))
-        return {name: labelled_arrays(folder / f"{name}.npz", c.seed, start, n, *sizes) for name, start, n in parts}
+        return {
+            name: labelled_arrays(folder / f"{name}.npz", c.seed, start, n, *sizes, severity=c.net.severity)
+            for name, start, n in parts
+        }
 
     hosts.on_first_host(labelled, "stage scorer")  # they lie in files then
     arrays = labelled()
@@ -195,7 +199,7 @@ def judge(config: Config, workdir: Path) -> None:
 
 
 def _judge(config: Config, workdir: Path) -> None:
-    scores = workdir / "scores"
+    scores, asked = workdir / "scores", config.sample.systems
 
     def score_file(name: str, kind: str = "npz") -> Path | None:
         path = scores / f"{name}.{kind}"
@@ -205,7 +209,7 @@ def _judge(config: Config, workdir: Path) -> None:
         name.replace("-", "_"): System(
             workdir / "predictions" / name, score_file(name), memorisation=score_file(name, "memorisation.json")
         )
-        for name in [*config.sample.systems, "reconstruction", "reconstruction-with-prior"]
+        for name in [*asked, *map(ANSWERS.format, asked), "reconstruction", "reconstruction-with-prior"]
         if (workdir / "predictions" / name).is_dir()
     }
     kinds = ("prior", "followup", "counterfactual", "mean", "reconstruction")

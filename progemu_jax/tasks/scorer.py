@@ -37,7 +37,7 @@ class ScorerTask:
     """Multi-head classification, regression and segmentation; see `progemu_jax.training.loop.fit` for the protocol.
 
     Batches: image uint8 [B, H, W], findings f32 [B, 8] in {0, 1}, group int [B], age f32 [B] in years, sex int [B]
-    (1 is F), masks bool [B, H, W, 6].
+    (1 is F), masks bool [B, H, W, 6]; severity f32 [B, 8] in [0, 1] where the network has a head for it.
     """
 
     name = "scorer"
@@ -63,7 +63,13 @@ class ScorerTask:
             "organs": optax.sigmoid_binary_cross_entropy(out["organs"], batch["masks"].astype(jnp.float32)).mean(),
         }
         loss = 2 * terms["findings"] + 0.5 * terms["group"] + 0.5 * terms["age"] + 0.25 * terms["sex"] + terms["organs"]
-        return loss, {f"loss_{k}": v for k, v in terms.items()}
+        metrics = {f"loss_{k}": v for k, v in terms.items()}
+        if "severity" in out:
+            # Cross-entropy with a soft label: least at the mean severity, and steep where a sigmoid alone is flat.
+            term = optax.sigmoid_binary_cross_entropy(out["severity"], batch["severity"]).mean()
+            loss, metrics["loss_severity"] = loss + 2 * term, term
+            metrics["severity_mae"] = jnp.abs(jax.nn.sigmoid(out["severity"]) - batch["severity"]).mean()
+        return loss, metrics
 
     def train_step(self, state: dict[str, Any], batch: dict[str, jax.Array], key: jax.Array) -> tuple[dict, dict]:
         images, batch = augment(key, batch)

@@ -6,7 +6,8 @@
 """
 
 import hashlib
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import replace
 
 import numpy as np
 
@@ -64,10 +65,22 @@ def contradicting_sentence(
     key: str,
     part: str = "train",
     held: Collection[str] = HELD,
-) -> str:
-    """`contradicting_change` in free language, the same one for the same key; part, held: see `restate`."""
+    fits: Callable[[str], bool] = lambda text: True,
+) -> tuple[str, Change]:
+    """A sentence in free language and the change that it says, the same for the same key; part, held: see `restate`.
+
+    It says `contradicting_change` in words that the rules read so, because evaluation judges a prompt by what they
+    read in it, and that fit (short enough for a model). After 32 that do not, it is `contradicting_prompt`.
+    """
     rng = np.random.default_rng(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big"))
-    return restate([contradicting_change(before, after, prompt, key)], rng, part, held=held)
+    change = contradicting_change(before, after, prompt, key)
+    known = {f: v >= PRESENT for f, v in (before or {}).items() if v is not None}
+    said = {change.finding: -1 if change.direction == "resolved" else 1}
+    for _ in range(32):
+        text = restate([change], rng, part, held=held)
+        if {f: sign for f, sign in changes(text, known).items() if sign} == said and fits(text):
+            return text, change
+    return contradicting_prompt(before, after, prompt, key), replace(change, grade=None)
 
 
 def _contradiction(before: dict, after: dict, prompt: str, key: str) -> tuple[str, str]:

@@ -73,6 +73,8 @@ class TestNpz:
             ({"backbone": None}, "features without 'backbone'"),
             ({"features": np.full((4, 3), np.inf)}, "infinity in features for cases p000-0"),
             ({"saliency": np.ones((4, 2, 4, 4))}, "saliency of 2 findings"),
+            ({"finding_severity": np.ones((4, 2))}, "finding_severity of 2 findings"),
+            ({"finding_severity": np.full((4, 8), 1.5)}, r"finding_severity outside \[0, 1\] for cases p000-0"),
             ({"mask_shape": np.array([4])}, r"mask_shape \(4,\) must be"),
             ({"masks": np.zeros((4, 6, 3), np.uint8)}, "do not fit"),
             ({"pair_id": np.array([{}], object)}, "not a readable npz"),

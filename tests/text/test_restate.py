@@ -305,14 +305,27 @@ def test_a_contradicting_sentence_says_the_contradicting_change():
     change = controls.contradicting_change(before, after, "", "a")
     assert change == Change("cardiomegaly", "worse", "severe")
     assert controls.contradicting_prompt(before, after, "", "a") == "Worsening cardiomegaly."
-    text = controls.contradicting_sentence(before, after, "", "a")
-    assert text == controls.contradicting_sentence(before, after, "", "a")
-    assert len({controls.contradicting_sentence(before, after, "", str(i)) for i in range(30)}) > 20
+    text, said = controls.contradicting_sentence(before, after, "", "a")
+    assert said == change
+    assert rules.changes(text)["cardiomegaly"] == 1
+    assert (text, said) == controls.contradicting_sentence(before, after, "", "a")
+    some = [controls.contradicting_sentence(before, after, "", str(i))[0] for i in range(30)]
+    assert len(set(some)) > 20
+    assert all(rules.changes(text, {"cardiomegaly": True}) == {"cardiomegaly": 1} for text in some)
     grades = {controls.contradicting_change({}, {}, "", f"case {i}").grade for i in range(30)}
     assert grades == {None, "mild", "moderate", "severe"}
     for key in "abcdefgh":  # what the prior has at most: severe
         worst = controls.contradicting_change({"cardiomegaly": 0.9}, {"cardiomegaly": 0.1}, "", key)
         assert worst == Change("cardiomegaly", "worse")
+
+
+def test_a_contradicting_sentence_that_does_not_fit_is_the_plain_prompt_without_a_grade():
+    before, after = {"cardiomegaly": 0.4}, {"cardiomegaly": 0.2}
+    short, change = controls.contradicting_sentence(before, after, "", "a", fits=lambda text: len(text) < 40)
+    assert len(short) < 40
+    assert change.grade == "severe"
+    plain = ("Worsening cardiomegaly.", Change("cardiomegaly", "worse"))
+    assert controls.contradicting_sentence(before, after, "", "a", fits=lambda text: False) == plain
 
 
 # ------------------------------------------------------------------------------------------------ vocabulary

@@ -3,6 +3,7 @@
 import numpy as np
 
 from progemu_jax.data import phantom
+from progemu_jax.data.phantom.scorer_set import labelled_arrays
 
 
 def test_labelled_set_is_disjoint_from_cohorts_and_made_in_parts():
@@ -24,3 +25,13 @@ def test_labelled_set_is_disjoint_from_cohorts_and_made_in_parts():
         for i in range(50)
     }
     assert len(draws) == 400
+
+
+def test_severities_are_the_renderers_and_only_there_when_asked_for(tmp_path):
+    plain = labelled_arrays(tmp_path / "a.npz", 7, 2, 3, 48, 32, 1)
+    more = labelled_arrays(tmp_path / "b.npz", 7, 2, 3, 48, 32, 1, severity=True)
+    assert set(more) - set(plain) == {"severity"}
+    for key, values in plain.items():
+        np.testing.assert_array_equal(more[key], values, err_msg=key)
+    np.testing.assert_array_equal(more["severity"], phantom.labelled_set(7, 3, 48, start=2)["findings"])
+    np.testing.assert_array_equal(more["findings"], more["severity"] >= 0.15)

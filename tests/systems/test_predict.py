@@ -1,0 +1,113 @@
+"""Controls of the stage `sample`: what they ask, and the rendered true answers where there is a renderer."""
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from progemu_jax.config import Config, SampleConfig
+from progemu_jax.errors import UserError
+from progemu_jax.files import records
+from progemu_jax.systems import predict
+from progemu_jax.text.restate import Change
+
+PAIRS = [
+    {"pair_id": "a", "prompt": "x", "states_before": {"cardiomegaly": 0.3}, "states_after": {"cardiomegaly": 0.0}},
+    {"pair_id": "b", "prompt": "x", "states_before": {"cardiomegaly": 0.9}, "states_after": {"cardiomegaly": 0.9}},
+    {"pair_id": "c", "prompt": "x", "states_before": {"cardiomegaly": 0.0}, "states_after": {"cardiomegaly": 0.0}},
+]
+EXAMPLES = [{"pair_id": r["pair_id"], "prior": np.zeros((8, 8), np.uint8), "prompt": "x"} for r in PAIRS]
+
+
+class Model:
+    name, hash = "toy@0", "0"
+
+    def __init__(self):
+        self.asked = []
+
+    def check(self, case):
+        pass
+
+    def sample(self, cases, seed, policy):
+        self.asked += [case.prompt for case in cases]
+        return type("Made", (), {"texts": None, "images": np.zeros((len(cases), 8, 8), np.uint8)})
+
+
+class Drawn:
+    """Answers that show in their gray level how many changes were asked for."""
+
+    def __init__(self):
+        self.asked = {}
+
+    def __contains__(self, pair_id):
+        return True
+
+    def image(self, pair_id, changes):
+        self.asked.setdefault(pair_id, []).append(tuple(changes))
+        return np.full((8, 8), 100 * len(changes), np.uint8)
+
+
+@dataclass(frozen=True)
+class Policy:
+    top_k: int = 1
+
+
+def sample(workdir, systems, answers, monkeypatch, **keys):
+    records.write_lines(workdir / "data/references/references.jsonl", PAIRS)
+    monkeypatch.setattr(predict.Answers, "of_run", lambda folder, size: answers)
+    config, model = Config(sample=SampleConfig(systems=systems, batch_size=2, **keys)), Model()
+    predict.predict_systems(config, workdir, model, EXAMPLES, "toy", ["x"] * 3, Policy(), {})
+    return model
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    drawn = Drawn()
+    model = sample(tmp_path, ("toy", "shuffled-prompts", "contradicting-prompts", "null-prompt"), drawn, monkeypatch)
+    return tmp_path / "predictions", drawn, model
+
+
+def test_each_control_that_says_what_it_asks_has_its_answers(made):
+    folder, drawn, _ = made
+    assert {p.name for p in folder.iterdir()} == {
+        "toy", "shuffled-prompts", "contradicting-prompts", "contradicting-prompts-answers", "null-prompt",
+        "null-prompt-answers",
+    }  # fmt: skip
+    worse, resolved, new = (Change("cardiomegaly", d) for d in ("worse", "resolved", "new"))
+    assert drawn.asked == {"a": [(worse,), ()], "b": [(resolved,), ()], "c": [(new,), ()]}
+    answers, asked = rows(folder / "contradicting-prompts-answers"), rows(folder / "contradicting-prompts")
+    assert [r["prompt"] for r in answers] == [r["prompt"] for r in asked]
+    assert answers[0]["prompt"] == "Worsening cardiomegaly."
+    assert (answers[0]["checkpoint"], answers[0]["text"]) == ("phantom", None)
+
+
+def test_without_a_renderer_there_are_the_predictions_of_before(tmp_path, monkeypatch):
+    sample(tmp_path, ("contradicting-prompts", "null-prompt"), None, monkeypatch)
+    assert {p.name for p in (tmp_path / "predictions").iterdir()} == {"contradicting-prompts", "null-prompt"}
+
+
+def test_free_prompts_say_the_same_in_other_words_and_fit_the_model(tmp_path, monkeypatch):
+    """Their answers are of the grade that they name; a model that takes no free prompt gets the plain one."""
+    drawn, words = Drawn(), {}
+    monkeypatch.setattr(Model, "check", lambda self, case: words.setdefault(case.pair_id, []).append(case.prompt))
+    sample(tmp_path / "free", ("contradicting-prompts",), drawn, monkeypatch, free_prompts=True)
+    prompts = {r["pair_id"]: r["prompt"] for r in rows(tmp_path / "free/predictions/contradicting-prompts")}
+    assert prompts["a"] not in ("Worsening cardiomegaly.", "x")
+    assert all(prompts[key] in words[key] for key in "abc")
+    assert drawn.asked["a"] == [(Change("cardiomegaly", "worse", "moderate"),)]
+
+    def refuse(self, case):
+        if case.prompt != "Worsening cardiomegaly.":
+            raise UserError("prompt: too long")
+
+    monkeypatch.setattr(Model, "check", refuse)
+    sample(tmp_path / "none", ("contradicting-prompts",), drawn, monkeypatch, free_prompts=True)
+    assert [r["prompt"] for r in rows(tmp_path / "none/predictions/contradicting-prompts")] == [
+        "Worsening cardiomegaly."
+    ]
+    assert drawn.asked["a"][1] == (Change("cardiomegaly", "worse"),)
