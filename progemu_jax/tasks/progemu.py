@@ -94,7 +94,7 @@ def packer(
 ) -> Callable[[dict[str, Any], np.random.Generator], dict[str, np.ndarray]]:
     """Example of a token shard -> packed row with its loss `weights` f32 [length]; augmented when `train`.
 
-    codebook: f32 [Q, E] code vectors, for the distances of `changed_weight`.
+    An example whose interpretation is None teaches the image alone. codebook: f32 [Q, E] code vectors, for the distances of `changed_weight`.
     """
     codebook = np.asarray(codebook, np.float32)
     apart = 2 * codebook.var(0).sum()  # mean squared distance of two random codes
@@ -112,41 +112,37 @@ def packer(
         words = vocab.encode(prompt, rng, task.word_dropout)
         return words if len(words) <= room(interpretation) else None
 
+    def told_anew(example: dict[str, Any], rng: np.random.Generator) -> tuple[str | None, str, bool]:
+        """Prompt (None: without prior) and text of a training row, and whether it teaches to read."""
+        prompt, text = example["prompt"], example["interpretation"]
+        reads = bool(task.read) and rng.random() < task.read
+        null, empty = rng.random() < task.null_prompt, rng.random() < task.empty_prompt
+        if task.restate:
+            prompt = restate.restated(
+                prompt, rng, task.restate, text, fits=lambda new: fits(new, text), complete=task.complete
+            )
+        prompt = rules.augment(prompt, rng, task.shuffle_sentences, 0.0)
+        text = rules.augment(text, rng, task.shuffle_sentences, task.drop_negative)
+        return "" if reads or (empty and not null) else None if null else prompt, text, reads
+
     def transform(example: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        prior, prompt, text = example["prior"], example["prompt"], example["interpretation"]
-        if train:
-            reads = bool(task.read) and rng.random() < task.read
+        prior, prompt, text, reads = example["prior"], example["prompt"], example["interpretation"], False
+        if train and text is not None:
             if task.identity and rng.random() < task.identity:
-                example = {**example, "followup": prior, "interpretation": NO_CHANGE}
-                prompt = text = NO_CHANGE
-            null, empty = rng.random() < task.null_prompt, rng.random() < task.empty_prompt
-            if task.restate:
-                prompt = restate.restated(
-                    prompt,
-                    rng,
-                    task.restate,
-                    text,
-                    fits=lambda new: fits(new, example["interpretation"]),
-                    complete=task.complete,
-                )
-            prompt = rules.augment(prompt, rng, task.shuffle_sentences, 0.0)
-            text = rules.augment(text, rng, task.shuffle_sentences, task.drop_negative)
-            if reads:
-                prompt = ""
-            elif null:
-                prior = prompt = None
-            elif empty:
-                prompt = ""
-        words = dropped(prompt, example["interpretation"], rng) if train and prompt and task.word_dropout else None
-        row = sequence.pack(vocab, layout, prior, prompt, example["followup"], text, words)
+                example = {**example, "followup": prior, "prompt": NO_CHANGE, "interpretation": NO_CHANGE}
+            prompt, text, reads = told_anew(example, rng)
+            prior = None if prompt is None else prior
+        words = dropped(prompt, text or "", rng) if train and prompt and task.word_dropout else None
+        row = sequence.pack(vocab, layout, prior, prompt, example["followup"], text or "", words)
         row["weights"] = np.ones(layout.length, np.float32)
-        if task.omitted_weight:
+        if text is None:
+            row["weights"][row["kinds"] == Kind.EOS] = 0
+        elif task.omitted_weight:
             told = omitted_tokens(vocab, example["prompt"], text)
             row["weights"][row["kinds"] == Kind.TEXT] += task.omitted_weight * told
-        if train and reads:
+        if reads:
             row["weights"][(row["kinds"] != Kind.TEXT) & (row["kinds"] != Kind.EOS)] = 0
-            return row
-        if prior is not None and task.changed_weight:
+        elif prior is not None and task.changed_weight:
             distance = np.square(codebook[example["followup"]] - codebook[prior]).sum(-1) / apart
             extra = task.changed_weight * np.minimum(distance, 4.0)
             row["weights"][row["kinds"] == Kind.VISUAL] += extra.reshape(-1)
