@@ -45,6 +45,7 @@ MAY_IMPORT = {
 MAY_IMPORT["convert"] = {*MAY_IMPORT["scorers"], "provenance"} - {"pretrained"}
 MAY_IMPORT["inference"] = {*MAY_IMPORT["convert"], "convert", "pretrained"}
 MAY_IMPORT["config"] = MAY_IMPORT["convert"]
+MAY_IMPORT["gallery"] = {*MAY_IMPORT["inference"], "inference", "scorers", "eval"}
 MAY_IMPORT["systems"] = {*MAY_IMPORT["inference"], "inference", "scorers", "config", "eval"}
 MAY_IMPORT["plan"] = {*MAY_IMPORT["systems"], "systems"}
 MAY_IMPORT["run"] = {*MAY_IMPORT["plan"], "plan"}
