@@ -18,11 +18,13 @@ PARITY_VENV ?= .venv-parity
 BEAM_VENV ?= .venv-beam
 PARITY_PY := $(PARITY_VENV)/bin/python
 
-.PHONY: help setup demo demo-quick phantom tables test soak fuzz test-beam bench-cohort parity-eval coverage \
+.PHONY: help setup try demo demo-quick phantom tables test soak fuzz test-beam bench-cohort parity-eval coverage \
   known-systems parity bench-vq bench-decode bench-train bench-diffusion bench-convert lint format clean
 
 help:
 	@echo "make setup       virtual environment in $(VENV) from the hashed lock (Python 3.11 or newer)"
+	@echo "make try         set-up, then the model in the package on five held-out phantom patients: runs/try/index.html;"
+	@echo "                 MODEL=runs/demo: a run's model instead"
 	@echo "make demo        set-up, then cohort to judged counterfactuals: runs/demo/report/index.html"
 	@echo "make demo-quick  the same in the smallest size: runs/demo-quick"
 	@echo "make phantom     the same cohort at full size: runs/phantom (hours on CPU, minutes on a GPU)"
@@ -52,6 +54,9 @@ $(STAMP): requirements.lock pyproject.toml setup.py
 	$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
+
+try: setup
+	$(PY) -m progemu_jax.gallery --out=runs/try $(if $(MODEL),--model=$(MODEL))
 
 # Huge pages: a fifth less CPU time, otherwise spent in page faults.
 demo demo-quick phantom tables: export GLIBC_TUNABLES := glibc.malloc.hugetlb=1

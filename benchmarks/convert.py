@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from progemu_jax.convert import safetensors
+from progemu_jax.checkpoints import safetensors
 from progemu_jax.convert.emu3 import folder as emu3_folder
 from progemu_jax.convert.emu3 import names as emu3_names
 

@@ -45,14 +45,14 @@ def write_sheet(path, first, refs, *, seed=0, columns=COLUMNS):
             if column == 0:
                 axis.set_ylabel(label, fontsize=10)
         label = {"fontsize": 8, "parse_math": False}  # a generated text may hold a dollar sign
-        axes[0, column].set_title(_lines(first.rows.prompts[r], 30), loc="left", weight="bold", **label)
+        axes[0, column].set_title(wrapped(first.rows.prompts[r], 30), loc="left", weight="bold", **label)
         text = first.rows.texts[r] if first.rows.texts is not None else ""
-        axes[3, column].set_xlabel(_lines(f"Generated text: {text or ''}", 30), ha="left", x=0, **label)
+        axes[3, column].set_xlabel(wrapped(f"Generated text: {text or ''}", 30), ha="left", x=0, **label)
     figure.text(0.01, 0.006, STANDING, fontsize=7, color="#8a5a00")
     figure.tight_layout(rect=(0, 0.02, 1, 1))
     figure.savefig(path, dpi=110, metadata={"Comment": "SYNTHETIC images; research only"})
 
 
-def _lines(text, width):
+def wrapped(text, width):
     """Wrapped text without the control characters that an untrained model writes."""
     return textwrap.fill("".join(c if c.isprintable() else " " for c in text), width)

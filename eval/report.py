@@ -49,10 +49,15 @@ def write_report(result, candidates, measured, refs, *, cases_shown=12, seed=0):
         _sheet(first, measured[first.key], refs, cases_shown, seed),
         _foot(result),
     ]
+    return whole_page(result["title"], "\n".join(body))
+
+
+def whole_page(title, body):
+    """A page (str) in the report's style. title: text; body: HTML."""
     template = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
     return template.substitute(
-        title=escape(result["title"]),
-        body="\n".join(body),
+        title=escape(title),
+        body=body,
         cold="rgb({},{},{})".format(*COLD),
         warm="rgb({},{},{})".format(*WARM),
     )

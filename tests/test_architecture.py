@@ -28,11 +28,24 @@ MAY_IMPORT = {
     "training": {"checkpoints", "devices", "files", "errors"},
     "tasks": {"models", "kernels", "devices", "training", "checkpoints", "data", *BASE},
     "sampling": {"models", "kernels", "devices", *BASE},
-    "scorers": {"tasks", "sampling", "models", "kernels", "devices", "training", "checkpoints", "data", *BASE},
+    "pretrained": {"convert", "checkpoints", *BASE},
+    "scorers": {
+        "pretrained",
+        "tasks",
+        "sampling",
+        "models",
+        "kernels",
+        "devices",
+        "training",
+        "checkpoints",
+        "data",
+        *BASE,
+    },
 }
-MAY_IMPORT["convert"] = {*MAY_IMPORT["scorers"], "provenance"}
-MAY_IMPORT["inference"] = {*MAY_IMPORT["convert"], "convert"}
+MAY_IMPORT["convert"] = {*MAY_IMPORT["scorers"], "provenance"} - {"pretrained"}
+MAY_IMPORT["inference"] = {*MAY_IMPORT["convert"], "convert", "pretrained"}
 MAY_IMPORT["config"] = MAY_IMPORT["convert"]
+MAY_IMPORT["gallery"] = {*MAY_IMPORT["inference"], "inference", "scorers", "eval"}
 MAY_IMPORT["systems"] = {*MAY_IMPORT["inference"], "inference", "scorers", "config", "eval"}
 MAY_IMPORT["plan"] = {*MAY_IMPORT["systems"], "systems"}
 MAY_IMPORT["run"] = {*MAY_IMPORT["plan"], "plan"}

@@ -9,7 +9,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from support import eval_cohort, tiny_run
+from support import eval_cohort, packed_run, tiny_run
+
+from progemu_jax import pretrained
+from progemu_jax.pretrained import __main__ as packing
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {"progemu_jax": "progemu_jax", **{f"progemu_jax/{name}": name for name in ("configs", "data", "eval")}}
@@ -17,14 +20,24 @@ EXTRAS = ("torch", "transformers", "pydicom", "openai", "apache_beam", "nltk", "
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """Built from a copy, as the sdist has it: `build/` of a checkout may hold modules that are gone."""
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+def source(tmp_path_factory):
+    """A copy of the checkout, with a packed model whether or not the checkout has one."""
+    source = tmp_path_factory.mktemp("source")
     for name in FOLDERS.values():
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "tests/support", source / "tests/support")
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
+    if not pretrained.is_there():
+        run = packed_run.write(tmp_path_factory.mktemp("packed") / "run")
+        packing.pack(run, source / "progemu_jax/pretrained")
+    return source
+
+
+@pytest.fixture(scope="module")
+def wheel(source, tmp_path_factory):
+    """Built from a copy, as the sdist has it: `build/` of a checkout may hold modules that are gone."""
+    out = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", str(source), "--no-deps", "--no-build-isolation", "-w", str(out)]
     done = subprocess.run([*command, "--disable-pip-version-check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -48,17 +61,17 @@ def python(installed, folder, *arguments):
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=240)
 
 
-def test_wheel_holds_every_file_of_the_package_and_nothing_else(wheel):
+def test_wheel_holds_every_file_of_the_package_and_nothing_else(wheel, source):
     with zipfile.ZipFile(wheel) as file:
         inside = {name for name in file.namelist() if ".dist-info/" not in name}
     wanted = {
-        f"{place}/{path.relative_to(ROOT / folder).as_posix()}"
+        f"{place}/{path.relative_to(source / folder).as_posix()}"
         for place, folder in FOLDERS.items()
-        for path in (ROOT / folder).rglob("*")
+        for path in (source / folder).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert inside == wanted
-    assert {Path(name).suffix for name in inside} >= {".py", ".txt", ".tiktoken", ".html"}
+    assert {Path(name).suffix for name in inside} >= {".py", ".txt", ".tiktoken", ".html", ".safetensors"}
 
 
 def test_it_loads_and_samples_without_extras(installed, tmp_path):
@@ -85,6 +98,17 @@ print(np.shape(out.images), type(out.texts[0]).__name__)
     done = python(installed, empty, "-c", script)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n")[-2].endswith("str")
+
+
+def test_it_holds_the_pretrained_model_and_its_scorer(installed, tmp_path):
+    script = """
+import progemu_jax
+from progemu_jax.scorers.phantom import PhantomScorer
+print(progemu_jax.load("phantom").name, PhantomScorer.load("phantom").image_size)
+"""
+    done = python(installed, tmp_path, "-c", script)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[-2].startswith("phantom@")
 
 
 def test_it_evaluates(installed, tmp_path):

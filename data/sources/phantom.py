@@ -45,12 +45,15 @@ def write_cohort(
     progress: bool = True,
     label_noise: float = 0.03,
     uncertain: float = 0.04,
+    split: str | None = None,
 ) -> Path:
     """Writes `patients` x `studies_per_patient` studies of `size` x `size` pixels under `root`.
 
     The files depend on the arguments only, not on `processes`. They are written next to `root` and moved
     there when complete; a partial cohort is made again from scratch, and a complete one of the same arguments
     is left alone. label_noise: share of the CheXpert labels that are wrong; uncertain: share that say -1.
+    split: "train", "validate" or "test": of the same patients only those. The test patients are the second of each ten,
+    whatever the cohort's size.
 
     Returns the root. Raises UserError for a root that holds something else.
     """
@@ -63,7 +66,7 @@ def write_cohort(
         "seed": seed,
         "label_noise": label_noise,
         "uncertain": uncertain,
-    }
+    } | ({"split": split} if split else {})
     for name, low in (("patients", 1), ("studies_per_patient", 1), ("size", 16)):
         if arguments[name] < low:
             raise UserError(f"phantom {name}={arguments[name]}: must be at least {low}")
@@ -74,7 +77,8 @@ def write_cohort(
     shutil.rmtree(partial_root, ignore_errors=True)
     (partial_root / "truth").mkdir(parents=True)
     work = partial(_write_patient, partial_root, arguments)
-    rows = [row for rows in _map(work, patients, processes, progress) for row in rows]
+    indices = [index for index in range(patients) if split in (None, _ids(seed, index)[1])]
+    rows = [row for rows in _map(work, indices, processes, progress) for row in rows]
     rows.sort(key=lambda row: (row["subject_id"], row["truth"]["order"]))
     _write_tables(partial_root, rows)
     with open(partial_root / "truth" / "studies.jsonl", "w", encoding="utf-8") as file:
@@ -105,14 +109,15 @@ def _check_same(root: Path, arguments: dict) -> None:
             )
 
 
-def _map(work, n, processes, progress):
+def _map(work, indices, processes, progress):
+    n = len(indices)
     bar = partial(tqdm, total=n, desc="phantom", unit="patient", disable=not progress)
     if processes <= 1:
-        yield from bar(map(work, range(n)))
+        yield from bar(map(work, indices))
         return
     # spawn: the parent may hold jax threads, which do not survive a fork.
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        yield from bar(pool.imap(work, range(n), chunksize=max(1, min(16, n // (4 * processes)))))
+        yield from bar(pool.imap(work, indices, chunksize=max(1, min(16, n // (4 * processes)))))
 
 
 def _ids(seed: int, index: int) -> tuple[str, str]:

@@ -14,6 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from progemu_jax.checkpoints import packed
 from progemu_jax.checkpoints.arrays import abstract, as_text, crc, flatten, shape_and_dtype, unflatten
 from progemu_jax.devices import hosts
 from progemu_jax.errors import UserError
@@ -198,7 +199,7 @@ def load_export(directory: str | os.PathLike, template: Any = None) -> tuple[Any
                 flat[name][slice(*rows)] = array
                 if rows[1] == shape[0]:
                     flat[name] = jax.device_put(flat[name], wanted[name].sharding)
-        for name, expected in record["crc32"].items():
+        for name, expected in _sums(record).items():
             if crc(np.asarray(flat[name])) != expected:
                 raise ValueError(f"array {name} does not have its checksum")
     except Exception as error:
@@ -223,7 +224,7 @@ def iterate_export(directory: str | os.PathLike) -> Iterator[tuple[str, list[int
         for name, (shape, dtype) in record["tree"].items():
             if 0 in shape:
                 yield name, None, np.zeros(shape, jnp.dtype(dtype))
-        for name, expected in record["crc32"].items():
+        for name, expected in _sums(record).items():
             if sums.get(name) != expected:
                 raise ValueError(f"array {name} does not have its checksum")
     except GeneratorExit:
@@ -234,7 +235,7 @@ def iterate_export(directory: str | os.PathLike) -> Iterator[tuple[str, list[int
 
 def _damaged(directory: Path, error: Exception) -> UserError:
     reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-    return UserError(f"{directory}: the export is damaged ({reason}): export it again")
+    return UserError(f"{directory}: the export is damaged ({reason}): fetch or export it again")
 
 
 def _read_parts(
@@ -244,6 +245,11 @@ def _read_parts(
 
     wanted: {name: ShapeDtypeStruct with a sharding}, or None: NumPy throughout.
     """
+    if record["format"] == packed.FORMAT:
+        for name, array in packed.read(directory, record):
+            if array.size:  # as below: empty ones are made from their shape
+                yield name, None, array if wanted is None else jax.device_put(array, wanted[name].sharding)
+        return
     tree = record["tree"]
     parts = record.get("parts")
     whole = [{name: None for name, (shape, _) in tree.items() if 0 not in shape}]  # the first format: one part
@@ -262,6 +268,11 @@ def _read_parts(
                 yield name, names[name], array
 
 
+def _sums(record: dict) -> dict[str, int]:
+    """{name: CRC-32}; a packed export has one hash instead, which `packed.read` compares."""
+    return {} if record["format"] == packed.FORMAT else record["crc32"]
+
+
 def _read_export_record(directory: Path) -> dict:
     path = directory / "export.json"
     if not path.exists():
@@ -270,6 +281,6 @@ def _read_export_record(directory: Path) -> dict:
         record = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path}: does not parse as JSON ({error}): export it again") from error
-    if record.get("format") not in (_EXPORT_FORMAT, _FIRST_FORMAT):
+    if record.get("format") not in (_EXPORT_FORMAT, _FIRST_FORMAT, packed.FORMAT):
         raise UserError(f"{path}: format {record.get('format')!r} is not {_EXPORT_FORMAT!r}: export it again")
     return record

@@ -6,8 +6,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from progemu_jax.checkpoints import safetensors
 from progemu_jax.checkpoints.export import read_export_config
-from progemu_jax.convert import components, safetensors
+from progemu_jax.convert import components
 from progemu_jax.convert.components import DIFFUSION, IN_RUN, PROGEMU, VOCABULARY
 from progemu_jax.convert.diffusers import folder as diffusers_folder
 from progemu_jax.convert.emu3 import folder as emu3_folder

@@ -13,7 +13,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from progemu_jax.convert import safetensors
+from progemu_jax.checkpoints import safetensors
 from progemu_jax.errors import UserError
 from progemu_jax.models.lpips import STAGES, WIDTHS
 

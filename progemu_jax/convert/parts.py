@@ -9,10 +9,9 @@ from typing import Any
 
 import jax
 
-from progemu_jax.checkpoints import arrays
-from progemu_jax.convert import safetensors
+from progemu_jax.checkpoints import arrays, safetensors
+from progemu_jax.checkpoints.safetensors import Tensor
 from progemu_jax.convert.components import UNUSED, Entry
-from progemu_jax.convert.safetensors import Tensor
 from progemu_jax.errors import UserError
 
 CONFIG = "config.json"

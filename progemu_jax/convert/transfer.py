@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from progemu_jax.checkpoints import safetensors
 from progemu_jax.checkpoints.export import PART_BYTES, ExportWriter, iterate_export
-from progemu_jax.convert import safetensors
+from progemu_jax.checkpoints.safetensors import ContentHash, Tensor
 from progemu_jax.convert.components import Entry
 from progemu_jax.convert.parts import Part
-from progemu_jax.convert.safetensors import ContentHash, Tensor
 from progemu_jax.files.records import normal
 
 # --- foreign folder -> export ---

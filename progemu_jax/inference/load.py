@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from progemu_jax import pretrained
 from progemu_jax.convert import folders
 from progemu_jax.errors import UserError
 from progemu_jax.inference import diffusion, progemu
@@ -19,7 +20,8 @@ def load(
 
     Args:
       path: a run directory of `progemu_jax.main` (complete up to its train stage), an export, or a Hugging Face
-        folder of Emu3 or ProgEmu, in either dialect, or of Diffusers.
+        folder of Emu3 or ProgEmu, in either dialect, or of Diffusers. The text "phantom": the model that comes with
+        the package (`progemu_jax.pretrained`); a folder of that name is "./phantom".
       tokenizer: the folder of the image tokenizer, of the same kinds, where `path` holds the language model alone.
       quantize: "int8": the language model's linear maps in 8 bits (`models.linear.quantize`); None leaves them.
 
@@ -31,6 +33,7 @@ def load(
     """
     if quantize not in (None, "int8"):
         raise UserError(f"quantize={quantize!r}: expected 'int8' or None")
+    path = pretrained.find(path)
     if not folders.is_diffusion(Path(path)):
         return progemu.load(path, tokenizer, quantize)
     if tokenizer is not None:

@@ -1,8 +1,9 @@
 """python -m progemu_jax.scorers --scorer=xrv --references=DIR [--predictions=DIR ...] [--cache=DIR]
 
 Writes score files where `python -m progemu_jax.eval` looks for them: DIR/scores/{prior,followup,counterfactual,
-mean}.npz of the references, scores.npz in each predictions folder. --scorer is `xrv` (real radiographs) or
-`phantom:DIR`, the export of a run's scorer stage. Scores are kept in --cache by the content of the image.
+mean}.npz of the references, scores.npz in each predictions folder. --scorer is `xrv` (real radiographs), `phantom`
+(the one in the package) or `phantom:DIR`, the export of a run's scorer stage. Scores are kept in --cache by the content
+of the image.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ def load(name: str):
     kind, _, place = name.partition(":")
     if kind == "xrv" and not place:
         return XRVScorer()
-    if kind == "phantom" and place:
-        return PhantomScorer.load(place)
-    raise UserError(f"--scorer={name}: give xrv or phantom:DIR (the export of a run's scorer)")
+    if kind == "phantom" and (place or name == kind):
+        return PhantomScorer.load(Path(place) if place else name)
+    raise UserError(f"--scorer={name}: give xrv, phantom or phantom:DIR (the export of a run's scorer)")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--scorer", required=True, metavar="xrv|phantom:DIR")
+    parser.add_argument("--scorer", required=True, metavar="xrv|phantom[:DIR]")
     parser.add_argument("--references", required=True, metavar="DIR")
     parser.add_argument("--predictions", action="append", default=[], metavar="DIR")
     parser.add_argument("--cache", metavar="DIR", help="default: <references>/scores/cache")

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from progemu_jax import pretrained
 from progemu_jax.checkpoints import export
 from progemu_jax.data.phantom import GROUPS
 from progemu_jax.errors import UserError
@@ -39,8 +40,8 @@ class PhantomScorer:
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> PhantomScorer:
-        """From an export of the scorer stage; UserError when there is none."""
-        params, config = export.load_export(Path(folder))
+        """From an export of the scorer stage, or "phantom": that of the package. UserError when there is none."""
+        params, config = export.load_export(Path(pretrained.find(folder, pretrained.SCORER)))
         net = {k: tuple(v) if isinstance(v, list) else v for k, v in config["net"].items()}
         return cls(params, ScorerNetConfig(**net), config["image_size"])
 

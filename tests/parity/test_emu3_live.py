@@ -39,7 +39,7 @@ from support.emu3_reference import (
 )
 
 import progemu_jax
-from progemu_jax.convert import safetensors
+from progemu_jax.checkpoints import safetensors
 from progemu_jax.convert.convert import convert
 from progemu_jax.convert.emu3 import folder as emu3_folder
 from progemu_jax.files.settings import to_dict

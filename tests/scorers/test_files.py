@@ -51,7 +51,7 @@ class TestFiles:
         assert source_of([{"source": "mimic_cxr", "counterfactual": None}]) == "mimic_cxr"
 
     @pytest.mark.parametrize(
-        ("scorer", "says"), [("nobody", "give xrv or phantom:DIR"), ("phantom", "give xrv"), ("phantom:/nowhere", "")]
+        ("scorer", "says"), [("nobody", "phantom:DIR"), ("phantom:", "give xrv"), ("phantom:/nowhere", "")]
     )
     def test_bad_command_lines_are_one_line(self, run, capsys, scorer, says):
         assert main([f"--scorer={scorer}", f"--references={run[0] / 'references'}"]) == 2

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
-from progemu_jax.convert import safetensors
+from progemu_jax.checkpoints import safetensors
 from progemu_jax.convert.diffusers import configs as diffusers_configs
 from progemu_jax.convert.diffusers import names as diffusers_names
 from progemu_jax.models.autoencoder import Autoencoder

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from progemu_jax.convert import safetensors
+from progemu_jax.checkpoints import safetensors
+from progemu_jax.checkpoints.safetensors import DIFFUSERS, Tensor
 from progemu_jax.convert.components import AUTOENCODER, TEXT_ENCODER, TEXT_TOKENIZER, UNET
 from progemu_jax.convert.diffusers import configs
 from progemu_jax.convert.diffusers.names import dialect_of, entries_of
 from progemu_jax.convert.parts import CONFIG, Part, checked_tensors
-from progemu_jax.convert.safetensors import DIFFUSERS, Tensor
 from progemu_jax.errors import UserError
 from progemu_jax.models.noise_schedule import Schedule
 from progemu_jax.models.text_encoder import BERT

@@ -10,8 +10,8 @@ from typing import Any
 import jax
 
 from progemu_jax.checkpoints import arrays
+from progemu_jax.checkpoints.safetensors import Tensor
 from progemu_jax.convert.components import Entry
-from progemu_jax.convert.safetensors import Tensor
 from progemu_jax.models import autoencoder, text_encoder, unet
 from progemu_jax.models.autoencoder import AutoencoderConfig
 from progemu_jax.models.text_encoder import BERT, TextEncoderConfig

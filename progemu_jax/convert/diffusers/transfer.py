@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from progemu_jax.checkpoints.export import ExportWriter, read_export_config, read_export_tree
+from progemu_jax.checkpoints.safetensors import DIFFUSERS
 from progemu_jax.convert import transfer
 from progemu_jax.convert.components import (
     AUTOENCODER,
@@ -25,7 +26,6 @@ from progemu_jax.convert.diffusers import configs
 from progemu_jax.convert.diffusers.folder import FOLDERS, INDEX, OPEN_CLIP, SCHEDULER, Pipeline, tokenizer_files
 from progemu_jax.convert.diffusers.names import dialect_of, entries_of
 from progemu_jax.convert.parts import CONFIG
-from progemu_jax.convert.safetensors import DIFFUSERS
 from progemu_jax.convert.transfer import copy_if_there
 from progemu_jax.files.records import write_json
 from progemu_jax.files.settings import from_dict, to_dict

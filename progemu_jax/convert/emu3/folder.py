@@ -13,12 +13,11 @@ from typing import Any
 
 import jax
 
-from progemu_jax.checkpoints import arrays
-from progemu_jax.convert import safetensors
+from progemu_jax.checkpoints import arrays, safetensors
+from progemu_jax.checkpoints.safetensors import Tensor
 from progemu_jax.convert.components import LANGUAGE_MODEL, TOKENIZER, Entry
 from progemu_jax.convert.emu3 import configs, names
 from progemu_jax.convert.parts import CONFIG, Part, checked_tensors
-from progemu_jax.convert.safetensors import Tensor
 from progemu_jax.errors import UserError
 from progemu_jax.models import transformer, vqgan
 from progemu_jax.models.transformer import TransformerConfig

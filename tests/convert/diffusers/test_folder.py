@@ -12,8 +12,8 @@ from support import tiny_diffusion
 from support.diffusion_models import BERT_CONFIG, CLIP_CONFIG, UNET_CONFIG, VAE_CONFIG, component
 from support.tiny_diffusion import MODEL
 
-from progemu_jax.checkpoints import export
-from progemu_jax.convert import components, safetensors
+from progemu_jax.checkpoints import export, safetensors
+from progemu_jax.convert import components
 from progemu_jax.convert.convert import convert
 from progemu_jax.convert.diffusers import configs as diffusers_configs
 from progemu_jax.convert.diffusers import folder as diffusers_folder

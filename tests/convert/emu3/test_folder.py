@@ -12,8 +12,7 @@ import pytest
 from support.emu3_reference import CODES, LM, TINY_VQ, transformers_vq, weight, write_run
 
 import progemu_jax
-from progemu_jax.checkpoints import arrays, export
-from progemu_jax.convert import safetensors
+from progemu_jax.checkpoints import arrays, export, safetensors
 from progemu_jax.convert.__main__ import main
 from progemu_jax.convert.convert import convert
 from progemu_jax.convert.emu3 import folder as emu3_folder

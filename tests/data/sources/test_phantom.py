@@ -124,3 +124,14 @@ def test_a_root_that_holds_something_else_is_refused(root, tmp_path):
         cohort.write_cohort(tmp_path, patients=2, studies_per_patient=1, size=32, seed=0, progress=False)
     with pytest.raises(UserError, match="patients=0"):
         cohort.write_cohort(tmp_path / "new", patients=0, studies_per_patient=1, size=32, seed=0)
+
+
+def test_one_split_of_a_cohort_is_what_the_whole_one_holds(root, tmp_path):
+    part = tmp_path / "source"
+    cohort.write_cohort(part, patients=30, studies_per_patient=3, size=32, seed=5, progress=False, split="test")
+    files = {p.relative_to(root): p.read_bytes() for p in (root / "files/p19").rglob("*") if p.is_file()}
+    assert files == {p.relative_to(part): p.read_bytes() for p in (part / "files").rglob("*") if p.is_file()}
+    held = {study: row for study, row in cohort.read_truth(root).items() if row["split"] == "test"}
+    assert cohort.read_truth(part) == held
+    with pytest.raises(UserError, match="split=None"):
+        cohort.write_cohort(root, patients=30, studies_per_patient=3, size=32, seed=5, progress=False, split="test")

@@ -1,0 +1,1 @@
+"""Pictures of held-out phantom patients, edited by any model: `python -m progemu_jax.gallery`."""

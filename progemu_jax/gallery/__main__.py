@@ -1,0 +1,84 @@
+"""python -m progemu_jax.gallery [--model=phantom|RUN] [--scorer=phantom|DIR] [--out=DIR] [--patients=5] [--seed=0]
+
+Pictures of the first held-out phantom patients (`make try`): prior, prompt, edited image, true answer, difference,
+text, what was understood, and the scorer's probabilities. DIR gets PNG files, cases.json, index.html, which needs no
+other file, and try.png. --model is the one in the package, or a run directory of a model of the phantom; --scorer that
+of the model, if it has one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+from progemu_jax import pretrained
+from progemu_jax.errors import UserError, exit_status
+from progemu_jax.files.records import read_json
+from progemu_jax.gallery import cases, page
+from progemu_jax.inference.load import load
+from progemu_jax.inference.request import seed as checked_seed
+from progemu_jax.scorers.phantom import PhantomScorer
+
+SIZE = 128  # pixels of a film and of the tree where no config.json says otherwise, as every cohort for a CPU has them
+MOST = 100  # patients
+
+
+def gallery(model: str, scorer: str | None, out: Path, patients: int = 5, seed: int = 0) -> Path:
+    """Writes the pictures into `out`; returns the page's path.
+
+    model, scorer: "phantom" for those in the package, or folders; scorer None: the model's own, if it has one.
+
+    Raises:
+      UserError: nothing to load, a model of real patients, a number out of range.
+    """
+    if not 1 <= patients <= MOST:
+        raise UserError(f"--patients={patients}: expected 1 to {MOST}")
+    seed, folder = checked_seed(seed), Path(pretrained.find(model))
+    out.mkdir(parents=True, exist_ok=True)
+    config = read_json(folder / "config.json") or {}
+    data = config.get("data", {})
+    if data.get("source", "phantom") != "phantom":
+        raise UserError(f"{model}: a model of {data['source']}; these pictures are of the phantom's patients")
+    loaded = load(model)
+    own = pretrained.NAME if model == pretrained.NAME else folder / "scorer/export"
+    if scorer is None and (own == pretrained.NAME or (own / "export.json").exists()):
+        scorer = own
+    judge = None if scorer is None else PhantomScorer.load(scorer)
+    with tempfile.TemporaryDirectory() as work:
+        sizes = data.get("phantom", {}).get("size", SIZE), data.get("tree_size", SIZE)
+        found = cases.held_out(Path(work), patients, *sizes)
+    edited = list(cases.edit(loaded, judge, found, seed))
+    facts = {
+        "Model": f"{loaded.name}, weights {loaded.hash[:12]}",
+        "Patients": f"of the phantom's seed {cases.COHORT_SEED}: {', '.join(case.patient for case in found)}",
+        "Seed of the futures": str(seed),
+        "Command": f"python -m progemu_jax.gallery --model={model} --patients={patients} --seed={seed}",
+    }
+    return page.write(out, edited, facts)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run from command-line arguments; returns the exit status (2 for bad input)."""
+    parser = argparse.ArgumentParser(
+        prog="python -m progemu_jax.gallery", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default=pretrained.NAME, metavar="phantom|RUN")
+    parser.add_argument("--scorer", metavar="phantom|DIR", help="default: the model's own")
+    parser.add_argument("--out", default="runs/try", metavar="DIR")
+    parser.add_argument("--patients", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0, help="of the futures")
+    args = parser.parse_args(argv)
+
+    def work():
+        try:
+            return gallery(args.model, args.scorer, Path(args.out), args.patients, args.seed)
+        except OSError as error:
+            raise UserError(f"{error.filename}: cannot be written ({error.strerror})") from None
+
+    return exit_status(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
