@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
+from jax.sharding import Mesh
+
 from progemu_jax.checkpoints import export
 from progemu_jax.config import Config, PhantomConfig
 from progemu_jax.convert.components import SCORER
@@ -51,15 +53,27 @@ def data_stage(config: Config, slices: Slices) -> Stage:
     )
 
 
-def scorer_stage(config: Config, slices: Slices, trained: Mapping[str, TrainConfig]) -> Stage:
-    """The evaluating scorer of the phantom, trained on patients of its own. trained: as in `meshes.training_mesh`."""
+def scorer_stage(
+    config: Config,
+    slices: Slices,
+    trained: Mapping[str, TrainConfig],
+    name: str = "scorer",
+    scorer: ScorerConfig | None = None,
+) -> Stage:
+    """The evaluating scorer of the phantom, trained on patients of its own, or another one.
+
+    trained: as in `meshes.training_mesh`. name: of the stage and its folder. scorer: its config; None: `config.scorer`.
+    """
     about = {"phantom": slices.data["phantom"], "image_size": slices.data["image_size"]}
+    own = slices.of("scorer") if scorer is None else {"scorer": to_dict(scorer)}
     return Stage(
-        name="scorer",
-        outputs=("scorer",),
+        name=name,
+        outputs=(name,),
         inputs=(),
-        config_slice={**slices.of("scorer"), **about},
-        run=partial(train_scorer, config, trained),
+        config_slice={**own, **about},
+        run=lambda workdir: train_scorer(
+            config, scorer or config.scorer, workdir / name, training_mesh(config, trained)
+        ),
         kind={"scorer": ScorerConfig, "phantom": PhantomConfig},  # this slice is no part of a `Config`
     )
 
@@ -128,13 +142,12 @@ def _make_data(config: Config, workdir: Path) -> None:
             )
 
 
-def train_scorer(config: Config, trained: Mapping[str, TrainConfig], workdir: Path) -> None:
-    """Trains the phantom scorer on its own patients; nothing to do for real cohorts."""
+def train_scorer(config: Config, c: ScorerConfig, folder: Path, mesh: Mesh) -> None:
+    """Trains a phantom scorer on its own patients; nothing to do for real cohorts."""
     if config.data.source != "phantom":
         print(f"scorer: phantom scorers do not judge {config.data.source}; pathology metrics will be undefined")
-        (workdir / "scorer").mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         return
-    c, folder = config.scorer, workdir / "scorer"
 
     def labelled() -> dict[str, dict]:
         sizes = (config.data.phantom.size, config.data.image_size, processes(config))
@@ -158,7 +171,7 @@ def train_scorer(config: Config, trained: Mapping[str, TrainConfig], workdir: Pa
         lambda seed: ArrayBatches(arrays["train"], c.train.batch_size, seed, **process_share()),
         valid,
         folder,
-        mesh=training_mesh(config, trained),
+        mesh=mesh,
         config=c.net,
     )
     export_config = {"kind": SCORER, "net": to_dict(c.net), "image_size": config.data.image_size}

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from progemu_jax.config import Config
 from progemu_jax.convert import lpips
-from progemu_jax.convert.components import LANGUAGE_MODEL, TOKENIZER
+from progemu_jax.convert.components import IN_RUN, LANGUAGE_MODEL, PRIOR_DECODER, TOKENIZER
 from progemu_jax.errors import UserError
 from progemu_jax.inference.image_tokenizer import Tokenizer
 from progemu_jax.systems.progemu.initial_weights import open_folder
@@ -24,8 +24,9 @@ def tokenizer_model(config: Config) -> Any:
     return open_folder(c.init, TOKENIZER, c.model).model if c.init else c.model
 
 
-def load_tokenizer(workdir: Path):
-    return Tokenizer.load(workdir / "tokenizer/export")
+def load_tokenizer(workdir: Path, painter: bool = False) -> Tokenizer:
+    """The run's tokenizer; painter: with the decoder that sees the prior."""
+    return Tokenizer.load(workdir / IN_RUN[TOKENIZER], workdir / IN_RUN[PRIOR_DECODER] if painter else None)
 
 
 def model_parts(config: Config) -> tuple:

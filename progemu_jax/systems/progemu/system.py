@@ -25,6 +25,7 @@ from progemu_jax.systems.predict import check_systems, needed_references
 from progemu_jax.systems.progemu.image_tokens import TOKENS, make_tokens, train_tokenizer
 from progemu_jax.systems.progemu.model_config import model_parts, perceptual, tokenizer_model
 from progemu_jax.systems.progemu.prior_decoder import train_prior_decoder
+from progemu_jax.systems.progemu.refine import REWARD
 from progemu_jax.systems.progemu.sample import SYSTEMS, sample
 from progemu_jax.systems.progemu.train import train
 from progemu_jax.tasks import lora
@@ -39,17 +40,32 @@ class ProgEmu:
 
     def trained(self, config: Config) -> dict[str, TrainConfig]:
         painter = {"decoder.train": config.decoder.train} if config.decoder.train.steps else {}
+        r = config.progemu.refine
+        refined = {"progemu.refine.train": r.train, "progemu.refine.scorer.train": r.scorer.train} if r.rounds else {}
         return {
             "tokenizer.train": config.tokenizer.train,
             **painter,
             **({"progemu.words": config.progemu.words} if config.progemu.words.steps else {}),
             "progemu.stage1": config.progemu.stage1,
             "progemu.stage2": config.progemu.stage2,
+            **refined,
             "scorer.train": config.scorer.train,
         }
 
     def check(self, config: Config) -> None:
         check_systems(config, SYSTEMS)
+        refine = config.progemu.refine
+        if refine.rounds and config.data.source != "phantom":
+            raise UserError(
+                f"config.progemu.refine.rounds={refine.rounds}: there is no training scorer but the phantom's"
+            )
+        if refine.rounds and not refine.scorer.net.severity:
+            raise UserError("config.progemu.refine.scorer.net.severity=False: the reward is of severities; set it")
+        if refine.rounds and refine.scorer.seed == config.scorer.seed:
+            raise UserError(
+                f"config.progemu.refine.scorer.seed={refine.scorer.seed}: the evaluating scorer's, and so its patients; "
+                "give another"
+            )
         coder = tokenizer_model(config)
         size, factor = config.data.image_size, coder.factor
         if size < 32 or size % factor:
@@ -97,6 +113,10 @@ class ProgEmu:
                     run=lambda workdir: train_prior_decoder(config, workdir, training_mesh(config, trained)),
                 )
             ]
+        reward = []
+        if config.progemu.refine.rounds:
+            scorer = config.progemu.refine.scorer
+            reward = [shared_stages.scorer_stage(config, slices, trained, name=REWARD, scorer=scorer)]
         return [
             shared_stages.data_stage(config, slices),
             Stage(
@@ -114,10 +134,17 @@ class ProgEmu:
                 run=partial(make_tokens, config),
             ),
             *painter,
+            *reward,
             Stage(
                 name="train",
                 outputs=("train",),
-                inputs=(TOKENS, start(LANGUAGE_MODEL, config.progemu.init)),
+                # Refining samples and scores: it takes pixels, the decoder and the training scorer.
+                inputs=(
+                    TOKENS,
+                    start(LANGUAGE_MODEL, config.progemu.init),
+                    *((REWARD, shared_stages.PAIRS) if reward else ()),
+                    *(("decoder",) if reward and painter else ()),
+                ),
                 config_slice=slices.of("progemu", "vocabulary"),
                 run=lambda workdir: train(config, workdir, training_mesh(config, trained)),
             ),

@@ -20,9 +20,12 @@ from progemu_jax.files.predictions import Case
 from progemu_jax.files.settings import to_dict
 from progemu_jax.inference.progemu import ProgEmu
 from progemu_jax.models import transformer
-from progemu_jax.systems.fitting import fit_curriculum, fit_on_examples, process_share, side_by_side
+from progemu_jax.systems.fitting import first_cases, fit_curriculum, fit_on_examples, process_share, side_by_side
+from progemu_jax.systems.meshes import local_mesh
+from progemu_jax.systems.progemu import refine
 from progemu_jax.systems.progemu.model_config import language_start, load_tokenizer, model_parts, resized
 from progemu_jax.tasks import lora, words
+from progemu_jax.tasks import refine as raft
 from progemu_jax.tasks.progemu import ProgEmuTask, code_embeddings, packer
 from progemu_jax.training.loop import TrainConfig, fit
 
@@ -96,15 +99,46 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
         )
         return task.params(state)
 
+    def fit_refined(number: int, rows: list[dict], before: Any) -> Any:
+        """The parameters after training on a round's rows, among pairs."""
+        cfg = c.refine.train
+        task = ProgEmuTask(model, c.task, cfg, vocabulary.visual_start, codebook, c.tune)
+        pack, check = (packer(vocabulary, layout, c.task, codebook, train=on) for on in (True, False))
+        pairs, held_out = (batches.examples(shards, "tokens", split) for split in ("train", "validation"))
+        source, budget = raft.Chosen(rows, pairs, c.refine.share), layout.prompt_budget or layout.length // 4
+        told = raft.packer(pack, lambda prompt: len(vocabulary.encode(prompt)) < budget)
+        state = fit(
+            task,
+            cfg,
+            lambda seed: batches.example_batches(
+                shards, "tokens", "train", cfg.batch_size, seed, transform=told, source=source, **process_share()
+            ),
+            lambda: batches.example_batches(
+                shards, "tokens", "validation", cfg.batch_size, 0, transform=check, repeat=False, source=held_out
+            ),
+            workdir / f"train/refine{number}",
+            mesh=mesh,
+            show=lambda state: pictures(merged(task.params(state)), first_cases(held_out)),
+            init_state=lambda: placed(task, before),
+            config=identity,
+        )
+        return task.params(state)
+
     def pictures(params: Any, cases: list[dict]) -> np.ndarray:
         coder.variables = jax.device_put(coder.variables, sharding.replicated(mesh))  # where the parameters lie
-        current = ProgEmu(params, plain, layout, vocabulary, coder, config.sample.policy, "training")
-        made = current.sample([Case(e["pair_id"], e["prior"], e["prompt"]) for e in cases]).images
+        made = sampler(params).sample([Case(e["pair_id"], e["prior"], e["prompt"]) for e in cases]).images
         prior, followup = (coder.detokenize(np.stack([e[side] for e in cases])) for side in ("prior", "followup"))
         return side_by_side(prior, made, followup)
 
+    def sampler(params: Any) -> ProgEmu:
+        return ProgEmu(params, plain, layout, vocabulary, coder, config.sample.policy, "training")
+
     params = fit_curriculum({"words": c.words, "stage1": c.stage1, "stage2": c.stage2}, fit_stage)
+    if c.refine.rounds:
+        coder = load_tokenizer(workdir, painter=bool(config.decoder.train.steps)).on(local_mesh(config))
+        params = refine.rounds(config, workdir, lambda params: sampler(merged(params)), fit_refined, params)
     before = {"words": to_dict(c.words)} if c.words.steps else {}
+    before |= {"refine": to_dict(c.refine)} if c.refine.rounds else {}
     export_config = {
         "kind": components.LANGUAGE_MODEL,
         "model": to_dict(plain),
