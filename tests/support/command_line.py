@@ -33,7 +33,7 @@ def get_config():
     config.tokenizer.model.patch = 8
     config.tokenizer.model.ch_mult = (1,)
     config.progemu.model.num_layers = 1
-    config.scorer.net = {"widths": (8, 16)}
+    config.scorer.net.widths = (8, 16)
     config.scorer.valid_images = 16
     config.sample.batch_size = 4
     config.sample.max_cases = 6

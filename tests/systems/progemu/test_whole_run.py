@@ -27,6 +27,10 @@ def test_every_stage_leaves_what_it_promises(toy):
     metrics = json.loads((workdir / "metrics.json").read_text())
     assert "systems" in metrics
     assert metrics["systems"]["progemu"]["memorisation"]["generated"]["images"] == 6
+    control = metrics["systems"]["contradicting"]["metrics"]
+    assert {"mae_asked", "mae_asked_copy", "severity_own_direction"} <= control.keys()
+    assert metrics["systems"]["null_edit_answers"]["metrics"]["mae_prior"]["value"] < 3 < control["mae_asked"]["value"]
+    assert 0 < metrics["systems"]["counterfactual"]["metrics"]["severity_mae"]["value"] < 1
     assert "Copies of training images" in (workdir / "report/index.html").read_text()
 
 
