@@ -94,7 +94,9 @@ def packer(
 ) -> Callable[[dict[str, Any], np.random.Generator], dict[str, np.ndarray]]:
     """Example of a token shard -> packed row with its loss `weights` f32 [length]; augmented when `train`.
 
-    An example whose interpretation is None teaches the image alone. codebook: f32 [Q, E] code vectors, for the distances of `changed_weight`.
+    An example whose interpretation is None teaches the image alone.
+
+    codebook: f32 [Q, E] code vectors, for the distances of `changed_weight`.
     """
     codebook = np.asarray(codebook, np.float32)
     apart = 2 * codebook.var(0).sum()  # mean squared distance of two random codes

@@ -1,4 +1,4 @@
-"""Reward-ranked fine-tuning (RAFT, Dong et al. 2023, arXiv:2304.06767): a model learns from the best of its own futures.
+"""Reward-ranked fine-tuning (RAFT, Dong et al. 2023, arXiv:2304.06767): a model learns from its own best futures.
 
 A round draws requests for training patients, samples several futures of each, ranks them by a *training* scorer, which
 is another network on other patients than the evaluating one, and trains on the best. What is asked is drawn evenly

@@ -471,7 +471,8 @@ def restated(
       share: in [0, 1].
       told: the pair's interpretation, which names every change: asides speak only of what did not change in it.
       fits: whether a wording is short enough for the model; after eight that are not the prompt stays as it is.
-      complete: how often all changes of `told` are told, not only the prompt's. noise, asides: see `restate`. drop_grade: how often a change is told without its grade, which leaves it true.
+      complete: how often all changes of `told` are told, not only the prompt's.
+      noise, asides: see `restate`. drop_grade: how often a change is told without its grade, which leaves it true.
     """
     if rng.random() >= share:
         return prompt

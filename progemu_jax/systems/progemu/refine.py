@@ -78,12 +78,8 @@ def chosen_rows(config: Config, workdir: Path, model: ProgEmu, number: int) -> l
         after = _scores(scorer, made.images)
         for n, i in enumerate(part):
             own = slice(n * c.futures, (n + 1) * c.futures)
-            reward = raft.rewards(
-                {k: v[i : i + 1] for k, v in before.items()},
-                {k: v[own] for k, v in after.items()},
-                requests[i],
-                c.others,
-            )
+            was, now = {k: v[i : i + 1] for k, v in before.items()}, {k: v[own] for k, v in after.items()}
+            reward = raft.rewards(was, now, requests[i], c.others)
             best = int(reward.argmax())
             rows.append(
                 {"prior": priors[i], "followup": made.codes[own][best], "prompt": prompts[i], "request": requests[i]}

@@ -63,7 +63,7 @@ class ProgEmu:
             raise UserError("config.progemu.refine.scorer.net.severity=False: the reward is of severities; set it")
         if refine.rounds and refine.scorer.seed == config.scorer.seed:
             raise UserError(
-                f"config.progemu.refine.scorer.seed={refine.scorer.seed}: the evaluating scorer's, and so its patients; "
+                f"config.progemu.refine.scorer.seed={refine.scorer.seed}: those are the evaluating scorer's patients; "
                 "give another"
             )
         coder = tokenizer_model(config)
