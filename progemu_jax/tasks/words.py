@@ -79,7 +79,7 @@ def plain(changes: Sequence[Change]) -> str:
 
 @functools.cache
 def dictionary() -> tuple[tuple[str, str, tuple[str, ...]], ...]:
-    """(kind, word, words of near meaning), kind v, n or a: verb, noun, adjective (`vocabulary_files/dictionary.txt`)."""
+    """(kind, word, words of near meaning), kind v, n or a: verb, noun, adjective (`DICTIONARY`)."""
     out = []
     for line in DICTIONARY.read_text(encoding="utf-8").splitlines():
         if line and not line.startswith("#"):

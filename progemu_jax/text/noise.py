@@ -39,7 +39,8 @@ OPENINGS = (
     "Target image", "Chest radiograph", "Portable film", "Frontal view", "CXR", "Desired picture", "Simulation",
     "In this patient", "As requested", "On review", "In short", "Overall", "By report", "Clinically", "At this time",
     "For teaching", "Suppose this", "Imagine this", "Technically limited study", "As discussed", "In this case",
-    "Of note", "Here is what I need", "What I would like", "Picture the same patient later", "Some days later", "Next visit",
+    "Of note", "Here is what I need", "What I would like", "Picture the same patient later", "Some days later",
+    "Next visit",
 )  # fmt: skip
 ENDINGS = (
     "as expected", "as discussed", "in this patient", "by report", "on this view", "of note", "I think", "if you can",
