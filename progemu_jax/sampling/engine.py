@@ -191,19 +191,21 @@ class Engine:
         """[B, ...] -> [R, ...]: a case's null-prompt twin sees the same tokens."""
         return jnp.concatenate([x, x]) if self.policy.guided else x
 
-    def scores(self, params: Params, hidden: jax.Array, rows: tuple[int, int], scale: float) -> jax.Array:
-        """Guided scores f32 [B, ..., rows] of a range of the vocabulary from hidden [R, ..., M]."""
+    def scores(
+        self, params: Params, hidden: jax.Array, rows: tuple[int, int], scale: float, plausible: float = 0.0
+    ) -> jax.Array:
+        """Guided scores f32 [B, ..., rows] of a range of the vocabulary from hidden [R, ..., M]; see `policy.guide`."""
         table = params.get(head_name(rows))
         logits = (
             transformer.logits(params, hidden, rows)
             if table is None
             else transformer.logits({"lm_head": table}, hidden)
         )
-        return guide(logits, scale) if self.policy.guided else logits
+        return guide(logits, scale, plausible) if self.policy.guided else logits
 
     def draw_codes(self, params: Params, state: State) -> jax.Array:
         """A code for the place that each case stands at, int32 [B]; meaningless where that place is not free."""
-        scores = self.scores(params, state.hidden, self.grammar.visual_rows, self.policy.guidance)
+        scores = self.scores(params, state.hidden, self.grammar.visual_rows, self.policy.guidance, self.policy.plausible)
         keys = jax.vmap(jax.random.fold_in)(state.keys, self.code_index(state.place))
         return draw(scores, keys, self.policy.temperature, self.policy.top_k)
 

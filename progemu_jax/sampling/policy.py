@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -20,6 +21,9 @@ class Sampling:
     Attributes:
       temperature, top_k: for visual tokens; temperature 0 is greedy, top_k 0 keeps all.
       guidance: classifier-free guidance scale on visual tokens against the null prompt; 1 is none.
+      plausible: guidance only weighs codes that are at least this times as probable, without guidance, as the most
+        probable one (the plausibility constraint of contrastive decoding, Li et al. 2023, arXiv:2210.15097). What both
+        rows take for next to impossible would win by its ratio else. 0: no constraint.
       keep_prior: what guidance contrasts with keeps the prior image and drops the prompt alone, so that the scale
         sharpens the prompt (the text scale of InstructPix2Pix); else both are dropped, as in ProgEmu.
       text_temperature, text_top_k, text_guidance: the same for text tokens.
@@ -36,6 +40,7 @@ class Sampling:
     temperature: float = 1.0
     top_k: int = 2048
     guidance: float = 1.0
+    plausible: float = 0.0
     keep_prior: bool = False
     text_temperature: float = 1.0
     text_top_k: int = 2048
@@ -51,6 +56,8 @@ class Sampling:
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{name}={value}: expected a finite number that is not negative")
+        if not 0 <= self.plausible <= 1:
+            raise ValueError(f"plausible={self.plausible}: expected 0 to 1")
         if self.top_k < 0 or self.text_top_k < 0:
             raise ValueError(f"top_k={min(self.top_k, self.text_top_k)}: expected 0 (all) or more")
         if not 0 <= self.min_text <= self.max_text or self.max_text < 1:
@@ -72,19 +79,24 @@ class Sampling:
         return self.guidance != 1.0 or self.text_guidance != 1.0
 
 
-def guide(logits: jax.Array, scale: float) -> jax.Array:
+def guide(logits: jax.Array, scale: float, plausible: float = 0.0) -> jax.Array:
     """uncond + scale * (cond - uncond) on log-softmaxed scores.
 
     Args:
       logits: f32 [2B, V], conditional rows first, then their null-prompt twins.
       scale: guidance scale; 1 returns the conditional scores.
+      plausible: see `Sampling`.
 
     Returns:
-      f32 [B, V].
+      f32 [B, V], -inf where a score is not plausible.
     """
     scores = jax.nn.log_softmax(logits, axis=-1)
     conditional, null = jnp.split(scores, 2)
-    return null + scale * (conditional - null)
+    guided = null + scale * (conditional - null)
+    if plausible:
+        least = jnp.max(conditional, axis=-1, keepdims=True) + math.log(plausible)
+        guided = jnp.where(conditional >= least, guided, -jnp.inf)
+    return guided
 
 
 def top_k_threshold(logits: jax.Array, k: int) -> jax.Array:

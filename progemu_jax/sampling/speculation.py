@@ -108,7 +108,7 @@ def _draw(
     Returns the tokens [B, T], new guesses in their stead, and the scores [B, T, V] of both.
     """
     policy, grammar, codes = engine.policy, engine.grammar, engine.grammar.codebook_size
-    scores = engine.scores(params, hidden, grammar.visual_rows, policy.guidance)
+    scores = engine.scores(params, hidden, grammar.visual_rows, policy.guidance, policy.plausible)
     scores = restrict(scores, policy.temperature, policy.top_k)
     keys = _fold(jnp.broadcast_to(state.keys[:, None], places.shape), engine.code_index(places))
     if policy.coupling == "gumbel":
