@@ -37,6 +37,7 @@ LOGICAL_AXES = {
     "embed_tokens": ("vocab", "embed"),
     "lm_head": ("vocab", "embed"),
     "prior_proj": ("embed", None),
+    "position_embed": (None, "embed"),
     "q_proj": ("embed", "heads", "head"),
     "k_proj": ("embed", "kv_heads", "head"),
     "v_proj": ("embed", "kv_heads", "head"),
@@ -67,6 +68,8 @@ class TransformerConfig:
     dropout: on embeddings, attention probabilities and both residual branches.
     prior_alignment: adds a learned linear map of the embedding of the prior's code at the place that the next
       token is for (not in Emu3: no parameters when off).
+    learned_positions: adds a learnt vector to each token of the first so many position ids (the last one's to those
+      beyond), so that a small model knows the place in the image without deriving it (not in Emu3: none when 0).
     attention: of tokens over themselves: "xla" (blocks of queries), "cudnn" (flash attention on NVIDIA GPUs), "splash"
       (on TPUs), or "auto": the flash kernel where the backend has one that takes these sizes (`kernels.attention`).
     attention_block: queries that attend at a time with "xla".
@@ -95,6 +98,7 @@ class TransformerConfig:
     scan_layers: bool = False
     tie_embeddings: bool = False
     prior_alignment: bool = False
+    learned_positions: int = 0
     initializer_range: float = 0.02
     attention: str = "auto"
     attention_block: int = 128
@@ -112,6 +116,8 @@ class TransformerConfig:
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose among {', '.join(known)}")
+        if self.learned_positions < 0:
+            raise ValueError(f"learned_positions={self.learned_positions}: expected 0 (none) or more")
         unknown = [target for target in self.lora_targets if target not in LORA_TARGETS]
         if unknown:
             raise ValueError(f"lora_targets: {unknown[0]!r} is unknown; choose among {', '.join(LORA_TARGETS)}")
@@ -323,6 +329,9 @@ class Transformer(nn.Module):
         if cfg.prior_alignment:
             prior_proj = linear.weight(self, "prior_proj", nnl.fan_in(0), (M, M), param_dtype)
 
+        if cfg.learned_positions:
+            places = self.param("position_embed", table_init, (cfg.learned_positions, M), param_dtype)
+
         offset = jnp.zeros((B,), jnp.int32) if cache is None else cache["length"]
         if positions is None:
             positions = offset[:, None] + jnp.arange(T, dtype=jnp.int32)
@@ -332,6 +341,8 @@ class Transformer(nn.Module):
         if prior is not None:
             prior = jnp.where(aligned[..., None] >= 0, prior, 0)
             x = x + linear.einsum("RM,ME->RE", prior.reshape(B * T, M), prior_proj).reshape(B, T, M)
+        if cfg.learned_positions:
+            x = x + jnp.take(places.astype(dtype), jnp.minimum(positions, cfg.learned_positions - 1), axis=0)
         if not deterministic and cfg.dropout > 0:
             x = attention_.dropout(x, cfg.dropout, self.make_rng("dropout"))
 

@@ -140,8 +140,9 @@ def write_language_model(cfg: TransformerConfig, where: str, dialect: str, ids: 
 
     ids: pad, bos, eos and, for the original dialect, img, boi, eoi, eol, eof.
     """
-    if cfg.prior_alignment:
-        raise UserError(f"{where}: prior_alignment has no place in Emu3's format; train with prior_alignment=False")
+    for name in ("prior_alignment", "learned_positions"):
+        if getattr(cfg, name):
+            raise UserError(f"{where}: {name} has no place in Emu3's format; train without it")
     if cfg.padded_vocab_size not in (None, cfg.vocab_size):
         raise UserError(f"{where}: padded_vocab_size={cfg.padded_vocab_size} has no place in Emu3's format")
     if cfg.head_dim * cfg.num_heads != cfg.hidden_size:

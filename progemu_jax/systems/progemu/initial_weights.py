@@ -50,7 +50,7 @@ class Imported:
     def variables(self) -> Any:
         """All of it, NumPy arrays in `model.param_dtype` (a tokenizer's statistics in float32).
 
-        With fresh LoRA and stacked layers where the config asks for them, and a prior alignment of zeros: the function
+        With fresh LoRA and stacked layers where the config asks for them, prior alignment and learnt positions of zeros: the function
         is the imported one.
         """
         read = export.load_export(self.part)[0] if isinstance(self.part, Path) else self.part.params()
@@ -71,7 +71,7 @@ class Imported:
         missing = {n: s for n, s in names.items() if n not in flat}
         if missing:  # LoRA's A is random, and what it would be for a fresh model
             fresh = arrays.flatten(_fresh(self.model, missing))
-            flat |= {n: jnp.zeros_like(x) if n == "prior_proj" else x for n, x in fresh.items()}
+            flat |= {n: jnp.zeros_like(x) if n in ("prior_proj", "position_embed") else x for n, x in fresh.items()}
         return arrays.unflatten({n: np.asarray(flat[n]).astype(s.dtype) for n, s in names.items()})
 
 
@@ -114,4 +114,6 @@ def open_folder(path: str, kind: str, own: Any) -> Imported:
     model = dataclasses.replace(model, **{name: getattr(own, name) for name in OURS[kind]})
     if kind == LANGUAGE_MODEL and own.prior_alignment:
         model = dataclasses.replace(model, prior_alignment=True)
+    if kind == LANGUAGE_MODEL and own.learned_positions and not model.learned_positions:
+        model = dataclasses.replace(model, learned_positions=own.learned_positions)
     return Imported(kind, folder, model, words, part)
