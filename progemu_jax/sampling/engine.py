@@ -194,7 +194,7 @@ class Engine:
     def scores(
         self, params: Params, hidden: jax.Array, rows: tuple[int, int], scale: float, plausible: float = 0.0
     ) -> jax.Array:
-        """Guided scores f32 [B, ..., rows] of a range of the vocabulary from hidden [R, ..., M]; see `policy.guide`."""
+        """Guided scores f32 [B, ..., rows] of a range of the vocabulary, hidden [R, ..., M]; see `policy.guide`."""
         table = params.get(head_name(rows))
         logits = (
             transformer.logits(params, hidden, rows)
