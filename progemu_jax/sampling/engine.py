@@ -205,7 +205,7 @@ class Engine:
 
     def draw_codes(self, params: Params, state: State) -> jax.Array:
         """A code for the place that each case stands at, int32 [B]; meaningless where that place is not free."""
-        scores = self.scores(params, state.hidden, self.grammar.visual_rows, self.policy.guidance, self.policy.plausible)
+        """Guided scores f32 [B, ..., rows] of a range of the vocabulary, hidden [R, ..., M]: `policy.guide`."""
         keys = jax.vmap(jax.random.fold_in)(state.keys, self.code_index(state.place))
         return draw(scores, keys, self.policy.temperature, self.policy.top_k)
 
