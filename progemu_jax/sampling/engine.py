@@ -205,9 +205,10 @@ class Engine:
 
     def draw_codes(self, params: Params, state: State) -> jax.Array:
         """A code for the place that each case stands at, int32 [B]; meaningless where that place is not free."""
-        """Guided scores f32 [B, ..., rows] of a range of the vocabulary, hidden [R, ..., M]: `policy.guide`."""
+        policy = self.policy
+        scores = self.scores(params, state.hidden, self.grammar.visual_rows, policy.guidance, policy.plausible)
         keys = jax.vmap(jax.random.fold_in)(state.keys, self.code_index(state.place))
-        return draw(scores, keys, self.policy.temperature, self.policy.top_k)
+        return draw(scores, keys, policy.temperature, policy.top_k)
 
     def code_index(self, place: jax.Array) -> jax.Array:
         """Number 0..h w - 1 of the code at a place of the stream (or of the last one before it)."""
