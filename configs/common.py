@@ -12,6 +12,28 @@ TRANSFORMER = {
     "intermediate_size": 352,
     "rope_theta": 1e4,
     "prior_alignment": True,
+    "learned_positions": 256,
+}
+# Prompts in free language: a training prompt is told anew each time, and names every change of its pair.
+TASK = {
+    "length": 224,
+    "prompt_budget": 48,
+    "null_prompt": 0.02,
+    "empty_prompt": 0.1,
+    "restate": 0.9,
+    "complete": 0.7,
+    "identity": 0.05,
+    "word_dropout": 0.05,
+    "dictionary": 0.25,
+    "read": 0.15,
+    "omitted_weight": 1.0,
+    "weight_prior": 0.0,
+    "weight_prompt": 0.0,
+    "weight_structure": 0.0,
+    "changed_weight": 4.0,
+    "soften": 0.5,
+    "init_from_codebook": True,
+    "loss_chunk": 64,
 }
 
 
@@ -25,23 +47,26 @@ def phantom(
     stage2_steps: int,
     scorer_images: int,
     scorer_steps: int,
-    batch_size: int = 32,
-    weight_text: float = 1.0,
+    words_steps: int = 300,
+    decoder_steps: int = 300,
+    batch_size: int = 16,
+    weight_text: float = 2.0,
 ) -> ConfigDict:
     """The phantom run at a given budget; everything else follows.
 
-    weight_text: a text has a quarter of an image's tokens, and the distances of codes weigh those up; a short run
-    learns the text only when it counts more.
+    words_steps: on the words of prompts alone. decoder_steps: of what paints with the prior's pixels. weight_text: a
+    text has a quarter of an image's tokens, and the distances of codes weigh those up.
     """
     return ConfigDict(
         {
             "name": name,
+            "vocabulary": "radiology",
             "data": {
                 "source": "phantom",
                 "phantom": {"patients": patients, "studies_per_patient": 4, "size": 128},
                 "tree_size": 128,
                 "image_size": 64,
-                "journeys": {"pairs": "all"},
+                "journeys": {"pairs": "both"},
                 "no_change_share": 0.5,
             },
             "tokenizer": {
@@ -58,20 +83,28 @@ def phantom(
                 },
             },
             "tokens": {"crops": crops, "slack": 2.0},
+            "decoder": {
+                "train": {
+                    "steps": decoder_steps,
+                    "batch_size": 32,
+                    "learning_rate": 2e-3,
+                    "final_learning_rate": 5e-5,
+                    "warmup_steps": 20,
+                    "save_every": 200,
+                },
+            },
             "progemu": {
                 "model": TRANSFORMER,
-                "task": {
-                    "length": 224,
-                    "prompt_budget": 24,
-                    "null_prompt": 0.02,
-                    "empty_prompt": 0.1,
-                    "weight_prior": 0.1,
-                    "weight_prompt": 0.1,
-                    "weight_structure": 0.1,
-                    "weight_text": weight_text,
-                    "changed_weight": 4.0,
-                    "soften": 0.5,
-                    "init_from_codebook": True,
+                "task": {**TASK, "weight_text": weight_text},
+                "words": {
+                    "steps": words_steps,
+                    "batch_size": 32,
+                    "learning_rate": 2e-3,
+                    "final_learning_rate": 5e-4,
+                    "weight_decay": 0.05,
+                    "optimizer": "muon",
+                    "eval_every": words_steps or 1,
+                    "save_every": 200,
                 },
                 "stage1": {
                     "steps": stage1_steps,
@@ -79,6 +112,7 @@ def phantom(
                     "learning_rate": 2e-3,
                     "final_learning_rate": 5e-4,
                     "weight_decay": 0.05,
+                    "optimizer": "muon",
                     "eval_every": stage1_steps or 1,
                     "save_every": 200,
                 },
@@ -88,6 +122,7 @@ def phantom(
                     "learning_rate": 2e-3,
                     "final_learning_rate": 5e-5,
                     "weight_decay": 0.05,
+                    "optimizer": "muon",
                     "eval_every": max(stage2_steps // 4, 1),
                     "save_every": 200,
                 },
@@ -108,13 +143,16 @@ def phantom(
             },
             "sample": {
                 "batch_size": 32,
+                "free_prompts": True,
                 "systems": ("progemu", "shuffled-prompts", "text-only", "contradicting-prompts", "null-prompt"),
                 "policy": {
                     "temperature": 0.5,
                     "top_k": 64,
                     "guidance": 3.0,
                     "keep_prior": True,
+                    "keep_or_change": True,
                     "text_temperature": 0.0,
+                    "text_guidance": 0.0,
                     "max_text": 60,
                 },
             },

@@ -18,6 +18,4 @@ def get_config():
         stage2_steps=1000,
         scorer_images=3000,
         scorer_steps=250,
-        batch_size=16,
-        weight_text=4.0,
     )

@@ -18,4 +18,6 @@ def get_config():
         stage2_steps=10,
         scorer_images=256,
         scorer_steps=10,
+        words_steps=5,
+        decoder_steps=5,
     )

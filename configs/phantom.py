@@ -19,7 +19,6 @@ def get_config():
         stage2_steps=6600,
         scorer_images=4000,
         scorer_steps=500,
-        batch_size=16,
     )
     config.tokenizer.model.update(ch=64, codebook_size=1024)
     config.progemu.model.num_layers = 6

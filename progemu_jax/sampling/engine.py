@@ -24,7 +24,7 @@ from jax import lax
 
 from progemu_jax.models import transformer
 from progemu_jax.models.transformer import Transformer, TransformerConfig
-from progemu_jax.sampling.policy import Sampling, draw, guide
+from progemu_jax.sampling.policy import Sampling, draw, guide, pick, restrict, two_steps
 from progemu_jax.sampling.prompts import Prompts
 from progemu_jax.text.sequence import Layout
 from progemu_jax.text.vocabulary import Vocabulary
@@ -191,24 +191,31 @@ class Engine:
         """[B, ...] -> [R, ...]: a case's null-prompt twin sees the same tokens."""
         return jnp.concatenate([x, x]) if self.policy.guided else x
 
-    def scores(
-        self, params: Params, hidden: jax.Array, rows: tuple[int, int], scale: float, plausible: float = 0.0
-    ) -> jax.Array:
-        """Guided scores f32 [B, ..., rows] of a range of the vocabulary, hidden [R, ..., M]; see `policy.guide`."""
+    def logits(self, params: Params, hidden: jax.Array, rows: tuple[int, int]) -> jax.Array:
+        """f32 [R, ..., rows] of a range of the vocabulary from hidden [R, ..., M]."""
         table = params.get(head_name(rows))
-        logits = (
-            transformer.logits(params, hidden, rows)
-            if table is None
-            else transformer.logits({"lm_head": table}, hidden)
-        )
-        return guide(logits, scale, plausible) if self.policy.guided else logits
+        if table is None:
+            return transformer.logits(params, hidden, rows)
+        return transformer.logits({"lm_head": table}, hidden)
+
+    def code_scores(self, params: Params, state: State, hidden: jax.Array, places: jax.Array) -> jax.Array:
+        """Logits f32 [B, ..., Q] of the distribution that codes of places [B, ...] are drawn from.
+
+        hidden: [R, ..., M], what the token before each place left.
+        """
+        policy, logits = self.policy, self.logits(params, hidden, self.grammar.visual_rows)
+        if policy.keep_or_change:
+            at = jnp.minimum(places, state.aligned.shape[1] - 1).reshape(len(places), -1)
+            prior = jnp.take_along_axis(state.aligned[: len(places)], at, axis=1).reshape(places.shape)
+            return two_steps(logits, jnp.where(prior >= 0, prior - self.grammar.visual_start, -1), policy)
+        scores = guide(logits, policy.guidance) if policy.guided else logits
+        return restrict(scores, policy.temperature, policy.top_k)
 
     def draw_codes(self, params: Params, state: State) -> jax.Array:
         """A code for the place that each case stands at, int32 [B]; meaningless where that place is not free."""
-        policy = self.policy
-        scores = self.scores(params, state.hidden, self.grammar.visual_rows, policy.guidance, policy.plausible)
+        scores = self.code_scores(params, state, state.hidden, state.place)
         keys = jax.vmap(jax.random.fold_in)(state.keys, self.code_index(state.place))
-        return draw(scores, keys, policy.temperature, policy.top_k)
+        return pick(scores, keys, self.policy.temperature)
 
     def code_index(self, place: jax.Array) -> jax.Array:
         """Number 0..h w - 1 of the code at a place of the stream (or of the last one before it)."""
@@ -262,7 +269,8 @@ class Engine:
         def drawn() -> jax.Array:
             ids = jnp.arange(*grammar.text_rows)
             stop = jnp.isin(ids, jnp.asarray(grammar.stops))
-            scores = self.scores(params, state.hidden, grammar.text_rows, policy.text_guidance)
+            logits = self.logits(params, state.hidden, grammar.text_rows)
+            scores = guide(logits, policy.text_guidance) if policy.guided else logits
             allowed = (ids < grammar.text_size) | (stop & (state.written >= policy.min_text)[:, None])
             keys = jax.vmap(jax.random.fold_in)(state.keys, first + state.written)
             return draw(jnp.where(allowed, scores, -jnp.inf), keys, policy.text_temperature, policy.text_top_k)

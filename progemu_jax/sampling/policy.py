@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -21,9 +20,9 @@ class Sampling:
     Attributes:
       temperature, top_k: for visual tokens; temperature 0 is greedy, top_k 0 keeps all.
       guidance: classifier-free guidance scale on visual tokens against the null prompt; 1 is none.
-      plausible: guidance only weighs codes that are at least this times as probable, without guidance, as the most
-        probable one (the plausibility constraint of contrastive decoding, Li et al. 2023, arXiv:2210.15097). What both
-        rows take for next to impossible would win by its ratio else. 0: no constraint.
+      keep_or_change: draws a code in two steps, whether the prior's at this place stays and, if not, which other one.
+        Guidance and temperature act on both by themselves. In one step a low temperature favours the prior's code,
+        which is one, over a change, whose probability lies on many codes that look alike.
       keep_prior: what guidance contrasts with keeps the prior image and drops the prompt alone, so that the scale
         sharpens the prompt (the text scale of InstructPix2Pix); else both are dropped, as in ProgEmu.
       text_temperature, text_top_k, text_guidance: the same for text tokens.
@@ -40,7 +39,7 @@ class Sampling:
     temperature: float = 1.0
     top_k: int = 2048
     guidance: float = 1.0
-    plausible: float = 0.0
+    keep_or_change: bool = False
     keep_prior: bool = False
     text_temperature: float = 1.0
     text_top_k: int = 2048
@@ -56,8 +55,6 @@ class Sampling:
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{name}={value}: expected a finite number that is not negative")
-        if not 0 <= self.plausible <= 1:
-            raise ValueError(f"plausible={self.plausible}: expected 0 to 1")
         if self.top_k < 0 or self.text_top_k < 0:
             raise ValueError(f"top_k={min(self.top_k, self.text_top_k)}: expected 0 (all) or more")
         if not 0 <= self.min_text <= self.max_text or self.max_text < 1:
@@ -79,24 +76,53 @@ class Sampling:
         return self.guidance != 1.0 or self.text_guidance != 1.0
 
 
-def guide(logits: jax.Array, scale: float, plausible: float = 0.0) -> jax.Array:
+def guide(logits: jax.Array, scale: float) -> jax.Array:
     """uncond + scale * (cond - uncond) on log-softmaxed scores.
 
     Args:
       logits: f32 [2B, V], conditional rows first, then their null-prompt twins.
       scale: guidance scale; 1 returns the conditional scores.
-      plausible: see `Sampling`.
 
     Returns:
-      f32 [B, V], -inf where a score is not plausible.
+      f32 [B, V].
     """
     scores = jax.nn.log_softmax(logits, axis=-1)
     conditional, null = jnp.split(scores, 2)
-    guided = null + scale * (conditional - null)
-    if plausible:
-        least = jnp.max(conditional, axis=-1, keepdims=True) + math.log(plausible)
-        guided = jnp.where(conditional >= least, guided, -jnp.inf)
-    return guided
+    return null + scale * (conditional - null)
+
+
+def two_steps(logits: jax.Array, prior: jax.Array, policy: Sampling) -> jax.Array:
+    """Logits of the distribution that `Sampling.keep_or_change` draws from.
+
+    Args:
+      logits: f32 [2B, ..., V] as for `guide` where the policy is guided, else [B, ..., V].
+      prior: int32 [B, ...], index of the prior's code, -1 for none: then in one step.
+
+    Returns:
+      f32 [B, ..., V], to be drawn from at temperature 1.
+    """
+    scores, g = jax.nn.log_softmax(logits, axis=-1), policy.guidance
+    conditional, null = jnp.split(scores, 2) if policy.guided else (scores, scores)
+    here = jax.nn.one_hot(prior, logits.shape[-1], dtype=bool)  # nowhere for -1
+
+    def odds(scores: jax.Array) -> jax.Array:
+        """Log odds of a change, [B, ..., 1]."""
+        keep = jnp.minimum(jnp.max(jnp.where(here, scores, -jnp.inf), axis=-1, keepdims=True), -1e-6)
+        return jnp.log1p(-jnp.exp(keep)) - keep
+
+    change = odds(null) + g * (odds(conditional) - odds(null))
+    change = jnp.sign(change) * jnp.inf if policy.temperature == 0 else change / policy.temperature
+    twice = jnp.concatenate([here, here])
+    rows = jnp.concatenate([conditional, null])
+
+    def drawn(rows: jax.Array, out: jax.Array | bool) -> jax.Array:
+        guided = jnp.where(out, -jnp.inf, guide(rows, g))
+        return restrict(guided, policy.temperature, policy.top_k)
+
+    others = jax.nn.log_softmax(drawn(jnp.where(twice, -1e9, rows), here), axis=-1)
+    both = jnp.where(here, jax.nn.log_sigmoid(-change), jax.nn.log_sigmoid(change) + others)
+    plain = drawn(rows, False)
+    return jnp.where((prior >= 0)[..., None], both, plain)
 
 
 def top_k_threshold(logits: jax.Array, k: int) -> jax.Array:
@@ -191,7 +217,11 @@ def draw(logits: jax.Array, keys: jax.Array, temperature: float, top_k: int) -> 
     Returns:
       int32 [B].
     """
-    logits = restrict(logits, temperature, top_k)
+    return pick(restrict(logits, temperature, top_k), keys, temperature)
+
+
+def pick(logits: jax.Array, keys: jax.Array, temperature: float) -> jax.Array:
+    """`draw` from logits f32 [B, V] that are restricted already: the largest where the temperature is 0."""
     if temperature:
         logits += jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:], jnp.float32))(keys)
     return largest(logits)

@@ -37,7 +37,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from progemu_jax.sampling.engine import Engine, Params, State
-from progemu_jax.sampling.policy import largest, restrict
+from progemu_jax.sampling.policy import largest
 
 
 class Drafts(NamedTuple):
@@ -108,8 +108,7 @@ def _draw(
     Returns the tokens [B, T], new guesses in their stead, and the scores [B, T, V] of both.
     """
     policy, grammar, codes = engine.policy, engine.grammar, engine.grammar.codebook_size
-    scores = engine.scores(params, hidden, grammar.visual_rows, policy.guidance, policy.plausible)
-    scores = restrict(scores, policy.temperature, policy.top_k)
+    scores = engine.code_scores(params, state, hidden, places)
     keys = _fold(jnp.broadcast_to(state.keys[:, None], places.shape), engine.code_index(places))
     if policy.coupling == "gumbel":
         noise = gumbel(keys, codes) if policy.temperature else 0.0
