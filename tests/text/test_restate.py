@@ -139,7 +139,7 @@ def test_what_the_rules_read_is_what_was_said():
             continue
         read += 1
         wrong += {c.finding: SIGN[c.direction] for c in found} != {change.finding: SIGN[change.direction]}
-        exact += found == [change]
+        exact += found == (change,)
     assert read > 0.7 * 2500
     assert wrong < 0.01 * read
     assert exact > 0.9 * read
@@ -166,7 +166,7 @@ def test_no_change_says_so():
     rng = np.random.default_rng(0)
     texts = {restate.restate([], rng) for _ in range(300)}
     assert len(texts) > 20
-    read = [t for t in texts if changes_of(t) == [] or rules.says_no_change(t)]
+    read = [t for t in texts if changes_of(t) == () or rules.says_no_change(t)]
     assert len(read) > 0.5 * len(texts)
     assert not [t for t in texts if changes_of(t)]
 
