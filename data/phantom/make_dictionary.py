@@ -4,8 +4,8 @@ DIR is the folder `dict` of WordNet 3.1's database, or one that holds it (npm's 
 Writes `dictionary.txt` in `text/vocabulary_files/`: after its header one line a word, `kind word: near words`, kind v,
 n or a for verb, noun and adjective. Words come from the synsets around a few seeds, and words near to them are those of
 the same synset, of the one above and of verbs that they come from; only lemmas and relations are used, no definition. A
-word stays where training prompts have it (`wordings`), or where it is in use and leads to one that they have. Words that
-are held out of the prompts are among them: no prompt in training has them, the dictionary says what they mean.
+word stays where training prompts have it (`wordings`), or where it is in use and leads to one that they have. Words
+that are held out of the prompts are among them: no prompt in training has them, the dictionary says what they mean.
 """
 
 from __future__ import annotations
