@@ -299,18 +299,20 @@ class ProgEmuTask:
         changed = (aligned >= 0) & (aligned != targets)
         weights = jnp.asarray(self.kind_weights)[kinds] * batch["weights"][:, 1:]
         visual, text = kinds == Kind.VISUAL, (kinds == Kind.TEXT) | (kinds == Kind.EOS)
+        counted = (kinds != Kind.PAD) & (kinds != Kind.BOS) if every else weights > 0
         loss, nll = head_loss.head_cross_entropy(
             hidden,
             transformer.head(params),
             targets,
             weights,
             chunk=self.config.loss_chunk,
-            counted=(kinds != Kind.PAD) & (kinds != Kind.BOS) if every else None,
+            counted=counted,
             vocab_size=self.model_config.vocab_size,
             soft=self.soft and self.soft._replace(on=visual & (aligned != targets)),
         )
 
         def mean(w: jax.Array) -> jax.Array:
+            w = jnp.where(counted, w, 0.0)  # the others have no cross-entropy
             return (nll * w).sum() / jnp.maximum(w.sum(), 1e-6)
 
         c = self.config
@@ -320,7 +322,7 @@ class ProgEmuTask:
             "loss_structure": (c.weight_structure, kinds == Kind.STRUCTURE),
             "loss_visual": (c.weight_visual, visual),
             "loss_changed": (c.weight_visual, visual & changed),
-            "loss_far": (c.weight_visual, jnp.where(visual, batch["weights"][:, 1:] - 1, 0.0)),
+            "loss_far": (c.weight_visual, jnp.where(visual, jnp.maximum(batch["weights"][:, 1:] - 1, 0.0), 0.0)),
             "loss_text": (c.weight_text, text),
         }
         means = {name: mean(which) for name, (weight, which) in parts.items() if weight or every}

@@ -61,12 +61,16 @@ class RefineConfig:
 def drawn_request(severity: np.ndarray, rng: np.random.Generator) -> list[Change]:
     """One or two changes that can happen to a patient: each direction, then each finding, as often as another.
 
+    None where nothing can happen: that nothing changes is asked then.
+
     severity: f32 [8] of the prior, in the order of FINDINGS.
     """
     out: list[Change] = []
     for _ in range(1 + int(rng.random() < 0.3)):
         fitting = {d: [f for f in fits(severity, d) if f not in {c.finding for c in out}] for d in DIRECTIONS}
         possible = [d for d in DIRECTIONS if fitting[d]]
+        if not possible:  # of findings between absent and present, say
+            break
         direction = possible[rng.integers(len(possible))]
         finding = fitting[direction][rng.integers(len(fitting[direction]))]
         before, grades = float(severity[FINDINGS.index(finding)]), [None] * 3
@@ -126,7 +130,7 @@ class Chosen(Sequence):
 
     def __init__(self, rows: Sequence[dict[str, Any]], pairs: Sequence[dict[str, Any]], share: float):
         self.rows, self.pairs = rows, pairs
-        self.others = min(round(len(rows) * (1 - share) / share), len(pairs))
+        self.others = round(len(rows) * (1 - share) / share)
 
     def __len__(self) -> int:
         return len(self.rows) + self.others

@@ -1,6 +1,7 @@
 """Training of the phantom scorer, on patients that no generator sees and no test uses.
 
-The scorer judges images: it never enters a loss of a generator, a selection, or features for tuning.
+The evaluating scorer judges images: it never enters a loss of a generator, a selection, or features for tuning. A run
+that refines (`tasks.refine`) trains another one, with another seed, to choose by.
 """
 
 from __future__ import annotations

@@ -58,7 +58,8 @@ def make_optimizer(cfg: Any) -> optax.GradientTransformation:
     arithmetic stays in float32. "adafactor" (Shazeer & Stern 2018) holds a row and a column of second moments a
     matrix, and no first moment; its learning rate is absolute, as Adam's, and `b1`, `b2`, `eps` are not used. "muon"
     (Jordan et al. 2024; scaled to Adam's step as in Liu et al. 2025, arXiv:2502.16982) orthogonalises the momentum of
-    the matrices of a transformer's layers; tables, norms and all else take Adam, tables without decay.
+    the matrices of a transformer's layers; tables, norms and all else take Adam without decay. Both have Nesterov's
+    momentum.
     """
     if cfg.optimizer not in OPTIMIZERS:
         raise UserError(f"train.optimizer={cfg.optimizer!r} is not known: use one of {', '.join(OPTIMIZERS)}")

@@ -27,14 +27,15 @@ class Toy:
 
     def __init__(self, cfg=CFG, bad_at=None):
         self.cfg, self.bad_at, self.tx = cfg, bad_at, optim.make_optimizer(cfg)
+        self.leaf = "down_proj" if cfg.optimizer == "muon" else "kernel"  # Muon acts on what it knows by name
 
     def init(self, key):
-        params = {"dense": {"kernel": jax.random.normal(key, (4, 3))}}
+        params = {"dense": {self.leaf: jax.random.normal(key, (4, 3))}}
         return {"params": params, "opt_state": self.tx.init(params), "count": jnp.zeros((), jnp.int32)}
 
     def loss(self, params, batch, key):
         noise = 0.0 if key is None else 0.1 * jax.random.uniform(key, (3,))
-        out = batch["x"] @ params["dense"]["kernel"] + noise
+        out = batch["x"] @ params["dense"][self.leaf] + noise
         return jnp.mean((out - batch["y"]) ** 2), {}
 
     def train_step(self, state, batch, key):

@@ -9,8 +9,9 @@ import pytest
 from support.initial import initial
 
 from progemu_jax.models.transformer import TransformerConfig
-from progemu_jax.tasks.progemu import ProgEmuConfig, ProgEmuTask, code_embeddings, packer, soft_codes
+from progemu_jax.tasks.progemu import ProgEmuConfig, ProgEmuTask, code_embeddings, omitted_tokens, packer, soft_codes
 from progemu_jax.text import vocabulary
+from progemu_jax.text.findings import NO_CHANGE
 from progemu_jax.text.sequence import Kind, Layout
 from progemu_jax.training.loop import TrainConfig
 
@@ -191,3 +192,86 @@ def test_only_codes_that_differ_from_the_prior_are_learnt_softly(words, task, st
     losses = [float(loss(params, exact(c))[0]) for c in range(CODES)]
     expected = soft_rows(CODEBOOK, 1.0)[code] @ losses
     np.testing.assert_allclose(float(softly(params, exact(code))[0]), expected, rtol=1e-5)
+
+
+OFF = {"null_prompt": 0.0, "shuffle_sentences": 0.0, "drop_negative": 0.0}
+
+
+def test_a_row_that_reads_has_loss_on_its_text_alone_and_no_prompt(words):
+    row = example(followup=RNG.integers(0, CODES, (2, 3)))
+    read = pack(words, row, train=True, read=1.0, changed_weight=4.0, **OFF)
+    assert Kind.PRIOR in read["kinds"]
+    assert Kind.PROMPT not in read["kinds"]
+    text = np.isin(read["kinds"], (Kind.TEXT, Kind.EOS))
+    np.testing.assert_array_equal(read["weights"], text.astype(np.float32))
+    assert words.decode(read["tokens"][read["kinds"] == Kind.TEXT]) == row["interpretation"]
+    assert Kind.PROMPT in pack(words, row, train=False, read=1.0)["kinds"]
+
+
+def test_means_by_kind_leave_out_what_has_no_loss(words, state, loss):
+    """A row that reads beside one that paints: the image's means are those of the one that paints."""
+    row = example(followup=RNG.integers(0, CODES, (2, 3)))
+    rows = [pack(words, row, train=True, changed_weight=4.0, read=read, **OFF) for read in (0.0, 1.0)]
+    batches = [{k: np.stack([a[k], b[k]]) for k in a} for a, b in (rows, [rows[0]] * 2)]
+    (_, mixed), (_, painted) = (loss(state["params"], batch) for batch in batches)
+    assert set(painted) == set(mixed)
+    for name in ("loss_prior", "loss_structure", "loss_visual", "loss_changed", "loss_far"):
+        assert float(mixed[name]) == pytest.approx(float(painted[name]), rel=1e-5), name
+    assert float(painted["loss_far"]) > 0
+
+
+def test_an_identity_row_repeats_the_prior_and_says_so(words):
+    row = example(followup=RNG.integers(0, CODES, (2, 3)))
+    same = pack(words, row, train=True, identity=1.0, changed_weight=4.0, omitted_weight=2.0, **OFF)
+    codes = same["tokens"][same["kinds"] == Kind.VISUAL] - words.visual_start
+    np.testing.assert_array_equal(codes, row["prior"].reshape(-1))
+    for kind in (Kind.PROMPT, Kind.TEXT):
+        assert words.decode(same["tokens"][same["kinds"] == kind]) == NO_CHANGE
+    assert (same["weights"] == 1).all()
+    other = pack(words, row, train=False, identity=1.0)
+    np.testing.assert_array_equal(
+        other["tokens"][other["kinds"] == Kind.VISUAL] - words.visual_start, row["followup"].reshape(-1)
+    )
+
+
+def test_tokens_on_what_the_prompt_omits_by_hand(words):
+    told, omitted = "New edema.", " Left effusion is larger."
+    text, counts = told + omitted, [len(words.encode(t)) for t in (told, omitted)]
+    flags = omitted_tokens(words, "New edema.", text)
+    np.testing.assert_array_equal(flags, [0] * counts[0] + [1] * counts[1])
+    assert len(flags) == len(words.encode(text))
+    assert omitted_tokens(words, text, text).sum() == 0
+    assert omitted_tokens(words, "New edema.", "").tolist() == []
+    row = pack(words, example(interpretation=text), omitted_weight=2.5)
+    np.testing.assert_array_equal(row["weights"][row["kinds"] == Kind.TEXT], 1 + 2.5 * flags)
+    assert (row["weights"][row["kinds"] != Kind.TEXT] == 1).all()
+
+
+def test_an_example_without_a_text_teaches_the_image_alone(words):
+    row = example(interpretation=None)
+    for task in ({}, {"identity": 1.0, "read": 1.0, "null_prompt": 1.0, "omitted_weight": 2.0, "restate": 1.0}):
+        packed = pack(words, row, train=True, **task)
+        assert words.decode(packed["tokens"][packed["kinds"] == Kind.PROMPT]) == row["prompt"]
+        assert Kind.TEXT not in packed["kinds"]
+        np.testing.assert_array_equal(packed["weights"], packed["kinds"] != Kind.EOS)
+
+
+def test_a_prompt_in_other_pieces_is_the_same_prompt(words):
+    def prompts(train=True, **row):
+        config = ProgEmuConfig(length=64, prompt_budget=12, word_dropout=0.3, **OFF)
+        made = packer(words, LAYOUT, config, CODEBOOK, train)
+        packed = [made(example(**row), np.random.default_rng(seed)) for seed in range(20)]
+        assert {words.decode(p["tokens"][p["kinds"] == Kind.PROMPT]) for p in packed} == {row["prompt"]}
+        return {tuple(p["tokens"][p["kinds"] == Kind.PROMPT]) for p in packed}
+
+    assert len(prompts(prompt="New edema.")) > 2
+    assert prompts(prompt="New edema.", train=False) == {tuple(words.encode("New edema."))}
+    # Where its pieces do not fit the budget it has its usual ones.
+    long = "New left pneumothorax."
+    assert all(len(p) < LAYOUT.prompt_budget for p in prompts(prompt=long))
+
+
+@pytest.mark.parametrize("name", ["read", "dictionary", "complete", "identity"])
+def test_shares_are_shares(name):
+    with pytest.raises(ValueError, match=f"{name}=1.5"):
+        ProgEmuConfig(**{name: 1.5})

@@ -139,7 +139,7 @@ def test_what_the_rules_read_is_what_was_said():
             continue
         read += 1
         wrong += {c.finding: SIGN[c.direction] for c in found} != {change.finding: SIGN[change.direction]}
-        exact += found == [change]
+        exact += found == (change,)
     assert read > 0.7 * 2500
     assert wrong < 0.01 * read
     assert exact > 0.9 * read
@@ -166,7 +166,7 @@ def test_no_change_says_so():
     rng = np.random.default_rng(0)
     texts = {restate.restate([], rng) for _ in range(300)}
     assert len(texts) > 20
-    read = [t for t in texts if changes_of(t) == [] or rules.says_no_change(t)]
+    read = [t for t in texts if changes_of(t) == () or rules.says_no_change(t)]
     assert len(read) > 0.5 * len(texts)
     assert not [t for t in texts if changes_of(t)]
 
@@ -245,6 +245,49 @@ def test_restated_keeps_what_it_does_not_understand():
     assert not [
         t for t in told if re.search("edema|otherwise|else|the rest|pneumothorax\\.$", t, re.I) and "No new" in t
     ]
+
+
+def test_a_complete_prompt_names_every_change_of_the_interpretation(monkeypatch):
+    said = []
+    monkeypatch.setattr(restate, "restate", lambda changes, *rest, **more: said.append(tuple(changes)) or "told")
+
+    def changes(told, complete):
+        said.clear()
+        for seed in range(40):
+            prompt, rng = "Increased pulmonary edema.", np.random.default_rng(seed)
+            assert restated(prompt, rng, 1.0, told, complete=complete, drop_grade=0.0) == "told"
+        return {tuple((c.finding, c.direction, c.grade) for c in one) for one in said}
+
+    edema = ("pulmonary edema", "worse", None)
+    told = "New small left pleural effusion. Increased pulmonary edema. Unchanged cardiomegaly. No pneumothorax."
+    assert changes(told, 0.0) == {(edema,)}
+    assert changes(told, 1.0) == {(("left pleural effusion", "new", "mild"), edema)}
+    assert len(changes(told, 0.5)) == 2
+    # An interpretation that is not read, or tells no change, leaves the prompt's own.
+    assert changes("Possible new left pneumothorax.", 1.0) == changes(NO_CHANGE, 1.0) == {(edema,)}
+
+
+def test_what_moved_in_an_interpretation():
+    told = "New small left pleural effusion. Unchanged cardiomegaly. No pneumothorax. Resolved pulmonary edema."
+    changes = Change("left pleural effusion", "new", "mild"), Change("pulmonary edema", "resolved")
+    assert changes_of(told, moved=True) == changes
+    assert changes_of(told) is None  # a finding that is absent is no change
+    assert changes_of("No significant change.", moved=True) == ()
+    assert changes_of("Possible new left pleural effusion.", moved=True) is None
+
+
+def test_what_stands_before_and_behind_a_statement_changes_no_reading():
+    """Openings and endings say nothing of the chest."""
+    text, wanted = "New left pleural effusion.", (Change("left pleural effusion", "new"),)
+    assert not [w for w in (*noise.OPENINGS, *noise.ENDINGS) if rules.mentions(f"{w}.")]
+    framed = {noise.slipped(text, np.random.default_rng(seed), 1e-9) for seed in range(400)}
+    starts = {f.split(": ")[0] for f in framed}
+    assert len(framed) > 60
+    assert len(starts & set(noise.OPENINGS)) > 10
+    assert any(f.endswith(f"{e}.") for f in framed for e in noise.ENDINGS)
+    assert np.mean([changes_of(f) == wanted for f in framed]) > 0.7
+    assert not [f for f in framed if {c.finding for c in changes_of(f) or wanted} != {"left pleural effusion"}]
+    assert {noise.slipped(text, np.random.default_rng(seed), 0.0) for seed in range(9)} == {text}
 
 
 # ------------------------------------------------------------------------------------------------ understood

@@ -183,7 +183,7 @@ def test_arrays_of_an_evaluation_are_summed(tmp_path):
     assert [row["eval/rows"] for row in rows(tmp_path) if "eval/rows" in row] == [11.0]
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "muon"])
 def test_run_with_a_moving_average_resumes_exactly(tmp_path, optimizer):
     cfg = dataclasses.replace(CFG, steps=40, eval_every=20, ema=0.9, optimizer=optimizer)
     expected = run(tmp_path / "a", cfg, Averaging(cfg))

@@ -137,6 +137,53 @@ def test_adafactor_is_the_papers():
     assert held < 128 + 160 + 16
 
 
+MUON = dataclasses.replace(CFG, optimizer="muon", warmup_steps=0, clip=0, learning_rate=1e-2, weight_decay=0.1)
+
+
+def muon_updates(params, grads):
+    """Of the first step."""
+    tx = optim.make_optimizer(MUON)
+    return jax.jit(lambda grads, params: tx.update(grads, tx.init(params), params)[0])(grads, params)
+
+
+def test_muon_makes_matrices_orthogonal_and_leaves_the_rest_to_adam():
+    """The first step by hand: all directions of a gradient equally long, with the root mean square of Adam's."""
+    grads = {"down_proj": normal(6, 24), "embed_tokens": normal(9, 6), "norm": {"scale": normal(6)}}
+    params = {"down_proj": normal(7, 24)[:6], "embed_tokens": normal(10, 6)[:9], "norm": {"scale": jnp.ones(6)}}
+    updates = muon_updates(params, grads)
+    moved = np.asarray(updates["down_proj"]) + 1e-2 * 0.1 * np.asarray(params["down_proj"])  # decay apart
+    left, _, right = np.linalg.svd(grads["down_proj"], full_matrices=False)
+    turned = left.T @ (moved / (-1e-2 * 0.2 * np.sqrt(24))) @ right.T
+    assert (np.diag(turned) > 0.6).all()
+    assert (np.diag(turned) < 1.3).all()
+    assert np.abs(turned - np.diag(np.diag(turned))).max() < 0.02
+    for one, grad in ((updates["embed_tokens"], grads["embed_tokens"]), (updates["norm"]["scale"], normal(6))):
+        first = (0.9 * 0.1 / (1 - 0.9**2) + 1) * np.sign(grad)  # Adam's with Nesterov's momentum, no decay
+        np.testing.assert_allclose(one, -1e-2 * first, rtol=1e-3)
+
+
+def test_muon_takes_a_product_s_axes_together_and_scanned_layers_apart():
+    """Heads and their widths are one axis of the matrix; each layer is a matrix of its own."""
+    shapes, flat = {"q_proj": (6, 2, 3), "o_proj": (2, 3, 6)}, {"q_proj": (6, 6), "o_proj": (6, 6)}
+
+    def tree(seed):
+        draw = np.random.default_rng(seed).standard_normal
+        layers = [{name: draw(shape, np.float32) for name, shape in shapes.items()} for _ in range(2)]
+        return {
+            "layers": {name: np.stack([layer[name] for layer in layers]) for name in shapes},
+            **{f"layers_{i}": layer for i, layer in enumerate(layers)},
+            **{name: {"gate_proj": layers[0][name].reshape(flat[name])} for name in shapes},
+        }
+
+    updates = muon_updates(tree(0), tree(1))
+    for name in shapes:
+        for i in range(2):
+            one, scanned = updates[f"layers_{i}"][name], updates["layers"][name][i]
+            np.testing.assert_allclose(scanned, one, rtol=1e-4, atol=1e-6)
+        matrix = updates[name]["gate_proj"]
+        np.testing.assert_allclose(updates["layers_0"][name].reshape(flat[name]), matrix, rtol=1e-4, atol=1e-6)
+
+
 def test_adamw_is_optax_adamw():
     cfg = dataclasses.replace(CFG, learning_rate=1e-2, clip=0, weight_decay=0.1)
     ours, theirs = (
@@ -221,6 +268,9 @@ def test_unknown_choices_are_named():
         optim.make_optimizer(dataclasses.replace(CFG, optimizer="lion"))
     with pytest.raises(UserError, match="int8"):
         optim.make_optimizer(dataclasses.replace(CFG, moment_dtype="int8"))
+    for name in ("muon", "adafactor"):
+        with pytest.raises(UserError, match=f"bfloat16.*{name}"):
+            optim.make_optimizer(dataclasses.replace(CFG, optimizer=name, moment_dtype="bfloat16"))
     with pytest.raises(UserError, match="accumulate=3 does not divide"):
         optim.value_and_grad_accumulated(lambda p, b, k: (p, {}), jnp.ones(()), jnp.zeros((4, 1)), jax.random.key(0), 3)
 

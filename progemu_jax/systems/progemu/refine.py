@@ -64,7 +64,7 @@ def chosen_rows(config: Config, workdir: Path, model: ProgEmu, number: int) -> l
         requests.append(raft.drawn_request(severity, rng))
         prompts.append(_fitting(model, requests[-1], rng))
     policy = dataclasses.replace(config.sample.policy, temperature=c.temperature)
-    each, rows, gained = BATCH // c.futures, [], []
+    each, rows, gained = max(1, BATCH // c.futures), [], []
     bar = tqdm(total=len(pixels), desc=f"refine {number}: futures", unit="request", dynamic_ncols=True)
     for start in range(0, len(pixels), each):
         part = range(start, min(start + each, len(pixels)))

@@ -54,7 +54,11 @@ class ProgEmu:
 
     def check(self, config: Config) -> None:
         check_systems(config, SYSTEMS)
-        refine = config.progemu.refine
+        task, refine = config.progemu.task, config.progemu.refine
+        if config.progemu.words.steps and not task.prompt_budget:
+            raise UserError(
+                "config.progemu.words: answers lie behind a prompt's budget; give config.progemu.task.prompt_budget"
+            )
         if refine.rounds and config.data.source != "phantom":
             raise UserError(
                 f"config.progemu.refine.rounds={refine.rounds}: there is no training scorer but the phantom's"

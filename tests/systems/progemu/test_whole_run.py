@@ -80,6 +80,43 @@ def test_a_run_starts_from_another_ones_weights_with_lora(toy, tmp_path):
     one_line(again, "config.progemu.init", "nowhere", "no such folder")
 
 
+@pytest.mark.slow
+def test_a_run_learns_words_first_and_from_its_own_futures_last(toy, tmp_path):
+    """Every part that teaches a model to obey, in one run; a killed round starts from the rows that were chosen."""
+    shutil.copytree(toy / "run", tmp_path / "run", ignore=shutil.ignore_patterns("train", "predictions", "scores"))
+    small = {"steps": 2, "batch_size": 4, "warmup_steps": 0}
+    keys = {
+        "progemu.task.restate": 0.7, "progemu.task.dictionary": 0.3, "progemu.task.complete": 0.5,
+        "progemu.task.identity": 0.1, "progemu.task.read": 0.2, "progemu.task.omitted_weight": 1.0,
+        "progemu.task.word_dropout": 0.1, "progemu.stage1.steps": 0, "progemu.stage2.steps": 2,
+        "progemu.stage2.optimizer": "muon", "progemu.refine.rounds": 1, "progemu.refine.requests": 6,
+        "progemu.refine.futures": 2, "progemu.refine.scorer.images": 64, "progemu.refine.scorer.valid_images": 16,
+        "progemu.refine.scorer.net.severity": True, "progemu.refine.scorer.net.widths": "(8, 16)",
+        **{f"progemu.{part}.{k}": v for part in ("words", "refine.train", "refine.scorer.train")
+           for k, v in small.items()},
+    }  # fmt: skip
+    stages = ("--stages=reward,train", *(f"--config.{key}={value}" for key, value in keys.items()))
+    out = run(toy, tmp_path / "run", *stages)
+    assert out.returncode == 0, out.stdout + out.stderr
+    assert "refine 0: mean reward" in out.stdout
+    train = tmp_path / "run/train"
+    with np.load(train / "refine0/chosen.npz") as chosen:
+        assert chosen["prior"].shape == chosen["followup"].shape == (5, 4, 4)  # 0.8 of 6
+    told = json.loads((train / "refine0/chosen.json").read_text())
+    assert len(told) == 5
+    assert all(row["prompt"] for row in told)
+    for part in ("words", "stage2", "refine0"):
+        assert [p.name for p in (train / part / "checkpoints").iterdir() if p.name.isdigit()] == ["2"]
+    shutil.copytree(tmp_path / "run", tmp_path / "again")
+    for gone in ("export", "stage.json", "refine0/checkpoints"):
+        path = tmp_path / "again/train" / gone
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    out = run(toy, tmp_path / "again", *stages)
+    assert out.returncode == 0, out.stdout + out.stderr
+    assert "refine 0: mean reward" not in out.stdout
+    same_parameters(tmp_path / "run", tmp_path / "again", ("train/export",))
+
+
 PARTS = ("tokenizer/export", "train/export")
 
 
