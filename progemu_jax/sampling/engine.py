@@ -198,18 +198,23 @@ class Engine:
             return transformer.logits(params, hidden, rows)
         return transformer.logits({"lm_head": table}, hidden)
 
+    def scores(self, params: Params, hidden: jax.Array, rows: tuple[int, int], scale: float) -> jax.Array:
+        """Guided scores f32 [B, ..., rows] of a range of the vocabulary from hidden [R, ..., M]."""
+        logits = self.logits(params, hidden, rows)
+        return guide(logits, scale) if self.policy.guided else logits
+
     def code_scores(self, params: Params, state: State, hidden: jax.Array, places: jax.Array) -> jax.Array:
         """Logits f32 [B, ..., Q] of the distribution that codes of places [B, ...] are drawn from.
 
         hidden: [R, ..., M], what the token before each place left.
         """
-        policy, logits = self.policy, self.logits(params, hidden, self.grammar.visual_rows)
+        policy, rows = self.policy, self.grammar.visual_rows
         if policy.keep_or_change:
             at = jnp.minimum(places, state.aligned.shape[1] - 1).reshape(len(places), -1)
             prior = jnp.take_along_axis(state.aligned[: len(places)], at, axis=1).reshape(places.shape)
+            logits = self.logits(params, hidden, rows)
             return two_steps(logits, jnp.where(prior >= 0, prior - self.grammar.visual_start, -1), policy)
-        scores = guide(logits, policy.guidance) if policy.guided else logits
-        return restrict(scores, policy.temperature, policy.top_k)
+        return restrict(self.scores(params, hidden, rows, policy.guidance), policy.temperature, policy.top_k)
 
     def draw_codes(self, params: Params, state: State) -> jax.Array:
         """A code for the place that each case stands at, int32 [B]; meaningless where that place is not free."""
@@ -269,8 +274,7 @@ class Engine:
         def drawn() -> jax.Array:
             ids = jnp.arange(*grammar.text_rows)
             stop = jnp.isin(ids, jnp.asarray(grammar.stops))
-            logits = self.logits(params, state.hidden, grammar.text_rows)
-            scores = guide(logits, policy.text_guidance) if policy.guided else logits
+            scores = self.scores(params, state.hidden, grammar.text_rows, policy.text_guidance)
             allowed = (ids < grammar.text_size) | (stop & (state.written >= policy.min_text)[:, None])
             keys = jax.vmap(jax.random.fold_in)(state.keys, first + state.written)
             return draw(jnp.where(allowed, scores, -jnp.inf), keys, policy.text_temperature, policy.text_top_k)

@@ -24,6 +24,7 @@ CFG = tf.TransformerConfig(
     intermediate_size=48,
     attention_block=8,
     prior_alignment=True,
+    learned_positions=12,
 )
 
 
@@ -185,6 +186,18 @@ def test_prior_alignment_changes_only_where_a_code_is_given(params):
     assert np.abs(plain - some)[:, 3].max() > 1e-2
     cfg = dataclasses.replace(CFG, prior_alignment=False)
     assert "prior_proj" not in jax.eval_shape(lambda: tf.init_params(cfg, jax.random.key(0)))
+
+
+def test_learnt_positions_are_of_the_position_ids(params):
+    tokens, ids = np.full((1, 4), 7, np.int32), np.array([[3, 3, 11, 40]])
+    moved = {**params, "position_embed": params["position_embed"].at[11].add(1.0)}
+    before, after = (np.asarray(forward(CFG, p, tokens, positions=ids)[0]) for p in (params, moved))
+    np.testing.assert_allclose(before[:, :2], after[:, :2], atol=1e-6)
+    assert (np.abs(before - after).max(-1) > 1e-2).tolist() == [
+        [False, False, True, True]
+    ]  # 40 is beyond: the last one
+    cfg = dataclasses.replace(CFG, learned_positions=0)
+    assert "position_embed" not in jax.eval_shape(lambda: tf.init_params(cfg, jax.random.key(0)))
 
 
 def test_dropout_acts_at_its_rate_and_only_in_training(params):

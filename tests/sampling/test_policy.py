@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from progemu_jax.sampling.policy import Sampling, draw, guide, top_k_threshold
+from progemu_jax.sampling.policy import Sampling, draw, guide, restrict, top_k_threshold, two_steps
 
 
 def test_top_k_threshold_is_the_kth_largest():
@@ -28,6 +28,38 @@ def test_guide_is_its_formula():
     scores = jax.nn.log_softmax(x)
     np.testing.assert_allclose(guide(x, 1.0), scores[:2], rtol=1e-6)
     np.testing.assert_allclose(guide(x, 3.0), scores[2:] + 3 * (scores[:2] - scores[2:]), rtol=1e-5)
+
+
+def test_two_steps_weigh_keeping_against_all_changes_together():
+    logits = jnp.log(jnp.asarray([[0.4, 0.2, 0.2, 0.1, 0.1]]))
+    prior = jnp.asarray([0])
+
+    def drawn(**policy):
+        return np.asarray(jax.nn.softmax(two_steps(logits, prior, Sampling(top_k=0, **policy))))[0]
+
+    np.testing.assert_allclose(drawn(), [0.4, 0.2, 0.2, 0.1, 0.1], rtol=1e-5)
+    # At temperature 1/2 odds and ratios are squared: 4 to 9 for keeping, 4 to 1 among the others.
+    np.testing.assert_allclose(drawn(temperature=0.5), np.array([4, 3.6, 3.6, 0.9, 0.9]) / 13, rtol=1e-4)
+    np.testing.assert_allclose(drawn(temperature=0.0)[[0, 3, 4]], 0)
+    in_one_step = np.asarray(jax.nn.softmax(restrict(logits, 0.5, 0)))[0]
+    assert in_one_step[0] > 0.5 > drawn(temperature=0.5)[0]
+
+
+def test_two_steps_guide_the_odds_of_a_change():
+    cond, null = np.array([0.5, 0.4, 0.1]), np.array([0.8, 0.1, 0.1])
+    logits = jnp.log(jnp.asarray([cond, null]))
+    got = np.asarray(jax.nn.softmax(two_steps(logits, jnp.asarray([0]), Sampling(guidance=2.0, top_k=0))))[0]
+    odds = 0.25 * (1 / 0.25) ** 2  # of a change: 1 to 4 without the prompt, 1 to 1 with it
+    np.testing.assert_allclose(got[0], 1 / (1 + odds), rtol=1e-4)
+    ratio = (0.1 / 0.1) * ((0.4 / 0.1) / (0.1 / 0.1)) ** 2
+    np.testing.assert_allclose(got[1] / got[2], ratio, rtol=1e-4)
+
+
+def test_without_a_prior_there_is_one_step():
+    logits = jax.random.normal(jax.random.key(2), (4, 7))
+    policy = Sampling(guidance=2.0, temperature=0.7, top_k=5)
+    got = two_steps(logits, jnp.asarray([-1, -1]), policy)
+    np.testing.assert_allclose(got, restrict(guide(logits, 2.0), 0.7, 5), rtol=1e-5)
 
 
 @pytest.mark.parametrize("bad", [{"temperature": -1.0}, {"guidance": float("nan")}, {"top_k": -2}, {"max_text": 0}])
