@@ -59,18 +59,14 @@ def fit_on_examples(
     folder: Path,
     mesh: Mesh,
     show: Any = None,
-    arranged: Callable[[Any], Any] | None = None,
     **options: Any,
 ) -> dict:
     """Trains on packed examples; the final state.
 
     learnt, held_out: (kind of shards, split). packers: of training and evaluation (`transform` of
-    `batches.example_batches`). arranged: the examples that are learnt -> their order and how often each comes.
-    show: (state, first validation cases) -> pictures, or None. options: of `fit`.
+    `batches.example_batches`). show: (state, first validation cases) -> pictures, or None. options: of `fit`.
     """
     sources = [batches.examples(shards, *place) for place in (learnt, held_out)]
-    if arranged:
-        sources[0] = arranged(sources[0])
     cases, size = first_cases(sources[1]), train.batch_size
     return fit(
         task,

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,8 +54,6 @@ class ProgEmuConfig:
       dictionary: share of the rows of words alone that say what a word means (`tasks.words`).
       complete: how often a prompt that is told in other words names every change that the interpretation tells. What is
         not named then stays as it is, so that a model learns to leave it.
-      balance: most often that a pair of a rare direction (new, worse, better, resolved) comes in an epoch, where one of
-        the most frequent direction comes once; 1: all come once.
       identity: probability that the follow-up is the prior itself, and the prompt and text say that nothing changed.
       read: probability that a pair teaches the text alone, read from the images: without its prompt, and without loss
         on the image. Guidance with `text_guidance=0` then draws the text so.
@@ -82,7 +79,6 @@ class ProgEmuConfig:
     word_dropout: float = 0.0
     dictionary: float = 0.0
     complete: float = 0.0
-    balance: int = 1
     identity: float = 0.0
     read: float = 0.0
     omitted_weight: float = 0.0
@@ -91,8 +87,6 @@ class ProgEmuConfig:
         for name in ("restate", "read", "dictionary", "complete", "identity"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected a share, 0 to 1")
-        if self.balance < 1:
-            raise ValueError(f"balance={self.balance}: expected 1 or more")
 
 
 def packer(
@@ -157,28 +151,6 @@ def packer(
         return row
 
     return transform
-
-
-class Balanced(Sequence):
-    """Examples of pairs, those of rare directions several times; see `ProgEmuConfig.balance`."""
-
-    def __init__(self, source: Sequence[dict[str, Any]], most: int):
-        self.source = source
-        told = [restate.changes_of(source[i]["interpretation"], moved=True) or () for i in range(len(source))]
-        ways = [{change.direction for change in changes} for changes in told]
-        counts = collections.Counter(way for some in ways for way in some)
-        often = {way: min(most, round(max(counts.values()) / n)) for way, n in counts.items()}
-        times = [max((often[way] for way in some), default=1) for some in ways]
-        self.order = np.repeat(np.arange(len(source)), times)
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.source[int(self.order[index])]
-
-    def __repr__(self) -> str:
-        return f"Balanced({len(self)} of {self.source!r})"
 
 
 def omitted_tokens(vocab: Vocabulary, prompt: str, text: str) -> np.ndarray:

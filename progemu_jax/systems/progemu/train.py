@@ -26,7 +26,7 @@ from progemu_jax.systems.progemu import refine
 from progemu_jax.systems.progemu.model_config import language_start, load_tokenizer, model_parts, resized
 from progemu_jax.tasks import lora, words
 from progemu_jax.tasks import refine as raft
-from progemu_jax.tasks.progemu import Balanced, ProgEmuTask, code_embeddings, packer
+from progemu_jax.tasks.progemu import ProgEmuTask, code_embeddings, packer
 from progemu_jax.training.loop import TrainConfig, fit
 
 
@@ -94,9 +94,6 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
             workdir / "train" / name,
             mesh,
             show=lambda state, cases: pictures(merged(task.params(state)), cases),
-            arranged=(lambda pairs: Balanced(pairs, c.task.balance))
-            if name == "stage2" and c.task.balance > 1
-            else None,
             init_state=None if born else lambda: placed(task, before if before is not None else first()),
             config=identity,
         )
