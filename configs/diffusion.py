@@ -114,8 +114,7 @@ def for_tables(system: str, *, registered: bool, steps: int, small: bool, size: 
             stage2_steps=10 if small else steps * 5 // 6,
             scorer_images=256 if small else 3000,
             scorer_steps=10 if small else 250,
-            batch_size=16,
-            weight_text=4.0,
+            **({"words_steps": 5, "decoder_steps": 5} if small else {}),
         )
         if large:
             _enlarge(config, size)
@@ -125,7 +124,8 @@ def for_tables(system: str, *, registered: bool, steps: int, small: bool, size: 
                 dtype="bfloat16", remat=True,
             )  # fmt: skip
             side = size // 8
-            config.progemu.task.length = -(-(2 * side * (side + 1) + 80) // 32) * 32  # two images of codes, and text
+            config.progemu.task.length = -(-(2 * side * (side + 1) + 112) // 32) * 32  # two images of codes, and texts
+            config.progemu.model.learned_positions = config.progemu.task.length + 64
             for part in (config.progemu.stage1, config.progemu.stage2):
                 part.learning_rate, part.final_learning_rate, part.warmup_steps = 5e-4, 5e-5, 500
         config.sample.systems = ("progemu",)

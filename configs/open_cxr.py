@@ -8,7 +8,7 @@ the reconstructed follow-up, SSIM 0.78 and PSNR 26.2 dB.
 
 from ml_collections import ConfigDict
 
-from progemu_jax.configs.common import TOKENIZER, TRANSFORMER
+from progemu_jax.configs.common import TASK, TOKENIZER, TRANSFORMER
 
 
 def get_config():
@@ -17,11 +17,13 @@ def get_config():
     return ConfigDict(
         {
             "name": "Open collection: every stage on real radiographs",
+            "vocabulary": "radiology",
             "data": {
                 "source": "open_cxr",
                 "root": "",
                 # Mostly AP films of patients in bed: all frontal views count as one.
                 "journeys": {
+                    "pairs": "both",
                     "views": ("PA+AP+AP Supine",),
                     "finding": False,
                     "validation": 0.15,
@@ -35,15 +37,20 @@ def get_config():
                 "model": TOKENIZER,
                 "train": {"steps": 800, "learning_rate": 1e-3, "eval_every": 400, **train},
             },
+            "decoder": {"train": {"steps": 100, "learning_rate": 1e-3, **train}},
             "progemu": {
-                "model": TRANSFORMER,
-                "task": {"length": 1024, "weight_prior": 0.1, "init_from_codebook": True},
+                "model": {**TRANSFORMER, "learned_positions": 768},
+                "task": {**TASK, "length": 768, "prompt_budget": 64},
+                "words": {"steps": 30, "learning_rate": 1e-3, "optimizer": "muon", **train},
                 "stage1": {"steps": 30, "learning_rate": 1e-3, **train},
                 "stage2": {"steps": 60, "learning_rate": 1e-3, "eval_every": 60, **train},
             },
             "sample": {
                 "batch_size": 8,
-                "policy": {"temperature": 0.7, "top_k": 64, "text_temperature": 0.0, "max_text": 60},
+                "policy": {
+                    "temperature": 0.7, "top_k": 64, "guidance": 2.0, "keep_prior": True,
+                    "text_temperature": 0.0, "text_guidance": 0.0, "max_text": 60,
+                },
             },
             "evaluate": {
                 "caveats": (
@@ -54,4 +61,4 @@ def get_config():
                 )
             },
         }
-    )
+    )  # fmt: skip

@@ -1,10 +1,10 @@
 """Rows of text alone that teach a language model the words of prompts before it sees an image.
 
-    BOS | prompt, in any of the grammar's wordings | EOI | the same changes in plain words | EOS | BOS | ... | PAD
+    BOS | prompt, in any of the grammar's wordings | BOI | the same changes in plain words | EOS | BOS | ... | PAD
 
 A row holds as many as fit, each a segment that sees itself alone. The prompt lies at the position ids that it has
-behind a prior image, and the answer where the interpretation has its own, so that what is learnt here holds there. The
-loss is on the answer.
+behind a prior image, the target image's BOI behind it at its own, and the answer where the interpretation has its own:
+what BOI learns to gather of the prompt is there for the image. The loss is on the answer.
 """
 
 from __future__ import annotations
@@ -116,7 +116,8 @@ def packer(
     """Item of `Draws` -> row for `ProgEmuTask`: training wordings with slips, or held-out ones."""
     length = row_length(task)
     block = layout.image_tokens + len(sequence.header(vocab, layout.height, layout.width))
-    places = 1 + block, 2 * block + task.prompt_budget  # of the prompt, and of the target image's EOI
+    boi = 1 + block + task.prompt_budget  # its position, with the prompt before it and the text one image later
+    prompt_at, answer_at = 1 + block, boi + block
 
     def one(rng: np.random.Generator, held_out: bool) -> tuple[list[int], list[int]]:
         """A prompt's and its answer's tokens; both short enough."""
@@ -150,9 +151,9 @@ def packer(
             if row.stop > length:
                 return out
             number += 1
-            out["tokens"][row] = [vocab.bos, *words, vocab.eoi, *answer, vocab.eos]
+            out["tokens"][row] = [vocab.bos, *words, vocab.boi, *answer, vocab.eos]
             out["kinds"][row] = [Kind.BOS, *[Kind.PROMPT] * n, Kind.STRUCTURE, *[Kind.TEXT] * m, Kind.EOS]
-            out["positions"][row] = [0, *range(places[0], places[0] + n), *range(places[1], places[1] + m + 2)]
+            out["positions"][row] = [0, *range(prompt_at, prompt_at + n), boi, *range(answer_at, answer_at + m + 1)]
             out["segments"][row] = number
             at = row.stop
 

@@ -52,9 +52,9 @@ def test_a_row_has_the_tokens_and_positions_of_a_real_pair_s(vocab):
             for kinds in ([Kind.BOS], [Kind.PROMPT], [Kind.TEXT, Kind.EOS]):
                 mine, theirs = (r[name][np.isin(r["kinds"], kinds)] for r in ({k: row[k][own] for k in row}, real))
                 np.testing.assert_array_equal(mine, theirs)
-        (eoi,) = row["positions"][own & (row["kinds"] == Kind.STRUCTURE)]
-        target = (real["kinds"] == Kind.STRUCTURE) & (real["tokens"] == vocab.eoi)
-        assert [eoi] == real["positions"][target].tolist()
+        (boi,) = row["positions"][own & (row["kinds"] == Kind.STRUCTURE)]
+        target = (real["kinds"] == Kind.STRUCTURE) & (real["tokens"] == vocab.boi)
+        assert [boi] == real["positions"][target].tolist()
     rest = row["segments"] == 0
     assert (row["tokens"][rest] == vocab.pad).all()
     assert (row["kinds"][rest] == Kind.PAD).all()
