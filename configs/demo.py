@@ -15,7 +15,7 @@ def get_config():
         tokenizer_steps=400,
         crops=3,
         stage1_steps=50,
-        stage2_steps=1000,
+        stage2_steps=1300,
         scorer_images=3000,
         scorer_steps=250,
     )

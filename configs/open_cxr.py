@@ -49,7 +49,7 @@ def get_config():
                 "batch_size": 8,
                 "policy": {
                     "temperature": 0.7, "top_k": 64, "guidance": 2.0, "keep_prior": True,
-                    "text_temperature": 0.0, "text_guidance": 0.0, "max_text": 60,
+                    "text_temperature": 0.0, "max_text": 60,
                 },
             },
             "evaluate": {

@@ -43,7 +43,7 @@ def run(root, workdir, **journeys):
     config.data.root = str(root)
     config.data.processes = 1
     config.data.tree_size = config.data.image_size = 64
-    config.data.journeys.duplicates = False
+    config.data.journeys.update(duplicates=False, pairs="consecutive")
     config.data.journeys.update(journeys)
     run_.run(config, workdir, ["data"])
     rejected = (workdir / "data/tree/rejected.jsonl").read_text().splitlines()

@@ -44,7 +44,7 @@ def test_a_complete_run_is_left_alone(toy):
     before = (toy / "run/metrics.json").stat().st_mtime_ns
     out = run(toy, toy / "run")
     assert out.returncode == 0
-    assert out.stdout.count("complete") == 8
+    assert out.stdout.count("complete") == 9
     assert (toy / "run/metrics.json").stat().st_mtime_ns == before
 
 
