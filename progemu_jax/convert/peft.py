@@ -29,8 +29,8 @@ def export_peft(params: Mapping[str, Any], model: TransformerConfig, directory: 
     """
     if not model.lora_rank:
         raise UserError(f"{directory}: the model has no LoRA to export; train with model.lora_rank")
-    if model.prior_alignment or model.learned_positions:
-        base = f"{base} (with prior_alignment or learned_positions, which no other library computes)"
+    if added := [name for name in transformer.ADDITIONS if getattr(model, name)]:
+        base = f"{base} (with {', '.join(added)}, which no other library computes)"
     if model.scan_layers:
         params = transformer.unstack_layers(params)
     arrays = {}

@@ -28,6 +28,7 @@ INPUTS = {
     "up_proj": (0,),
     "down_proj": (0,),
     "prior_proj": (0,),
+    "beside_proj": (0,),
     "lm_head": (1,),
 }
 

@@ -16,7 +16,7 @@ range of the vocabulary is one contiguous block of the head. With `scan_layers` 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -37,6 +37,8 @@ LOGICAL_AXES = {
     "embed_tokens": ("vocab", "embed"),
     "lm_head": ("vocab", "embed"),
     "prior_proj": ("embed", None),
+    "beside_proj": ("embed", None),
+    "changed_embed": ("embed",),
     "position_embed": (None, "embed"),
     "q_proj": ("embed", "heads", "head"),
     "k_proj": ("embed", "kv_heads", "head"),
@@ -48,6 +50,7 @@ LOGICAL_AXES = {
     "scale": (None,),
 }
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+ADDITIONS = ("prior_alignment", "prior_beside", "learned_positions")  # config fields that Emu3 has not
 LORA_A, LORA_B = "_lora_a", "_lora_b"  # what the names of A [inputs, rank] and B [rank, outputs] of a projection end in
 for _name in LORA_TARGETS:
     _axes, _inputs = LOGICAL_AXES[_name], 2 if _name == "o_proj" else 1
@@ -68,6 +71,8 @@ class TransformerConfig:
     dropout: on embeddings, attention probabilities and both residual branches.
     prior_alignment: adds a learned linear map of the embedding of the prior's code at the place that the next
       token is for (not in Emu3: no parameters when off).
+    prior_beside: adds the same of the place that the token itself fills, and a learned vector where the two codes
+      differ, so that what changed is seen at each place and need not be looked up in the prior (not in Emu3).
     learned_positions: adds a learnt vector to each token of the first so many position ids (the last one's to those
       beyond), so that a small model knows the place in the image without deriving it (not in Emu3: none when 0).
     attention: of tokens over themselves: "xla" (blocks of queries), "cudnn" (flash attention on NVIDIA GPUs), "splash"
@@ -98,6 +103,7 @@ class TransformerConfig:
     scan_layers: bool = False
     tie_embeddings: bool = False
     prior_alignment: bool = False
+    prior_beside: bool = False
     learned_positions: int = 0
     initializer_range: float = 0.02
     attention: str = "auto"
@@ -293,6 +299,7 @@ class Transformer(nn.Module):
       tokens: int32 `[B, T]`. positions: int32 `[B, T]` rotary positions, or None for cache lengths + 0..T-1.
       aligned: int32 `[B, T]` or None: with cfg.prior_alignment, the token id of the prior's code at the place
         that the next token is for, -1 for none.
+      beside: the same for cfg.prior_beside, at the place that the token itself fills (`beside_of`).
       segments: int or bool `[B, T]` or None: a token sees only earlier tokens of its own segment. With a
         cache, 0 (False) marks padding, which must be on the right.
       cache: from `init_cache`, or None. A row's T tokens are written to slots length..length+T-1, and its
@@ -312,11 +319,12 @@ class Transformer(nn.Module):
         positions: jax.Array | None = None,
         *,
         aligned: jax.Array | None = None,
+        beside: jax.Array | None = None,
         segments: jax.Array | None = None,
         cache: Params | None = None,
         prefill: bool = False,
         deterministic: bool = True,
-        embedded: tuple[jax.Array, jax.Array | None] | None = None,
+        embedded: tuple[jax.Array | None, ...] | None = None,
     ) -> tuple[jax.Array, Params | None]:
         cfg = self.cfg
         dtype, param_dtype = jnp.dtype(cfg.dtype), jnp.dtype(cfg.param_dtype)
@@ -326,9 +334,9 @@ class Transformer(nn.Module):
         table = self.param("embed_tokens", table_init, (V, M), param_dtype)
         if not cfg.tie_embeddings:  # declared here, used by `logits`
             linear.weight(self, "lm_head", nnl.fan_in(1), (V, M), param_dtype)
-        if cfg.prior_alignment:
-            prior_proj = linear.weight(self, "prior_proj", nnl.fan_in(0), (M, M), param_dtype)
-
+        priors = {"prior_proj": aligned} if cfg.prior_alignment else {}
+        priors |= {"beside_proj": beside} if cfg.prior_beside else {}
+        projections = {name: linear.weight(self, name, nnl.fan_in(0), (M, M), param_dtype) for name in priors}
         if cfg.learned_positions:
             places = self.param("position_embed", table_init, (cfg.learned_positions, M), param_dtype)
 
@@ -336,11 +344,16 @@ class Transformer(nn.Module):
         if positions is None:
             positions = offset[:, None] + jnp.arange(T, dtype=jnp.int32)
         if embedded is None:
-            embedded = embed(table, tokens, aligned if cfg.prior_alignment else None, dtype)
-        x, prior = embedded
-        if prior is not None:
-            prior = jnp.where(aligned[..., None] >= 0, prior, 0)
-            x = x + linear.einsum("RM,ME->RE", prior.reshape(B * T, M), prior_proj).reshape(B, T, M)
+            embedded = embed(table, tokens, priors.values(), dtype)
+        x, *looked_up = embedded
+        for (name, ids), prior in zip(priors.items(), looked_up, strict=True):
+            if ids is not None:
+                prior = jnp.where(ids[..., None] >= 0, prior, 0)
+                x = x + linear.einsum("RM,ME->RE", prior.reshape(B * T, M), projections[name]).reshape(B, T, M)
+        if cfg.prior_beside:
+            vector = self.param("changed_embed", table_init, (M,), param_dtype)
+            if beside is not None:
+                x = x + jnp.where(((beside >= 0) & (beside != tokens))[..., None], vector.astype(dtype), 0)
         if cfg.learned_positions:
             x = x + jnp.take(places.astype(dtype), jnp.minimum(positions, cfg.learned_positions - 1), axis=0)
         if not deterministic and cfg.dropout > 0:
@@ -379,11 +392,18 @@ class Transformer(nn.Module):
 
 
 def embed(
-    table: jax.Array, tokens: jax.Array, aligned: jax.Array | None, dtype: Any
-) -> tuple[jax.Array, jax.Array | None]:
-    """Rows of the table `[V, M]` for tokens and, where given, aligned (`Transformer`): `[B, T, M]` each, or None."""
-    prior = None if aligned is None else _look_up(table, jnp.maximum(aligned, 0), dtype)
-    return _look_up(table, tokens, dtype), prior
+    table: jax.Array, tokens: jax.Array, others: Iterable[jax.Array | None], dtype: Any
+) -> tuple[jax.Array | None, ...]:
+    """Rows `[B, T, M]` of the table `[V, M]` for tokens, and for each of the others (`Transformer`'s aligned, beside),
+    where it is given.
+    """
+    priors = (None if ids is None else _look_up(table, jnp.maximum(ids, 0), dtype) for ids in others)
+    return _look_up(table, tokens, dtype), *priors
+
+
+def beside_of(aligned: jax.Array) -> jax.Array:
+    """`beside` of whole rows, from their `aligned` int32 `[B, T]`: what is next for a token is its successor's own."""
+    return jnp.pad(aligned[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
 
 
 def _look_up(table: jax.Array, tokens: jax.Array, dtype: Any) -> jax.Array:

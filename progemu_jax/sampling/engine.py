@@ -163,13 +163,17 @@ class Engine:
         ahead = jnp.arange(tokens.shape[1])
         after = state.place[:, None] + ahead + 1  # the place that the token after each is for
         size = state.aligned.shape[1]
-        aligned = jnp.take_along_axis(state.aligned, self._rows(jnp.minimum(after, size - 1)), axis=1)
-        aligned = jnp.where(self._rows(after < size), aligned, -1)
+
+        def priors(places: jax.Array) -> jax.Array:
+            found = jnp.take_along_axis(state.aligned, self._rows(jnp.minimum(places, size - 1)), axis=1)
+            return jnp.where(self._rows(places < size), found, -1)
+
         hidden, cache = Transformer(self.model).apply(
             {"params": params},
             self._rows(tokens),
             state.position[:, None] + ahead,
-            aligned=aligned,
+            aligned=priors(after),
+            beside=priors(after - 1),
             cache=state.cache,
         )
         return hidden, cache

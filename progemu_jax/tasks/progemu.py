@@ -290,6 +290,7 @@ class ProgEmuTask:
             tokens[:, :-1],
             batch["positions"][:, :-1],
             aligned=aligned,
+            beside=transformer.beside_of(aligned),
             segments=batch["segments"][:, :-1] if "segments" in batch else batch["kinds"][:, :-1] != Kind.PAD,
             deterministic=key is None or self.model_config.dropout == 0,
             rngs=None if key is None else {"dropout": key},
@@ -350,7 +351,8 @@ class ProgEmuTask:
         """
         split = self.mesh is not None and sharding.data_parts(self.mesh) > 1
         tied = self.model_config.tie_embeddings
-        few = 4 * tokens * (1 + self.model_config.prior_alignment) <= self.model_config.vocab_size
+        looked_up = 1 + self.model_config.prior_alignment + self.model_config.prior_beside
+        few = 4 * tokens * looked_up <= self.model_config.vocab_size
         alone = self.train.accumulate == 1 and self.train.optimizer == "adamw"
         cpu = sharding.platform(self.mesh) == "cpu"
         return cpu and few and alone and not split and not tied and "embed_tokens" in trained
@@ -360,9 +362,10 @@ class ProgEmuTask:
     ) -> tuple[tuple, dict]:
         others = {name: leaf for name, leaf in trained.items() if name != "embed_tokens"}
         table, tokens = trained["embed_tokens"], batch["tokens"][:, :-1]
-        aligned = batch["aligned"][:, :-1] if self.model_config.prior_alignment else None
+        aligned, model = batch["aligned"][:, :-1], self.model_config
+        priors = [aligned] * model.prior_alignment + [transformer.beside_of(aligned)] * model.prior_beside
         with self._on_mesh():
-            embedded = transformer.embed(table, tokens, aligned, jnp.dtype(self.model_config.dtype))
+            embedded = transformer.embed(table, tokens, priors, jnp.dtype(model.dtype))
 
         def loss(wanted: tuple) -> tuple[jax.Array, dict[str, jax.Array]]:
             others, embedded = wanted
@@ -370,9 +373,8 @@ class ProgEmuTask:
             return self.loss(params, batch, key, embedded=embedded)
 
         value, (grads, of_rows) = jax.value_and_grad(loss, has_aux=True)((others, embedded))
-        ids = [tokens] if aligned is None else [tokens, jnp.maximum(aligned, 0)]
-        rows = [x.reshape(-1, table.shape[1]) for x in of_rows if x is not None]
-        ids = jnp.concatenate([x.reshape(-1) for x in ids])
+        rows = [x.reshape(-1, table.shape[1]) for x in of_rows]
+        ids = jnp.concatenate([jnp.maximum(x, 0).reshape(-1) for x in (tokens, *priors)])
         grads["embed_tokens"] = optim.Rows.of(ids, jnp.concatenate(rows), len(table))
         return value, grads
 

@@ -34,7 +34,7 @@ def test_mesh_of_another_size_is_one_clear_line():
 
 @pytest.mark.parametrize("scan", [False, True])
 def test_every_transformer_parameter_has_axes(scan):
-    cfg = transformer.TransformerConfig(vocab_size=64, scan_layers=scan, prior_alignment=True)
+    cfg = transformer.TransformerConfig(vocab_size=64, scan_layers=scan, prior_alignment=True, prior_beside=True)
     for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_params(cfg)):
         name = path[-1].key
         axes = sharding.logical_axes({n.key: leaf for n in path[-1:]}, transformer.LOGICAL_AXES)[name]

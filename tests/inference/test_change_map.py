@@ -59,7 +59,11 @@ class TestMask:
             row = sequence.pack(model.vocabulary, model.layout, codes, text, codes, "")
             tokens, positions, aligned = (row[k][None] for k in ("tokens", "positions", "aligned"))
             hidden, _ = transformer.Transformer(model.config).apply(
-                {"params": model.params}, tokens, positions, aligned=aligned
+                {"params": model.params},
+                tokens,
+                positions,
+                aligned=aligned,
+                beside=transformer.beside_of(aligned),
             )
             at = np.flatnonzero(row["kinds"] == sequence.Kind.VISUAL) - 1
             scores = np.asarray(transformer.logits(model.params, hidden, (start, stop)))[0, at].astype(np.float64)

@@ -22,7 +22,7 @@ def make_model():
     words = vocabulary.load(None, CODES)
     config = transformer.TransformerConfig(
         vocab_size=words.size, hidden_size=32, num_layers=1, num_heads=4, num_kv_heads=2, head_dim=8,
-        intermediate_size=48, prior_alignment=True, initializer_range=0.5,
+        intermediate_size=48, prior_alignment=True, prior_beside=True, initializer_range=0.5,
     )  # fmt: skip
     codec = vqgan.VQGANConfig(ch=16, patch=2, ch_mult=(1,), num_res_blocks=1, attn_levels=(), codebook_size=CODES)
     tokenizer = Tokenizer(initial(lambda key: vqgan.init_variables(codec, key), 1), codec)

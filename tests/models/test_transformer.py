@@ -24,6 +24,7 @@ CFG = tf.TransformerConfig(
     intermediate_size=48,
     attention_block=8,
     prior_alignment=True,
+    prior_beside=True,
     learned_positions=12,
 )
 
@@ -71,13 +72,15 @@ def test_decoding_equals_the_forward_pass(params, lengths, padded, chunk, slots,
     lengths = np.array(lengths)
     batch, total = len(lengths), 16
     tokens, aligned = tokens_of(batch, total), tokens_of(batch, total, seed=2) - 20
-    whole = np.asarray(forward(cfg, params, tokens, aligned=aligned)[0])
+    beside = np.asarray(tf.beside_of(aligned))
+    whole = np.asarray(forward(cfg, params, tokens, aligned=aligned, beside=beside)[0])
     valid = np.arange(padded) < lengths[:, None]
     hidden, cache = forward(
         cfg,
         params,
         np.where(valid, tokens[:, :padded], 49),
         aligned=aligned[:, :padded],
+        beside=beside[:, :padded],
         segments=valid,
         cache=tf.init_cache(cfg, batch, slots),
         prefill=True,
@@ -86,8 +89,8 @@ def test_decoding_equals_the_forward_pass(params, lengths, padded, chunk, slots,
     for step in range((total - lengths.max()) // chunk):
         np.testing.assert_array_equal(cache["length"], lengths + step * chunk)
         places = lengths[:, None] + step * chunk + np.arange(chunk)
-        chunk_tokens, chunk_aligned = (np.take_along_axis(x, places, axis=1) for x in (tokens, aligned))
-        hidden, cache = forward(cfg, params, chunk_tokens, aligned=chunk_aligned, cache=cache)
+        part, *priors = (np.take_along_axis(x, places, axis=1) for x in (tokens, aligned, beside))
+        hidden, cache = forward(cfg, params, part, aligned=priors[0], beside=priors[1], cache=cache)
         np.testing.assert_allclose(hidden, np.take_along_axis(whole, places[..., None], axis=1), atol=1e-4)
     assert step >= 1
 
@@ -186,6 +189,23 @@ def test_prior_alignment_changes_only_where_a_code_is_given(params):
     assert np.abs(plain - some)[:, 3].max() > 1e-2
     cfg = dataclasses.replace(CFG, prior_alignment=False)
     assert "prior_proj" not in jax.eval_shape(lambda: tf.init_params(cfg, jax.random.key(0)))
+
+
+def test_prior_beside_says_what_the_prior_has_where_the_token_lies_and_whether_they_differ(params):
+    tokens = np.array([[7, 7, 7, 7]])
+    rows = {"none": [-1] * 4, "same": [-1, 7, 7, -1], "other": [-1, 7, 4, -1]}
+    rows = {name: np.array([row]) for name, row in rows.items()}
+    found = {name: np.asarray(forward(CFG, params, tokens, beside=row)[0]) for name, row in rows.items()}
+    np.testing.assert_allclose(found["none"], forward(CFG, params, tokens)[0], atol=1e-6)
+    assert np.abs(found["same"] - found["none"])[0, 1].max() > 1e-2
+    np.testing.assert_allclose(found["same"][:, :2], found["other"][:, :2], atol=1e-6)
+    assert np.abs(found["same"] - found["other"])[0, 2].max() > 1e-2
+    told = {**params, "changed_embed": params["changed_embed"] + 1.0}  # what differs is told by a vector of its own
+    assert np.abs(forward(CFG, told, tokens, beside=rows["other"])[0] - found["other"])[0, 2].max() > 1e-2
+    np.testing.assert_allclose(forward(CFG, told, tokens, beside=rows["same"])[0], found["same"], atol=1e-6)
+    np.testing.assert_array_equal(tf.beside_of(jnp.asarray([[3, 4, -1]])), [[-1, 3, 4]])
+    cfg = dataclasses.replace(CFG, prior_beside=False)
+    assert not {"beside_proj", "changed_embed"} & set(jax.eval_shape(lambda: tf.init_params(cfg, jax.random.key(0))))
 
 
 def test_learnt_positions_are_of_the_position_ids(params):

@@ -31,7 +31,7 @@ def parts():
     words = vocabulary.load(None, CODES)
     config = TransformerConfig(
         vocab_size=words.size, hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8,
-        intermediate_size=48, prior_alignment=True, initializer_range=0.5,
+        intermediate_size=48, prior_alignment=True, prior_beside=True, initializer_range=0.5,
     )  # fmt: skip
     return words, config, initial(lambda key: transformer.init_params(config, key), 3)
 
@@ -51,7 +51,8 @@ def sample(parts, priors, prompts, policy, seeds, slots=64, **options):
 
 @functools.partial(jax.jit, static_argnums=0)
 def plain(config, params, tokens, positions, aligned, segments):
-    hidden, _ = Transformer(config).apply({"params": params}, tokens, positions, aligned=aligned, segments=segments)
+    priors = {} if aligned is None else {"aligned": aligned, "beside": transformer.beside_of(aligned)}
+    hidden, _ = Transformer(config).apply({"params": params}, tokens, positions, segments=segments, **priors)
     return transformer.logits(params, hidden)
 
 

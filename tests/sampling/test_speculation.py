@@ -28,7 +28,7 @@ def build(codes, height, width):
     layout = Layout(height=height, width=width, length=128, prompt_budget=8)
     config = TransformerConfig(
         vocab_size=words.size, hidden_size=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8,
-        intermediate_size=24, prior_alignment=True,
+        intermediate_size=24, prior_alignment=True, prior_beside=True,
     )  # fmt: skip
     rng = np.random.default_rng(3)
     shapes = jax.eval_shape(lambda: transformer.init_params(config, jax.random.key(0)))
@@ -128,7 +128,8 @@ def exact(parts, policy):
 
     @jax.jit
     def forward(tokens, positions, aligned):
-        hidden, _ = Transformer(config).apply({"params": params}, tokens, positions, aligned=aligned)
+        priors = {"aligned": aligned, "beside": transformer.beside_of(aligned)}
+        hidden, _ = Transformer(config).apply({"params": params}, tokens, positions, **priors)
         return transformer.logits(params, hidden, (words.visual_start, words.visual_start + 4))
 
     scores = []

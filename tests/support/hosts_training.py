@@ -21,7 +21,7 @@ from progemu_jax.training import loop
 # 61 ids: no tensor axis divides them, the padded table's rows do.
 MODEL = TransformerConfig(
     vocab_size=61, padded_vocab_size=64, hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8,
-    intermediate_size=48, max_length=16, scan_layers=True, prior_alignment=True, dropout=0.1,
+    intermediate_size=48, max_length=16, scan_layers=True, prior_alignment=True, prior_beside=True, dropout=0.1,
 )  # fmt: skip
 CFG = loop.TrainConfig(
     steps=20, batch_size=8, learning_rate=3e-3, final_learning_rate=1e-3, warmup_steps=3, log_every=1, eval_every=20,

@@ -81,7 +81,7 @@ def test_prompt_dropping(words, task, prior, prompt):
 def task(words):
     model = TransformerConfig(
         vocab_size=words.size, hidden_size=32, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=16,
-        intermediate_size=48, prior_alignment=True,
+        intermediate_size=48, prior_alignment=True, prior_beside=True,
     )  # fmt: skip
     return ProgEmuTask(model, ProgEmuConfig(length=64), TrainConfig(steps=10, accumulate=1))
 

@@ -22,6 +22,8 @@ SPECS = {
     "embed_tokens": ("tensor", "fsdp"),
     "lm_head": ("tensor", "fsdp"),
     "prior_proj": ("fsdp", None),
+    "beside_proj": ("fsdp", None),
+    "changed_embed": ("fsdp",),
     "q_proj": (None, "fsdp", "tensor", None),
     "k_proj": (None, "fsdp", "tensor", None),
     "v_proj": (None, "fsdp", "tensor", None),

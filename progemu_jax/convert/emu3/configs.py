@@ -12,7 +12,7 @@ from typing import Any
 
 from progemu_jax.convert.config_reader import Reader
 from progemu_jax.errors import UserError
-from progemu_jax.models.transformer import TransformerConfig, emu3_8b
+from progemu_jax.models.transformer import ADDITIONS, TransformerConfig, emu3_8b
 from progemu_jax.models.vqgan import VQGANConfig, emu3_vq
 
 LANGUAGE_TYPES = ("Emu3", "emu3_text_model")
@@ -140,7 +140,7 @@ def write_language_model(cfg: TransformerConfig, where: str, dialect: str, ids: 
 
     ids: pad, bos, eos and, for the original dialect, img, boi, eoi, eol, eof.
     """
-    for name in ("prior_alignment", "learned_positions"):
+    for name in ADDITIONS:
         if getattr(cfg, name):
             raise UserError(f"{where}: {name} has no place in Emu3's format; train without it")
     if cfg.padded_vocab_size not in (None, cfg.vocab_size):

@@ -29,6 +29,7 @@ OURS = {
     ),
     TOKENIZER: ("dropout", "dtype", "param_dtype"),
 }  # fmt: skip
+_ADDED = ("prior_proj", "beside_proj", "changed_embed", "position_embed")
 _CONFIGS = {LANGUAGE_MODEL: TransformerConfig, TOKENIZER: VQGANConfig}
 
 
@@ -71,7 +72,7 @@ class Imported:
         missing = {n: s for n, s in names.items() if n not in flat}
         if missing:  # LoRA's A is random, and what it would be for a fresh model
             fresh = arrays.flatten(_fresh(self.model, missing))
-            flat |= {n: jnp.zeros_like(x) if n in ("prior_proj", "position_embed") else x for n, x in fresh.items()}
+            flat |= {n: jnp.zeros_like(x) if n in _ADDED else x for n, x in fresh.items()}
         return arrays.unflatten({n: np.asarray(flat[n]).astype(s.dtype) for n, s in names.items()})
 
 
@@ -112,8 +113,7 @@ def open_folder(path: str, kind: str, own: Any) -> Imported:
     if part is None:
         raise UserError(f"{key}={path}: holds no {kind.replace('_', ' ')}; give the folder of one")
     model = dataclasses.replace(model, **{name: getattr(own, name) for name in OURS[kind]})
-    if kind == LANGUAGE_MODEL and own.prior_alignment:
-        model = dataclasses.replace(model, prior_alignment=True)
-    if kind == LANGUAGE_MODEL and own.learned_positions and not model.learned_positions:
-        model = dataclasses.replace(model, learned_positions=own.learned_positions)
+    if kind == LANGUAGE_MODEL:
+        added = {name: getattr(model, name) or getattr(own, name) for name in transformer.ADDITIONS}
+        model = dataclasses.replace(model, **added)
     return Imported(kind, folder, model, words, part)
