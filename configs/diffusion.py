@@ -71,7 +71,7 @@ def phantom(
                     "in_channels": 8, "channels": (48, 96), "layers": 1, "attention": (False, True), "heads": 4,
                     "cross_attention_dim": 96, "text_dim": 128,
                 },
-                "task": {},
+                "task": {"restate": 0.9},
                 "stage1": {"steps": single, "learning_rate": 1e-3, "eval_every": max(single, 1), **train},
                 "stage2": {"steps": steps - single, "learning_rate": 1e-3, "eval_every": max(steps // 4, 1), **train},
                 "policy": {"solver": "dpm++", "steps": 4 if small else 20, **GUIDANCE},

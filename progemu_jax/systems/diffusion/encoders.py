@@ -23,7 +23,11 @@ from progemu_jax.models import text_encoder
 from progemu_jax.models.text_encoder import BERT
 from progemu_jax.systems.fitting import fit_on_images
 from progemu_jax.tasks.autoencoder import AutoencoderTask
+from progemu_jax.tasks.words import drawn_changes
+from progemu_jax.text.restate import restate
 from progemu_jax.text.text_tokenizers import WordPiece
+
+_WORDINGS = 10_000  # prompts that have nearly every word of the grammar
 
 
 def _import(weights: str, kind: str, workdir: Path) -> None:
@@ -53,7 +57,10 @@ def make_autoencoder(config: Config, workdir: Path, mesh: Mesh) -> None:
 
 
 def make_text_encoder(config: Config, workdir: Path) -> None:
-    """The frozen text encoder: the weights that the config names, else a random one over the training texts' words."""
+    """The frozen text encoder: the weights that the config names, else a random one over the training texts' words.
+
+    With `diffusion.task.restate` these are also those of the grammar that tells prompts anew.
+    """
     c = config.text_encoder
     if c.weights:
         return _import(c.weights, components.TEXT_ENCODER, workdir)
@@ -62,6 +69,9 @@ def make_text_encoder(config: Config, workdir: Path) -> None:
     shards = workdir / "data/shards"
     singles, pairs = (batches.examples(shards, name, "train") for name in ("single", "pairs"))
     said = [singles[i]["text"] for i in range(len(singles))] + [pairs[i]["prompt"] for i in range(len(pairs))]
+    if config.diffusion.task.restate:
+        rng = np.random.default_rng(config.seed)
+        said += [restate(drawn_changes(rng), rng) for _ in range(_WORDINGS)]
     tokenizer = WordPiece.of_texts(sorted(set(said)))
     model = dataclasses.replace(c.model, vocab_size=tokenizer.size)
     params = text_encoder.init_params(model, jax.random.key(config.seed))

@@ -1,5 +1,6 @@
 """Runs of diffusion systems: shipped configs, stages and what they depend on, first weights, what is refused."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -20,6 +21,7 @@ from progemu_jax.configs import (
     text_only,
     text_only_full,
 )
+from progemu_jax.convert import components
 from progemu_jax.convert.diffusers import folder as diffusers_folder
 from progemu_jax.convert.diffusers import names as diffusers_names
 from progemu_jax.convert.diffusers.names import Dialect
@@ -27,8 +29,12 @@ from progemu_jax.errors import UserError
 from progemu_jax.files.settings import from_dict, to_dict
 from progemu_jax.models import unet
 from progemu_jax.run import build_stages, check
-from progemu_jax.systems.diffusion import conditioning, train
+from progemu_jax.systems.diffusion import conditioning, encoders, train
 from progemu_jax.tables import RUNS, TABLE_1, tables, verdict
+from progemu_jax.tasks.diffusion import DiffusionConfig
+from progemu_jax.tasks.words import drawn_changes
+from progemu_jax.text import text_tokenizers
+from progemu_jax.text.restate import restate
 
 ALL = {f"phantom {n}": lambda n=n: configs.phantom(n) for n in configs.SYSTEMS}
 ALL |= {f"full {n}": lambda n=n: configs.full(n) for n in configs.SYSTEMS}
@@ -42,6 +48,23 @@ SHIPPED = {
 
 def stages_of(config):
     return {stage.name: stage for stage in build_stages(config)}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.9])
+def test_words_of_restated_prompts_are_words_to_the_text_encoder(tmp_path, monkeypatch, share):
+    config = from_dict(Config, configs.phantom("medjourney", small=True))
+    config = dataclasses.replace(
+        config, diffusion=dataclasses.replace(config.diffusion, task=DiffusionConfig(restate=share))
+    )
+    example = {"text": "No edema.", "prompt": "New edema."}
+    monkeypatch.setattr(encoders.batches, "examples", lambda *_: [example])
+    monkeypatch.setattr(encoders, "_WORDINGS", 3000)
+    encoders.make_text_encoder(config, tmp_path)
+    folder = tmp_path / components.IN_RUN[components.TEXT_ENCODER] / components.TEXT_TOKENIZER
+    words, rng = text_tokenizers.load(folder), np.random.default_rng(9)
+    said = [restate(drawn_changes(rng), rng) for _ in range(100)]
+    whole = np.mean([not any(words.tokens[i].startswith("##") for i in words.ids(text)) for text in said])
+    assert whole > 0.95 if share else whole < 0.2
 
 
 @pytest.mark.parametrize("name", ALL)
