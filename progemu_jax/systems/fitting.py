@@ -66,17 +66,30 @@ def fit_on_examples(
     learnt, held_out: (kind of shards, split). packers: of training and evaluation (`transform` of
     `batches.example_batches`). show: (state, first validation cases) -> pictures, or None. options: of `fit`.
     """
-    sources = [batches.examples(shards, *place) for place in (learnt, held_out)]
-    cases, size = first_cases(sources[1]), train.batch_size
+    sources = batches.examples(shards, *learnt), batches.examples(shards, *held_out)
+    return fit_on_sources(task, train, sources, packers, folder, mesh, show, **options)
+
+
+def fit_on_sources(
+    task: Task,
+    train: TrainConfig,
+    sources: tuple[Any, Any],
+    packers: tuple[Callable, Callable],
+    folder: Path,
+    mesh: Mesh,
+    show: Any = None,
+    **options: Any,
+) -> dict:
+    """`fit_on_examples` from sequences of examples, of training and evaluation, instead of shards."""
+    (learnt, held_out), size = sources, train.batch_size
+    cases = first_cases(held_out) if show else []
     return fit(
         task,
         train,
         lambda seed: batches.example_batches(
-            shards, *learnt, size, seed, transform=packers[0], source=sources[0], **process_share()
+            "", "", "", size, seed, transform=packers[0], source=learnt, **process_share()
         ),
-        lambda: batches.example_batches(
-            shards, *held_out, size, 0, transform=packers[1], repeat=False, source=sources[1]
-        ),
+        lambda: batches.example_batches("", "", "", size, 0, transform=packers[1], repeat=False, source=held_out),
         folder,
         mesh=mesh,
         show=show and (lambda state: show(state, cases)),

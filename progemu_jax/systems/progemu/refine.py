@@ -20,6 +20,8 @@ from progemu_jax.scorers.phantom import PhantomScorer
 from progemu_jax.tasks import refine as raft
 from progemu_jax.text import restate
 from progemu_jax.text.restate import Change
+from progemu_jax.text.sequence import Layout
+from progemu_jax.text.vocabulary import Vocabulary
 
 REWARD = "reward"  # folder of the training scorer
 BATCH = 64  # futures sampled at a time
@@ -100,13 +102,13 @@ def _fitting(model: ProgEmu, request: list[Change], rng: np.random.Generator) ->
     """A wording of the request that fits the prompt's budget."""
     while True:
         prompt = restate.restate(request, rng, noise=0.05)
-        if fits_budget(model, prompt):
+        if fits_budget(model.vocabulary, model.layout, prompt):
             return prompt
 
 
-def fits_budget(model: ProgEmu, prompt: str) -> bool:
-    budget = model.layout.prompt_budget or model.layout.length // 4
-    return len(model.vocabulary.encode(prompt)) < budget
+def fits_budget(vocabulary: Vocabulary, layout: Layout, prompt: str) -> bool:
+    """Whether a prompt is short enough for a refined row."""
+    return len(vocabulary.encode(prompt)) < (layout.prompt_budget or layout.length // 4)
 
 
 def _scores(scorer: PhantomScorer, images: np.ndarray) -> dict[str, np.ndarray]:
