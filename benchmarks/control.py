@@ -1,6 +1,6 @@
 """What the controls of a phantom-trained model do on held-out patients; prints JSON lines.
 
-    .venv/bin/python benchmarks/control.py --run=runs/phantom [--patients=160] [--parts dial mask explain]
+    .venv/bin/python benchmarks/control.py --run=runs/phantom [--patients=160] [--parts dial mask explain rollout]
 
 dial       does severity follow the dial? "New <finding>." in three grades, same seed, one absent finding a patient. Two
            measures on each image: the phantom scorer's probability of that finding, which is of presence and saturates,
@@ -9,7 +9,10 @@ dial       does severity follow the dial? "New <finding>." in three grades, same
 mask       the references' prompts with and without the automatic mask: share of codes that are free, directional
            accuracy of named findings, mean absolute change of pixels outside the mask (gray levels).
 explain    text of the real pair, prompt empty: share of the true changes that it names with side and direction, and
-           of the changes that it names that are true, beside another patient's follow-up.
+           of the changes that it names that are true, beside another patient's follow-up and the pair in the other
+           order; flip: of the changes that it names, the share of which that order's text says the opposite.
+rollout    a course of five steps, findings that come and go: AUROC of the patient's group on the image of each step
+           (one-vs-rest, macro), beside the prior's own, which is the ceiling.
 """
 
 import argparse
@@ -24,13 +27,15 @@ from progemu_jax.data import phantom
 from progemu_jax.data.images import resize
 from progemu_jax.data.radiograph import read_gray
 from progemu_jax.eval.metrics.direction import MARGIN, TIE, moved
+from progemu_jax.eval.metrics.roc import auroc
 from progemu_jax.files import records
 from progemu_jax.files.predictions import Case
 from progemu_jax.scorers.phantom import PhantomScorer
 from progemu_jax.text import rules
 from progemu_jax.text.findings import FINDINGS, GRADES, PRESENT
 
-BATCH = 48
+PARTS = ("dial", "mask", "explain", "rollout")
+BATCH, STEPS = 48, 5
 SEVERITIES = (0.27, 0.5, 0.8)  # of GRADES
 
 
@@ -38,7 +43,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--patients", type=int, default=160)
-    parser.add_argument("--parts", nargs="+", default=["dial", "mask", "explain"])
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
     args = parser.parse_args()
     rows = {}
     for row in records.read_rows(args.run / "data/references/references.jsonl"):
@@ -57,22 +62,24 @@ class Bench:
         self.scorer = PhantomScorer.load(run / "scorer/export")
         folder = run / "data/references"
         self.images = {k: [read_gray(folder / row[k]) for row in rows] for k in ("prior", "followup")}
-        self.codes = {k: self.model.tokenize(np.stack([self.resized(x) for x in v])) for k, v in self.images.items()}
+        self.pixels = {k: np.stack([self.resized(x) for x in v]) for k, v in self.images.items()}
+        self.codes = {k: self.model.tokenize(v) for k, v in self.pixels.items()}
 
     def resized(self, image):
         side = self.model.layout.height * self.model.tokenizer.config.factor
         return resize(image, side)
 
     def sample(self, cases, text=False, **options):
-        """One batch shape for all: the last batch is filled up."""
-        images, texts = [], []
+        """Images uint8, texts and codes. One batch shape for all: the last batch is filled up."""
+        images, texts, codes = [], [], []
         for start in range(0, len(cases), BATCH):
             at = np.minimum(np.arange(start, start + BATCH), len(cases) - 1)
             n = min(BATCH, len(cases) - start)
             out = self.model.sample([cases[i] for i in at], 0, text=text, **{k: v[at] for k, v in options.items()})
             images.append(out.images[:n])
+            codes.append(out.codes[:n])
             texts += out.texts[:n] if text else []
-        return np.concatenate(images), texts
+        return np.concatenate(images), texts, np.concatenate(codes)
 
     def probability(self, images):
         return self.scorer(images, "phantom")["finding_prob"]
@@ -88,7 +95,7 @@ class Bench:
                 cases.append(Case(row["pair_id"], self.codes["prior"][i], prompt))
             true += [self.rendered(row, chosen[-1], severity) for severity in (0.0, *SEVERITIES)]
         chosen = np.asarray(chosen)
-        images, _ = self.sample(cases)
+        images, *_ = self.sample(cases)
         prior = self.model.detokenize(self.codes["prior"])
         true = self.model.detokenize(self.model.tokenize(np.stack(true))).reshape(len(chosen), 4, *prior.shape[1:])
         images = images.reshape(len(chosen), 3, *prior.shape[1:])
@@ -130,7 +137,7 @@ class Bench:
         before, side = self.probability(rebuilt), rebuilt.shape[1] // free.shape[1]
         outside = ~free.repeat(side, 1).repeat(side, 2)
         for name, keep in (("none", np.zeros_like(free)), ("auto", ~free)):
-            images, _ = self.sample(cases, keep=keep, codes=prior)
+            images, *_ = self.sample(cases, keep=keep, codes=prior)
             after = self.probability(images)
             hits = {f"moved as named, margin {m}": moved(before, after, named, m) for m in (TIE, MARGIN)}
             change = np.abs(images.astype(float) - rebuilt)
@@ -144,25 +151,73 @@ class Bench:
             }
 
     def explain(self):
-        cases = [Case(r["pair_id"], c, "") for r, c in zip(self.rows, self.codes["prior"], strict=True)]
-        after = self.codes["followup"]
-        said = {"real follow-up": after, "follow-up of another patient": np.roll(after, 1, axis=0)}
-        for name, codes in said.items():
-            _, texts = self.sample(cases, text=True, keep=np.ones(codes.shape, bool), codes=codes)
+        before, after = self.pixels["prior"], self.pixels["followup"]
+        pairs = {
+            "real follow-up": (before, after, 1),
+            "follow-up of another patient": (before, np.roll(after, 1, axis=0), 1),
+            "the other order": (after, before, -1),
+        }
+        told = {}
+        for name, (first, second, sign) in pairs.items():
+            told[name] = self.read(first, second)
             recall, precision = [], []
-            for row, text in zip(self.rows, texts, strict=True):
-                before, later = row["states_before"], row["states_after"]
-                steps = {f: later[f] - before[f] for f in FINDINGS}
-                true = {f: int(np.sign(s)) for f, s in steps.items() if abs(s) >= PRESENT}
-                told = {f: s for f, s in rules.changes(text).items() if s}
-                recall += [told.get(f) == s for f, s in true.items()]
-                precision += [true.get(f) == s for f, s in told.items()]
-            yield {"pair": name, "n": len(cases), "recall": share(recall), "precision": share(precision)}
+            for row, said in zip(self.rows, told[name], strict=True):
+                true = {f: sign * change for f, change in changes(row).items()}
+                recall += [said.get(f) == change for f, change in true.items()]
+                precision += [true.get(f) == change for f, change in said.items()]
+            yield {"pair": name, "n": len(self.rows), "recall": share(recall), "precision": share(precision)}
+        both = zip(told["real follow-up"], told["the other order"], strict=True)
+        yield {"flip": share([back.get(f) == -change for said, back in both for f, change in said.items()])}
+
+    def read(self, before, after):
+        """The changes of findings, by name, that `explain` tells of each pair of images."""
+        first = self.model.tokenize(before)
+        second = self.model.tokenize(after, near=first, slack=self.model.slack)
+        cases = [Case(r["pair_id"], codes, "") for r, codes in zip(self.rows, first, strict=True)]
+        _, texts, _ = self.sample(cases, text=True, keep=np.ones(second.shape, bool), codes=second)
+        return [{f: change for f, change in rules.changes(text).items() if change} for text in texts]
+
+    def rollout(self):
+        rng, codes, pixels = np.random.default_rng(0), self.codes["prior"], self.pixels["prior"]
+        courses = [course(row, rng) for row in self.rows]
+        ceiling = self.group_auroc(pixels)
+        yield {"step": 0, "n": len(codes), "group_auroc": round(ceiling, 3)}
+        for step in range(STEPS):
+            cases = [
+                Case(row["pair_id"], c, prompts[step], step, p)
+                for row, prompts, c, p in zip(self.rows, courses, codes, pixels, strict=True)
+            ]
+            pixels, _, codes = self.sample(cases)
+            now = self.group_auroc(pixels)
+            kept = (now - 0.5) / (ceiling - 0.5)
+            yield {"step": step + 1, "group_auroc": round(now, 3), "of_ceiling": round(now / ceiling, 3),
+                   "above_chance_of_ceiling": round(kept, 3)}  # fmt: skip
+
+    def group_auroc(self, images):
+        found, groups = self.scorer(images, "phantom"), np.asarray([row["group"] for row in self.rows])
+        scores = zip(found["groups"], found["group_prob"].T, strict=True)
+        return float(np.mean([auroc(score, (groups == name).astype(float)) for name, score in scores]))
+
+
+def changes(row):
+    """Finding -> +1 or -1, where its true state changed."""
+    steps = {f: row["states_after"][f] - row["states_before"][f] for f in FINDINGS}
+    return {f: int(np.sign(s)) for f, s in steps.items() if abs(s) >= PRESENT}
+
+
+def course(row, rng):
+    """STEPS prompts: in each a finding comes or goes that no step before has named."""
+    chosen = rng.permutation(FINDINGS)[:STEPS]
+    there = [row["states_before"].get(f, 0) >= PRESENT for f in chosen]
+    return [f"{f.capitalize()} has resolved." if on else f"New {f}." for f, on in zip(chosen, there, strict=True)]
 
 
 def share(hits, z=1.96):
     """[share, low, high, n] with Wilson's interval."""
-    n, p = len(hits), float(np.mean(hits))
+    n = len(hits)
+    if not n:
+        return [None, 0.0, 1.0, 0]
+    p = float(np.mean(hits))
     centre, half = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return [round(float(x), 3) for x in (p, (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n))] + [n]
 

@@ -13,16 +13,17 @@ def get_config():
     config = phantom(
         name="ProgEmu on the phantom",
         patients=2400,
-        tokenizer_steps=2500,
-        crops=5,
+        tokenizer_steps=600,
+        crops=4,
         stage1_steps=150,
-        stage2_steps=4500,
+        stage2_steps=9000,
         scorer_images=4000,
         scorer_steps=500,
         words_steps=600,
         decoder_steps=1000,
     )
-    config.tokenizer.model.update(ch=64, codebook_size=1024)
     config.progemu.model.num_layers = 6
-    config.tokens.slack = 1.0  # graded changes are small
+    config.progemu.task.empty_prompt = 0.25  # rows that teach to read the images
+    config.progemu.task.omitted_weight = 1.0
+    config.tokens.slack = 1.5  # graded changes are small
     return config

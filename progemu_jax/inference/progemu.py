@@ -166,7 +166,8 @@ class ProgEmu(Sampler):
           num_samples texts.
         """
         asked = self._checked([prompt], num_samples, seed, None, True, sampling, empty=True)
-        before, after = self._codes_of(prior)[0], self._codes_of(followup, "followup")[0]
+        before = self._codes_of(prior)[0]
+        after = self._codes_of(followup, "followup", near=before)[0]
         cases = [Case("request", before, asked.prompts[0], sample) for sample in range(asked.num_samples)]
         keep, codes = (np.stack([x] * asked.num_samples) for x in (np.ones(after.shape, bool), after))
         return self.sample(cases, asked.seed, asked.policy, keep=keep, codes=codes).texts
@@ -227,8 +228,13 @@ class ProgEmu(Sampler):
             memory.check(engine, num_samples * together, self.layout.length - self.layout.image_tokens)
         return _Request(read, num_samples, seed, policy, mask, text)
 
-    def _codes_of(self, image: Any, name: str = "prior") -> tuple[np.ndarray, np.ndarray | None]:
-        """(codes int32 [h, w], pixels uint8 [H, W] as given, or None) of an image in any form."""
+    def _codes_of(
+        self, image: Any, name: str = "prior", near: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """(codes int32 [h, w], pixels uint8 [H, W] as given, or None) of an image in any form.
+
+        near: the prior's codes, to which a follow-up leans as in training.
+        """
         grid, factor = (self.layout.height, self.layout.width), self.tokenizer.config.factor
         size = (grid[0] * factor, grid[1] * factor)
         if image is None:
@@ -238,7 +244,8 @@ class ProgEmu(Sampler):
             if codes is not None:
                 return codes, None
             pixels = gray(image, size)
-        return self.tokenize(pixels), pixels
+        leaning = {} if near is None else {"near": near, "slack": self.slack}
+        return self.tokenize(pixels, **leaning), pixels
 
     def _futures(
         self,
@@ -313,7 +320,8 @@ def load(path: str | os.PathLike, tokenizer: str | os.PathLike | None = None, qu
         )
     names = ("params", "config", "layout", "vocabulary", "tokenizer", "stops")
     name = f"{Path(path).name}@{parts['hash'][:12]}"
-    return ProgEmu(**{key: parts.get(key) for key in names}, policy=parts.get("policy", Sampling()), name=name)
+    rest = {"policy": parts.get("policy", Sampling()), "slack": parts.get("slack", 0.0), "name": name}
+    return ProgEmu(**{key: parts.get(key) for key in names}, **rest)
 
 
 def _load_parts(path: Path, only: str | None = None) -> dict[str, Any]:
@@ -338,6 +346,7 @@ def _load_parts(path: Path, only: str | None = None) -> dict[str, Any]:
             "policy": from_dict(Sampling, policy, where),
             "vocabulary": folders.vocabulary(folder, config),
             "stops": tuple(config["stops"]) if config.get("stops") else None,
+            "slack": float(config.get("slack", 0.0)),
             "hash": config["hash"],
         }
     return parts
@@ -360,5 +369,6 @@ def _load_hugging_face(folder: emu3_folder.Folder, only: str | None) -> dict[str
             "policy": from_dict(Sampling, settings["policy"], "sampling"),
             "vocabulary": folder.vocabulary(),
             "stops": tuple(settings["stops"]) or None,
+            "slack": settings["slack"],
         }
     return parts

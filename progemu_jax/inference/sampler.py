@@ -40,7 +40,8 @@ class Sampler:
     """Tokenizer, transformer and vocabulary, and what they do with a batch of cases.
 
     A part that the folder did not hold is None, and what needs it is a UserError. `stops`: ids that end a text
-    (None: EOS). The parameters as decoding reads them are made for the first request and kept (`prepared`).
+    (None: EOS). `slack`: how far the follow-ups that it learnt from lean to their priors (`Tokenizer.tokenize`). The
+    parameters as decoding reads them are made for the first request and kept (`prepared`).
     """
 
     def __init__(
@@ -53,9 +54,11 @@ class Sampler:
         policy: Sampling,
         name: str,
         stops: tuple[int, ...] | None = None,
+        slack: float = 0.0,
     ):
         self.params, self.config, self.layout = params, config, layout
         self.vocabulary, self.tokenizer, self.policy, self.name = vocabulary, tokenizer, policy, name
+        self.slack = slack
         self.grammar = vocabulary and Grammar.of(vocabulary, stops)
         self.mesh: jax.sharding.Mesh | None = None
         self._prepared: tuple[Any, tuple[Any, TransformerConfig]] | None = None  # of which parameters, and what

@@ -50,6 +50,14 @@ class TestDialAndRollout:
             model.rollout(prior, prompts)
 
 
+def test_a_followup_that_is_explained_leans_to_the_prior_as_in_training(model, prior, monkeypatch):
+    other = prior[::-1].copy()
+    apart, same = (model.explain(prior, image, num_samples=4, seed=1) for image in (other, prior))
+    assert apart != same
+    monkeypatch.setattr(model, "slack", 1e9)  # then every code stays the prior's
+    assert model.explain(prior, other, num_samples=4, seed=1) == same
+
+
 def test_text_of_a_pair_is_the_text_of_those_codes(model, codes):
     """What the text is when the image happens to come out as given, is the text of the given pair."""
     made = model.counterfactual(codes, PROMPT, num_samples=3, seed=2)

@@ -48,16 +48,19 @@ def to_run(folder: emu3_folder.Folder, target: Path) -> str:
 
 
 def language_settings(folder: emu3_folder.Folder) -> dict[str, Any]:
-    """layout, policy and stops of a folder's language model, as an export's config has them."""
+    """layout, policy, stops and slack of a folder's language model, as an export's config has them."""
     own = folder.config.get("progemu_jax")
     length = folder.parts[LANGUAGE_MODEL].model.max_length
+    slack = 0.0
     if isinstance(own, dict):
         at = f"{folder.path / emu3_folder.CONFIG}: progemu_jax"
         layout, policy = from_dict(Layout, own.get("layout"), at), from_dict(Sampling, own.get("policy"), at)
         stops = tuple(int(token) for token in own.get("stops", folder.stops))
+        slack = float(own.get("slack", 0.0))
     else:
         layout, policy, stops = default_layout(length), Sampling(), folder.stops
-    return {"layout": to_dict(layout), "policy": to_dict(policy), "stops": list(stops), "vocabulary": None}
+    parts = {"layout": to_dict(layout), "policy": to_dict(policy), "stops": list(stops)}
+    return {**parts, "slack": slack, "vocabulary": None}
 
 
 def tokenizer_settings(folder: emu3_folder.Folder) -> dict[str, Any]:
@@ -150,7 +153,8 @@ class Target:
         if LANGUAGE_MODEL in self.exports:
             own = self.configs[LANGUAGE_MODEL]
             stops = own.get("stops") or ([words.eos] if words else [])
-            config["progemu_jax"] = {"layout": own["layout"], "policy": own["policy"], "stops": stops}
+            settings = {key: own[key] for key in ("layout", "policy", "slack") if key in own}
+            config["progemu_jax"] = {**settings, "stops": stops}
         return config
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,15 @@ from progemu_jax.files.predictions import Case
 from progemu_jax.files.settings import to_dict
 from progemu_jax.inference.progemu import ProgEmu
 from progemu_jax.models import transformer
-from progemu_jax.systems.fitting import first_cases, fit_curriculum, fit_on_examples, process_share, side_by_side
+from progemu_jax.systems.fitting import fit_curriculum, fit_on_examples, fit_on_sources, side_by_side
 from progemu_jax.systems.meshes import local_mesh
 from progemu_jax.systems.progemu import refine
+from progemu_jax.systems.progemu.image_tokens import leaning
 from progemu_jax.systems.progemu.model_config import language_start, load_tokenizer, model_parts, resized
 from progemu_jax.tasks import lora, words
 from progemu_jax.tasks import refine as raft
 from progemu_jax.tasks.progemu import ProgEmuTask, code_embeddings, packer
-from progemu_jax.training.loop import TrainConfig, fit
+from progemu_jax.training.loop import TrainConfig
 
 
 def train(config: Config, workdir: Path, mesh: Mesh) -> None:
@@ -62,17 +64,13 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
         task = ProgEmuTask(model, task, train_config, vocabulary.visual_start, codebook, c.tune)
         pack = words.packer(vocabulary, layout, c.task)
         learnt, held_out = words.Draws(1 << 20), words.Draws(words.HELD_OUT, held_out=True)
-        state = fit(
+        state = fit_on_sources(
             task,
             train_config,
-            lambda seed: batches.example_batches(
-                shards, "", "", train_config.batch_size, seed, transform=pack, source=learnt, **process_share()
-            ),
-            lambda: batches.example_batches(
-                shards, "", "", train_config.batch_size, 0, transform=pack, source=held_out, repeat=False
-            ),
+            (learnt, held_out),
+            (pack, pack),
             workdir / "train/words",
-            mesh=mesh,
+            mesh,
             init_state=lambda: placed(task, first()),
             config=identity,
         )
@@ -105,20 +103,15 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
         task = ProgEmuTask(model, c.task, cfg, vocabulary.visual_start, codebook, c.tune)
         pack, check = (packer(vocabulary, layout, c.task, codebook, train=on) for on in (True, False))
         pairs, held_out = (batches.examples(shards, "tokens", split) for split in ("train", "validation"))
-        source, budget = raft.Chosen(rows, pairs, c.refine.share), layout.prompt_budget or layout.length // 4
-        told = raft.packer(pack, lambda prompt: len(vocabulary.encode(prompt)) < budget)
-        state = fit(
+        told = raft.packer(pack, partial(refine.fits_budget, vocabulary, layout))
+        state = fit_on_sources(
             task,
             cfg,
-            lambda seed: batches.example_batches(
-                shards, "tokens", "train", cfg.batch_size, seed, transform=told, source=source, **process_share()
-            ),
-            lambda: batches.example_batches(
-                shards, "tokens", "validation", cfg.batch_size, 0, transform=check, repeat=False, source=held_out
-            ),
+            (raft.Chosen(rows, pairs, c.refine.share), held_out),
+            (told, check),
             workdir / f"train/refine{number}",
-            mesh=mesh,
-            show=lambda state: pictures(merged(task.params(state)), first_cases(held_out)),
+            mesh,
+            show=lambda state, cases: pictures(merged(task.params(state)), cases),
             init_state=lambda: placed(task, before),
             config=identity,
         )
@@ -144,6 +137,7 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
         "model": to_dict(plain),
         "layout": to_dict(layout),
         "policy": to_dict(config.sample.policy),
+        "slack": leaning(config, coder, shards),
         "vocabulary": config.vocabulary,
         "vocabulary_hash": vocabulary.hash,
         "hash": records.digest({**identity, **before, "stage1": to_dict(c.stage1), "stage2": to_dict(c.stage2)}),
