@@ -12,7 +12,6 @@ TRANSFORMER = {
     "intermediate_size": 352,
     "rope_theta": 1e4,
     "prior_alignment": True,
-    "prior_beside": True,
     "learned_positions": 256,
 }
 # Prompts in free language: a training prompt is told anew each time, and names every change of its pair.

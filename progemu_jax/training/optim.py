@@ -13,11 +13,12 @@ import numpy as np
 import optax
 
 from progemu_jax.errors import UserError
-from progemu_jax.models.linear import INPUTS
-from progemu_jax.models.transformer import STACKED
 
 OPTIMIZERS = ("adamw", "adafactor", "muon")
-_TABLES = ("embed_tokens", "lm_head")  # of the vocabulary: no matrices to Muon
+_MATRICES = {
+    **dict.fromkeys(("q_proj", "k_proj", "v_proj"), 2),
+    **dict.fromkeys(("o_proj", "gate_proj", "up_proj", "down_proj", "prior_proj", "beside_proj"), 1),
+}
 _UNDECAYED = ("scale", "bias")  # norms and biases; with scanned layers they have a second, stacking, axis
 
 
@@ -98,13 +99,13 @@ def _matrices(params: Any) -> Any:
     """What Muon acts on: axes that a product sums over and those that it gives; None for all else."""
 
     def one(path: tuple, leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
-        name, *above = (getattr(key, "key", "") for key in reversed(path))
-        if name not in INPUTS or name in _TABLES:
+        name, n = getattr(path[-1], "key", ""), np.ndim(leaf)
+        if name not in _MATRICES:
             return None
-        stacked = STACKED in above
-        summed = tuple(axis + stacked for axis in INPUTS[name])
-        given = tuple(axis for axis in range(stacked, np.ndim(leaf)) if axis not in summed)
-        return optax.contrib.MuonDimensionNumbers(summed, given)
+        given = _MATRICES[name]  # axes of the product's result; before them what it sums over, then scanned layers
+        summed = 2 if name == "o_proj" else 1
+        at = n - given
+        return optax.contrib.MuonDimensionNumbers(tuple(range(at - summed, at)), tuple(range(at, n)))
 
     return jax.tree_util.tree_map_with_path(one, params)
 

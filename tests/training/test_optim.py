@@ -11,6 +11,7 @@ import pytest
 from support.cross_entropy import cross_entropy
 
 from progemu_jax.errors import UserError
+from progemu_jax.models import linear, transformer
 from progemu_jax.training import optim
 from progemu_jax.training.loop import TrainConfig
 
@@ -160,6 +161,18 @@ def test_muon_makes_matrices_orthogonal_and_leaves_the_rest_to_adam():
     for one, grad in ((updates["embed_tokens"], grads["embed_tokens"]), (updates["norm"]["scale"], normal(6))):
         first = (0.9 * 0.1 / (1 - 0.9**2) + 1) * np.sign(grad)  # Adam's with Nesterov's momentum, no decay
         np.testing.assert_allclose(one, -1e-2 * first, rtol=1e-3)
+
+
+def test_muon_takes_the_linear_maps_of_a_transformer_by_the_axes_that_they_sum_over():
+    options = {"prior_alignment": True, "prior_beside": True, "learned_positions": 4}
+    params = jax.eval_shape(
+        lambda: transformer.init_params(transformer.TransformerConfig(vocab_size=8, **options), jax.random.key(0))
+    )
+    found = jax.tree_util.tree_leaves_with_path(
+        optim._matrices(params), is_leaf=lambda x: isinstance(x, optax.contrib.MuonDimensionNumbers)
+    )
+    summed = {path[-1].key: axes.reduction_axis for path, axes in found}
+    assert summed == {name: axes for name, axes in linear.INPUTS.items() if name != "lm_head"}
 
 
 def test_muon_takes_a_product_s_axes_together_and_scanned_layers_apart():
