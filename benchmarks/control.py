@@ -61,9 +61,9 @@ class Bench:
             self.studies = {row["study_id"]: row for row in map(json.loads, file)}
         self.scorer = PhantomScorer.load(run / "scorer/export")
         folder = run / "data/references"
-        self.images = {k: [read_gray(folder / row[k]) for row in rows] for k in ("prior", "followup")}
-        self.pixels = {k: np.stack([self.resized(x) for x in v]) for k, v in self.images.items()}
-        self.codes = {k: self.model.tokenize(v) for k, v in self.pixels.items()}
+        read = {k: [self.resized(read_gray(folder / row[k])) for row in rows] for k in ("prior", "followup")}
+        self.pixels = {k: np.stack(v) for k, v in read.items()}
+        self.priors = self.model.tokenize(self.pixels["prior"])
 
     def resized(self, image):
         side = self.model.layout.height * self.model.tokenizer.config.factor
@@ -92,11 +92,11 @@ class Bench:
             chosen.append(FINDINGS.index(finding))
             for grade in GRADES:
                 prompt = rules.with_grade(f"New {finding}.", grade)
-                cases.append(Case(row["pair_id"], self.codes["prior"][i], prompt))
+                cases.append(Case(row["pair_id"], self.priors[i], prompt))
             true += [self.rendered(row, chosen[-1], severity) for severity in (0.0, *SEVERITIES)]
         chosen = np.asarray(chosen)
         images, *_ = self.sample(cases)
-        prior = self.model.detokenize(self.codes["prior"])
+        prior = self.model.detokenize(self.priors)
         true = self.model.detokenize(self.model.tokenize(np.stack(true))).reshape(len(chosen), 4, *prior.shape[1:])
         images = images.reshape(len(chosen), 3, *prior.shape[1:])
         for system, start, grades in (("ours", prior, images), ("true", true[:, 0], true[:, 1:])):
@@ -126,7 +126,7 @@ class Bench:
             yield {**line, "probability on the prior": round(float(before[at].mean()), 3)}
 
     def mask(self):
-        prior = self.codes["prior"]
+        prior = self.priors
         cases = [Case(r["pair_id"], c, r["prompt"]) for r, c in zip(self.rows, prior, strict=True)]
         free = np.stack([self.model.change_mask(c.prior, c.prompt) for c in cases])
         named = np.zeros((len(cases), len(FINDINGS)))
@@ -178,7 +178,7 @@ class Bench:
         return [{f: change for f, change in rules.changes(text).items() if change} for text in texts]
 
     def rollout(self):
-        rng, codes, pixels = np.random.default_rng(0), self.codes["prior"], self.pixels["prior"]
+        rng, codes, pixels = np.random.default_rng(0), self.priors, self.pixels["prior"]
         courses = [course(row, rng) for row in self.rows]
         ceiling = self.group_auroc(pixels)
         yield {"step": 0, "n": len(codes), "group_auroc": round(ceiling, 3)}

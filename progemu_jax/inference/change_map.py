@@ -25,8 +25,7 @@ validation pairs are told apart best (Youden's J)."""
 def _distributions(config: TransformerConfig, rows: tuple[int, int]) -> Callable[..., jax.Array]:
     @jax.jit
     def run(params: Any, tokens: jax.Array, positions: jax.Array, aligned: jax.Array, at: jax.Array) -> jax.Array:
-        beside = transformer.beside_of(aligned)
-        hidden, _ = Transformer(config).apply({"params": params}, tokens, positions, aligned=aligned, beside=beside)
+        hidden, _ = Transformer(config).apply({"params": params}, tokens, positions, aligned=aligned)
         hidden = jnp.take_along_axis(hidden, at[..., None], axis=1)
         return jax.nn.softmax(transformer.logits(params, hidden, rows), axis=-1)
 

@@ -14,6 +14,7 @@ import numpy as np
 from progemu_jax.checkpoints import export
 from progemu_jax.convert import folders
 from progemu_jax.convert.components import PRIOR_DECODER, PROGEMU
+from progemu_jax.convert.config_reader import Reader
 from progemu_jax.convert.emu3 import folder as emu3_folder
 from progemu_jax.convert.emu3 import transfer as emu3_transfer
 from progemu_jax.convert.emu3.image_processor import ImageProcessor
@@ -346,7 +347,7 @@ def _load_parts(path: Path, only: str | None = None) -> dict[str, Any]:
             "policy": from_dict(Sampling, policy, where),
             "vocabulary": folders.vocabulary(folder, config),
             "stops": tuple(config["stops"]) if config.get("stops") else None,
-            "slack": float(config.get("slack", 0.0)),
+            "slack": Reader(folder / "export.json", config).number("slack", 0.0),
             "hash": config["hash"],
         }
     return parts

@@ -50,7 +50,11 @@ LOGICAL_AXES = {
     "scale": (None,),
 }
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-ADDITIONS = ("prior_alignment", "prior_beside", "learned_positions")  # config fields that Emu3 has not
+ADDITIONS = {  # config fields that Emu3 has not, and their parameters
+    "prior_alignment": ("prior_proj",),
+    "prior_beside": ("beside_proj", "changed_embed"),
+    "learned_positions": ("position_embed",),
+}
 LORA_A, LORA_B = "_lora_a", "_lora_b"  # what the names of A [inputs, rank] and B [rank, outputs] of a projection end in
 for _name in LORA_TARGETS:
     _axes, _inputs = LOGICAL_AXES[_name], 2 if _name == "o_proj" else 1
@@ -299,7 +303,8 @@ class Transformer(nn.Module):
       tokens: int32 `[B, T]`. positions: int32 `[B, T]` rotary positions, or None for cache lengths + 0..T-1.
       aligned: int32 `[B, T]` or None: with cfg.prior_alignment, the token id of the prior's code at the place
         that the next token is for, -1 for none.
-      beside: the same for cfg.prior_beside, at the place that the token itself fills (`beside_of`).
+      beside: the same for cfg.prior_beside, at the place that the token itself fills; None: `beside_of` aligned, which
+        needs whole rows: with a filled cache, give it.
       segments: int or bool `[B, T]` or None: a token sees only earlier tokens of its own segment. With a
         cache, 0 (False) marks padding, which must be on the right.
       cache: from `init_cache`, or None. A row's T tokens are written to slots length..length+T-1, and its
@@ -334,6 +339,8 @@ class Transformer(nn.Module):
         table = self.param("embed_tokens", table_init, (V, M), param_dtype)
         if not cfg.tie_embeddings:  # declared here, used by `logits`
             linear.weight(self, "lm_head", nnl.fan_in(1), (V, M), param_dtype)
+        if beside is None and aligned is not None and (cache is None or prefill):
+            beside = beside_of(aligned)
         priors = {"prior_proj": aligned} if cfg.prior_alignment else {}
         priors |= {"beside_proj": beside} if cfg.prior_beside else {}
         projections = {name: linear.weight(self, name, nnl.fan_in(0), (M, M), param_dtype) for name in priors}
@@ -351,9 +358,8 @@ class Transformer(nn.Module):
                 prior = jnp.where(ids[..., None] >= 0, prior, 0)
                 x = x + linear.einsum("RM,ME->RE", prior.reshape(B * T, M), projections[name]).reshape(B, T, M)
         if cfg.prior_beside:
-            vector = self.param("changed_embed", table_init, (M,), param_dtype)
-            if beside is not None:
-                x = x + jnp.where(((beside >= 0) & (beside != tokens))[..., None], vector.astype(dtype), 0)
+            vector = self.param("changed_embed", table_init, (M,), param_dtype).astype(dtype)
+            x = x if beside is None else x + jnp.where(((beside >= 0) & (beside != tokens))[..., None], vector, 0)
         if cfg.learned_positions:
             x = x + jnp.take(places.astype(dtype), jnp.minimum(positions, cfg.learned_positions - 1), axis=0)
         if not deterministic and cfg.dropout > 0:
@@ -394,9 +400,7 @@ class Transformer(nn.Module):
 def embed(
     table: jax.Array, tokens: jax.Array, others: Iterable[jax.Array | None], dtype: Any
 ) -> tuple[jax.Array | None, ...]:
-    """Rows `[B, T, M]` of the table `[V, M]` for tokens, and for each of the others (`Transformer`'s aligned, beside),
-    where it is given.
-    """
+    """Rows `[B, T, M]` of the table `[V, M]` for tokens, and for each of the others (aligned, beside) that is given."""
     priors = (None if ids is None else _look_up(table, jnp.maximum(ids, 0), dtype) for ids in others)
     return _look_up(table, tokens, dtype), *priors
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +52,7 @@ def fit_on_images(
 def fit_on_examples(
     task: Task,
     train: TrainConfig,
-    shards: Path,
-    learnt: tuple[str, str],
-    held_out: tuple[str, str],
+    sources: tuple[Sequence, Sequence],
     packers: tuple[Callable, Callable],
     folder: Path,
     mesh: Mesh,
@@ -63,24 +61,9 @@ def fit_on_examples(
 ) -> dict:
     """Trains on packed examples; the final state.
 
-    learnt, held_out: (kind of shards, split). packers: of training and evaluation (`transform` of
-    `batches.example_batches`). show: (state, first validation cases) -> pictures, or None. options: of `fit`.
+    sources: of training and evaluation. packers: of both (`transform` of `batches.example_batches`). show: (state,
+    first validation cases) -> pictures, or None. options: of `fit`.
     """
-    sources = batches.examples(shards, *learnt), batches.examples(shards, *held_out)
-    return fit_on_sources(task, train, sources, packers, folder, mesh, show, **options)
-
-
-def fit_on_sources(
-    task: Task,
-    train: TrainConfig,
-    sources: tuple[Any, Any],
-    packers: tuple[Callable, Callable],
-    folder: Path,
-    mesh: Mesh,
-    show: Any = None,
-    **options: Any,
-) -> dict:
-    """`fit_on_examples` from sequences of examples, of training and evaluation, instead of shards."""
     (learnt, held_out), size = sources, train.batch_size
     cases = first_cases(held_out) if show else []
     return fit(

@@ -290,7 +290,6 @@ class ProgEmuTask:
             tokens[:, :-1],
             batch["positions"][:, :-1],
             aligned=aligned,
-            beside=transformer.beside_of(aligned),
             segments=batch["segments"][:, :-1] if "segments" in batch else batch["kinds"][:, :-1] != Kind.PAD,
             deterministic=key is None or self.model_config.dropout == 0,
             rngs=None if key is None else {"dropout": key},

@@ -12,6 +12,7 @@ import numpy as np
 from progemu_jax.checkpoints import export
 from progemu_jax.convert import components, folders, transfer
 from progemu_jax.convert.components import LANGUAGE_MODEL, TOKENIZER
+from progemu_jax.convert.config_reader import Reader
 from progemu_jax.convert.emu3 import configs, names
 from progemu_jax.convert.emu3 import folder as emu3_folder
 from progemu_jax.convert.emu3.image_processor import ImageProcessor
@@ -51,16 +52,15 @@ def language_settings(folder: emu3_folder.Folder) -> dict[str, Any]:
     """layout, policy, stops and slack of a folder's language model, as an export's config has them."""
     own = folder.config.get("progemu_jax")
     length = folder.parts[LANGUAGE_MODEL].model.max_length
-    slack = 0.0
     if isinstance(own, dict):
         at = f"{folder.path / emu3_folder.CONFIG}: progemu_jax"
         layout, policy = from_dict(Layout, own.get("layout"), at), from_dict(Sampling, own.get("policy"), at)
         stops = tuple(int(token) for token in own.get("stops", folder.stops))
-        slack = float(own.get("slack", 0.0))
+        slack = Reader(folder.path / emu3_folder.CONFIG, own).number("slack", 0.0)
     else:
-        layout, policy, stops = default_layout(length), Sampling(), folder.stops
-    parts = {"layout": to_dict(layout), "policy": to_dict(policy), "stops": list(stops)}
-    return {**parts, "slack": slack, "vocabulary": None}
+        layout, policy, stops, slack = default_layout(length), Sampling(), folder.stops, 0.0
+    found = {"layout": to_dict(layout), "policy": to_dict(policy), "stops": list(stops), "slack": slack}
+    return {**found, "vocabulary": None}
 
 
 def tokenizer_settings(folder: emu3_folder.Folder) -> dict[str, Any]:
@@ -153,8 +153,8 @@ class Target:
         if LANGUAGE_MODEL in self.exports:
             own = self.configs[LANGUAGE_MODEL]
             stops = own.get("stops") or ([words.eos] if words else [])
-            settings = {key: own[key] for key in ("layout", "policy", "slack") if key in own}
-            config["progemu_jax"] = {**settings, "stops": stops}
+            kept = {"layout": own["layout"], "policy": own["policy"], "slack": own.get("slack", 0.0)}
+            config["progemu_jax"] = {**kept, "stops": stops}
         return config
 
 

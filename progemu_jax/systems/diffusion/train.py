@@ -14,6 +14,7 @@ from progemu_jax.checkpoints import arrays, export
 from progemu_jax.config import Config
 from progemu_jax.convert import components
 from progemu_jax.convert.diffusers import folder as diffusers_folder
+from progemu_jax.data import batches
 from progemu_jax.errors import UserError
 from progemu_jax.files import records
 from progemu_jax.files.predictions import Case
@@ -66,13 +67,12 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
 
     def fit_stage(name: str, train_config: TrainConfig, before: Any) -> Any:
         """The stage's final parameters."""
+        kind = {"stage1": "single", "stage2": "pairs"}[name]
         task = DiffusionTask(c.model, codec, text_model, c.task, train_config, frozen, null)
         state = fit_on_examples(
             task,
             train_config,
-            shards,
-            ({"stage1": "single", "stage2": "pairs"}[name], "train"),
-            ("pairs", "validation"),
+            (batches.examples(shards, kind, "train"), batches.examples(shards, "pairs", "validation")),
             tuple(packer(c.task, tokenizer, length, text_of, on) for on in (True, False)),
             workdir / "train" / name,
             mesh,

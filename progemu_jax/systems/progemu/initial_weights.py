@@ -29,7 +29,7 @@ OURS = {
     ),
     TOKENIZER: ("dropout", "dtype", "param_dtype"),
 }  # fmt: skip
-_ADDED = ("prior_proj", "beside_proj", "changed_embed", "position_embed")
+_ADDED = {name for names in transformer.ADDITIONS.values() for name in names}
 _CONFIGS = {LANGUAGE_MODEL: TransformerConfig, TOKENIZER: VQGANConfig}
 
 
@@ -51,8 +51,8 @@ class Imported:
     def variables(self) -> Any:
         """All of it, NumPy arrays in `model.param_dtype` (a tokenizer's statistics in float32).
 
-        With fresh LoRA and stacked layers where the config asks for them, and prior alignment and learnt positions of
-        zeros: the function is the imported one.
+        With fresh LoRA and stacked layers where the config asks for them, and additions to Emu3 of zeros: the function
+        is the imported one.
         """
         read = export.load_export(self.part)[0] if isinstance(self.part, Path) else self.part.params()
         read = jax.tree.map(np.asarray, read)

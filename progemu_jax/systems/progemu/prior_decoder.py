@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from progemu_jax.checkpoints import export
 from progemu_jax.config import Config
 from progemu_jax.convert.components import IN_RUN, PRIOR_DECODER
+from progemu_jax.data import batches
 from progemu_jax.files.settings import to_dict
 from progemu_jax.systems.fitting import fit_on_examples
 from progemu_jax.systems.progemu.image_tokens import leaning
@@ -30,9 +31,7 @@ def train_prior_decoder(config: Config, workdir: Path, mesh: Mesh) -> None:
     state = fit_on_examples(
         task,
         c.train,
-        shards,
-        ("pairs", "train"),
-        ("pairs", "validation"),
+        tuple(batches.examples(shards, "pairs", split) for split in ("train", "validation")),
         (images, images),
         workdir / "decoder",
         mesh,

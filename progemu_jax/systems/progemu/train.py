@@ -21,7 +21,7 @@ from progemu_jax.files.predictions import Case
 from progemu_jax.files.settings import to_dict
 from progemu_jax.inference.progemu import ProgEmu
 from progemu_jax.models import transformer
-from progemu_jax.systems.fitting import fit_curriculum, fit_on_examples, fit_on_sources, side_by_side
+from progemu_jax.systems.fitting import fit_curriculum, fit_on_examples, side_by_side
 from progemu_jax.systems.meshes import local_mesh
 from progemu_jax.systems.progemu import refine
 from progemu_jax.systems.progemu.image_tokens import leaning
@@ -64,7 +64,7 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
         task = ProgEmuTask(model, task, train_config, vocabulary.visual_start, codebook, c.tune)
         pack = words.packer(vocabulary, layout, c.task)
         learnt, held_out = words.Draws(1 << 20), words.Draws(words.HELD_OUT, held_out=True)
-        state = fit_on_sources(
+        state = fit_on_examples(
             task,
             train_config,
             (learnt, held_out),
@@ -80,14 +80,13 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
         """The stage's final parameters."""
         if name == "words":
             return fit_words(train_config)
+        learnt = {"stage1": "train_single", "stage2": "train"}[name]
         task = ProgEmuTask(model, c.task, train_config, vocabulary.visual_start, codebook, c.tune)
         born = start is None and before is None and not c.task.init_from_codebook  # made where it will lie
         state = fit_on_examples(
             task,
             train_config,
-            shards,
-            ("tokens", {"stage1": "train_single", "stage2": "train"}[name]),
-            ("tokens", "validation"),
+            tuple(batches.examples(shards, "tokens", split) for split in (learnt, "validation")),
             tuple(packer(vocabulary, layout, c.task, codebook, train=on) for on in (True, False)),
             workdir / "train" / name,
             mesh,
@@ -104,7 +103,7 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
         pack, check = (packer(vocabulary, layout, c.task, codebook, train=on) for on in (True, False))
         pairs, held_out = (batches.examples(shards, "tokens", split) for split in ("train", "validation"))
         told = raft.packer(pack, partial(refine.fits_budget, vocabulary, layout))
-        state = fit_on_sources(
+        state = fit_on_examples(
             task,
             cfg,
             (raft.Chosen(rows, pairs, c.refine.share), held_out),
