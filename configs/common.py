@@ -154,3 +154,40 @@ def phantom(
             },
         }
     )
+
+
+def refine() -> dict:
+    """Rounds of preference among own futures, ranked by a scorer like the evaluating one, of other patients."""
+    return {
+        "rounds": 8,
+        "requests": 512,
+        "others": 0.7,
+        "anchor": 0.3,
+        "pairs": 3,
+        "scorer": {
+            "seed": 1,
+            "images": 4000,
+            "valid_images": 500,
+            "net": {"severity": True},
+            "train": {
+                "steps": 500,
+                "batch_size": 64,
+                "learning_rate": 2e-3,
+                "final_learning_rate": 5e-5,
+                "weight_decay": 0.02,
+                "eval_every": 500,
+                "save_every": 200,
+            },
+        },
+        "train": {
+            "steps": 128,
+            "batch_size": 4,
+            "learning_rate": 3e-4,
+            "final_learning_rate": 5e-5,
+            "warmup_steps": 10,
+            "weight_decay": 0.05,
+            "optimizer": "muon",
+            "eval_every": 128,
+            "save_every": 64,
+        },
+    }

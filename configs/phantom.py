@@ -6,7 +6,7 @@ group kept 0.99, SSIM outside the change 0.98; `explain` without a prompt: recal
 package is such a run.
 """
 
-from progemu_jax.configs.common import phantom
+from progemu_jax.configs.common import phantom, refine
 
 
 def get_config():
@@ -26,6 +26,7 @@ def get_config():
     config.progemu.model.update(num_layers=6, prior_beside=True)
     config.progemu.task.empty_prompt = 0.25  # rows that teach to read the images
     config.progemu.task.omitted_weight = 1.0
+    config.progemu.refine = refine()
     config.tokens.slack = 1.5  # graded changes are small
     config.sample.policy.guidance = 3.0  # chosen on validation patients by the demo's scorer, another one
     return config

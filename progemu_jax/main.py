@@ -131,6 +131,10 @@ def use_all_cores() -> None:
     Data parallelism over such devices trains a small model about twice as fast as one device with two threads:
     XLA's CPU backend runs element-wise work on one thread. Instructions are scheduled for little memory, which such
     devices lose nothing by. The flags do nothing on GPU and TPU.
+
+    A device that waits for the others holds a thread of XLA's pool: with no more threads than devices, other work can
+    keep one of them from ever arriving, and XLA aborts. NPROC is what XLA takes for the number of cores when it makes
+    its pool. A machine may also sleep: the wait ends after ten minutes, not 40 seconds.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     devices = 1 << (min(cores, 8).bit_length() - 1)
@@ -138,6 +142,9 @@ def use_all_cores() -> None:
     if "host_platform_device_count" not in flags_now:
         ours = f"--xla_force_host_platform_device_count={devices} --xla_cpu_multi_thread_eigen=false"
         ours += " --xla_cpu_enable_concurrency_optimized_scheduler=false"
+        ours += " --xla_cpu_collective_call_warn_stuck_timeout_seconds=60"
+        ours += " --xla_cpu_collective_call_terminate_timeout_seconds=600"
+        os.environ.setdefault("NPROC", str(max(2 * devices, cores)))
         os.environ["XLA_FLAGS"] = f"{flags_now} {ours}".strip()
 
 

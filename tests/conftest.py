@@ -42,8 +42,10 @@ def _flag(text):
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("NPROC", "16")  # threads of XLA's pool: more than devices, which wait for each other in it
 _flag("--xla_force_host_platform_device_count=8")
 _flag("--xla_cpu_multi_thread_eigen=false")
+_flag("--xla_cpu_collective_call_terminate_timeout_seconds=600")
 
 
 def pytest_configure(config):

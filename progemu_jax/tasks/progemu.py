@@ -284,18 +284,28 @@ class ProgEmuTask:
     def _loss(
         self, params: Any, batch: dict[str, jax.Array], key: jax.Array | None, every: bool, embedded: Any
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        tokens, kinds, aligned = batch["tokens"], batch["kinds"][:, 1:], batch["aligned"][:, :-1]
+        return self._cross_entropy(params, self._hidden(params, batch, key, embedded), batch, every)
+
+    def _hidden(
+        self, params: Any, batch: dict[str, jax.Array], key: jax.Array | None, embedded: Any = None
+    ) -> jax.Array:
+        """Final states [B, T - 1, M]: of every token what tells the next one."""
         hidden, _ = self.model.apply(
             {"params": params},
-            tokens[:, :-1],
+            batch["tokens"][:, :-1],
             batch["positions"][:, :-1],
-            aligned=aligned,
+            aligned=batch["aligned"][:, :-1],
             segments=batch["segments"][:, :-1] if "segments" in batch else batch["kinds"][:, :-1] != Kind.PAD,
             deterministic=key is None or self.model_config.dropout == 0,
             rngs=None if key is None else {"dropout": key},
             embedded=embedded,
         )
-        targets = tokens[:, 1:]
+        return hidden
+
+    def _cross_entropy(
+        self, params: Any, hidden: jax.Array, batch: dict[str, jax.Array], every: bool
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        targets, kinds, aligned = batch["tokens"][:, 1:], batch["kinds"][:, 1:], batch["aligned"][:, :-1]
         changed = (aligned >= 0) & (aligned != targets)
         weights = jnp.asarray(self.kind_weights)[kinds] * batch["weights"][:, 1:]
         visual, text = kinds == Kind.VISUAL, (kinds == Kind.TEXT) | (kinds == Kind.EOS)

@@ -1,13 +1,20 @@
-"""Reward-ranked fine-tuning: what is asked, how futures are judged, what is learnt from."""
+"""Preference among own futures: what is asked, how futures are judged, what is learnt from them."""
 
+import jax
 import numpy as np
 import pytest
 
 from progemu_jax.data.answers import asked_severity
+from progemu_jax.models import transformer
+from progemu_jax.models.transformer import TransformerConfig
 from progemu_jax.tasks import refine
-from progemu_jax.tasks.refine import Chosen, RefineConfig, drawn_request, rewards
+from progemu_jax.tasks.progemu import ProgEmuConfig, ProgEmuTask, packer
+from progemu_jax.tasks.refine import PreferenceTask, Ranked, RefineConfig, drawn_request, rewards
+from progemu_jax.text import vocabulary
 from progemu_jax.text.findings import FINDINGS, PRESENT
-from progemu_jax.text.restate import Change, changes_of
+from progemu_jax.text.restate import Change
+from progemu_jax.text.sequence import Kind, Layout
+from progemu_jax.training.loop import TrainConfig
 
 EFFUSION, EDEMA = FINDINGS.index("left pleural effusion"), FINDINGS.index("pulmonary edema")
 
@@ -102,43 +109,147 @@ def test_two_requests_count_half_each_and_none_asks_for_the_same():
     np.testing.assert_allclose(rewards(prior(), made, [], 1.0)[0], -(aim + 0.4), atol=1e-5)
 
 
-@pytest.mark.parametrize(("share", "pairs", "others"), [(0.5, 40, 10), (0.25, 40, 30), (1.0, 40, 0), (0.2, 7, 40)])
-def test_chosen_rows_have_their_share(share, pairs, others):
-    rows = [{"row": i} for i in range(10)]
-    made = Chosen(rows, [{"pair": i} for i in range(pairs)], share)
+def test_preferences_by_hand():
+    got = refine.preferred(np.asarray([[0.0, 1.0, 2.0], [0.5, 0.5, 0.5]]), 2.0)
+    spread = np.sqrt(2 / 3)
+    shares = np.exp([-2 / spread, 0.0, 2 / spread])
+    np.testing.assert_allclose(got, [shares / shares.sum(), [1 / 3] * 3], rtol=1e-5)
+    # What differs by less than the scorer's noise is hardly preferred.
+    close = refine.preferred(np.asarray([0.5, 0.5001]), 2.0)
+    assert 0.5 < close[1] < 0.502
+
+
+def test_lists_have_pairs_beside_them_others_in_another_round():
+    lists = [{"prompt": str(i)} for i in range(40)]
+    pairs = [{"pair": i} for i in range(1000)]
+    made = Ranked(lists, pairs, 3, seed=1)
     items = list(made)
-    assert [item for item in items if "row" in item] == rows
-    spread = np.asarray([item["pair"] for item in items if "pair" in item])
-    assert len(spread) == others
-    if others:  # evenly over all pairs
-        assert spread.min() == 0
-        assert spread.max() >= pairs - -(-pairs // others)
-        counts = np.bincount(spread, minlength=pairs)
-        assert counts.max() - counts.min() <= 1
+    assert [item["prompt"] for item in items] == [str(i) for i in range(40)]
+    drawn = [[pair["pair"] for pair in item["pairs"]] for item in items]
+    assert np.shape(drawn) == (40, 3)
+    assert len(np.unique(drawn)) > 100
+    assert drawn == [[pair["pair"] for pair in made[i]["pairs"]] for i in range(40)]
+    again = Ranked(lists, pairs, 3, seed=2)
+    assert drawn != [[pair["pair"] for pair in item["pairs"]] for item in again]
     with pytest.raises(IndexError):
         made[len(made)]
 
 
-def test_a_refined_row_is_told_in_other_words_and_has_no_text():
-    request = [Change("left pneumothorax", "worse")]
-    row = {"prompt": "It fits.", "request": request, "prior": 1, "followup": 2}
-
-    def pack(example, rng):
-        return example
-
-    told = [refine.packer(pack, lambda text: True)(row, np.random.default_rng(seed)) for seed in range(20)]
-    assert len({t["prompt"] for t in told}) > 10
-    read = [changes_of(t["prompt"]) for t in told]
-    assert sum(r == tuple(request) for r in read) > 5
-    assert all(r in (None, (), tuple(request)) for r in read)
-    assert all(t["interpretation"] is None and t["followup"] == 2 for t in told)
-    long = refine.packer(pack, lambda text: text == "It fits.")(row, np.random.default_rng(0))
-    assert long["prompt"] == "It fits."
-    pair = {"prompt": "New edema.", "interpretation": "Edema is new."}
-    assert refine.packer(pack, lambda text: True)(pair, np.random.default_rng(0)) == pair
+CODES, LAYOUT = 16, Layout(2, 3, 64, prompt_budget=12)
+CODEBOOK = np.random.default_rng(3).standard_normal((CODES, 4)).astype(np.float32)
 
 
-@pytest.mark.parametrize("wrong", [{"keep": 0.0}, {"share": 1.5}, {"rounds": -1}, {"requests": 0}, {"futures": 1}])
+@pytest.fixture(scope="module")
+def words():
+    return vocabulary.load(None, CODES)
+
+
+@pytest.fixture(scope="module")
+def task(words):
+    model = TransformerConfig(
+        vocab_size=words.size, hidden_size=32, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=16,
+        intermediate_size=48, prior_alignment=True, prior_beside=True,
+    )  # fmt: skip
+    config = RefineConfig(rounds=1, futures=3, pairs=2, strength=0.5, weight=2.0, anchor=0.3)
+    train = TrainConfig(steps=10, learning_rate=1e-2, warmup_steps=0)
+    return PreferenceTask(config, words, LAYOUT, model, ProgEmuConfig(length=64), train)
+
+
+def batch(words, lists=2):
+    rng = np.random.default_rng(0)
+
+    def codes(*lead):
+        return rng.integers(0, CODES, (*lead, 2, 3))
+
+    def pair():
+        return {"prior": codes(), "followup": codes(), "prompt": "New edema.", "interpretation": "Edema is new."}
+
+    pack = packer(words, LAYOUT, ProgEmuConfig(length=64, prompt_budget=12), CODEBOOK, True)
+    made = refine.packer(pack, words, LAYOUT, 2.0)
+    rows = [
+        made(
+            {
+                "pairs": [pair(), pair()],
+                "prior": codes(),
+                "prompt": "Worse edema.",
+                "futures": codes(3),
+                "reward": rng.random(3),
+                "reference": -rng.random(3),
+            },
+            rng,
+        )
+        for _ in range(lists)
+    ]
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def flat(batch, rows):
+    return {name: batch[name][:, rows].reshape(-1, batch[name].shape[-1]) for name in (*refine.ROW, "weights")}
+
+
+PAIRS, FUTURES = slice(0, 2), slice(2, 5)
+
+
+def likelihoods_by_hand(task, words, params, rows):
+    """Sum over the target's codes of log p(code), among codes, from the logits of whole rows."""
+    logits, _ = task.model.apply({"params": params}, rows["tokens"], rows["positions"], aligned=rows["aligned"],
+                                 segments=rows["kinds"] != Kind.PAD)  # fmt: skip
+    logits = np.asarray(logits @ transformer.head(params).T, np.float64)
+    out = []
+    for row, kinds, tokens in zip(logits, rows["kinds"], rows["tokens"], strict=True):
+        at = np.flatnonzero(kinds == Kind.VISUAL)
+        own = row[at - 1, words.visual_start : words.visual_start + CODES]
+        own = own - np.log(np.exp(own).sum(1, keepdims=True))
+        out.append(own[np.arange(len(at)), tokens[at] - words.visual_start].sum())
+    return np.asarray(out)
+
+
+def test_the_loss_is_that_of_the_pairs_and_the_divergence_of_the_preferences(task, words):
+    params, given = task.params(task.init(jax.random.key(0))), batch(words)
+    loss, metrics = jax.jit(lambda p, b: task.loss(p, b, None))(params, given)
+    plain = ProgEmuTask(task.model_config, task.config, task.train)
+    of_pairs, _ = plain.loss(params, flat(given, PAIRS), None)
+    found = likelihoods_by_hand(task, words, params, flat(given, FUTURES))
+    own = task.log_likelihoods(params, flat(given, FUTURES))
+    np.testing.assert_allclose(own, found, rtol=1e-4)
+    gained = 0.5 * (found.reshape(2, 3) - given["reference"])
+    q = np.exp(gained) / np.exp(gained).sum(1, keepdims=True)
+    p = np.asarray(given["preferred"], np.float64)
+    np.testing.assert_allclose(p.sum(1), 1, rtol=1e-5)
+    divergence = (p * np.log(p / q)).sum(1).mean()
+    np.testing.assert_allclose(metrics["loss_preference"], divergence, rtol=1e-3)
+    kept = -(p * found.reshape(2, 3)).sum(1).mean() / 6
+    np.testing.assert_allclose(loss, of_pairs + 2.0 * divergence + 0.3 * kept, rtol=1e-4)
+    # Evaluation is of pairs alone.
+    evaluated = task.eval_step(task.init(jax.random.key(0)), flat(given, PAIRS))
+    np.testing.assert_allclose(evaluated["loss"], of_pairs, rtol=1e-5)
+
+
+def test_steps_move_the_likelihoods_as_preferred(task, words):
+    state, given = task.init(jax.random.key(0)), batch(words)
+    reference = np.asarray(task.log_likelihoods(state["params"], flat(given, FUTURES))).reshape(2, 3)
+    given["reference"] = reference
+    step = jax.jit(task.train_step)
+    for _ in range(30):
+        state, metrics = step(state, given, jax.random.key(0))
+    assert metrics["agreed"] == 1
+    assert metrics["loss_preference"] < 0.1
+    gained = np.asarray(task.log_likelihoods(state["params"], flat(given, FUTURES))).reshape(2, 3) - reference
+    np.testing.assert_array_equal(gained.argsort(1), given["preferred"].argsort(1))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"strength": 0.0},
+        {"weight": -1.0},
+        {"rounds": -1},
+        {"requests": 0},
+        {"futures": 1},
+        {"pairs": 0},
+        {"anchor": -0.1},
+    ],
+)
 def test_a_config_that_makes_no_sense(wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))}="):
         RefineConfig(**wrong)

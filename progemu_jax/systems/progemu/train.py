@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,9 @@ from progemu_jax.systems.progemu import refine
 from progemu_jax.systems.progemu.image_tokens import leaning
 from progemu_jax.systems.progemu.model_config import language_start, load_tokenizer, model_parts, resized
 from progemu_jax.tasks import lora, words
-from progemu_jax.tasks import refine as raft
+from progemu_jax.tasks import refine as preference
 from progemu_jax.tasks.progemu import ProgEmuTask, code_embeddings, packer
+from progemu_jax.tasks.refine import PreferenceTask
 from progemu_jax.training.loop import TrainConfig
 
 
@@ -96,23 +96,24 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
         )
         return task.params(state)
 
-    def fit_refined(number: int, rows: list[dict], before: Any) -> Any:
-        """The parameters after training on a round's rows, among pairs."""
+    def fit_refined(number: int, lists: list[dict], before: Any) -> Any:
+        """The parameters after training on a round's futures, beside pairs."""
         cfg = c.refine.train
-        task = ProgEmuTask(model, c.task, cfg, vocabulary.visual_start, codebook, c.tune)
+        task = PreferenceTask(
+            c.refine, vocabulary, layout, model, c.task, cfg, vocabulary.visual_start, codebook, c.tune
+        )
         pack, check = (packer(vocabulary, layout, c.task, codebook, train=on) for on in (True, False))
         pairs, held_out = (batches.examples(shards, "tokens", split) for split in ("train", "validation"))
-        told = raft.packer(pack, partial(refine.fits_budget, vocabulary, layout))
         state = fit_on_examples(
             task,
             cfg,
-            (raft.Chosen(rows, pairs, c.refine.share), held_out),
-            (told, check),
+            (preference.Ranked(lists, pairs, c.refine.pairs, number), held_out),
+            (preference.packer(pack, vocabulary, layout, c.refine.sharpness), check),
             workdir / f"train/refine{number}",
             mesh,
             show=lambda state, cases: pictures(merged(task.params(state)), cases),
             init_state=lambda: placed(task, before),
-            config=identity,
+            config={**identity, "refine": c.refine},
         )
         return task.params(state)
 
@@ -127,8 +128,9 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
 
     params = fit_curriculum({"words": c.words, "stage1": c.stage1, "stage2": c.stage2}, fit_stage)
     if c.refine.rounds:
-        coder = load_tokenizer(workdir, painter=bool(config.decoder.train.steps)).on(local_mesh(config))
-        params = refine.rounds(config, workdir, lambda params: sampler(merged(params)), fit_refined, params)
+        local = local_mesh(config)
+        coder = load_tokenizer(workdir, painter=bool(config.decoder.train.steps))
+        params = refine.rounds(config, workdir, lambda params: sampler(merged(params)).on(local), fit_refined, params)
     before = {"words": to_dict(c.words)} if c.words.steps else {}
     before |= {"refine": to_dict(c.refine)} if c.refine.rounds else {}
     export_config = {

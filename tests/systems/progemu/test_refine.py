@@ -17,7 +17,9 @@ from progemu_jax.text.restate import Change
 ROWS = [
     {
         "prior": np.full((2, 3), i, np.int32),
-        "followup": np.full((2, 3), i + 1, np.int32),
+        "futures": np.full((4, 2, 3), i + 1, np.int32),
+        "reward": np.full(4, i, np.float32),
+        "reference": np.full(4, -i, np.float32),
         "prompt": f"Prompt {i}.",
         "request": [Change("consolidation", "new", "mild", "left", "upper"), Change("cardiomegaly", "resolved")][i:],
     }
@@ -29,11 +31,11 @@ class Killed(Exception):
     pass
 
 
-def test_a_killed_run_goes_on_with_the_rows_that_it_chose(tmp_path, monkeypatch):
+def test_a_killed_run_goes_on_with_the_futures_that_it_drew(tmp_path, monkeypatch):
     config = dataclasses.replace(Config(), progemu=dataclasses.replace(Config().progemu, refine=RefineConfig(rounds=2)))
     sampled, fitted = [], []
 
-    def chosen_rows(config, workdir, model, number):
+    def ranked_futures(config, workdir, model, number):
         sampled.append((model, number))
         return ROWS[number:]
 
@@ -46,12 +48,12 @@ def test_a_killed_run_goes_on_with_the_rows_that_it_chose(tmp_path, monkeypatch)
 
         return refine.rounds(config, tmp_path, lambda params: f"model of {params}", fit, "first")
 
-    monkeypatch.setattr(refine, "chosen_rows", chosen_rows)
+    monkeypatch.setattr(refine, "ranked_futures", ranked_futures)
     with pytest.raises(Killed):
         go(die=1)
     assert sampled == [("model of first", 0), ("model of first+0", 1)]
     fitted.clear()
-    (tmp_path / "train/refine1/chosen.npz").unlink()  # killed before it was there: only then the round samples again
+    (tmp_path / "train/refine1/futures.npz").unlink()  # killed before it was there: only then the round samples again
     assert go() == "first+0+1"
     assert sampled[2:] == [("model of first+0", 1)]
     assert [(number, params) for number, _, params in fitted] == [(0, "first"), (1, "first+0")]
@@ -59,8 +61,9 @@ def test_a_killed_run_goes_on_with_the_rows_that_it_chose(tmp_path, monkeypatch)
         assert len(rows) == len(ROWS[number:])
         for row, wanted in zip(rows, ROWS[number:], strict=True):
             assert {k: row[k] for k in ("prompt", "request")} == {k: wanted[k] for k in ("prompt", "request")}
-            assert row["prior"].dtype == np.int32
-            np.testing.assert_array_equal([row["prior"], row["followup"]], [wanted["prior"], wanted["followup"]])
+            assert row["prior"].dtype == row["futures"].dtype == np.int32
+            for name in refine.ARRAYS:
+                np.testing.assert_array_equal(row[name], wanted[name])
 
 
 def asked(**keys):

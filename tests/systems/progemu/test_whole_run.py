@@ -82,7 +82,7 @@ def test_a_run_starts_from_another_ones_weights_with_lora(toy, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_learns_words_first_and_from_its_own_futures_last(toy, tmp_path):
-    """Every part that teaches a model to obey, in one run; a killed round starts from the rows that were chosen."""
+    """Every part that teaches a model to obey, in one run; a killed round goes on with the futures that were drawn."""
     shutil.copytree(toy / "run", tmp_path / "run", ignore=shutil.ignore_patterns("train", "predictions", "scores"))
     small = {"steps": 2, "batch_size": 4, "warmup_steps": 0}
     keys = {
@@ -100,10 +100,13 @@ def test_a_run_learns_words_first_and_from_its_own_futures_last(toy, tmp_path):
     assert out.returncode == 0, out.stdout + out.stderr
     assert "refine 0: mean reward" in out.stdout
     train = tmp_path / "run/train"
-    with np.load(train / "refine0/chosen.npz") as chosen:
-        assert chosen["prior"].shape == chosen["followup"].shape == (5, 4, 4)  # 0.8 of 6
-    told = json.loads((train / "refine0/chosen.json").read_text())
-    assert len(told) == 5
+    with np.load(train / "refine0/futures.npz") as drawn:
+        assert {name: drawn[name].shape for name in drawn.files} == {
+            "prior": (6, 4, 4), "futures": (6, 2, 4, 4), "reward": (6, 2), "reference": (6, 2),
+        }  # fmt: skip
+        assert (drawn["reference"] < 0).all()
+    told = json.loads((train / "refine0/futures.json").read_text())
+    assert len(told) == 6
     assert all(row["prompt"] for row in told)
     for part in ("words", "stage2", "refine0"):
         assert [p.name for p in (train / part / "checkpoints").iterdir() if p.name.isdigit()] == ["2"]
