@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations, pairwise
 from pathlib import Path
 
-from progemu_jax.data.sources import Given, Rejected, Study
+from progemu_jax.data.sources import Given, Rejected, Study, unwanted
 from progemu_jax.errors import UserError
 
 SPLITS = ("train", "validation", "test")
@@ -201,7 +201,7 @@ def journeys(
             cohort.rejected.append(study)
         elif study.view not in view_of:
             funnel["of another view"] += 1
-            cohort.rejected.append(_left_out(study, f"view {study.view} is not asked for"))
+            cohort.rejected.append(_left_out(study, unwanted(study.view)))
         else:
             if (name := (study.source, study.patient_id, study.study_id, study.image_id)) in seen:
                 funnel["rejected while reading"] += 1

@@ -45,7 +45,7 @@ def organs_of(finding):
 def read_image(path, shape=None, what=""):
     """A gray uint8 image [H, W]; `shape` is the size it must have."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=("PNG", "JPEG")) as image:
             width, height = image.size
             if shape is not None and (height, width) != tuple(shape):  # before anything is decoded
                 raise UserError(

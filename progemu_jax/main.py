@@ -35,7 +35,10 @@ _MULTIHOST = flags.DEFINE_bool("multihost", False, "This process is one of sever
 
 def main(argv: list[str]) -> None:
     """absl entry point: a `UserError`, or a disk that is full or not ours, ends in one line and status 2."""
-    del argv
+    if argv[1:]:
+        _stop(f"{argv[1]!r}: is no flag; several stages are one word, --stages=data,tokenizer")
+    if not _WORKDIR.value.strip():
+        _stop("--workdir=: is empty; name a folder")
     logging.set_verbosity(logging.WARNING)
     try:
         if _MULTIHOST.value:

@@ -42,6 +42,16 @@ def test_a_workdir_that_cannot_be_is_one_line(toy):
     one_line(run(toy, toy / "toy.py"), "--workdir=", "toy.py")
 
 
+def test_stray_words_and_an_empty_workdir_are_one_line(toy, tmp_path, monkeypatch, capsys):
+    """--stages=data tokenizer; --workdir=$RUN where RUN is not set."""
+    monkeypatch.chdir(tmp_path)
+    out = run_here(monkeypatch, capsys, toy, tmp_path / "new", "--stages=data", "tokenizer")
+    one_line(out, "'tokenizer'", "--stages=data,tokenizer")
+    for empty in ("", " "):
+        one_line(run_here(monkeypatch, capsys, toy, empty), "--workdir=", "empty")
+    assert not list(tmp_path.iterdir())
+
+
 def test_unknown_key_in_the_file_is_one_line(tmp_path):
     (tmp_path / "toy.py").write_text(TOY.replace("return config", "config.dota = 1\n    return config"))
     one_line(run(tmp_path, tmp_path / "run"), "config.dota", "data")

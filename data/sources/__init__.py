@@ -205,6 +205,11 @@ def safe_id(text: str) -> bool:
     return bool(_ID.fullmatch(text)) and ".." not in text
 
 
+def unwanted(view: str) -> str:
+    """Why a film of another view is left out; what is no view's name is not quoted: a shifted column holds notes."""
+    return f"view {view if safe_id(view) else '?'} is not asked for"
+
+
 def inside(root: Path, *parts: str) -> Path | None:
     """root/parts, or None where that is absolute, climbs with '..' or leaves `root` through a link."""
     relative = Path(*parts)

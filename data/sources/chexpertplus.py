@@ -21,6 +21,7 @@ from progemu_jax.data.sources import (
     read_table,
     safe_id,
     sex_of,
+    unwanted,
 )
 from progemu_jax.errors import UserError
 from progemu_jax.files import records
@@ -61,7 +62,7 @@ class CheXpertPlus:
             view = row["ap_pa"] if row["frontal_lateral"] == "Frontal" else row["frontal_lateral"].upper()
             view = view or "unknown"
             if self.views is not None and view not in self.views:
-                yield Rejected(study, where, f"view {view} is not asked for")
+                yield Rejected(study, where, unwanted(view))
                 continue
             order = number(row["patient_report_date_order"])
             if order is None:

@@ -20,6 +20,7 @@ from progemu_jax.data.sources import (
     read_table,
     safe_id,
     sex_of,
+    unwanted,
 )
 
 NAME, TABLE = "folder", "prompts.csv"
@@ -56,7 +57,7 @@ class Folder:
                 continue
             view = row.get("view") or (self.views[0] if self.views else "unknown")
             if self.views is not None and view not in self.views:
-                yield Rejected(stem, where, f"view {view if safe_id(view) else '?'} is not asked for")
+                yield Rejected(stem, where, unwanted(view))
                 continue
             paths = [inside(self.root, side, name) for side in ("prior", "follow")]
             if None in paths:

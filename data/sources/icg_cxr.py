@@ -28,6 +28,7 @@ from progemu_jax.data.sources import (
     read_table,
     safe_id,
     sex_of,
+    unwanted,
 )
 from progemu_jax.data.sources.chexpertplus import find_table, report_of
 from progemu_jax.errors import UserError
@@ -106,7 +107,7 @@ class IcgCxr:
                 return f"key {key!r} is missing or not text"
         view = self._view(meta)
         if self.views is not None and view.upper() not in self.views:
-            return f"view {view if safe_id(view) else '?'} is not asked for"
+            return unwanted(view)
         return meta
 
     def _view(self, meta: dict) -> str:

@@ -24,6 +24,7 @@ from progemu_jax.data.sources import (
     read_report,
     read_table,
     safe_id,
+    unwanted,
 )
 from progemu_jax.errors import UserError
 from progemu_jax.text import findings, rules
@@ -75,7 +76,7 @@ class MimicCxr:
                 continue
             view = row["ViewPosition"] or "unknown"
             if self.views is not None and view not in self.views:
-                yield Rejected(study, where, f"view {view} is not asked for")
+                yield Rejected(study, where, unwanted(view))
                 continue
             moment = _moment(row["StudyDate"], row["StudyTime"])
             if moment is None:

@@ -6,7 +6,7 @@ one offset are one study. The clinical notes stand in for the report.
 
 from collections.abc import Iterator
 
-from progemu_jax.data.sources import Rejected, Study, check_root, inside, number, read_table, safe_id
+from progemu_jax.data.sources import Rejected, Study, check_root, inside, number, read_table, safe_id, unwanted
 
 FRONTAL = ("PA", "AP", "AP Supine")
 
@@ -35,7 +35,7 @@ class OpenCxr:
                 yield Rejected("", where, "not an X-ray")
                 continue
             if self.views is not None and view not in self.views:
-                yield Rejected("", where, f"view {view} is not asked for")
+                yield Rejected("", where, unwanted(view))
                 continue
             days = number(row["offset"])
             if days is None:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -106,6 +107,11 @@ def inside(path: Path) -> Path:
     return path
 
 
+def plain(name: Any) -> bool:
+    """Whether a file's name, which came from outside, is that of a file in the folder where it is said to be."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not re.search(r"[/\\\x00-\x1f:]", name)
+
+
 def refuse_pickles(folder: Path) -> None:
     """Raises UserError when the folder's weights are a pickle."""
     for path in sorted(folder.iterdir()) if folder.is_dir() else [folder]:
@@ -129,7 +135,7 @@ def _open_shards(index: Path) -> dict[str, Tensor]:
     headers: dict[str, dict[str, Tensor]] = {}
     found = {}
     for name, file in weight_map.items():
-        if not isinstance(file, str) or file in ("", ".", "..") or Path(file).name != file or "\\" in file:
+        if not plain(file):
             raise UserError(f"{index}: tensor {name} is in {file!r}, outside the folder; use the original index")
         if Path(file).suffix in PICKLES:
             refuse_pickles(folder / file)
@@ -238,6 +244,9 @@ class Writer:
     ):
         self._places, self._left = {}, {}
         files = {}
+        for file in (*shards, f"{stem}.safetensors"):
+            if not plain(file) or not file.endswith(".safetensors"):
+                raise UserError(f"{file!r}: is no name of a safetensors file in the folder to be written")
         for file, entries in shards.items():
             header, at = {"__metadata__": {"format": "pt"}}, 0
             for name, (dtype, shape) in entries.items():

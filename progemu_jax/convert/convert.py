@@ -20,6 +20,7 @@ from progemu_jax.errors import UserError, disk_trouble
 _log = logging.getLogger(__name__)
 
 DIALECTS = ("original", "transformers")
+UNFINISHED = ".progemu-unfinished"  # marks a folder as ours to delete
 
 
 def convert(source: str | os.PathLike, target: str | os.PathLike, dialect: str | None = None) -> str:
@@ -65,10 +66,14 @@ def convert(source: str | os.PathLike, target: str | os.PathLike, dialect: str |
             )
         write = functools.partial(emu3_transfer.from_run, emu3_transfer.Target(parts, dialect))
         left_out = _prior_decoder(parts)
+    if temporary.is_dir() and any(temporary.iterdir()) and not (temporary / UNFINISHED).is_file():
+        raise UserError(f"{temporary}: is in the way, and no conversion made it; move it, or choose another --target")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
+        (temporary / UNFINISHED).touch()
         said = write(temporary)
+        (temporary / UNFINISHED).unlink()
         if target.exists():
             target.rmdir()
         temporary.rename(target)

@@ -20,7 +20,7 @@ def read_images(folder: Path, names: list[str]) -> np.ndarray:
     images = []
     for name in names:
         try:
-            with Image.open(folder / name) as image:
+            with Image.open(folder / name, formats=("PNG", "JPEG")) as image:
                 images.append(np.asarray(image.convert("L")))
         except (OSError, SyntaxError, ValueError) as error:
             raise UserError(f"{folder / name}: cannot be read as an image ({type(error).__name__})") from None

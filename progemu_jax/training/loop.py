@@ -250,6 +250,7 @@ class _Run:
                 if stop:
                     break
             self.checkpoints.wait()
+            stop = stop or signalled() or signalled()  # what came in the last save; of several hosts, a step later
             if stop:
                 bar.write(f"{self.task.name}: stopped by a signal; saved at step {done}", sys.stderr)
                 raise SystemExit(128 + stop)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from support.errors import fails
 
-from progemu_jax.checkpoints import export
+from progemu_jax.checkpoints import export, safetensors
 from progemu_jax.convert.components import IN_RUN, PRIOR_DECODER, TOKENIZER
-from progemu_jax.convert.convert import convert
+from progemu_jax.convert.convert import UNFINISHED, convert
 from progemu_jax.files.settings import to_dict
 from progemu_jax.models import prior_decoder, vqgan
 from progemu_jax.models.prior_decoder import PriorDecoderConfig
@@ -54,3 +54,30 @@ def test_that_decoder_alone_is_one_line(run, tmp_path):
         "no folder of others has a place for the prior decoder", convert, run / IN_RUN[PRIOR_DECODER], tmp_path / "out"
     )
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "file", ["../victim.safetensors", "/tmp/victim.safetensors", "x.pth", "..", "a\nb.safetensors"]
+)
+def test_names_in_a_hostile_export_do_not_leave_the_folder(tmp_path, file):
+    """They come from `export.json`; a file that Python runs, beside the folder, would be code from a checkpoint."""
+    (tmp_path / "out").mkdir()
+    shards = {"model.safetensors": {"a": ("F32", (2,))}, file: {"b": ("F32", (2,))}}
+    fails("is no name of a safetensors file", safetensors.Writer, tmp_path / "out", shards)
+    fails("is no name of a safetensors file", safetensors.Writer, tmp_path / "out", {}, "../model")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out"]
+
+
+def test_a_folder_that_no_conversion_made_is_left_alone(run, tmp_path):
+    target, theirs = tmp_path / "m", tmp_path / "m.tmp"
+    theirs.mkdir()
+    (theirs / "thesis.txt").write_text("keep")
+    fails("no conversion made it", convert, run, target)
+    assert (theirs / "thesis.txt").read_text() == "keep"
+    assert not target.exists()
+    # What a killed conversion left is ours.
+    (theirs / "thesis.txt").rename(theirs / UNFINISHED)
+    convert(run, target)
+    assert target.is_dir()
+    assert not theirs.exists()
+    assert not (target / UNFINISHED).exists()

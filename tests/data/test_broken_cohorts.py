@@ -90,6 +90,13 @@ def test_a_table_cut_within_a_row(root, tmp_path):
     assert funnel["pairs kept"] == 13
 
 
+def test_a_note_in_the_column_of_views_is_not_quoted(root, tmp_path):
+    table = root / "metadata.csv"
+    table.write_text(table.read_text().replace("PA,X-ray,images,0-0.png", "JOHN DOE has a mass,X-ray,images,0-0.png"))
+    rejected, _ = run(root, tmp_path / "run")
+    assert [r["reason"] for r in rejected] == ["view ? is not asked for"]
+
+
 def test_every_broken_image_is_named_and_the_others_are_kept(root, tmp_path):
     images = root / "images"
     good = (images / "0-0.png").read_bytes()

@@ -1,14 +1,40 @@
 """Score files of references and predictions, and the command that writes them."""
 
+import os
+
 import numpy as np
 import pytest
+from PIL import EpsImagePlugin
+from support.errors import fails
 from support.eval_cohort import Cohort
 
+from progemu_jax.eval.predictions import read_image
 from progemu_jax.eval.scores import read_scores
 from progemu_jax.scorers.__main__ import main
 from progemu_jax.scorers.cache import Cached
-from progemu_jax.scorers.files import source_of, write_prediction_scores, write_reference_scores
+from progemu_jax.scorers.files import read_images, source_of, write_prediction_scores, write_reference_scores
 from progemu_jax.text.findings import FINDINGS
+
+POSTSCRIPT = """%!PS-Adobe-3.0 EPSF-3.0
+%%BoundingBox: 0 0 32 32
+%%EndComments
+showpage
+%%EOF
+"""
+
+
+@pytest.mark.parametrize("reader", [read_image, lambda path: read_images(path.parent, [path.name])])
+def test_no_other_program_sees_an_image_of_a_stranger(tmp_path, monkeypatch, reader):
+    """PIL hands a PostScript file of any name to Ghostscript, where it is installed."""
+    program, ran = tmp_path / "bin/gs", tmp_path / "ran"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch {ran}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # as if it had not looked for the program yet
+    (tmp_path / "x.png").write_text(POSTSCRIPT)
+    fails("x.png: cannot be read as an image", reader, tmp_path / "x.png")
+    assert not ran.exists()
 
 
 class TestFiles:

@@ -256,6 +256,24 @@ def test_signal_saves_and_exits(undisturbed, tmp_path):
     assert (tmp_path / "metrics.jsonl").read_bytes() == undisturbed[1]
 
 
+def test_a_signal_in_the_last_evaluation_ends_the_process_too(undisturbed, tmp_path):
+    """All is saved by then; but the run, which may have further stages, was to end."""
+    evaluated = 0
+
+    def batches():
+        nonlocal evaluated
+        evaluated += 1
+        if evaluated == of_all:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return eval_batches()
+
+    of_all = sum(any(key.startswith("eval/") for key in row) for row in map(json.loads, undisturbed[1].splitlines()))
+    with pytest.raises(SystemExit) as stopped:
+        loop.fit(Toy(CFG), CFG, Batches, batches, tmp_path)
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert_same_bits(run(tmp_path), undisturbed[0])
+
+
 @pytest.mark.parametrize("cfg", [CFG, dataclasses.replace(CFG, log_every=1000, save_every=13)])
 def test_non_finite_loss_is_never_saved(tmp_path, cfg):
     with pytest.raises(UserError, match="not finite at step 13"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,7 +127,8 @@ def from_run(parts: list[OutgoingPart], target: Path) -> str:
         tokenizer = part.export / TEXT_TOKENIZER
         if part.kind == TEXT_ENCODER and tokenizer.is_dir():
             place = target / TEXT_TOKENIZER if whole else target
-            shutil.copytree(tokenizer, place, dirs_exist_ok=True)
+            for path in tokenizer.iterdir():
+                copy_if_there(path, place / path.name)
     if whole:
         _write_index(parts, target)
     same = "; every tensor bit for bit the source's" if all(unchanged) else ""

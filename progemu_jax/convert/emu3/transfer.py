@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +171,7 @@ def _write_side_files(target: Target, folder: Path) -> None:
     if target.as_source:
         kept = next(iter(target.exports.values())) / components.SOURCE
         for path in kept.iterdir() if kept.is_dir() else ():
-            shutil.copyfile(path, folder / path.name)
+            transfer.copy_if_there(path, folder / path.name)
         return
     if TOKENIZER in target.exports:
         config = target.configs[TOKENIZER]

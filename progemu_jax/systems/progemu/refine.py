@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from progemu_jax.config import Config
 from progemu_jax.data import batches
-from progemu_jax.devices import hosts
+from progemu_jax.devices import hosts, sharding
 from progemu_jax.files import records
 from progemu_jax.files.predictions import Case
 from progemu_jax.inference.progemu import ProgEmu
@@ -66,7 +66,8 @@ def ranked_futures(config: Config, workdir: Path, model: ProgEmu, number: int) -
     requests = [preference.drawn_request(severity, rng) for severity in before["finding_severity"]]
     prompts = [_fitting(model, request, rng) for request in requests]
     policy = dataclasses.replace(config.sample.policy, temperature=c.temperature, guidance=c.guidance)
-    task = preference.PreferenceTask(c, model.vocabulary, model.layout, model.config, config.progemu.task, c.train)
+    plain = dataclasses.replace(config.progemu.task, soften=0.0)  # likelihoods are of the exact codes
+    task = preference.PreferenceTask(c, model.vocabulary, model.layout, model.config, plain, c.train)
     likelihoods = jax.jit(task.log_likelihoods)
     each, lists = max(1, BATCH // c.futures), []
     bar = tqdm(total=len(pixels), desc=f"refine {number}: futures", unit="request", dynamic_ncols=True)
@@ -84,10 +85,8 @@ def ranked_futures(config: Config, workdir: Path, model: ProgEmu, number: int) -
             preference.future_rows(model.vocabulary, model.layout, case.prior, case.prompt, codes[None])
             for case, codes in zip(filled, made.codes, strict=True)
         ]
-        found = likelihoods(
-            model.params, {name: np.concatenate([row[name] for row in rows]) for name in preference.ROW}
-        )
-        found = np.asarray(found)
+        batch = {name: np.concatenate([row[name] for row in rows]) for name in preference.ROW}
+        found = np.asarray(likelihoods(model.params, sharding.place(batch, model.mesh)))
         for n, i in enumerate(part):
             own = slice(n * c.futures, (n + 1) * c.futures)
             was, now = {k: v[i : i + 1] for k, v in before.items()}, {k: v[own] for k, v in after.items()}

@@ -113,7 +113,7 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
             mesh,
             show=lambda state, cases: pictures(merged(task.params(state)), cases),
             init_state=lambda: placed(task, before),
-            config={**identity, "refine": c.refine},
+            config={**identity, "refine": dataclasses.replace(c.refine, rounds=0)},  # one more goes on from these
         )
         return task.params(state)
 
