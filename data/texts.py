@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from progemu_jax.data.journeys import Pair
 from progemu_jax.data.progression import NO_CHANGE, progression
+from progemu_jax.data.sources import is_text
 from progemu_jax.errors import UserError
 from progemu_jax.files import records
 
@@ -209,7 +210,7 @@ def check_answer(content: str) -> dict | str:
     if not isinstance(answer, dict):
         return "not a JSON object"
     for key, limit in LIMITS.items():
-        if not isinstance(answer.get(key), str) or (key != "reason" and not answer[key].strip()):
+        if not is_text(answer.get(key)) or (key != "reason" and not answer[key].strip()):
             return f"key {key} is missing or not text"
         if len(answer[key]) > limit:
             return f"key {key} is longer than {limit} characters"

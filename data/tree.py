@@ -19,7 +19,7 @@ import numpy as np
 
 from progemu_jax.data import images
 from progemu_jax.data.journeys import Options, Pair, split_of
-from progemu_jax.data.sources import Rejected, check_root, inside, safe_id
+from progemu_jax.data.sources import Rejected, check_root, inside, is_text, safe_id
 from progemu_jax.errors import UserError
 from progemu_jax.files import records
 
@@ -117,7 +117,7 @@ def _read_pair(root: Path, path: Path) -> TreePair | Rejected:
     if not isinstance(meta, dict) or not isinstance(meta.get("progemu", {}), dict):
         return reject("the JSON is not an object")
     for key in ("progression-description", "changes-of-findings"):
-        if not isinstance(meta.get(key), str):
+        if not is_text(meta.get(key)):
             return reject(f"key {key!r} is missing or not text")
     source, view, patient, name = *relative.parts[:2], path.parent.parent.name, path.stem
     patient = patient.removeprefix("p")

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from progemu_jax.data import images, radiograph, tree
 from progemu_jax.data.pool import ordered_map
-from progemu_jax.data.sources import Rejected, safe_id
+from progemu_jax.data.sources import Rejected, number, safe_id
 from progemu_jax.errors import UserError
 from progemu_jax.files import records
 from progemu_jax.text import findings
@@ -230,7 +230,8 @@ def _person(row: dict) -> dict:
 
 
 def _float(value) -> float:
-    return float(value) if isinstance(value, int | float) else float("nan")
+    found = number(value) if isinstance(value, int | float) else None
+    return float("nan") if found is None else found
 
 
 def _labels(labels):

@@ -205,6 +205,11 @@ def safe_id(text: str) -> bool:
     return bool(_ID.fullmatch(text)) and ".." not in text
 
 
+def is_text(value: object) -> bool:
+    """Whether a value of a file is text that can be stored: JSON can hold half a character ("\\ud800")."""
+    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
+
+
 def unwanted(view: str) -> str:
     """Why a film of another view is left out; what is no view's name is not quoted: a shifted column holds notes."""
     return f"view {view if safe_id(view) else '?'} is not asked for"
@@ -264,7 +269,7 @@ def number(text: str | None) -> float | None:
     """A finite number, or None for a blank or anything else."""
     try:
         value = float(text)
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         return None
     return value if abs(value) < 1e12 else None
 

@@ -21,6 +21,7 @@ from progemu_jax.data.sources import (
     Study,
     check_root,
     inside,
+    is_text,
     label_of,
     number,
     race_of,
@@ -103,7 +104,7 @@ class IcgCxr:
             return "the JSON is not an object"
         keys = ("progression-description", "changes-of-findings", *(f"{side}-dicom-id" for side in _SIDES))
         for key in keys:
-            if not isinstance(meta.get(key), str) or not meta[key].strip():
+            if not is_text(meta.get(key)) or not meta[key].strip():
                 return f"key {key!r} is missing or not text"
         view = self._view(meta)
         if self.views is not None and view.upper() not in self.views:

@@ -9,6 +9,7 @@ folder)
 """
 
 import datetime
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -208,9 +209,14 @@ class MimicCxrDicom(MimicCxr):
 
 
 def _moment(date: str, time: str) -> tuple[int, float] | None:
-    """("21800506", "81303.125") -> (21800506, 81303.125), hhmmss; None unless both are possible."""
+    """("21800506", "81303.125") -> (21800506, 81303.125), hhmmss; None unless both are possible.
+
+    No year begins with a zero: a date that lost or gained digits would be another one.
+    """
     value = number(time)
     try:
+        if not re.fullmatch("[1-9][0-9]{7}", date):
+            return None
         datetime.datetime.strptime(date, "%Y%m%d")
         if value is None or not 0 <= value < 240000:
             return None

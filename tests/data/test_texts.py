@@ -287,6 +287,7 @@ def test_bad_options(changes):
         ("[" * 100_000, "not a JSON object"),
         (json.dumps(GOOD | {"prompt": ""}), "key prompt is missing or not text"),
         (json.dumps(GOOD | {"confidence": True}), "key confidence is no integer from 1 to 5"),
+        (json.dumps(GOOD | {"prompt": "New edema \ud800."}), "key prompt is missing or not text"),
         (json.dumps(GOOD | {"prompt": "x" * 401}), "key prompt is longer than 400 characters"),
         (json.dumps(GOOD | {"more": 1}), "1 unknown keys"),
     ],

@@ -79,6 +79,7 @@ def _move_outside(path):
         (lambda p: p.write_text(json.dumps(META | {"progemu": 1})), "not an object"),
         (lambda p: p.write_text("{}"), "'progression-description' is missing"),
         (lambda p: p.write_text(json.dumps(META | {"changes-of-findings": 3})), "'changes-of-findings'"),
+        (lambda p: p.write_text(json.dumps(META | {"progression-description": "half \ud800"})), "not text"),
         (lambda p: p.write_text(json.dumps(META | {"progemu": {"pair_id": "../../x"}})), "plain name"),
         (lambda p: p.write_text(" " * (2 << 20)), "larger than"),
         (lambda p: p.with_name(p.stem + "-flu-reg.png").unlink(), "flu-reg.png is missing"),

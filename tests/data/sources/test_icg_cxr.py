@@ -91,6 +91,7 @@ def test_broken_icg_pairs_are_rejected(icg, plus, mimic, tmp_path):
     change(6, **{"reference-dicom-id": "/etc/passwd"})
     change(7, view="LATERAL")
     change(9, view="pa")  # the same view in another hand
+    change(10, **{"time-interval": 10**400})  # not told
     target = tmp_path / "x.json"
     files[8].rename(target)
     files[8].symlink_to(target)

@@ -63,6 +63,8 @@ def test_other_views_are_left_out_with_a_reason(tmp_path):
         (",50000000,", ",..,", "plain name"),
         (",10000000,", ",/1000000,", "plain name"),
         ("21800107", "21801307", "date or time"),
+        ("21800107", "00010101", "date or time"),
+        ("21800107", "02180506", "date or time"),
         ("81303.125", "nan", "date or time"),
         ("81303.125", "81303.125,extra", "number of cells"),
     ],
