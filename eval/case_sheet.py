@@ -6,6 +6,7 @@ from progemu_jax.eval.page_images import difference_map, drawn_cases
 from progemu_jax.eval.report import STANDING
 
 COLUMNS = 5
+MOST = 400  # characters of a text that are drawn
 
 
 def write_sheet(path, first, refs, *, seed=0, columns=COLUMNS):
@@ -55,4 +56,5 @@ def write_sheet(path, first, refs, *, seed=0, columns=COLUMNS):
 
 def wrapped(text, width):
     """Wrapped text without the control characters that an untrained model writes."""
-    return textwrap.fill("".join(c if c.isprintable() else " " for c in text), width)
+    shown = "".join(c if c.isprintable() else " " for c in text[:MOST])
+    return textwrap.fill(shown + "..." * (len(text) > MOST), width)

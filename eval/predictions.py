@@ -4,6 +4,7 @@ Every inconsistency is one `UserError` line that names the file and the case ids
 """
 
 import math
+import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePath
@@ -89,6 +90,8 @@ class References:
         if name is None:
             return None
         what = f" (case {self.pair_ids[i]})"
+        if leaves(self.root, self.root / name):
+            raise UserError(f"{self.root / name}: is a link out of the folder{what}; copy the file")
         return read_image(self.root / name, None if any_size else self.shape, what)
 
     @cached_property
@@ -220,8 +223,20 @@ def _number(value):
 
 
 def inside(name):
-    """Whether a path stays in its folder."""
-    return isinstance(name, str) and not PurePath(name).is_absolute() and ".." not in PurePath(name).parts
+    """Whether a path stays in its folder, and can be one."""
+    if not isinstance(name, str) or "\0" in name:
+        return False
+    parts = PurePath(name).parts
+    return (
+        not PurePath(name).is_absolute()
+        and ".." not in parts
+        and all(len(p.encode("utf-8", "replace")) <= 255 for p in parts)
+    )
+
+
+def leaves(root, path):
+    """Whether a file of a folder is a link out of it."""
+    return not os.path.realpath(path).startswith(os.path.join(os.path.realpath(root), ""))
 
 
 @dataclass
@@ -301,6 +316,9 @@ def read_predictions(root, references):
         lost = [k[0] for k, file in zip(keys, images, strict=True) if not file.is_file()]
         if lost:
             raise UserError(f"{root}: image files missing for cases {name_ids(lost)}; sample again")
+        foreign = [k[0] for k, file in zip(keys, images, strict=True) if leaves(root, file)]
+        if foreign:
+            raise UserError(f"{root}: images of cases {name_ids(foreign)} are links out of the folder; copy the files")
     return Rows(
         case=np.array([references.index[k[0]] for k in keys]),
         sample=np.array([k[1] for k in keys]),

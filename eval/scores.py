@@ -1,6 +1,7 @@
 """Score files: what classifiers say of images. NPZ or CSV, so that anyone's classifier can be used."""
 
 import csv
+import tokenize
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -9,18 +10,21 @@ from pathlib import Path
 import numpy as np
 
 from progemu_jax.errors import UserError
-from progemu_jax.files.records import read_json
+from progemu_jax.files.records import oddity, read_json
 from progemu_jax.text.findings import CHEXPERT, FINDINGS, ORGANS
 
 # What a broken npz file raises, depending on where it is broken.
-BROKEN_NPZ = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+BROKEN_NPZ = (
+    OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, MemoryError, SyntaxError,
+    tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 CSV_PLAIN = ("age", "sex_prob")
 CSV_PREFIX = {"finding": ("findings", "finding_prob"), "group": ("groups", "group_prob")}
 
 
 def name_ids(ids, limit=5):
     """'a, b, c and 7 more': a few case ids for an error line."""
-    ids = [str(i) for i in ids]
+    ids = [str(i) if str(i).isprintable() and len(str(i)) <= 200 else repr(str(i))[:200] for i in ids]
     more = f" and {len(ids) - limit} more" if len(ids) > limit else ""
     return ", ".join(ids[:limit]) + more
 
@@ -71,11 +75,16 @@ def pack(masks):
 
 def _unpack_file(path, packed, shape, count, organs):
     """The masks of a score file, packed per organ, whether the array was packed flat or row by row."""
-    shape = tuple(int(s) for s in np.atleast_1d(shape))
+    try:
+        shape = tuple(int(s) for s in np.atleast_1d(shape))
+    except (ValueError, TypeError, OverflowError):
+        raise UserError(f"{path}: mask_shape does not hold whole numbers") from None
     if len(shape) < 2 or min(shape) < 1:
         raise UserError(f"{path}: mask_shape {shape} must be N, organs, height, width")
     height, width = shape[-2:]
     total = count * organs * height * width
+    if total > 8 * packed.size:  # before anything of that size is made
+        raise UserError(f"{path}: masks {packed.shape} do not fit mask_shape {shape}")
     try:
         if packed.dtype == bool:
             masks = packed
@@ -120,7 +129,7 @@ def read_scores(path):
     out.finding_severity = severity
     features = _numbers(path, data, "features", pairs, 2)
     if features is not None:
-        out.features, out.backbone = features, str(np.atleast_1d(data.get("backbone", ""))[0])
+        out.features, out.backbone = features, "".join(str(n) for n in np.atleast_1d(data.get("backbone", ""))[:1])
         if not out.backbone:
             raise UserError(f"{path}: features without 'backbone': name the network that made them")
     saliency = _numbers(path, data, "saliency", pairs, 4)
@@ -128,7 +137,7 @@ def read_scores(path):
         raise UserError(f"{path}: saliency of {saliency.shape[1]} findings, but there are {len(out.findings)}")
     out.saliency = saliency
     if "masks" in data and "mask_shape" in data:
-        out.organs = tuple(str(o) for o in data.get("organs", ORGANS))
+        out.organs = tuple(str(o) for o in np.atleast_1d(data.get("organs", ORGANS)))
         out.masks, out.mask_shape = _unpack_file(path, data["masks"], data["mask_shape"], len(pairs), len(out.organs))
     return out
 
@@ -137,7 +146,7 @@ def _read_npz(path):
     try:
         with np.load(path, allow_pickle=False) as file:
             return {k: file[k] for k in file.files}
-    except (*BROKEN_NPZ, AttributeError, MemoryError) as error:
+    except BROKEN_NPZ as error:
         raise UserError(f"{path}: not a readable npz score file ({type(error).__name__})") from None
 
 
@@ -241,6 +250,8 @@ def read_memorisation(path):
     {"training_images", "same"; "generated", "real": {"images", "median", "greatest", "copies"}}: counts, correlations.
     """
     found = read_json(Path(path))
+    if odd := oddity(found):
+        raise UserError(f"{path}: holds {odd}; make the audit again")
     try:
         out = {"training_images": int(found["training_images"]), "same": float(found["same"])}
         for kind in ("generated", "real"):

@@ -5,6 +5,8 @@ import hashlib
 import io
 import json
 import os
+import re
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import numpy as np
 from progemu_jax.errors import UserError
 
 _ABSENT = object()
+_HALF, _GREATEST = re.compile("[\ud800-\udfff]"), sys.float_info.max
 
 
 def normal(value: Any) -> Any:
@@ -99,6 +102,23 @@ def read_lines(path: str | os.PathLike) -> Iterator[tuple[int, Any]]:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
 
 
+def oddity(value: Any) -> str:
+    """What in a value that was read no file of ours could hold again; "" for nothing.
+
+    Python reads more than JSON is: NaN, integers of any length, halves of a character ("\\ud800").
+    """
+    left = [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, str) and _HALF.search(one):
+            return "half a character (a lone surrogate)"
+        if isinstance(one, int | float) and not abs(one) <= _GREATEST:
+            return "a number that is not finite" if isinstance(one, float) else "a number of too many digits"
+        if isinstance(one, dict | list):
+            left += [*one, *one.values()] if isinstance(one, dict) else one
+    return ""
+
+
 def read_rows(path: str | os.PathLike, *texts: str, remedy: str = "rewrite the file") -> list[dict]:
     """The objects of a JSON-lines file, each with the keys `texts` as text that is not empty.
 
@@ -112,6 +132,8 @@ def read_rows(path: str | os.PathLike, *texts: str, remedy: str = "rewrite the f
             raise UserError(f"{path}: line {number} is not JSON; {remedy}")
         if not isinstance(row, dict):
             raise UserError(f"{path}: line {number} is not a JSON object; {remedy}")
+        if odd := oddity(row):
+            raise UserError(f"{path}: line {number} holds {odd}; {remedy}")
         for key in texts:
             if not isinstance(row.get(key), str) or not row[key]:
                 raise UserError(f"{path}: line {number}: {key!r} is missing or not text; {remedy}")

@@ -51,6 +51,10 @@ class TestFindingFiles:
         page = (root / "out/report/index.html").read_text()
         assert "nearest of 1,234 training images" in page
         assert "Zebrastripe" not in page + (root / "out/metrics.json").read_text()
+        for wrong in (float("inf"), 10**400, float("nan")):
+            (root / "ours/memorisation.json").write_text(json.dumps(audit | {"same": wrong}))
+            assert main([*given, "--bootstrap=0"]) == 2
+            assert "memorisation.json: holds a number" in capsys.readouterr().err.splitlines()[-1]
         (root / "ours/memorisation.json").write_text("[]")
         assert main([*given, "--bootstrap=0"]) == 2
         assert "is no audit" in capsys.readouterr().err.splitlines()[-1]

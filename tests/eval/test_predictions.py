@@ -17,13 +17,17 @@ class TestReferences:
         [
             ("pair_id", 7, "pair_id is not text"),
             ("age", "old", r"case p001-0\): age is not a number"),
-            ("age", float("nan"), "age is not a number"),
+            ("age", float("nan"), "line 2 holds a number that is not finite"),
             ("group", 3, "group is not text"),
             ("states_after", [0, 1], "states_after is not an object of numbers from 0 to 1"),
             ("states_before", {"cardiomegaly": "yes"}, "states_before is not an object"),
             ("states_before", {"cardiomegaly": 7}, "states_before is not an object"),
             ("prompt_changes", {"cardiomegaly": 2}, "prompt_changes is not an object of numbers from -1 to 1"),
             ("labels_after", "none", "labels_after is not an object"),
+            ("age", 10**400, "line 2 holds a number of too many digits"),
+            ("states_after", {"cardiomegaly": float("inf")}, "line 2 holds a number that is not finite"),
+            ("interpretation", "half \ud800", "line 2 holds half a character"),
+            ("prior", "x" * 5000, "prior is not a path in the folder"),
             ("prior", "../outside.png", "prior is not a path in the folder"),
             ("masks_prior", "/etc/passwd", "masks_prior is not a path in the folder"),
         ],
@@ -60,6 +64,11 @@ class TestPredictions:
             ("text", 5, "text is not text for cases p001-0"),
             ("prompt", [], "prompt is not text for cases p001-0"),
             ("image", "../x.png", "image is not a path in the folder for cases p001-0"),
+            ("image", "x" * 5000, "image is not a path in the folder for cases p001-0"),
+            ("sampling", {"t": float("nan")}, "line 2 holds a number that is not finite"),
+            ("seed", float("inf"), "line 2 holds a number that is not finite"),
+            ("checkpoint", "\udc00", "line 2 holds half a character"),
+            ("pair_id", "p\n\x1b[31m", r"does not hold: 'p\\n\\x1b"),
         ],
     )
     def test_values_that_make_no_sense(self, small, key, value, match):
@@ -68,6 +77,17 @@ class TestPredictions:
         rows[1][key] = value
         path.write_text("".join(json.dumps(r) + "\n" for r in rows))
         one_line(match, read_predictions, small[0] / "ours", read_references(small[0] / "references"))
+
+
+def test_no_image_from_outside_the_folder_reaches_the_page(small):
+    root, cohort = small
+    rows = [json.loads(line) for line in (root / "ours/predictions.jsonl").read_text().splitlines()]
+    for folder, name in (("ours", rows[0]["image"]), ("references", cohort.rows[0]["prior"])):
+        (root / folder / name).rename(root / f"{folder}.png")
+        (root / folder / name).symlink_to(root / f"{folder}.png")
+    refs = read_references(root / "references")
+    one_line("links out of the folder", read_predictions, root / "ours", refs)
+    one_line("is a link out of the folder", refs.image, 0, "prior")
 
 
 def test_organs_in_which_a_finding_may_show():

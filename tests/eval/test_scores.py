@@ -76,6 +76,11 @@ class TestNpz:
             ({"finding_severity": np.ones((4, 2))}, "finding_severity of 2 findings"),
             ({"finding_severity": np.full((4, 8), 1.5)}, r"finding_severity outside \[0, 1\] for cases p000-0"),
             ({"mask_shape": np.array([4])}, r"mask_shape \(4,\) must be"),
+            ({"mask_shape": np.array([4, 6, np.nan, 32])}, "mask_shape does not hold whole numbers"),
+            ({"mask_shape": np.array(["a", "b"])}, "mask_shape does not hold whole numbers"),
+            ({"mask_shape": np.array([4, 6, 2**20, 2**20])}, "do not fit"),
+            ({"organs": np.array("lung")}, "masks hold 3072 bytes"),
+            ({"backbone": np.array([], str)}, "features without 'backbone'"),
             ({"masks": np.zeros((4, 6, 3), np.uint8)}, "do not fit"),
             ({"pair_id": np.array([{}], object)}, "not a readable npz"),
         ],
@@ -83,3 +88,12 @@ class TestNpz:
     def test_defects(self, tmp_path, changed, match):
         cohort = Cohort(patients=4, pairs=1)
         one_line(match, read_scores, cohort.write_scores(tmp_path / "a.npz", cohort.after, **changed))
+
+    @pytest.mark.parametrize("content", [b"((((", b"", b"PK\x03\x04", b"\x93NUMPY\x01\x00\x06\x00((((((", None])
+    def test_files_that_are_none(self, tmp_path, content):
+        if content is None:
+            with open(tmp_path / "a.npz", "wb") as file:
+                np.save(file, np.zeros(3))
+        else:
+            (tmp_path / "a.npz").write_bytes(content)
+        one_line("not a readable npz", read_scores, tmp_path / "a.npz")
