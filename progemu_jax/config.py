@@ -212,6 +212,34 @@ class PlanConfig:
     cases: int = 4
 
 
+# What numbers make sense, by key: the least and the greatest. A stage that comes hours later must not find out.
+_INF = float("inf")
+RANGES: dict[str, tuple[float, float]] = {
+    "seed": (0, _INF),
+    "data.phantom.patients": (1, _INF),
+    "data.phantom.studies_per_patient": (1, _INF),
+    "data.phantom.size": (32, 4096),
+    "data.tree_size": (32, 4096),
+    "data.image_size": (1, 4096),
+    "data.no_change_share": (0, 1),
+    "data.processes": (0, _INF),
+    "tokens.crops": (1, _INF),
+    "tokens.slack": (0, _INF),
+    "sample.max_cases": (0, _INF),
+    "sample.num_samples": (1, _INF),
+    "sample.batch_size": (1, _INF),
+    "sample.seed": (0, 2**31 - 1),
+    "scorer.seed": (0, _INF),
+    "scorer.images": (1, _INF),
+    "scorer.valid_images": (1, _INF),
+    "evaluate.bootstrap": (0, _INF),
+    "evaluate.seed": (0, _INF),
+    "evaluate.cases": (0, _INF),
+    "plan.rows": (1, _INF),
+    "plan.cases": (1, _INF),
+}
+
+
 @dataclass(frozen=True)
 class Config:
     """Everything one run needs; written to `config.json` of the run directory.

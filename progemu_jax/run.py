@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import operator
 import os
 import tempfile
 from collections.abc import Mapping
@@ -10,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from progemu_jax import systems
-from progemu_jax.config import Config
+from progemu_jax.config import RANGES, Config
+from progemu_jax.data.journeys import SPLITS
 from progemu_jax.data.sources import SOURCES, needed_files
 from progemu_jax.devices import hosts
 from progemu_jax.errors import UserError
@@ -59,6 +62,15 @@ def check(config: Config) -> None:
     """Raises UserError for values that make no sense or do not go together, before any work is done."""
     if config.data.source not in SOURCES:
         raise UserError(f"config.data.source={config.data.source!r}: choose among {', '.join(SOURCES)}")
+    for key, (least, most) in RANGES.items():
+        value = operator.attrgetter(key)(config)
+        if not least <= value <= most:
+            wanted = f"{least} to {most}" if most < math.inf else f"at least {least}"
+            raise UserError(f"config.{key}={value}: expected {wanted}")
+    if config.sample.split not in SPLITS:
+        raise UserError(f"config.sample.split={config.sample.split!r}: choose among {', '.join(SPLITS)}")
+    if not config.sample.systems:
+        raise UserError("config.sample.systems is empty: name what is sampled")
     system = systems.of(config)
     for name, part in system.trained(config).items():
         try:
