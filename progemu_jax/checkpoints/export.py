@@ -202,8 +202,11 @@ def load_export(directory: str | os.PathLike, template: Any = None) -> tuple[Any
         for name, expected in _sums(record).items():
             if crc(np.asarray(flat[name])) != expected:
                 raise ValueError(f"array {name} does not have its checksum")
+        for name, array in flat.items():
+            if jnp.issubdtype(array.dtype, jnp.floating) and not jnp.isfinite(array).all():
+                raise ValueError(f"array {name} holds numbers that are not finite")
     except Exception as error:
-        raise _damaged(directory, error) from error
+        raise _damaged(directory, error) from None
     params = {name: flat[name] if name in flat else jnp.zeros(shape, dtype) for name, (shape, dtype) in tree.items()}
     return unflatten(params), record["config"]
 
@@ -231,6 +234,16 @@ def iterate_export(directory: str | os.PathLike) -> Iterator[tuple[str, list[int
         raise
     except Exception as error:
         raise _damaged(directory, error) from error
+
+
+@contextlib.contextmanager
+def reading(directory: str | os.PathLike) -> Iterator[None]:
+    """What is taken from an export's config within is there and of its kind; else a UserError names the export."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        lacks = f"lacks {error}" if isinstance(error, KeyError) else (str(error) or "?").splitlines()[0][:200]
+        raise UserError(f"{Path(directory) / 'export.json'}: config {lacks}: export it again") from None
 
 
 def _damaged(directory: Path, error: Exception) -> UserError:
@@ -278,9 +291,50 @@ def _read_export_record(directory: Path) -> dict:
     if not path.exists():
         raise UserError(f"{directory}: no export here (export.json is missing): check the path")
     try:
-        record = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path}: does not parse as JSON ({error}): export it again") from error
-    if record.get("format") not in (_EXPORT_FORMAT, _FIRST_FORMAT, packed.FORMAT):
-        raise UserError(f"{path}: format {record.get('format')!r} is not {_EXPORT_FORMAT!r}: export it again")
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise UserError(f"{path}: does not parse as JSON ({reason}): export it again") from None
+    kind = record.get("format") if isinstance(record, dict) else None
+    if kind not in (_EXPORT_FORMAT, _FIRST_FORMAT, packed.FORMAT):
+        raise UserError(f"{path}: format {kind!r:.100} is not {_EXPORT_FORMAT!r}: export it again")
+    if problem := _problem(record):
+        raise UserError(f"{path}: {problem}: export it again")
     return record
+
+
+def _problem(record: dict) -> str:
+    """What of a record is not as `ExportWriter` writes it; "" for nothing."""
+    for key in ("config", "tree"):
+        if not isinstance(record.get(key), dict):
+            return f"{key!r} is missing or no object"
+    tree, full = record["tree"], {}
+    for name, entry in tree.items():
+        try:
+            shape, dtype = entry
+            full[name] = [int(n) for n in shape], jnp.dtype(dtype)
+            if full[name][0] != shape or min(shape, default=0) < 0:
+                raise ValueError
+        except (TypeError, ValueError):
+            return f"'tree' does not say shape and dtype of array {name!r:.100}"
+    if record["format"] == packed.FORMAT:
+        return "" if isinstance(record.get("sha256"), str) else "'sha256' is missing or no text"
+    if not isinstance(record.get("crc32"), dict):
+        return "'crc32' is missing or no object"
+    parts, read = record.get("parts"), dict.fromkeys(tree, 0)
+    if record["format"] == _FIRST_FORMAT and parts is None:
+        return ""
+    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+        return "'parts' is no list of objects"
+    for name, rows in ((name, rows) for part in parts for name, rows in part.items()):
+        if name not in tree:
+            return f"'parts' has array {name!r:.100}, which 'tree' lacks"
+        height = full[name][0][0] if full[name][0] else 1
+        rows = [0, height] if rows is None else rows
+        if not isinstance(rows, list) or len(rows) != 2 or rows[0] != read[name] or not read[name] < rows[1] <= height:
+            return f"'parts' does not give the rows of array {name!r:.100} in order"
+        read[name] = rows[1]
+    for name, rows in read.items():
+        if rows != (full[name][0][0] if full[name][0] else 1) and 0 not in full[name][0]:
+            return f"'parts' does not give all rows of array {name!r:.100}"
+    return ""

@@ -63,7 +63,8 @@ def run_policy(path: Path) -> tuple[dict[str, Any], str] | None:
     if not file.exists():
         return None
     config = read_json(file)
-    policy = config.get("sample", {}).get("policy") if isinstance(config, dict) else None
+    section = config.get("sample") if isinstance(config, dict) else None
+    policy = section.get("policy") if isinstance(section, dict) else None
     if policy is None:
         raise UserError(f"{file}: holds no sample.policy; run a stage again, which writes it, or delete the file")
     return policy, f"{file}: sample.policy"

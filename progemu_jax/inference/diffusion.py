@@ -60,7 +60,8 @@ class Codec:
     @classmethod
     def load(cls, folder: Path) -> Codec:
         params, config = export.load_export(folder)
-        return cls(params, from_dict(AutoencoderConfig, config["model"], "autoencoder"))
+        with export.reading(folder):
+            return cls(params, from_dict(AutoencoderConfig, config["model"], "autoencoder"))
 
     def on(self, mesh: jax.sharding.Mesh) -> Self:
         """Puts the codec on a mesh of this host's devices, in place, and returns it: images over its data axes."""
@@ -256,17 +257,21 @@ def load(path: Path) -> DiffusionModel:
         _require_all_parts(path, loaded)
         config = loaded[components.UNET][1]
         tokenizer = text_tokenizers.load(found[components.TEXT_ENCODER] / components.TEXT_TOKENIZER)
-        schedule = from_dict(Schedule, config["schedule"], "schedule")
-        policy, size = from_dict(DiffusionSampling, config["policy"], "sampling"), config["image_size"]
+        with export.reading(found[components.UNET]):
+            schedule = from_dict(Schedule, config["schedule"], "schedule")
+            policy, size = from_dict(DiffusionSampling, config["policy"], "sampling"), int(config["image_size"])
+            name = f"{path.name}@{config['hash'][:12]}"
         kinds = {
             components.UNET: UNetConfig,
             components.AUTOENCODER: AutoencoderConfig,
             components.TEXT_ENCODER: TextEncoderConfig,
         }
-        parts = {k: (p, from_dict(kinds[k], c["model"], f"{found[k]}: model")) for k, (p, c) in loaded.items()}
+        parts = {}
+        for kind, (params, values) in loaded.items():
+            with export.reading(found[kind]):
+                parts[kind] = params, from_dict(kinds[kind], values["model"], f"{found[kind]}: model")
         for params, _ in parts.values():
             params.pop(components.UNUSED, None)
-        name = f"{path.name}@{config['hash'][:12]}"
     else:
         pipeline = diffusers_folder.open_folder(path)
         _require_all_parts(path, pipeline.parts)

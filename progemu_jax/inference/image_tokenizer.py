@@ -57,12 +57,14 @@ class Tokenizer:
     def load(cls, folder: str | os.PathLike, painter: str | os.PathLike | None = None) -> Tokenizer:
         """From the folders of exports; painter: of a prior decoder, or None."""
         variables, config = export.load_export(folder)
-        processor = config.get("image") and from_dict(ImageProcessor, config["image"], "image")
         paints = None
         if painter is not None:
             params, values = export.load_export(painter)
-            paints = params, from_dict(PriorDecoderConfig, values["model"], "decoder")
-        return cls(variables, from_dict(VQGANConfig, config["model"], "tokenizer"), processor, paints)
+            with export.reading(painter):
+                paints = params, from_dict(PriorDecoderConfig, values["model"], "decoder")
+        with export.reading(folder):
+            processor = config.get("image") and from_dict(ImageProcessor, config["image"], "image")
+            return cls(variables, from_dict(VQGANConfig, config["model"], "tokenizer"), processor, paints)
 
     def on(self, mesh: jax.sharding.Mesh) -> Tokenizer:
         """Puts the tokenizer on a mesh of this host's devices, in place: images over its data axes, parameters on each.

@@ -335,21 +335,22 @@ def _load_parts(path: Path, only: str | None = None) -> dict[str, Any]:
         if only not in (None, part) or part == PRIOR_DECODER:
             continue
         if part == emu3_folder.TOKENIZER:
-            parts = {"hash": export.read_export_config(folder).get("hash", ""), **parts}
+            parts = {"hash": str(export.read_export_config(folder).get("hash", "")), **parts}
             parts["tokenizer"] = Tokenizer.load(folder, found.get(PRIOR_DECODER))
             continue
         params, config = export.load_export(folder)
-        policy, where = folders.run_policy(path) or (config["policy"], "sampling")
-        parts |= {
-            "params": params,
-            "config": from_dict(TransformerConfig, config["model"], "model"),
-            "layout": from_dict(Layout, config["layout"], "layout"),
-            "policy": from_dict(Sampling, policy, where),
-            "vocabulary": folders.vocabulary(folder, config),
-            "stops": tuple(config["stops"]) if config.get("stops") else None,
-            "slack": Reader(folder / "export.json", config).number("slack", 0.0),
-            "hash": config["hash"],
-        }
+        with export.reading(folder):
+            policy, where = folders.run_policy(path) or (config["policy"], "sampling")
+            parts |= {
+                "params": params,
+                "config": from_dict(TransformerConfig, config["model"], "model"),
+                "layout": from_dict(Layout, config["layout"], "layout"),
+                "policy": from_dict(Sampling, policy, where),
+                "vocabulary": folders.vocabulary(folder, config),
+                "stops": tuple(config["stops"]) if config.get("stops") else None,
+                "slack": Reader(folder / "export.json", config).number("slack", 0.0),
+                "hash": str(config["hash"]),
+            }
     return parts
 
 

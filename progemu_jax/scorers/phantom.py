@@ -41,9 +41,11 @@ class PhantomScorer:
     @classmethod
     def load(cls, folder: str | os.PathLike) -> PhantomScorer:
         """From an export of the scorer stage, or "phantom": that of the package. UserError when there is none."""
-        params, config = export.load_export(Path(pretrained.find(folder, pretrained.SCORER)))
-        net = {k: tuple(v) if isinstance(v, list) else v for k, v in config["net"].items()}
-        return cls(params, ScorerNetConfig(**net), config["image_size"])
+        place = Path(pretrained.find(folder, pretrained.SCORER))
+        params, config = export.load_export(place)
+        with export.reading(place):
+            net = {k: tuple(v) if isinstance(v, list) else v for k, v in config["net"].items()}
+            return cls(params, ScorerNetConfig(**net), int(config["image_size"]))
 
     def __call__(self, images: np.ndarray, source: str, batch_size: int = 64) -> dict[str, np.ndarray]:
         """Scores images.

@@ -5,6 +5,7 @@ import json
 import jax
 import jax.numpy as jnp
 import pytest
+from support.errors import fails
 from support.states import assert_same, largest, make
 
 from progemu_jax.checkpoints import export
@@ -47,3 +48,43 @@ def test_exports_that_cannot_be_read_are_user_errors(tmp_path):
     with pytest.raises(UserError, match="not an export"):
         export.export(make()["params"], {}, precious)
     assert precious.is_dir()
+
+
+def changed(record, **keys):
+    return {k: v for k, v in {**record, **keys}.items() if v != "drop"}
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda r: [], "format None"),
+        (lambda r: None, "format None"),
+        (lambda r: changed(r, format=7), "format 7"),
+        (lambda r: changed(r, config="drop"), "'config' is missing"),
+        (lambda r: changed(r, config=[1]), "'config' is missing"),
+        (lambda r: changed(r, tree="drop"), "'tree' is missing"),
+        (lambda r: changed(r, tree={**r["tree"], "x": 3}), "shape and dtype of array 'x'"),
+        (lambda r: changed(r, tree={**r["tree"], "x": [[-1], "float32"]}), "shape and dtype of array 'x'"),
+        (lambda r: changed(r, tree={**r["tree"], "x": [[2], "pickle"]}), "shape and dtype of array 'x'"),
+        (lambda r: changed(r, tree={**r["tree"], "x": [[10**30], "float32"]}), "all rows of array 'x'"),
+        (lambda r: changed(r, crc32="drop"), "'crc32' is missing"),
+        (lambda r: changed(r, parts=3), "'parts' is no list"),
+        (lambda r: changed(r, parts=[]), "all rows of array"),
+        (lambda r: changed(r, parts=[*r["parts"], {"x": None}]), "array 'x', which 'tree' lacks"),
+        (lambda r: changed(r, parts=[{k: [5, 1] for k in r["tree"]}]), "in order"),
+    ],
+)
+def test_a_record_that_is_not_as_we_write_it_is_one_line(tmp_path, damage, words):
+    folder = tmp_path / "model"
+    export.export(make()["params"], {}, folder)
+    record = json.loads((folder / "export.json").read_text())
+    (folder / "export.json").write_text(json.dumps(damage(record)))
+    for read in (export.load_export, export.read_export_config, lambda path: list(export.iterate_export(path))):
+        fails(words, read, folder)
+
+
+def test_weights_that_are_no_numbers_are_not_loaded(tmp_path):
+    params = make()["params"]
+    params["dense"]["kernel"] = params["dense"]["kernel"].at[3, 4].set(jnp.nan)
+    export.export(params, {}, tmp_path / "model")
+    fails(r"array dense\.kernel holds numbers that are not finite", export.load_export, tmp_path / "model")

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 from support import tiny_run
+from support.errors import fails
 
 import progemu_jax
 from progemu_jax.config import Config
@@ -123,3 +124,29 @@ class TestPolicy:
         (folder / "config.json").write_text("{")
         with pytest.raises(UserError, match=r"config\.json"):
             progemu_jax.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("train", "model", None), ("train", "layout", "drop"), ("train", "vocabulary_hash", 3),
+        ("train", "vocabulary", "drop"), ("train", "hash", "drop"), ("train", "policy", []),
+        ("train", "stops", 3), ("tokenizer", "model", "drop"), ("tokenizer", "model", 7),
+    ],
+)  # fmt: skip
+def test_an_export_whose_config_lacks_something_is_one_line(tmp_path, part, key, value):
+    run = tiny_run.write(tmp_path)
+    (run / "config.json").unlink(missing_ok=True)
+    path = run / part / "export/export.json"
+    record = json.loads(path.read_text())
+    record["config"][key] = value
+    if value == "drop":
+        del record["config"][key]
+    path.write_text(json.dumps(record))
+    fails("", progemu_jax.load, run)
+
+
+def test_a_config_without_a_sampling_section_is_one_line(tmp_path):
+    run = tiny_run.write(tmp_path)
+    (run / "config.json").write_text('{"sample": null}')
+    fails("holds no sample.policy", progemu_jax.load, run)
