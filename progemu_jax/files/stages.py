@@ -13,6 +13,7 @@ Imports nothing heavy: `--stages=list` answers at once.
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -44,6 +45,7 @@ class Stage:
       run: (workdir) -> None; makes the outputs, going on from what a killed run left there.
       kind: the dataclass that `config_slice` is a part of, or a dict of such, by key: it knows the defaults of the
         keys that an old record lacks (`settings.filled`). None: a record that lacks a key differs.
+      holds: what lies in the outputs and must: without it, deleted by hand, the stage is not complete.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Stage:
     config_slice: dict = field(hash=False)
     run: Callable[[Path], Any] = field(hash=False)
     kind: Any = field(default=None, hash=False)
+    holds: tuple[str, ...] = ()
 
     def __post_init__(self):
         object.__setattr__(self, "inputs", tuple(filter(None, self.inputs)))
@@ -106,7 +109,7 @@ def _run_one(stage, stages, workdir, say):
     for output in stage.outputs:  # one output was deleted: what is left of the others is not complete either
         _record_path(workdir / output).unlink(missing_ok=True)
     stage.run(workdir)
-    for output in stage.outputs:
+    for output in (*stage.outputs, *stage.holds):
         if not (workdir / output).exists():
             raise RuntimeError(f"stage {stage.name} ended without its output {output}")
     for output in stage.outputs:
@@ -142,7 +145,14 @@ def list_stages(stages: Sequence[Stage], workdir: str | os.PathLike) -> str:
 
 def stage_record(path: str | os.PathLike) -> dict | None:
     """The record of a complete output ({"stage", "config", "inputs"}), or None."""
-    return read_json(_record_path(Path(path)))
+    return _read_record(_record_path(Path(path)))
+
+
+def _read_record(path):
+    """A record as we write it, or None: what is damaged counts as not there."""
+    found = read_json(path)
+    whole = isinstance(found, dict) and all(isinstance(found.get(part), dict) for part in ("config", "inputs"))
+    return found if whole else None
 
 
 def _record(stage, stages, workdir):
@@ -167,7 +177,7 @@ def _record(stage, stages, workdir):
 def _earlier(stage, workdir, record, *others):
     """The record that the outputs had or began with, where it says the same as `record`; else `record`."""
     for path in (*(_record_path(workdir / output) for output in stage.outputs), *others):
-        old = read_json(path)
+        old = _read_record(path)
         if old is not None and not any(_difference(stage, old, record, part) for part in ("config", "inputs")):
             return old
     return record
@@ -188,7 +198,7 @@ def _status(stage, workdir, record):
     """(status, (path, first difference) or None). `record` None: the inputs are not there to compare."""
     paths = [workdir / output for output in stage.outputs]
     records = [stage_record(path) if path.exists() else None for path in paths]
-    started = read_json(_started_path(stage, workdir))
+    started = _read_record(_started_path(stage, workdir))
     exist = [path for path in paths if path.exists()]
     for path in paths:  # a killed stage may have left nothing but a temporary
         exist += sorted(path.parent.glob(f"{path.name}.tmp*"))
@@ -201,7 +211,7 @@ def _status(stage, workdir, record):
             found = _difference(stage, old, new, part)
             if found:
                 return "differs", (path, found, part)
-    if all(records):
+    if all(records) and all((workdir / name).exists() for name in stage.holds):
         return "complete", None
     return ("partial" if exist or started else "missing"), None
 
@@ -254,7 +264,14 @@ def _duration(seconds):
 @contextlib.contextmanager
 def _locked(workdir: Path) -> Iterator[None]:
     """One process a run directory; the lock goes with the process, however it ends."""
-    with open(workdir / ".lock", "w") as file:
+    try:
+        file = open(workdir / ".lock", "w")  # noqa: SIM115
+        (workdir / ".stages").mkdir(exist_ok=True)
+    except OSError as error:
+        if error.errno not in (errno.EISDIR, errno.EEXIST, errno.ENOTDIR):
+            raise
+        raise UserError(f"{error.filename}: is none of ours ({error.strerror}); delete it") from None
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

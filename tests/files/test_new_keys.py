@@ -186,7 +186,7 @@ class TestRealStages:
         def make(stage):
             def run(workdir):
                 ran.append(stage.name)
-                for output in stage.outputs:
+                for output in (*stage.outputs, *stage.holds):
                     (workdir / output).mkdir(parents=True, exist_ok=True)
 
             return dataclasses.replace(stage, run=run)

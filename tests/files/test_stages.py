@@ -1,5 +1,6 @@
 """Stages: skip what is complete, go on with what is not, refuse what was made otherwise."""
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -8,6 +9,7 @@ import sys
 import textwrap
 
 import pytest
+from support.errors import fails
 
 from progemu_jax.errors import UserError
 from progemu_jax.files.stages import Stage, list_stages, run_stages, stage_record
@@ -110,6 +112,39 @@ def test_deleted_output_is_made_again_and_the_rest_stays(root, workdir):
     Recorder(root).run(workdir)
     (workdir / "data" / "funnel.json").unlink()
     assert Recorder(root).run(workdir) == ["data"]
+
+
+def test_what_an_output_must_hold_is_made_again_when_it_was_deleted(root, workdir):
+    def stages():
+        made = Recorder(root)
+        made.stages[1] = dataclasses.replace(made.stages[1], run=lambda w: export(made, w), holds=("train/export",))
+        return made
+
+    def export(made, workdir):
+        made._train(workdir)
+        (workdir / "train/export").mkdir()
+
+    assert stages().run(workdir) == ["data", "train"]
+    assert stages().run(workdir) == []
+    (workdir / "train/export").rmdir()
+    assert "partial" in list_stages(stages().stages, workdir)
+    assert stages().run(workdir) == ["train"]
+    assert stages().run(workdir) == []
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "3", '{"config": 1}', "{", '{"config": {}, "inputs": []}'])
+def test_a_record_that_is_none_counts_as_absent(root, workdir, text):
+    Recorder(root).run(workdir)
+    (workdir / "train/stage.json").write_text(text)
+    assert "partial" in list_stages(Recorder(root).stages, workdir)
+    assert Recorder(root).run(workdir) == ["train"]
+
+
+@pytest.mark.parametrize("name", [".lock", ".stages"])
+def test_what_is_in_the_way_is_named(root, workdir, name):
+    workdir.mkdir()
+    (workdir / name).mkdir() if name == ".lock" else (workdir / name).write_text("")
+    fails(rf"{name}: is none of ours", Recorder(root).run, workdir)
 
 
 def test_failed_stage_is_partial_and_runs_again_but_not_under_another_config(root, workdir):

@@ -11,6 +11,7 @@ from pathlib import Path
 from jax.sharding import Mesh
 
 from progemu_jax.config import Config
+from progemu_jax.convert import components
 from progemu_jax.convert.diffusers import folder as diffusers_folder
 from progemu_jax.errors import UserError
 from progemu_jax.files.stages import Stage
@@ -68,6 +69,7 @@ class Diffusion:
             Stage(
                 name="autoencoder",
                 outputs=("autoencoder",),
+                holds=(components.IN_RUN[components.AUTOENCODER],),
                 inputs=(*shards, config.autoencoder.weights),
                 config_slice=slices.of("autoencoder"),
                 run=lambda workdir: make_autoencoder(config, workdir, training_mesh(config, trained)),
@@ -75,6 +77,7 @@ class Diffusion:
             Stage(
                 name="text_encoder",
                 outputs=("text_encoder",),
+                holds=(components.IN_RUN[components.TEXT_ENCODER],),
                 inputs=(*shards, config.text_encoder.weights),
                 config_slice=slices.of("text_encoder"),
                 run=partial(make_text_encoder, config),
@@ -82,6 +85,7 @@ class Diffusion:
             Stage(
                 name="train",
                 outputs=("train",),
+                holds=(components.IN_RUN[components.UNET],),
                 inputs=(*shards, "autoencoder", "text_encoder", *reports, config.diffusion.weights),
                 config_slice=learnt,
                 run=lambda workdir: train(config, workdir, training_mesh(config, trained)),

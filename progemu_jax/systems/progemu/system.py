@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from progemu_jax.config import Config
 from progemu_jax.convert import folders
-from progemu_jax.convert.components import LANGUAGE_MODEL, TOKENIZER
+from progemu_jax.convert.components import IN_RUN, LANGUAGE_MODEL, PRIOR_DECODER, TOKENIZER
 from progemu_jax.devices import sharding
 from progemu_jax.errors import UserError
 from progemu_jax.files.stages import Stage
@@ -112,6 +112,7 @@ class ProgEmu:
                 Stage(
                     name="decoder",
                     outputs=("decoder",),
+                    holds=(IN_RUN[PRIOR_DECODER],),
                     inputs=(shared_stages.PAIRS, shared_stages.SINGLE, "tokenizer"),
                     config_slice=slices.of("decoder", "tokens"),
                     run=lambda workdir: train_prior_decoder(config, workdir, training_mesh(config, trained)),
@@ -126,6 +127,7 @@ class ProgEmu:
             Stage(
                 name="tokenizer",
                 outputs=("tokenizer",),
+                holds=(IN_RUN[TOKENIZER],),
                 inputs=(shared_stages.SINGLE, start(TOKENIZER, config.tokenizer.init), *perceptual_weights),
                 config_slice=slices.of("tokenizer"),
                 run=lambda workdir: train_tokenizer(config, workdir, training_mesh(config, trained)),
@@ -142,6 +144,7 @@ class ProgEmu:
             Stage(
                 name="train",
                 outputs=("train",),
+                holds=(IN_RUN[LANGUAGE_MODEL],),
                 # Refining samples and scores: it takes pixels, the decoder and the training scorer.
                 inputs=(
                     TOKENS,
