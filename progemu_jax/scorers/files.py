@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from progemu_jax.data.images import BrokenImage, read
+from progemu_jax.data.sources import inside
 from progemu_jax.errors import UserError
 from progemu_jax.files import records
 from progemu_jax.text.controls import mean_image
@@ -19,11 +20,13 @@ def read_images(folder: Path, names: list[str]) -> np.ndarray:
     """uint8 [N, H, W] of gray image files of one size."""
     images = []
     for name in names:
+        path = inside(folder, name) if isinstance(name, str) else None
+        if path is None:
+            raise UserError(f"{folder}: image {name!r:.100} is no file in the folder")
         try:
-            with Image.open(folder / name, formats=("PNG", "JPEG")) as image:
-                images.append(np.asarray(image.convert("L")))
-        except (OSError, SyntaxError, ValueError) as error:
-            raise UserError(f"{folder / name}: cannot be read as an image ({type(error).__name__})") from None
+            images.append(read(path, lambda image: np.asarray(image.convert("L"))))
+        except BrokenImage as error:
+            raise UserError(f"{path}: cannot be read as an image ({error})") from None
         if images[-1].shape != images[0].shape:
             raise UserError(f"{folder / name}: image of {images[-1].shape} pixels, the others' are {images[0].shape}")
     return np.stack(images)
@@ -38,7 +41,7 @@ def source_of(rows: list[dict]) -> str:
 
 def write_reference_scores(scorer: Callable, references: Path, out: Path, source: str) -> None:
     """Scores of prior, followup, counterfactual and of the mean of all priors: `out`/<name>.npz."""
-    rows = records.read_rows(references / "references.jsonl", "pair_id")
+    rows = records.read_rows(references / "references.jsonl", "pair_id", "prior")
     for kind in REFERENCE_IMAGES:
         kept = [r for r in rows if r.get(kind)]
         if kept:
