@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.cohorts import chest
+from support.errors import fails
 from support.tiny_run import GRID, PROMPT, SIZE
 
 import progemu_jax
@@ -45,6 +46,15 @@ class TestProvenance:
         assert "progemu:prompt: New small left" in capsys.readouterr().out
         with pytest.raises(UserError, match="already"):
             futures.save(tmp_path / "out")
+
+    @pytest.mark.parametrize("name", ["../../x", "/tmp/x", "a/b", "", 7])
+    def test_a_name_that_is_a_path_writes_nothing(self, futures, tmp_path, name):
+        fails("name=", futures.save, tmp_path / "out", name)
+        assert not list(tmp_path.iterdir())
+
+    def test_a_file_is_no_folder(self, futures, tmp_path):
+        (tmp_path / "file").write_text("keep")
+        fails("is no folder", futures.save, tmp_path / "file")
 
     def test_what_was_understood_is_there_and_bounded(self, futures, tmp_path):
         long = dataclasses.replace(futures, prompt="Frobnicate the spleen. " * 400 + PROMPT)

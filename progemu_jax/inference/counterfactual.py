@@ -12,6 +12,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 import numpy as np
 from jax.sharding import Mesh
 
+from progemu_jax.data.sources import safe_id
 from progemu_jax.errors import UserError
 from progemu_jax.files.predictions import Case, Prediction, write_predictions
 from progemu_jax.text.understood import Understood, understood
@@ -170,9 +171,14 @@ class Counterfactual:
     def save(self, folder: str | os.PathLike, name: str = "request") -> Path:
         """Writes a predictions folder: predictions.jsonl and a PNG a future, each with its provenance.
 
-        name: of the case, its `pair_id`. UserError when the folder already holds predictions.
+        name: of the case, its `pair_id`, and so part of the files' names. UserError when it cannot be, or when the
+        folder already holds predictions.
         """
         folder = Path(folder)
+        if not (isinstance(name, str) and safe_id(name)):
+            raise UserError(f"name={name!r:.100}: expected letters, digits, '-', '_' and '.', and no path")
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder}: is no folder; choose another")
         if (folder / "predictions.jsonl").exists():
             raise UserError(f"{folder}: holds predictions already; choose another folder")
         texts = self.texts or [None] * len(self.images)

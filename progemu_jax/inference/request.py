@@ -82,8 +82,9 @@ def _integer(name: str, value: Any, low: int, high: int) -> int:
 
 
 def codes(value: Any, grid: tuple[int, int], codebook_size: int) -> np.ndarray | None:
-    """int32 [h, w] where `value` is an integer array of the code map's shape, else None: then it is an image."""
-    if not isinstance(value, np.ndarray) or value.shape != grid or not np.issubdtype(value.dtype, np.integer):
+    """int32 [h, w] where `value` is an array of the code map's shape and of signed integers, else None: then it is an
+    image, as uint8 always is."""
+    if not isinstance(value, np.ndarray) or value.shape != grid or not np.issubdtype(value.dtype, np.signedinteger):
         return None
     if value.min() < 0 or value.max() >= codebook_size:
         raise UserError(f"codes must lie in [0, {codebook_size}), got {value.min()}..{value.max()}")

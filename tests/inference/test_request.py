@@ -55,6 +55,7 @@ class TestBadRequests:
             (bomb, "pixels"),
             (np.full(GRID, CODES), "codes must lie"),
             (np.full(GRID, -1), "codes must lie"),
+            (np.full(GRID, 3, np.uint8), "pixels"),  # of unsigned integers: an image, if a small one
             (Image.new("L", (SIZE, SIZE)), "blank"),
             (3, "shape"),
             (["a"], "shape"),
