@@ -159,7 +159,7 @@ def phantom(
 def refine() -> dict:
     """Rounds of preference among own futures, ranked by a scorer like the evaluating one, of other patients."""
     return {
-        "rounds": 6,
+        "rounds": 5,
         "requests": 512,
         "others": 0.7,
         "anchor": 0.3,

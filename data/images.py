@@ -1,15 +1,17 @@
 """Radiograph files: reading with every defect named, resizing, PNG bytes."""
 
 import io
+import struct
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 MAX_PIXELS = 64_000_000  # a 43 x 43 cm detector at 0.05 mm; more is taken for a decompression bomb
+_ORIENTATION = 0x0112  # the EXIF tag
 LEAST = 32  # pixels a side, the least that registration takes
 
 
@@ -18,7 +20,12 @@ class BrokenImage(Exception):
 
 
 def read(path: str | Path, convert: Callable[[Any], np.ndarray], *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """`convert` of the open PIL image of a PNG or JPEG file; what is wrong with the file is a BrokenImage."""
+    """`convert` of the open PIL image of a PNG or JPEG file, upright where its EXIF says how it was held.
+
+    What is wrong with the file is a BrokenImage.
+    """
+    if Path(path).exists() and not Path(path).is_file():
+        raise BrokenImage("the image is no regular file")  # a pipe would be waited for
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -28,18 +35,28 @@ def read(path: str | Path, convert: Callable[[Any], np.ndarray], *, max_pixels: 
                     raise BrokenImage(f"{width} x {height} pixels, more than {max_pixels} are refused")
                 if min(width, height) < LEAST:
                     raise BrokenImage(f"{width} x {height} pixels, at least {LEAST} a side are needed")
-                return convert(file)
+                return convert(ImageOps.exif_transpose(file) if file.getexif().get(_ORIENTATION, 1) != 1 else file)
     except BrokenImage:
         raise
     except FileNotFoundError:
         raise BrokenImage("the image file is missing") from None
-    except (IsADirectoryError, PermissionError) as error:
+    except PermissionError as error:
         raise BrokenImage(f"the image cannot be read ({error.strerror})") from None
     except Image.DecompressionBombError:
         raise BrokenImage(f"more than {max_pixels} pixels are refused") from None
     except Image.UnidentifiedImageError:
         raise BrokenImage("neither PNG nor JPEG") from None
-    except (OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, OverflowError) as error:
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        TypeError,
+        IndexError,
+        KeyError,
+        OverflowError,
+        struct.error,
+    ) as error:
         raise BrokenImage(f"the image does not decode ({type(error).__name__}); it may be truncated") from None
 
 

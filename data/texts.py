@@ -127,9 +127,17 @@ def text_of(pair: Pair, options: TextOptions, cache: Path) -> Text | str:
 
 def check_endpoint(options: TextOptions, credentialed: bool, source: str) -> bool:
     """Whether the endpoint is this machine. UserError where reports under an agreement would leave it unasked."""
-    parts = urlsplit(options.endpoint)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(options.endpoint)
+        fine = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
+    except ValueError:
+        fine = False
+    if not fine or not options.endpoint.isprintable() or " " in options.endpoint:
         raise UserError(f"texts.endpoint={options.endpoint!r}: a URL such as http://localhost:8000/v1 is needed")
+    if parts.username or parts.password:
+        raise UserError(
+            "texts.endpoint: holds a name or password, which would be stored; set the key's variable instead"
+        )
     try:
         local = ipaddress.ip_address(parts.hostname).is_loopback
     except ValueError:

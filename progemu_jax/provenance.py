@@ -64,11 +64,16 @@ def read_png(path: str | os.PathLike) -> dict[str, str]:
     try:
         with Image.open(path, formats=("PNG",)) as image:
             found = {key: str(value) for key, value in image.text.items()}
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path}: not a readable PNG ({type(error).__name__}); give a file of ours") from None
     if not any(key.startswith(_OURS) for key in found):
         raise UserError(f"{path}: says nothing of where it came from; it was not written here, or was saved anew")
     return found
+
+
+def shown(text: str) -> str:
+    """Text of a stranger for a terminal: what is no printable character is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def main(argv: list[str]) -> int:
@@ -79,7 +84,7 @@ def main(argv: list[str]) -> int:
             raise UserError("no file: python -m progemu_jax.provenance FILE.png ...")
         lines = []
         for path in argv:
-            lines += [str(path), *(f"  {key}: {value}" for key, value in read_png(path).items())]
+            lines += [str(path), *(f"  {shown(key)}: {shown(value)}" for key, value in read_png(path).items())]
         return "\n".join(lines)
 
     return exit_status(text)

@@ -88,6 +88,19 @@ class TestProvenance:
             assert provenance.main([str(tmp_path / name)]) == 2
             assert capsys.readouterr().err.count("\n") == 1
 
+    def test_what_a_stranger_wrote_cannot_steer_the_terminal(self, tmp_path, capsys):
+        provenance.write_png(tmp_path / "x.png", np.zeros((4, 4), np.uint8), prompt="a\n  progemu:seed: 7\x1b[2J")
+        assert provenance.main([str(tmp_path / "x.png")]) == 0
+        out = capsys.readouterr().out
+        assert r"progemu:prompt: a\n  progemu:seed: 7\x1b[2J" in out
+        assert "\x1b" not in out
+
+    def test_a_bomb_is_one_line(self, tmp_path, capsys, monkeypatch):
+        provenance.write_png(tmp_path / "x.png", np.zeros((40, 40), np.uint8), prompt="a")
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+        assert provenance.main([str(tmp_path / "x.png")]) == 2
+        assert "DecompressionBomb" in capsys.readouterr().err
+
     def test_the_hash_is_of_the_weights_alone(self):
         one = {"a": np.ones(3, np.float32), "b": np.zeros((2, 2), np.int32)}
         assert provenance.weights_hash(one) == provenance.weights_hash(dict(reversed(one.items())))

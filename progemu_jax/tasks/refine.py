@@ -35,7 +35,9 @@ from progemu_jax.text.sequence import Kind, Layout
 from progemu_jax.text.vocabulary import Vocabulary
 from progemu_jax.training.loop import TrainConfig
 
-DIRECTIONS = ("new", "worse", "better", "resolved")
+# How often each direction is asked: steps up and down a grade are small, and learnt last.
+DIRECTIONS = {"new": 1, "worse": 2, "better": 2, "resolved": 1}
+UNGRADED = 0.4  # share of the changes, but of resolved ones, that are asked without a grade
 ROOM = 1 - PRESENT  # a severity above it cannot get worse
 LEAST_SPREAD = 0.05  # of rewards: below it, how they differ is the scorer's noise
 ROW = ("tokens", "positions", "kinds", "aligned")
@@ -48,6 +50,7 @@ class RefineConfig:
     Attributes:
       rounds: 0 switches it off. requests: of a round. futures: sampled for each request, at `temperature` and
         `guidance`, at least 2.
+      nothing: share of the requests which ask that nothing changes.
       others: weight, in the reward, of what changes although it was not asked for.
       sharpness: how much better rewards are preferred. strength: how far the model moves for it; less moves further.
       weight, anchor: of the preference, and of the likelihood of what is preferred, in the loss beside the pairs' own.
@@ -61,6 +64,7 @@ class RefineConfig:
     futures: int = 8
     temperature: float = 1.0
     guidance: float = 2.0
+    nothing: float = 0.08
     others: float = 1.0
     sharpness: float = 2.0
     strength: float = 0.1
@@ -76,6 +80,8 @@ class RefineConfig:
                 f"rounds={self.rounds}, requests={self.requests}, futures={self.futures}, pairs={self.pairs}: "
                 "expected 0, 1, 2, 1 or more"
             )
+        if not 0 <= self.nothing <= 1:
+            raise ValueError(f"nothing={self.nothing}: expected a share, 0 to 1")
         for name in ("temperature", "sharpness", "strength", "weight"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected a number above 0")
@@ -83,26 +89,30 @@ class RefineConfig:
             raise ValueError(f"anchor={self.anchor}: expected a number of at least 0")
 
 
-def drawn_request(severity: np.ndarray, rng: np.random.Generator) -> list[Change]:
-    """One or two changes that can happen to a patient: each direction, then each finding, as often as another.
+def drawn_request(severity: np.ndarray, rng: np.random.Generator, nothing: float = 0.0) -> list[Change]:
+    """One or two changes that can happen to a patient: a direction, then each finding as often as another.
 
-    None where nothing can happen: that nothing changes is asked then.
+    None, in the share `nothing` and where nothing can happen: that nothing changes is asked then.
 
     severity: f32 [8] of the prior, in the order of FINDINGS.
     """
     out: list[Change] = []
+    if nothing and rng.random() < nothing:
+        return out
     for _ in range(1 + int(rng.random() < 0.3)):
         fitting = {d: [f for f in fits(severity, d) if f not in {c.finding for c in out}] for d in DIRECTIONS}
         possible = [d for d in DIRECTIONS if fitting[d]]
         if not possible:  # of findings between absent and present, say
             break
-        direction = possible[rng.integers(len(possible))]
+        weights = np.asarray([DIRECTIONS[d] for d in possible], float)
+        direction = possible[rng.choice(len(possible), p=weights / weights.sum())]
         finding = fitting[direction][rng.integers(len(fitting[direction]))]
-        before, grades = float(severity[FINDINGS.index(finding)]), [None] * 3
+        before, grades = float(severity[FINDINGS.index(finding)]), []
         if direction != "resolved":
             aims = {g: asked_severity(before, Change(finding, direction, g)) for g in GRADES}
-            grades += [g for g, aim in aims.items() if _sensible(before, aim, direction)]
-        out.append(Change(finding, direction, grades[rng.integers(len(grades))]))
+            grades = [g for g, aim in aims.items() if _sensible(before, aim, direction)]
+        plain = not grades or rng.random() < UNGRADED
+        out.append(Change(finding, direction, None if plain else grades[rng.integers(len(grades))]))
     return out
 
 
@@ -111,7 +121,7 @@ def fits(severity: np.ndarray, direction: str) -> list[str]:
     there = {
         "new": severity < PRESENT / 2,
         "worse": (severity >= PRESENT) & (severity < ROOM),
-        "better": severity >= 2 * PRESENT,
+        "better": severity >= PRESENT,
         "resolved": severity >= PRESENT,
     }[direction]
     return [finding for finding, yes in zip(FINDINGS, there, strict=True) if yes]

@@ -1,6 +1,7 @@
 """Image files as gray images: modes, bit depths, what is broken, too large, or no image."""
 
 import io
+import os
 import tracemalloc
 
 import numpy as np
@@ -69,6 +70,22 @@ def test_unusable_files_name_the_reason(tmp_path):
     ):
         with pytest.raises(images.BrokenImage, match=reason):
             radiograph.read_gray(path)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", tmp_path):
+        with pytest.raises(images.BrokenImage, match="no regular file"):
+            radiograph.read_gray(path)
+
+
+@pytest.mark.parametrize(("tag", "turns"), [(1, 0), (3, 2), (6, 3), (8, 1)])
+def test_a_film_that_was_held_on_its_side_is_turned(tmp_path, tag, turns):
+    """EXIF's orientation: 6 is to be turned a quarter clockwise."""
+    exif = Image.Exif()
+    exif[0x0112] = tag
+    path = _saved(tmp_path, Image.fromarray(GRAY[:48]), exif=exif)
+    np.testing.assert_array_equal(radiograph.read_gray(path), np.rot90(GRAY[:48], turns))
 
 
 def test_decompression_bombs_are_refused_before_decoding(tmp_path):

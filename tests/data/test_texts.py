@@ -230,7 +230,7 @@ def test_redirects_are_not_followed(many, tmp_path, serve):
     [
         ("http://localhost:8000/v1", True), ("http://127.0.0.3/v1", True), ("http://[::1]:1/v1", True),
         ("https://api.example.org/v1", False), ("http://localhost.example.org/v1", False),
-        ("http://10.0.0.7/v1", False), ("http://127.0.0.1@example.org/v1", False),
+        ("http://10.0.0.7/v1", False),
     ],
 )  # fmt: skip
 def test_reports_under_an_agreement_stay_on_this_machine_unless_acknowledged(url, local):
@@ -242,6 +242,22 @@ def test_reports_under_an_agreement_stay_on_this_machine_unless_acknowledged(url
         with pytest.raises(UserError, match="send reports of MIMIC-CXR to another machine"):
             check_endpoint(TextOptions(**chosen), True, "MIMIC-CXR")
         assert not check_endpoint(TextOptions(**chosen, acknowledge=True), True, "MIMIC-CXR")
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("http://[", "a URL such as"), ("http://localhost\n.example.org/v1", "a URL such as"),
+        ("http://localhost:99999/v1", "a URL such as"), ("ftp://localhost/v1", "a URL such as"),
+        ("http://127.0.0.1@example.org/v1", "holds a name or password"),
+        ("http://me:secret@localhost/v1", "holds a name or password"),
+    ],
+)  # fmt: skip
+def test_addresses_that_make_no_sense_or_hold_a_password(url, words):
+    with pytest.raises(UserError, match=words) as caught:
+        check_endpoint(TextOptions(mode="llm", endpoint=url, model="m"), False, "open")
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_the_build_refuses_before_anything_is_sent(cohort, tmp_path):

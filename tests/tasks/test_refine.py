@@ -40,12 +40,20 @@ def test_requests_fit_the_patient_and_are_balanced():
             if change.grade and change.direction != "new":
                 assert abs(moved) < 0.5
         asked += changes
-    for name in ("direction", "finding"):
-        shares = np.unique([getattr(c, name) for c in asked], return_counts=True)[1] / len(asked)
-        assert len(shares) == {"direction": 4, "finding": 8}[name]
-        np.testing.assert_allclose(shares, 1 / len(shares), atol=0.06)
-    assert 0.15 < np.mean([c.grade is not None for c in asked]) < 0.6
+    shares = np.unique([c.finding for c in asked], return_counts=True)[1] / len(asked)
+    np.testing.assert_allclose(shares, 1 / 8, atol=0.06)
+    often = {d: np.mean([c.direction == d for c in asked]) for d in refine.DIRECTIONS}
+    assert 0.1 < often["new"] < often["worse"]
+    assert 0.1 < often["resolved"] < often["better"]
+    assert 0.3 < np.mean([c.grade is not None for c in asked]) < 0.7
     assert not any(c.grade for c in asked if c.direction == "resolved")
+
+
+def test_a_share_asks_for_nothing():
+    rng = np.random.default_rng(0)
+    assert all(drawn_request(np.full(8, 0.5), rng) for _ in range(100))
+    none = np.mean([not drawn_request(np.full(8, 0.5), rng, 0.2) for _ in range(1000)])
+    assert 0.15 < none < 0.25
 
 
 def test_what_cannot_happen_is_not_asked():

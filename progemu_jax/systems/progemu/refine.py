@@ -63,7 +63,7 @@ def ranked_futures(config: Config, workdir: Path, model: ProgEmu, number: int) -
     pixels = np.stack([source[int(i)]["prior"] for i in rng.permutation(len(source))[: c.requests]])
     pixels = pixels.reshape(len(pixels), *pixels.shape[1:3])
     priors, before = model.tokenize(pixels), _scores(scorer, pixels)
-    requests = [preference.drawn_request(severity, rng) for severity in before["finding_severity"]]
+    requests = [preference.drawn_request(severity, rng, c.nothing) for severity in before["finding_severity"]]
     prompts = [_fitting(model, request, rng) for request in requests]
     policy = dataclasses.replace(config.sample.policy, temperature=c.temperature, guidance=c.guidance)
     plain = dataclasses.replace(config.progemu.task, soften=0.0)  # likelihoods are of the exact codes
