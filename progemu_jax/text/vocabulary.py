@@ -32,6 +32,7 @@ from progemu_jax.errors import UserError
 
 TEXT_FILE, VISION_FILE = "emu3.tiktoken", "emu3_vision_tokens.txt"
 BUILT_IN = Path(__file__).parent / "vocabulary_files"
+MOST_CODES = 2**20
 NAMES = ("radiology",)  # built-in vocabularies beside the default, each in its folder
 
 # How text is cut before merging: contractions, words with at most one leading mark or space, single digits,
@@ -275,8 +276,8 @@ def load(path: str | Path | None = None, codebook_size: int | None = None) -> Vo
     Returns:
       Vocabulary. Raises UserError for missing, damaged or unfitting files.
     """
-    if codebook_size is not None and codebook_size < 1:
-        raise UserError(f"codebook_size: {codebook_size} is not positive")
+    if codebook_size is not None and not 1 <= codebook_size <= MOST_CODES:
+        raise UserError(f"codebook_size: {codebook_size} is not from 1 to {MOST_CODES}")
     if path and is_built_in(path):
         return _load(BUILT_IN / Path(path).name if str(path) in NAMES else Path(path), codebook_size)
     return _load(Path(path) if path else BUILT_IN, codebook_size)

@@ -166,5 +166,6 @@ def test_damaged_files(ranks, tmp_path):
         assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="8 visual tokens"):
         vocabulary.load(tmp_path / "good", codebook_size=16)
-    with pytest.raises(UserError, match="positive"):
-        vocabulary.load(codebook_size=0)
+    for size in (0, 10**9):
+        with pytest.raises(UserError, match="from 1 to 1048576"):
+            vocabulary.load(codebook_size=size)

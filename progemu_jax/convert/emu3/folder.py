@@ -6,6 +6,7 @@ config describes; the data are read later, tensor by tensor. Nothing in a folder
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,6 +107,12 @@ def _prefix(found: Mapping[str, Tensor], choices: Sequence[str]) -> str:
 
 def _language_model(path: Path, values: Mapping[str, Any], found: dict[str, Tensor], prefixes: tuple[str, str]) -> Part:
     model = configs.language_model(path / CONFIG, values, safetensors.main_dtype(path, found))
+    there = [re.match(re.escape(f"{prefixes[0]}layers.") + r"(\d{1,9})\.", name) for name in found]
+    layers = 1 + max((int(layer[1]) for layer in there if layer), default=-1)
+    if model.num_layers > layers:  # before as many are traced
+        raise UserError(
+            f"{path / CONFIG}: num_hidden_layers={model.num_layers}, but the weights have {layers}; use theirs"
+        )
     entries = language_entries(model, prefixes)
     if model.tie_embeddings:  # some savers write the shared table twice
         head = f"{prefixes[1]}lm_head.weight"

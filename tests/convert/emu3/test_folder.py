@@ -288,7 +288,8 @@ def poison(folder, name="pytorch_model.bin"):
         (config(rope_parameters={"rope_type": "default", "factor": 2}), ["rope_parameters", "factor"]),
         (config(attention_bias=True), ["attention_bias"]),
         (config(num_attention_heads=5), ["num_attention_heads"]),
-        (config(num_hidden_layers=4), ["model.layers.3", "is missing"]),
+        (config(num_hidden_layers=4), ["num_hidden_layers=4", "have 3"]),
+        (config(num_hidden_layers=10**7), ["num_hidden_layers=10000000", "have 3"]),  # at once
         (config(num_hidden_layers="3"), ["num_hidden_layers='3'"]),
         (config(hidden_size=-1), ["hidden_size=-1"]),
         (lambda f: (f / VISION_FILE).unlink(), [VISION_FILE]),
