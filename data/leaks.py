@@ -13,6 +13,7 @@ in more: the check finds copies, it does not prove that there is none.
 """
 
 import argparse
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -87,7 +88,11 @@ def read_rows(root: Path) -> list[dict]:
     """Rows of a tree's images.jsonl; UserError where it is missing or a row is broken."""
     keys = ("source", "patient_id", "study_id", "image_id", "split", "pixels", "hash")
     remedy = "give a tree that --stages=data has completed"
-    return records.read_rows(Path(root) / "images.jsonl", *keys, remedy=remedy)
+    rows = records.read_rows(Path(root) / "images.jsonl", *keys, remedy=remedy)
+    for number, row in enumerate(rows, 1):
+        if not re.fullmatch(f"[0-9a-f]{{{len(rows[0]['hash'])}}}", row["hash"]) or len(row["hash"]) % 2:
+            raise UserError(f"{Path(root) / 'images.jsonl'}: row {number}: 'hash' is no hash; {remedy}")
+    return rows
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -98,6 +103,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--write", type=Path)
     args = parser.parse_args(argv)
     try:
+        if args.write and args.write.is_dir():
+            raise UserError(f"--write={args.write}: is a folder; name a file")
         found = check(args.tree, read_list(args.subjects) if args.subjects else frozenset())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -236,6 +236,8 @@ def read_table(path: Path, required: tuple[str, ...]) -> Iterator[tuple[int, dic
     column.
     """
     line = 1
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: is no regular file; restore it")  # a pipe would be waited for
     try:
         with open(path, "rb") as raw:
             stream = gzip.GzipFile(fileobj=raw) if path.name.endswith(".gz") else raw
@@ -300,6 +302,8 @@ def read_report(path: Path | None) -> dict | str:
     """The two sections of a report file ("" where it is missing), or why it cannot be read."""
     if path is None:
         return "the report's path leaves the root"
+    if path.exists() and not path.is_file():
+        return "the report is no regular file"
     try:
         with open(path, "rb") as file:
             content = file.read(MAX_REPORT + 1)

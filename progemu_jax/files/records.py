@@ -43,12 +43,16 @@ def write_bytes(path: str | os.PathLike, content: bytes, durable: bool = True) -
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:  # `path` is a folder, the disk is full
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def remove_leftovers(folder: str | os.PathLike) -> None:

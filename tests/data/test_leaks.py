@@ -90,7 +90,17 @@ def test_a_tree_without_hashes_is_one_clear_line(tmp_path, capsys):
     assert leaks.main([f"--tree={tmp_path}"]) == 2
     records.write_lines(tmp_path / "images.jsonl", [{"source": 3}])
     assert leaks.main([f"--tree={tmp_path}"]) == 2
-    assert capsys.readouterr().err.count("\n") == 2
+    row = dict.fromkeys(("source", "patient_id", "study_id", "image_id", "split", "pixels"), "x")
+    for wrong in ("zz", "abc", "ab"):
+        records.write_lines(tmp_path / "images.jsonl", [{**row, "hash": "abcd"}, {**row, "hash": wrong}])
+        assert leaks.main([f"--tree={tmp_path}"]) == 2
+    assert capsys.readouterr().err.count("\n") == 5
+
+
+def test_a_folder_is_no_list(built, tmp_path, capsys):
+    assert leaks.main([f"--tree={built[0]}", f"--write={tmp_path}"]) == 2
+    assert "is a folder" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_film_saved_again_keeps_its_hash_about():

@@ -36,3 +36,24 @@ def test_rows_are_objects_with_their_keys(tmp_path, content, match):
     path.write_text(content)
     with pytest.raises(UserError, match=match):
         records.read_rows(path, "id", remedy="do this")
+
+
+def test_what_cannot_be_written_leaves_nothing_beside_it(tmp_path):
+    (tmp_path / "there").mkdir()
+    with pytest.raises(OSError, match="there"):
+        records.write_text(tmp_path / "there", "x")
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [
+        ({"a": [1, {"b": "x"}], "c": None, "d": True, "e": 1e308, "f": "\U0001f600"}, ""),
+        ({"a": [1, {"b": float("nan")}]}, "not finite"), ([-float("inf")], "not finite"),
+        ({"a": 10**400}, "too many digits"), ({"\ud800": 1}, "half a character"), (["x\udfff"], "half a character"),
+    ],
+)  # fmt: skip
+def test_what_json_of_python_has_beyond_json(value, what):
+    found = records.oddity(value)
+    assert what in found
+    assert bool(found) == bool(what)

@@ -1,11 +1,13 @@
 """What all sources share: roots that are none, files that are needed, options, and patients left out."""
 
+import os
+
 import pytest
 from support.cohorts import QUIET, read
 
 from progemu_jax.data import tree
 from progemu_jax.data.build import build_tree
-from progemu_jax.data.sources import SOURCES, inside, needed_files, open_source, safe_id
+from progemu_jax.data.sources import SOURCES, inside, needed_files, open_source, read_report, read_table, safe_id
 from progemu_jax.errors import UserError
 from progemu_jax.files import records
 
@@ -49,3 +51,10 @@ def test_paths_and_ids(tmp_path):
     assert inside(tmp_path, "/etc/passwd") is None
     assert safe_id("0000-0a.b")
     assert not any(map(safe_id, ("", "..", "a..b", "a/b", ".a", "a\n", "a b", "x" * 200)))
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(UserError, match="no regular file"):
+        next(read_table(tmp_path / "pipe.csv", ()))
+    assert read_report(tmp_path / "pipe.csv") == "the report is no regular file"
