@@ -1,9 +1,9 @@
 """Preference among own futures: a model learns which of its counterfactuals do what was asked.
 
 A round draws requests for training patients, samples several futures of each, and ranks them by a *training* scorer,
-which is another network on other patients than the evaluating one. What is asked is drawn evenly over findings and
-directions, so that courses that are rare in a cohort, or never happen, are learnt as well. With r_s the reward of
-future s among the S of its request, l_s its log-likelihood and l0_s that of the model which drew it,
+which is another network on other patients than the evaluating one. What is asked is drawn by findings and directions,
+not as it happens in the cohort, so that courses that are rare there, or never happen, are learnt as well. With r_s the
+reward of future s among the S of its request, l_s its log-likelihood and l0_s that of the model which drew it,
 
     p_s = softmax_s(sharpness (r_s - mean r) / std r)     q_s = softmax_s(strength (l_s - l0_s))
     loss = KL(p | q) - anchor sum_s p_s l_s / codes
