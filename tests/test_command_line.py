@@ -1,7 +1,11 @@
 """Mistakes on the command line: one line that names the value, status 2, before any work is done."""
 
+import os
+
 import pytest
 from support.command_line import TOY, one_line, run, run_here
+
+from progemu_jax import main
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -55,3 +59,17 @@ def test_stray_words_and_an_empty_workdir_are_one_line(toy, tmp_path, monkeypatc
 def test_unknown_key_in_the_file_is_one_line(tmp_path):
     (tmp_path / "toy.py").write_text(TOY.replace("return config", "config.dota = 1\n    return config"))
     one_line(run(tmp_path, tmp_path / "run"), "config.dota", "data")
+
+
+def test_xla_has_more_threads_than_devices_which_wait_for_each_other(monkeypatch):
+    """With as many, a run beside busy programs was aborted: other work kept one device from its all-reduce."""
+    monkeypatch.delenv("NPROC", raising=False)
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(2), raising=False)
+    main.use_all_cores()
+    assert "--xla_force_host_platform_device_count=2" in os.environ["XLA_FLAGS"]
+    assert int(os.environ["NPROC"]) == 4
+    monkeypatch.setenv("NPROC", "3")  # the user's own
+    monkeypatch.setenv("XLA_FLAGS", "")
+    main.use_all_cores()
+    assert os.environ["NPROC"] == "3"
