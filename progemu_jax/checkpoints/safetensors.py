@@ -191,7 +191,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
     try:
         header = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
         header.pop("__metadata__", None)
-    except (ValueError, AttributeError, RecursionError) as error:
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: the header does not parse ({_line(error)}); fetch the file again") from None
     tensors, ends = {}, []
     for name, entry in header.items():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from progemu_jax.checkpoints import arrays, safetensors
 from progemu_jax.checkpoints.safetensors import Tensor
@@ -44,9 +45,17 @@ class Part:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     def params(self) -> dict:
-        """The parameters of our model as a nested dict of jax arrays."""
-        used = (entry for entry in self.entries if not entry.leaf.startswith(f"{UNUSED}."))
-        return arrays.unflatten({e.leaf: jax.device_put(e.ours(self.tensors[e.name].read())) for e in used})
+        """The parameters of our model as a nested dict of jax arrays. UserError for numbers that are not finite."""
+        found = {}
+        for entry in self.entries:
+            if entry.leaf.startswith(f"{UNUSED}."):
+                continue
+            tensor = self.tensors[entry.name]
+            array = entry.ours(tensor.read())
+            if not np.isfinite(array).all():
+                raise UserError(f"{tensor.file}: tensor {entry.name} holds numbers that are not finite; fetch it again")
+            found[entry.leaf] = jax.device_put(array)
+        return arrays.unflatten(found)
 
 
 def checked_tensors(

@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from support.emu3_reference import CODES, LM, TINY_VQ, transformers_vq, weight, write_run
+from support.errors import fails
 
 import progemu_jax
 from progemu_jax.checkpoints import arrays, export, safetensors
@@ -272,6 +273,8 @@ def poison(folder, name="pytorch_model.bin"):
         (lambda f: (f / safetensors.WEIGHTS).write_bytes(b"\xff" * 100), ["not a safetensors file"]),
         (lambda f: (f / safetensors.WEIGHTS).write_bytes(b""), ["not a safetensors file"]),
         (lambda f: (f / safetensors.WEIGHTS).write_bytes(struct.pack("<Q", 4) + b"[[[["), ["header does not parse"]),
+        (lambda f: (f / safetensors.WEIGHTS).write_bytes(struct.pack("<Q", 3) + b"[1]"), ["header does not parse"]),
+        (lambda f: (f / safetensors.WEIGHTS).write_bytes(struct.pack("<Q", 4) + b"null"), ["header does not parse"]),
         (entry(dtype="F8_E5M2"), [NORM, "F8_E5M2"]),
         (entry(shape=[-64]), [NORM, "damaged"]),
         (entry(shape=[2**62]), [NORM, "needs"]),
@@ -307,6 +310,16 @@ def test_bad_folders_end_in_one_line_and_leave_nothing(tmp_path, monkeypatch, ca
     assert [p.name for p in tmp_path.iterdir()] == ["source"]
     with pytest.raises(UserError):
         progemu_jax.load(source)
+
+
+def test_weights_that_are_no_numbers_are_not_loaded(tmp_path):
+    """They would give a flat image, as if it were one."""
+    source = checkpoint_folder(tmp_path / "source", "language_model")
+    tensor = safetensors.open_folder(source)[NORM]
+    with open(tensor.file, "r+b") as file:
+        file.seek(tensor.offset)
+        file.write(np.full(1, np.nan, safetensors.DTYPES[tensor.dtype]).tobytes())
+    fails(f"tensor {NORM} holds numbers that are not finite", progemu_jax.load, source)
 
 
 def _add_empty(header):
