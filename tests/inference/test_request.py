@@ -50,7 +50,7 @@ class TestBadRequests:
             (np.dstack([CHEST] * 4), "alpha"),
             (CHEST[None, None], "shape"),
             ("absent.png", "absent.png: the image file is missing"),
-            (lambda folder: folder, "cannot be read"),
+            (lambda folder: folder, "no regular file"),
             (text_file, "neither PNG nor JPEG"),
             (bomb, "pixels"),
             (np.full(GRID, CODES), "codes must lie"),
