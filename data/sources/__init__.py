@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from progemu_jax.errors import UserError
+from progemu_jax.files import records
 from progemu_jax.text import rules
 
 MAX_LINE = 1 << 20  # characters of one CSV line
@@ -207,7 +208,7 @@ def safe_id(text: str) -> bool:
 
 def is_text(value: object) -> bool:
     """Whether a value of a file is text that can be stored: JSON can hold half a character ("\\ud800")."""
-    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
+    return isinstance(value, str) and not records.oddity(value)
 
 
 def unwanted(view: str) -> str:

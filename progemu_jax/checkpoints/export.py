@@ -203,7 +203,7 @@ def load_export(directory: str | os.PathLike, template: Any = None) -> tuple[Any
             if crc(np.asarray(flat[name])) != expected:
                 raise ValueError(f"array {name} does not have its checksum")
         for name, array in flat.items():
-            if jnp.issubdtype(array.dtype, jnp.floating) and not jnp.isfinite(array).all():
+            if jnp.issubdtype(array.dtype, jnp.floating) and not np.isfinite(np.asarray(array)).all():
                 raise ValueError(f"array {name} holds numbers that are not finite")
     except Exception as error:
         raise _damaged(directory, error) from None

@@ -14,6 +14,10 @@ from progemu_jax.training.loop import TrainConfig
 MODEL = TransformerConfig(
     vocab_size=64, hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, intermediate_size=48,
 )  # fmt: skip
+OF_IMAGES = TransformerConfig(  # sees the prior at each place; give it a vocab_size
+    hidden_size=32, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=16, intermediate_size=48,
+    prior_alignment=True, prior_beside=True,
+)  # fmt: skip
 TRAIN = TrainConfig(steps=10, batch_size=2, learning_rate=1e-2, warmup_steps=0)
 
 

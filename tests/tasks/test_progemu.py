@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.initial import initial
+from support.language_model import OF_IMAGES
 
-from progemu_jax.models.transformer import TransformerConfig
 from progemu_jax.tasks.progemu import ProgEmuConfig, ProgEmuTask, code_embeddings, omitted_tokens, packer, soft_codes
 from progemu_jax.text import vocabulary
 from progemu_jax.text.findings import NO_CHANGE
@@ -79,10 +79,7 @@ def test_prompt_dropping(words, task, prior, prompt):
 
 @pytest.fixture(scope="module")
 def task(words):
-    model = TransformerConfig(
-        vocab_size=words.size, hidden_size=32, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=16,
-        intermediate_size=48, prior_alignment=True, prior_beside=True,
-    )  # fmt: skip
+    model = dataclasses.replace(OF_IMAGES, vocab_size=words.size)
     return ProgEmuTask(model, ProgEmuConfig(length=64), TrainConfig(steps=10, accumulate=1))
 
 

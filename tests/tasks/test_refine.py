@@ -1,12 +1,14 @@
 """Preference among own futures: what is asked, how futures are judged, what is learnt from them."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
+from support.language_model import OF_IMAGES
 
 from progemu_jax.data.answers import asked_severity
 from progemu_jax.models import transformer
-from progemu_jax.models.transformer import TransformerConfig
 from progemu_jax.tasks import refine
 from progemu_jax.tasks.progemu import ProgEmuConfig, ProgEmuTask, packer
 from progemu_jax.tasks.refine import PreferenceTask, Ranked, RefineConfig, drawn_request, rewards
@@ -154,10 +156,7 @@ def words():
 
 @pytest.fixture(scope="module")
 def task(words):
-    model = TransformerConfig(
-        vocab_size=words.size, hidden_size=32, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=16,
-        intermediate_size=48, prior_alignment=True, prior_beside=True,
-    )  # fmt: skip
+    model = dataclasses.replace(OF_IMAGES, vocab_size=words.size)
     config = RefineConfig(rounds=1, futures=3, pairs=2, strength=0.5, weight=2.0, anchor=0.3)
     train = TrainConfig(steps=10, learning_rate=1e-2, warmup_steps=0)
     return PreferenceTask(config, words, LAYOUT, model, ProgEmuConfig(length=64), train)
