@@ -57,12 +57,13 @@ TITLES = {
     "prior_reconstruction": "Reconstructed prior (no edit)",
     "reconstruction": "Reconstructed follow-up",
     "reconstruction_with_prior": "Reconstructed follow-up, with the prior",
+    "answers": "Rendered answers to the prompts",
     "followup": "Real follow-up",
     "counterfactual": "True counterfactual",
 }
 BASELINES = ("copy", "mean_image", "shuffled", "text_only", "echo", "prior_reconstruction")
 CONTROLS = ("contradicting", "contradicting_answers", "null_edit", "null_edit_answers")
-CEILINGS = ("reconstruction", "reconstruction_with_prior", "followup", "counterfactual")
+CEILINGS = ("reconstruction", "reconstruction_with_prior", "answers", "followup", "counterfactual")
 # Row of the table -> name of the reference scores it is computed from.
 REFERENCE_ROWS = {
     "copy": "prior",
@@ -260,10 +261,13 @@ def _candidates(systems, rows, refs, reference_scores):
 
 
 def _answers(key, rows):
-    """For each row of a control the rendered true answer to its prompt (a path), or None; None where none has one."""
+    """For each row of a system the rendered true answer to its prompt (a path), or None; None where none has one.
+
+    A control's answers are its own; every other system is given the references' prompts.
+    """
     kind = f"{key.rpartition(':')[2]}_answers"
-    there = rows.get(f"{key}_answers", rows.get(kind))
-    if kind not in CONTROLS or there is None or there.images is None:
+    there = rows.get(f"{key}_answers", rows.get(kind)) if _role(key) == "control" else rows.get("answers")
+    if _role(key) == "ceiling" or kind.endswith("_answers_answers") or there is None or there.images is None:
         return None
     paths = {(case, prompt): path for case, prompt, path in zip(there.case, there.prompts, there.images, strict=True)}
     found = [paths.get(asked) for asked in zip(rows[key].case, rows[key].prompts, strict=True)]

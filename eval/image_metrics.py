@@ -31,8 +31,8 @@ def image_metrics(candidates, truth, outs):
     plans = []
     for candidate in candidates:
         rows = candidate.rows
-        other = ASKED if candidate.role == "control" else (*FOLLOWUP, *UNCHANGED, *TRUTH, *SAMPLES)
-        values = {k: np.full(len(rows), np.nan) for k in (*PRIOR, *other)}
+        other = () if candidate.role == "control" else (*FOLLOWUP, *UNCHANGED, *TRUTH, *SAMPLES)
+        values = {k: np.full(len(rows), np.nan) for k in (*PRIOR, *ASKED, *other)}
         sums = np.zeros((len(rows), 3, uncertainty.BINS + 1))
         starts = np.flatnonzero(np.r_[True, np.diff(rows.case) != 0]) if len(rows) else np.array([], int)
         members = {int(rows.case[a]): np.arange(a, b) for a, b in zip(starts, [*starts[1:], len(rows)], strict=True)}
@@ -118,11 +118,12 @@ def _judge(candidate, known, members):
         "ssim_prior": [everywhere[0] for everywhere, _ in kept],
         "mae_prior": [image.mean_absolute_error(picture, prior_image) for picture in made],
     }
-    if candidate.role == "control":
+    if candidate.answers is not None:
         answers = [candidate.answer(known.refs, int(r)) for r in members]
         for key, pictures in zip(ASKED, (made, [prior_image] * len(made)), strict=True):
             pairs = zip(pictures, answers, strict=True)
             out[key] = [np.nan if a is None else image.mean_absolute_error(picture, a) for picture, a in pairs]
+    if candidate.role == "control":
         return out, None
     followup_image, true_image = known.image("followup"), known.image("counterfactual")
     both = [p.similarities(known.pyramid("followup")) for p in pyramids]

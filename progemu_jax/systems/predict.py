@@ -23,10 +23,11 @@ from progemu_jax.files.settings import to_dict
 from progemu_jax.inference.counterfactual import CounterfactualModel
 from progemu_jax.text.controls import contradicting_change, contradicting_prompt, contradicting_sentence
 from progemu_jax.text.findings import NO_CHANGE
-from progemu_jax.text.restate import Change
+from progemu_jax.text.restate import Change, changes_of
 
 CONTROLS = ("shuffled-prompts", "contradicting-prompts", "null-prompt")  # of every system
 ANSWERS = "{}-answers"  # predictions folder of the rendered true answers to a control's prompts
+OWN_ANSWERS = "answers"  # of those to the references' prompts
 
 
 def check_systems(config: Config, known: Sequence[str]) -> None:
@@ -63,7 +64,7 @@ def predict_systems(
     priors: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Writes a predictions folder for each of `config.sample.systems`, and for each reconstruction; on the phantom also
-    for the true answers to what a control asks (`ANSWERS`).
+    for the true answers to what a control asks (`ANSWERS`) and to what the references' prompts do (`OWN_ANSWERS`).
 
     Args:
       model: what predicts; a case that it cannot take goes to `rejected.jsonl`.
@@ -78,7 +79,7 @@ def predict_systems(
     """
     c = config.sample
     common = {"batch_size": c.batch_size, "seed": c.seed, "checkpoint": model.name, "model": model.hash}
-    answers = Answers.of_run(workdir, config.data.image_size) if set(c.systems) & set(CONTROLS) else None
+    answers = Answers.of_run(workdir, config.data.image_size) if set(c.systems) & {own, *CONTROLS} else None
 
     def predict(cases: list[Case]) -> list[Prediction]:
         # A short last batch is filled up, so that every case is computed at one batch shape.
@@ -90,6 +91,9 @@ def predict_systems(
         asked, changes = prompts, None
         if name in CONTROLS:
             asked, changes = control_prompts(name, config, workdir, examples, prompts, model.check)
+        elif name == own:
+            changes = [changes_of(prompt) for prompt in prompts]
+            changes = None if None in changes else changes
         prior = (priors or {}).get(name)
         cases = [
             Case(e["pair_id"], prior, prompt, sample)
@@ -104,14 +108,15 @@ def predict_systems(
         )
         if changes is not None and answers and all(e["pair_id"] in answers for e in examples):
             wanted = {e["pair_id"]: some for e, some in zip(examples, changes, strict=True)}
+            rendered = OWN_ANSWERS if name == own else ANSWERS.format(name)
             write_shared(
-                workdir / "predictions" / ANSWERS.format(name),
+                workdir / "predictions" / rendered,
                 [Case(e["pair_id"], None, prompt) for e, prompt in zip(examples, asked, strict=True)],
                 lambda cases, wanted=wanted: [
                     Prediction(answers.image(k.pair_id, wanted[k.pair_id]), None) for k in cases
                 ],
                 sampling={},
-                name=f"render {ANSWERS.format(name)}",
+                name=f"render {rendered}",
                 **{**common, "checkpoint": "phantom", "model": ""},
             )
     by_id = {e["pair_id"]: e for e in examples}

@@ -29,7 +29,7 @@ from progemu_jax.scorers.phantom import PhantomScorer
 from progemu_jax.systems.fitting import process_share
 from progemu_jax.systems.interface import ROOTS, Slices
 from progemu_jax.systems.meshes import training_mesh
-from progemu_jax.systems.predict import ANSWERS
+from progemu_jax.systems.predict import ANSWERS, OWN_ANSWERS
 from progemu_jax.tasks.scorer import ScorerConfig, ScorerTask
 from progemu_jax.training.loop import TrainConfig, fit
 
@@ -222,7 +222,7 @@ def _judge(config: Config, workdir: Path) -> None:
         name.replace("-", "_"): System(
             workdir / "predictions" / name, score_file(name), memorisation=score_file(name, "memorisation.json")
         )
-        for name in [*asked, *map(ANSWERS.format, asked), "reconstruction", "reconstruction-with-prior"]
+        for name in [*asked, *map(ANSWERS.format, asked), OWN_ANSWERS, "reconstruction", "reconstruction-with-prior"]
         if (workdir / "predictions" / name).is_dir()
     }
     kinds = ("prior", "followup", "counterfactual", "mean", "reconstruction")

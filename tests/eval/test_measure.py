@@ -138,6 +138,16 @@ class TestAnswers:
         got = values(self.judge(folders, "contradicting-prompts", "contradicting-prompts-answers"), "contradicting")
         assert got["mae_asked"] == pytest.approx((2 * 4 + 3 * 6) / 5)
 
+    def test_a_system_is_held_against_the_answers_to_the_references_prompts(self, folders):
+        for name, levels in (("ours", [100, 110] * 3), ("answers", [104] * 6)):
+            COHORT.write_predictions(folders / name, AFTER)
+            for row, level in zip(COHORT.rows, levels, strict=True):
+                gray(folders / name / f"images/{row['pair_id']}-0.png", level)
+        got = self.judge(folders, "ours", "answers", "contradicting-prompts")
+        assert (values(got, "ours")["mae_asked"], values(got, "ours")["mae_asked_copy"]) == (5, 14)
+        assert got["systems"]["answers"]["role"] == "ceiling"
+        assert not any("mae_asked" in values(got, name) for name in ("answers", "contradicting"))
+
     def test_without_a_folder_of_answers_the_metric_is_absent(self, folders):
         got = values(self.judge(folders, "contradicting-prompts"), "contradicting")
         assert not {"mae_asked", "mae_asked_copy"} & set(got)

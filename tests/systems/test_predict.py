@@ -53,11 +53,11 @@ class Policy:
     top_k: int = 1
 
 
-def sample(workdir, systems, answers, monkeypatch, **keys):
+def sample(workdir, systems, answers, monkeypatch, prompts=("x",) * 3, **keys):
     records.write_lines(workdir / "data/references/references.jsonl", PAIRS)
     monkeypatch.setattr(predict.Answers, "of_run", lambda folder, size: answers)
     config, model = Config(sample=SampleConfig(systems=systems, batch_size=2, **keys)), Model()
-    predict.predict_systems(config, workdir, model, EXAMPLES, "toy", ["x"] * 3, Policy(), {})
+    predict.predict_systems(config, workdir, model, EXAMPLES, "toy", prompts, Policy(), {})
     return model
 
 
@@ -84,6 +84,17 @@ def test_each_control_that_says_what_it_asks_has_its_answers(made):
     assert [r["prompt"] for r in answers] == [r["prompt"] for r in asked]
     assert answers[0]["prompt"] == "Worsening cardiomegaly."
     assert (answers[0]["checkpoint"], answers[0]["text"]) == ("phantom", None)
+
+
+def test_the_runs_own_prompts_have_answers_where_the_rules_read_them_all(tmp_path, monkeypatch):
+    drawn, prompts = Drawn(), ["New pulmonary edema.", "Worsening cardiomegaly.", "No significant change."]
+    sample(tmp_path, ("toy",), drawn, monkeypatch, prompts)
+    assert [r["prompt"] for r in rows(tmp_path / "predictions/answers")] == prompts
+    assert drawn.asked == {
+        "a": [(Change("pulmonary edema", "new"),)], "b": [(Change("cardiomegaly", "worse"),)], "c": [()]
+    }  # fmt: skip
+    sample(tmp_path / "unread", ("toy",), drawn, monkeypatch, [*prompts[:2], "x"])
+    assert {p.name for p in (tmp_path / "unread/predictions").iterdir()} == {"toy"}
 
 
 def test_without_a_renderer_there_are_the_predictions_of_before(tmp_path, monkeypatch):
