@@ -156,6 +156,24 @@ def phantom(
     )
 
 
+def reading(steps: int) -> dict:
+    """The training that teaches to read the images, after stage 2."""
+    return {
+        "share": 0.8,
+        "changed_weight": 1.0,
+        "train": {
+            "steps": steps,
+            "batch_size": 16,
+            "learning_rate": 1e-3,
+            "final_learning_rate": 5e-5,
+            "weight_decay": 0.05,
+            "optimizer": "muon",
+            "eval_every": steps,
+            "save_every": 200,
+        },
+    }
+
+
 def refine() -> dict:
     """Rounds of preference among own futures, ranked by a scorer like the evaluating one, of other patients."""
     return {

@@ -6,7 +6,7 @@ finding AUROC 0.91, 0.83 on findings that changed, group kept 0.97, SSIM outside
 prompt: recall 0.69, precision 0.74. The model in the package is such a run.
 """
 
-from progemu_jax.configs.common import phantom, refine
+from progemu_jax.configs.common import phantom, reading, refine
 
 
 def get_config():
@@ -26,6 +26,7 @@ def get_config():
     config.progemu.model.update(num_layers=6, prior_beside=True)
     config.progemu.task.empty_prompt = 0.25  # rows that teach to read the images
     config.progemu.task.omitted_weight = 1.0
+    config.progemu.reading = reading(steps=3000)
     config.progemu.refine = refine()
     config.tokens.slack = 1.5  # graded changes are small
     config.sample.policy.guidance = 3.0  # chosen on validation patients by the demo's scorer, another one

@@ -23,6 +23,7 @@ from progemu_jax.tasks.diffusion import DiffusionConfig
 from progemu_jax.tasks.lora import TuneConfig
 from progemu_jax.tasks.prior_decoder import PriorDecoderLossConfig
 from progemu_jax.tasks.progemu import ProgEmuConfig
+from progemu_jax.tasks.reading import ReadingConfig
 from progemu_jax.tasks.refine import RefineConfig
 from progemu_jax.tasks.scorer import ScorerConfig
 from progemu_jax.tasks.tokenizer import TokenizerLossConfig
@@ -110,7 +111,8 @@ class LanguageModelConfig:
         then its own; of `model`, what says how to compute and what to add counts (`imported.OURS`).
       tune: which parameters are trained; LoRA is `model.lora_rank`.
       words: the training before stage 1 on the words of prompts alone (`tasks.words`); steps=0 skips it.
-      refine: rounds of learning from its own best futures, after stage 2 (`tasks.refine`).
+      reading: the training after stage 2 that teaches to read the images (`tasks.reading`).
+      refine: rounds of learning from its own best futures, at the end (`tasks.refine`).
     """
 
     init: str = ""
@@ -120,6 +122,7 @@ class LanguageModelConfig:
     words: TrainConfig = field(default_factory=lambda: TrainConfig(steps=0))
     stage1: TrainConfig = field(default_factory=TrainConfig)  # single images, constant-128 prior; steps=0 skips it
     stage2: TrainConfig = field(default_factory=TrainConfig)  # pairs
+    reading: ReadingConfig = field(default_factory=ReadingConfig)
     refine: RefineConfig = field(default_factory=RefineConfig)
 
 

@@ -19,8 +19,10 @@ from progemu_jax.models import transformer
 from progemu_jax.models.transformer import Transformer, TransformerConfig
 from progemu_jax.tasks import lora
 from progemu_jax.tasks.lora import TuneConfig
+from progemu_jax.tasks.reading import ReadingConfig, changed_tokens
 from progemu_jax.text import restate, rules, sequence
 from progemu_jax.text.findings import NO_CHANGE
+from progemu_jax.text.plain import statements
 from progemu_jax.text.sequence import Kind, Layout
 from progemu_jax.text.vocabulary import Vocabulary
 from progemu_jax.training import optim
@@ -90,13 +92,19 @@ class ProgEmuConfig:
 
 
 def packer(
-    vocab: Vocabulary, layout: Layout, task: ProgEmuConfig, codebook: np.ndarray, train: bool
+    vocab: Vocabulary,
+    layout: Layout,
+    task: ProgEmuConfig,
+    codebook: np.ndarray,
+    train: bool,
+    reading: ReadingConfig | None = None,
 ) -> Callable[[dict[str, Any], np.random.Generator], dict[str, np.ndarray]]:
     """Example of a token shard -> packed row with its loss `weights` f32 [length]; augmented when `train`.
 
     An example whose interpretation is None teaches the image alone.
 
-    codebook: f32 [Q, E] code vectors, for the distances of `changed_weight`.
+    codebook: f32 [Q, E] code vectors, for the distances of `changed_weight`. reading: rows without a prompt have a
+    structured report as text (`tasks.reading`).
     """
     codebook = np.asarray(codebook, np.float32)
     apart = 2 * codebook.var(0).sum()  # mean squared distance of two random codes
@@ -127,18 +135,28 @@ def packer(
         text = rules.augment(text, rng, task.shuffle_sentences, task.drop_negative)
         return "" if reads or (empty and not null) else None if null else prompt, text, reads
 
+    def structured(text: str) -> tuple[str, np.ndarray | None]:
+        """The text of a row without a prompt, and what tells a change in it."""
+        said = statements(text) if reading else None
+        told = " ".join(part for part, _ in said or ())
+        return (told, changed_tokens(vocab, said)) if said and room(told) >= 0 else (text, None)
+
     def transform(example: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
         prior, prompt, text, reads = example["prior"], example["prompt"], example["interpretation"], False
+        change = None
         if train and text is not None:
             if task.identity and rng.random() < task.identity:
                 example = {**example, "followup": prior, "prompt": NO_CHANGE, "interpretation": NO_CHANGE}
             prompt, text, reads = told_anew(example, rng)
             prior = None if prompt is None else prior
+            text, change = structured(text) if prompt == "" else (text, None)
         words = dropped(prompt, text or "", rng) if train and prompt and task.word_dropout else None
         row = sequence.pack(vocab, layout, prior, prompt, example["followup"], text or "", words)
         row["weights"] = np.ones(layout.length, np.float32)
         if text is None:
             row["weights"][row["kinds"] == Kind.EOS] = 0
+        elif change is not None:
+            row["weights"][row["kinds"] == Kind.TEXT] += reading.changed_weight * change
         elif task.omitted_weight:
             told = omitted_tokens(vocab, example["prompt"], text)
             row["weights"][row["kinds"] == Kind.TEXT] += task.omitted_weight * told

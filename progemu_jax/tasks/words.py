@@ -18,9 +18,9 @@ import numpy as np
 
 from progemu_jax.tasks.progemu import ProgEmuConfig
 from progemu_jax.text import restate, sequence
-from progemu_jax.text.findings import CHEXPERT_OF, FINDINGS, GRADES, NO_CHANGE
+from progemu_jax.text.findings import FINDINGS, GRADES
+from progemu_jax.text.plain import plain
 from progemu_jax.text.restate import Change
-from progemu_jax.text.rules import grade_word
 from progemu_jax.text.sequence import Kind, Layout
 from progemu_jax.text.vocabulary import BUILT_IN, Vocabulary
 from progemu_jax.text.wordings import inflected
@@ -28,7 +28,7 @@ from progemu_jax.text.wordings import inflected
 LENGTH = 128  # tokens of a row, at least
 DICTIONARY = BUILT_IN / "dictionary.txt"
 HELD_OUT = 512  # rows of the evaluation
-_PLAIN = {"new": "New {}.", "worse": "Increased {}.", "better": "Decreased {}.", "resolved": "Resolved {}."}
+_DIRECTIONS = ("new", "worse", "better", "resolved")
 _COUNTS = (0.05, 0.65, 0.24, 0.06)  # how many findings a prompt names: none, one, two, three
 
 
@@ -53,7 +53,7 @@ def drawn_changes(rng: np.random.Generator) -> list[Change]:
     """Up to three changes of findings, each direction, side and grade as often as another."""
     out = []
     for finding in rng.permutation(len(FINDINGS))[: rng.choice(len(_COUNTS), p=_COUNTS)]:
-        name, direction = FINDINGS[finding], tuple(_PLAIN)[rng.integers(len(_PLAIN))]
+        name, direction = FINDINGS[finding], _DIRECTIONS[rng.integers(len(_DIRECTIONS))]
         graded = direction != "resolved" and rng.random() < 0.4
         side = zone = None
         if name in ("atelectasis", "consolidation"):
@@ -61,20 +61,6 @@ def drawn_changes(rng: np.random.Generator) -> list[Change]:
             zone = (None, None, *restate.ZONES)[rng.integers(5)] if side in ("left", "right") else None
         out.append(Change(name, direction, GRADES[rng.integers(len(GRADES))] if graded else None, side, zone))
     return out
-
-
-def plain(changes: Sequence[Change]) -> str:
-    """The changes in the words of the interpretations: "Increased left pleural effusion, now moderate."."""
-    out = []
-    for c in changes:
-        place = {"both": "bilateral", None: ""}.get(c.side, c.side)
-        zone = f"{c.zone} lung" if c.zone and c.finding == "consolidation" else ""
-        degree = grade_word(CHEXPERT_OF[c.finding], c.grade) if c.grade else ""
-        noun = " ".join(filter(None, (degree if c.direction == "new" else "", place, zone, c.finding)))
-        if degree and c.direction in ("worse", "better"):
-            noun = f"{noun}, now {degree}"
-        out.append(_PLAIN[c.direction].format(noun))
-    return " ".join(out) or NO_CHANGE
 
 
 @functools.cache

@@ -9,7 +9,7 @@ import functools
 import re
 
 from progemu_jax.text import lexicon
-from progemu_jax.text.findings import CHEXPERT, CHEXPERT_OF, FINDINGS, SIDED
+from progemu_jax.text.findings import CHEXPERT, CHEXPERT_OF, FINDINGS, GRADES, SIDED
 from progemu_jax.text.parse import Mention, parse
 
 """The eight finding states, in the order of every array's columns. Left and right are the patient's."""
@@ -283,6 +283,11 @@ def augment(text: str, rng, p_shuffle: float = 0.05, p_drop: float = 0.05) -> st
 
 
 # ---------------------------------------------------------------------------------------------- grades
+
+
+def grade_of(severity: float) -> str:
+    """The grade, of GRADES, of a severity in [0, 1]."""
+    return GRADES[int(severity >= MODERATE) + int(severity >= LARGE)]
 
 
 def grade_word(observation: str, grade: str) -> str:

@@ -8,9 +8,8 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 
 from progemu_jax.text import lexicon, rules
-from progemu_jax.text.findings import CHEXPERT_OF, FINDINGS, GRADES
+from progemu_jax.text.findings import CHEXPERT_OF, FINDINGS
 from progemu_jax.text.parse import Mention
-from progemu_jax.text.rules import LARGE, MODERATE
 
 _NEAR = {"Pneumonia": "consolidation", "Lung Opacity": "consolidation"}
 _BARE = {name: name.partition(" ")[2] if name in FINDINGS[:4] else name for name in FINDINGS}
@@ -143,7 +142,7 @@ def grade_and_direction(mention: Mention) -> tuple[str | None, str]:
         direction = "present"
     if mention.severity is None or direction in ("resolved", "absent"):
         return None, direction
-    return GRADES[int(mention.severity >= MODERATE) + int(mention.severity >= LARGE)], direction
+    return rules.grade_of(mention.severity), direction
 
 
 def _warning(prompt: str, read: Collection[Read], unknown: tuple[str, ...]) -> str | None:

@@ -10,6 +10,7 @@ from support.initial import initial
 from support.language_model import OF_IMAGES
 
 from progemu_jax.tasks.progemu import ProgEmuConfig, ProgEmuTask, code_embeddings, omitted_tokens, packer, soft_codes
+from progemu_jax.tasks.reading import ReadingConfig
 from progemu_jax.text import vocabulary
 from progemu_jax.text.findings import NO_CHANGE
 from progemu_jax.text.sequence import Kind, Layout
@@ -203,6 +204,31 @@ def test_a_row_that_reads_has_loss_on_its_text_alone_and_no_prompt(words):
     np.testing.assert_array_equal(read["weights"], text.astype(np.float32))
     assert words.decode(read["tokens"][read["kinds"] == Kind.TEXT]) == row["interpretation"]
     assert Kind.PROMPT in pack(words, row, train=False, read=1.0)["kinds"]
+
+
+def test_a_row_without_a_prompt_has_a_structured_report_whose_changes_weigh_more(words):
+    row = example(interpretation="Left pneumothorax is new. Persistent mild edema.")
+    how = ProgEmuConfig(length=128, read=1.0, shuffle_sentences=0.0, null_prompt=0.0)
+
+    def packed(reading, length=128, **example):
+        layout, config = Layout(2, 3, length), dataclasses.replace(how, length=length)
+        return packer(words, layout, config, CODEBOOK, True, reading)({**row, **example}, np.random.default_rng(0))
+
+    got = packed(ReadingConfig(changed_weight=1.5))
+    text = got["kinds"] == Kind.TEXT
+    assert words.decode(got["tokens"][text]) == (
+        "No left pleural effusion. No right pleural effusion. New left pneumothorax. No right pneumothorax. "
+        "No cardiomegaly. Persistent mild pulmonary edema. No atelectasis. No consolidation."
+    )
+    heavy = words.decode(got["tokens"][text & (got["weights"] == 2.5)])
+    assert heavy.strip() == "New left pneumothorax."
+    assert set(got["weights"][text]) == {1, 2.5}
+    # As the report has it: where the rules do not read it, and where all statements are too long for the row.
+    unread, short = packed(ReadingConfig(), interpretation="Effusion is larger."), packed(ReadingConfig(), length=56)
+    assert words.decode(unread["tokens"][unread["kinds"] == Kind.TEXT]) == "Effusion is larger."
+    assert words.decode(short["tokens"][short["kinds"] == Kind.TEXT]) == row["interpretation"]
+    with pytest.raises(ValueError, match="share=0"):
+        ReadingConfig(share=0)
 
 
 def test_means_by_kind_leave_out_what_has_no_loss(words, state, loss):

@@ -12,6 +12,7 @@ from progemu_jax.tasks import words
 from progemu_jax.tasks.progemu import ProgEmuConfig, ProgEmuTask
 from progemu_jax.text import restate, sequence, vocabulary, wording_frames, wording_nouns, wordings
 from progemu_jax.text.findings import FINDINGS, NO_CHANGE
+from progemu_jax.text.plain import plain
 from progemu_jax.text.restate import Change, changes_of
 from progemu_jax.text.sequence import Kind, Layout
 from progemu_jax.training.loop import TrainConfig
@@ -123,7 +124,7 @@ def test_the_answer_says_what_was_drawn():
     rng, directions, findings, numbers = np.random.default_rng(0), [], [], []
     for _ in range(2000):
         changes = words.drawn_changes(rng)
-        assert changes_of(words.plain(changes)) is not None
+        assert changes_of(plain(changes)) is not None
         assert {(c.finding, c.direction, c.grade, c.side, c.zone) for c in changes} == {
             (
                 c.finding,
@@ -132,7 +133,7 @@ def test_the_answer_says_what_was_drawn():
                 c.side,
                 c.zone if c.finding == "consolidation" else found_zone(changes, c),
             )
-            for c in changes_of(words.plain(changes))
+            for c in changes_of(plain(changes))
         }
         numbers.append(len(changes))
         directions += [c.direction for c in changes]
@@ -142,10 +143,10 @@ def test_the_answer_says_what_was_drawn():
         np.testing.assert_allclose(counts, 1 / len(counts), atol=0.03, err_msg=name)
     assert len(set(findings)) == len(FINDINGS)
     assert set(numbers) == {0, 1, 2, 3}
-    assert words.plain([Change("left pleural effusion", "worse", "moderate"), Change("cardiomegaly", "resolved")]) == (
+    assert plain([Change("left pleural effusion", "worse", "moderate"), Change("cardiomegaly", "resolved")]) == (
         "Increased left pleural effusion, now moderate. Resolved cardiomegaly."
     )
-    assert words.plain([Change("consolidation", "new", "mild", "right", "upper")]) == (
+    assert plain([Change("consolidation", "new", "mild", "right", "upper")]) == (
         "New mild right upper lung consolidation."
     )
 

@@ -40,7 +40,7 @@ class ProgEmu:
 
     def trained(self, config: Config) -> dict[str, TrainConfig]:
         painter = {"decoder.train": config.decoder.train} if config.decoder.train.steps else {}
-        r = config.progemu.refine
+        r, reading = config.progemu.refine, config.progemu.reading.train
         refined = {"progemu.refine.train": r.train, "progemu.refine.scorer.train": r.scorer.train} if r.rounds else {}
         return {
             "tokenizer.train": config.tokenizer.train,
@@ -48,6 +48,7 @@ class ProgEmu:
             **({"progemu.words": config.progemu.words} if config.progemu.words.steps else {}),
             "progemu.stage1": config.progemu.stage1,
             "progemu.stage2": config.progemu.stage2,
+            **({"progemu.reading.train": reading} if reading.steps else {}),
             **refined,
             "scorer.train": config.scorer.train,
         }

@@ -38,6 +38,8 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
     shards, c = workdir / "data/shards", config.progemu
     start, coder = language_start(config), load_tokenizer(workdir)
     identity = {"model": model, "task": c.task, "layout": layout, "tune": c.tune}
+    reading = c.reading if c.reading.train.steps else None
+    read = {"reading": dataclasses.replace(reading, train=TrainConfig())} if reading else {}  # of what is trained later
     codebook = np.asarray(coder.variables["params"]["quantize"]["embedding"])
     # Of the model that is exported: LoRA merged, layers apart.
     plain = dataclasses.replace(model, lora_rank=0, scan_layers=False, padded_vocab_size=None)
@@ -80,19 +82,23 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
         """The stage's final parameters."""
         if name == "words":
             return fit_words(train_config)
-        learnt = {"stage1": "train_single", "stage2": "train"}[name]
-        task = ProgEmuTask(model, c.task, train_config, vocabulary.visual_start, codebook, c.tune)
+        reads = reading if name == "reading" else None
+        how = dataclasses.replace(c.task, read=reads.share, empty_prompt=0.0) if reads else c.task
+        task = ProgEmuTask(model, how, train_config, vocabulary.visual_start, codebook, c.tune)
         born = start is None and before is None and not c.task.init_from_codebook  # made where it will lie
         state = fit_on_examples(
             task,
             train_config,
-            tuple(batches.examples(shards, "tokens", split) for split in (learnt, "validation")),
-            tuple(packer(vocabulary, layout, c.task, codebook, train=on) for on in (True, False)),
+            tuple(
+                batches.examples(shards, "tokens", split)
+                for split in ("train_single" if name == "stage1" else "train", "validation")
+            ),
+            tuple(packer(vocabulary, layout, how, codebook, train=on, reading=reads) for on in (True, False)),
             workdir / "train" / name,
             mesh,
             show=lambda state, cases: pictures(merged(task.params(state)), cases),
             init_state=None if born else lambda: placed(task, before if before is not None else first()),
-            config=identity,
+            config={**identity, **(read if reads else {})},
         )
         return task.params(state)
 
@@ -102,7 +108,7 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
         task = PreferenceTask(
             c.refine, vocabulary, layout, model, c.task, cfg, vocabulary.visual_start, codebook, c.tune
         )
-        pack, check = (packer(vocabulary, layout, c.task, codebook, train=on) for on in (True, False))
+        pack, check = (packer(vocabulary, layout, c.task, codebook, train=on, reading=reading) for on in (True, False))
         pairs, held_out = (batches.examples(shards, "tokens", split) for split in ("train", "validation"))
         state = fit_on_examples(
             task,
@@ -113,7 +119,8 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
             mesh,
             show=lambda state, cases: pictures(merged(task.params(state)), cases),
             init_state=lambda: placed(task, before),
-            config={**identity, "refine": dataclasses.replace(c.refine, rounds=0)},  # one more goes on from these
+            # One round more goes on from these.
+            config={**identity, **read, "refine": dataclasses.replace(c.refine, rounds=0)},
         )
         return task.params(state)
 
@@ -126,12 +133,14 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
     def sampler(params: Any) -> ProgEmu:
         return ProgEmu(params, plain, layout, vocabulary, coder, config.sample.policy, "training")
 
-    params = fit_curriculum({"words": c.words, "stage1": c.stage1, "stage2": c.stage2}, fit_stage)
+    stages = {"words": c.words, "stage1": c.stage1, "stage2": c.stage2}
+    params = fit_curriculum(stages | ({"reading": reading.train} if reading else {}), fit_stage)
     if c.refine.rounds:
         local = local_mesh(config)
         coder = load_tokenizer(workdir, painter=bool(config.decoder.train.steps))
         params = refine.rounds(config, workdir, lambda params: sampler(merged(params)).on(local), fit_refined, params)
     before = {"words": to_dict(c.words)} if c.words.steps else {}
+    before |= {"reading": to_dict(reading)} if reading else {}
     before |= {"refine": to_dict(c.refine)} if c.refine.rounds else {}
     export_config = {
         "kind": components.LANGUAGE_MODEL,
