@@ -44,6 +44,7 @@ def get_config():
                 "words": {"steps": 30, "learning_rate": 1e-3, "optimizer": "muon", **train},
                 "stage1": {"steps": 30, "learning_rate": 1e-3, **train},
                 "stage2": {"steps": 60, "learning_rate": 1e-3, "eval_every": 60, **train},
+                "reading": {"train": {"steps": 30, "learning_rate": 1e-3, **train}},
             },
             "sample": {
                 "batch_size": 8,

@@ -93,7 +93,7 @@ def test_a_run_learns_words_first_and_from_its_own_futures_last(toy, tmp_path):
         "progemu.refine.requests": 6,
         "progemu.refine.futures": 2, "progemu.refine.scorer.images": 64, "progemu.refine.scorer.valid_images": 16,
         "progemu.refine.scorer.net.severity": True, "progemu.refine.scorer.net.widths": "(8, 16)",
-        **{f"progemu.{part}.{k}": v for part in ("words", "refine.train", "refine.scorer.train")
+        **{f"progemu.{part}.{k}": v for part in ("words", "reading.train", "refine.train", "refine.scorer.train")
            for k, v in small.items()},
     }  # fmt: skip
     stages = ("--stages=reward,train", *(f"--config.{key}={value}" for key, value in keys.items()))
@@ -109,7 +109,7 @@ def test_a_run_learns_words_first_and_from_its_own_futures_last(toy, tmp_path):
     told = json.loads((train / "refine0/futures.json").read_text())
     assert len(told) == 6
     assert all(row["prompt"] for row in told)
-    for part in ("words", "stage2", "refine0"):
+    for part in ("words", "stage2", "reading", "refine0"):
         assert [p.name for p in (train / part / "checkpoints").iterdir() if p.name.isdigit()] == ["2"]
     shutil.copytree(tmp_path / "run", tmp_path / "again")
     for gone in ("export", "stage.json", "refine0/checkpoints"):
