@@ -10,7 +10,9 @@ mask       the references' prompts with and without the automatic mask: share of
            accuracy of named findings, mean absolute change of pixels outside the mask (gray levels).
 explain    text of the real pair, prompt empty: share of the true changes that it names with side and direction, and
            of the changes that it names that are true, beside another patient's follow-up and the pair in the other
-           order; flip: of the changes that it names, the share of which that order's text says the opposite.
+           order; perfect: a reader that errs in nothing, on the other patient's follow-up; omitted: F1 over the
+           findings that the pair's own prompt, which it does not see, leaves out; flip: of the changes that it names,
+           the share of which that order's text says the opposite.
 rollout    a course of five steps, findings that come and go: AUROC of the patient's group on the image of each step
            (one-vs-rest, macro), beside the prior's own, which is the ceiling.
 """
@@ -32,7 +34,7 @@ from progemu_jax.files import records
 from progemu_jax.files.predictions import Case
 from progemu_jax.scorers.phantom import PhantomScorer
 from progemu_jax.text import rules
-from progemu_jax.text.findings import FINDINGS, GRADES, PRESENT
+from progemu_jax.text.findings import CHEXPERT_OF, FINDINGS, GRADES, PRESENT
 
 PARTS = ("dial", "mask", "explain", "rollout")
 BATCH, STEPS = 48, 5
@@ -166,8 +168,30 @@ class Bench:
                 recall += [said.get(f) == change for f, change in true.items()]
                 precision += [true.get(f) == change for f, change in said.items()]
             yield {"pair": name, "n": len(self.rows), "recall": share(recall), "precision": share(precision)}
+        yield {"perfect": "follow-up of another patient", **self.perfect()}
+        yield {"omitted": self.omitted(told["real follow-up"])}
         both = zip(told["real follow-up"], told["the other order"], strict=True)
         yield {"flip": share([back.get(f) == -change for said, back in both for f, change in said.items()])}
+
+    def perfect(self):
+        """Recall and precision of the changes from a prior's true states to those of another patient's follow-up."""
+        right = said = there = 0
+        for row, other in zip(self.rows, [self.rows[-1], *self.rows], strict=False):
+            true, seen = changes(row), changes({**row, "states_after": other["states_after"]})
+            right += sum(seen.get(f) == change for f, change in true.items())
+            said, there = said + len(seen), there + len(true)
+        return {"recall": round(right / there, 3), "precision": round(right / said, 3)}
+
+    def omitted(self, told):
+        """F1 of the changes told of findings that the rows' prompts leave out."""
+        right = said = there = 0
+        for row, changed in zip(self.rows, told, strict=True):
+            true, named = changes(row), {m.finding for m in rules.mentions(row["prompt"])}
+            left_out = [f for f in FINDINGS if CHEXPERT_OF[f] not in named]
+            right += sum(f in true and changed.get(f) == true[f] for f in left_out)
+            said += sum(f in changed for f in left_out)
+            there += sum(f in true for f in left_out)
+        return round(2 * right / max(said + there, 1), 3)
 
     def read(self, before, after):
         """The changes of findings, by name, that `explain` tells of each pair of images."""
