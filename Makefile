@@ -17,8 +17,13 @@ FAST ?= --xla_backend_optimization_level=0
 PARITY_VENV ?= .venv-parity
 BEAM_VENV ?= .venv-beam
 PARITY_PY := $(PARITY_VENV)/bin/python
+AUDIT_VENV ?= .venv-audit
+UV ?= uv
+PIP := -m pip install --quiet --disable-pip-version-check
+LOCKED := $(PIP) --require-hashes
+EDITABLE := $(PIP) --no-deps --no-build-isolation -e .
 
-.PHONY: help setup try demo demo-quick phantom tables test soak fuzz test-beam bench-cohort parity-eval coverage \
+.PHONY: help setup try demo demo-quick phantom tables test audit lock soak fuzz test-beam bench-cohort parity-eval coverage \
   known-systems parity bench-vq bench-decode bench-train bench-diffusion bench-convert lint format clean
 
 help:
@@ -29,6 +34,8 @@ help:
 	@echo "make demo-quick  the same in the smallest size: runs/demo-quick"
 	@echo "make phantom     the same cohort at full size: runs/phantom (90 minutes on 2 cores)"
 	@echo "make test        set-up, then the tests (JOBS=$(JOBS) processes)"
+	@echo "make audit       known faults of the packages in requirements.lock, in $(AUDIT_VENV) (asks an advisory service)"
+	@echo "make lock        the locks anew, by UV=$(UV); what they hold stays where it fits"
 	@echo "make soak        the slow tests: kill -9 in every stage, 20 times in one training; speculation over 1e5 draws"
 	@echo "make fuzz        2,000 mutated images, DICOM files, JSON, CSV and gzip through the readers"
 	@echo "make test-beam   the data stage on Apache Beam, in $(BEAM_VENV)"
@@ -51,8 +58,8 @@ $(STAMP): requirements.lock pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "$(PYTHON) is older than Python 3.11: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 2; }
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(PY) $(LOCKED) -r requirements.lock
+	$(PY) $(EDITABLE)
 	touch $@
 
 try: setup
@@ -77,21 +84,48 @@ test: setup
 	JAX_PLATFORMS=cpu OMP_NUM_THREADS=1 XLA_FLAGS="$(TEST_FLAGS) $(FAST)" $(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder \
 	  -m "not parity and not slow and not beam"
 
+# pip-audit ends with 1 for what it finds and for what goes wrong; what it finds is on its standard output.
+audit: $(AUDIT_VENV)/.installed
+	@cd $(AUDIT_VENV) && bin/pip-audit --strict --disable-pip --progress-spinner=off -r $(CURDIR)/requirements.lock >found 2>log; \
+	  status=$$?; cat found; if test $$status -eq 0; then tail -n 1 log; elif ! test -s found; then \
+	  echo "error: requirements.lock was not audited, no answer from the advisory service ($(AUDIT_VENV)/log)" >&2; exit 2; \
+	  else exit 1; fi
+
+$(AUDIT_VENV)/.installed: requirements-audit.lock
+	test -x $(AUDIT_VENV)/bin/python || $(PYTHON) -m venv $(AUDIT_VENV)
+	$(AUDIT_VENV)/bin/python $(LOCKED) -r requirements-audit.lock
+	touch $@
+
+# For every platform and without addresses. Builds of torch differ from machine to machine: its line in the list of an
+# environment pins the version, and the lock leaves it out with what its builds bring along.
+LOCK = $(UV) pip compile --quiet --universal --python-version=3.11 --generate-hashes --no-header --no-annotate
+BUILDS := torch torchvision triton cuda-bindings cuda-pathfinder cuda-toolkit $(addprefix nvidia-,cublas cuda-cupti \
+  cuda-nvrtc cuda-runtime cudnn-cu13 cufft cufile curand cusolver cusparse cusparselt-cu13 nccl-cu13 nvjitlink \
+  nvshmem-cu13 nvtx)
+torch = $(shell grep -E '^torch(vision)?==' $(1))
+
+lock:
+	$(LOCK) pyproject.toml --extra=dev --extra=dicom --extra=llm -o requirements.lock
+	test -f requirements-beam.lock || cp requirements.lock requirements-beam.lock
+	$(LOCK) pyproject.toml --extra=dev --extra=dicom --extra=llm --extra=beam -o requirements-beam.lock
+	for name in parity parity-eval; do cp requirements.lock requirements-$$name.lock; \
+	  $(LOCK) requirements-$$name.txt $(addprefix --no-emit-package=,$(BUILDS)) -o requirements-$$name.lock || exit; done
+	echo "pip-audit>=2.10" | $(LOCK) - -o requirements-audit.lock
+
 soak: setup
 	$(TEST_ENV) $(PY) -m pytest -m slow
 
 fuzz: setup
 	$(TEST_ENV) $(PY) -m pytest -m slow -s tests/data/test_fuzz.py
 
-# Apache Beam lowers protobuf and pyarrow: a venv of its own, over the same lock.
+# Apache Beam lowers protobuf and pyarrow: a venv and a lock of its own.
 test-beam: $(BEAM_VENV)/.progemu-installed
 	$(TEST_ENV) $(BEAM_VENV)/bin/python -m pytest tests/data/test_beam.py
 
-$(BEAM_VENV)/.progemu-installed: requirements.lock pyproject.toml
+$(BEAM_VENV)/.progemu-installed: requirements-beam.lock pyproject.toml
 	test -x $(BEAM_VENV)/bin/python || $(PYTHON) -m venv $(BEAM_VENV)
-	$(BEAM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	$(BEAM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check "apache-beam>=2.70"
-	$(BEAM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(BEAM_VENV)/bin/python $(LOCKED) -r requirements-beam.lock
+	$(BEAM_VENV)/bin/python $(EDITABLE)
 	touch $@
 
 bench-cohort: setup
@@ -104,11 +138,12 @@ parity-eval: $(PARITY_EVAL)/.progemu-installed
 	JAX_PLATFORMS=cpu OMP_NUM_THREADS=1 $(PARITY_EVAL)/bin/python -m pytest -m parity tests/parity/test_eval.py
 	$(PARITY_EVAL)/bin/python -m pytest tests/eval/test_tables.py
 
-$(PARITY_EVAL)/.progemu-installed: requirements.lock requirements-parity-eval.txt
+$(PARITY_EVAL)/.progemu-installed: requirements.lock requirements-parity-eval.txt requirements-parity-eval.lock
 	test -x $(PARITY_EVAL)/bin/python || $(PYTHON) -m venv $(PARITY_EVAL)
-	$(PARITY_EVAL)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	$(PARITY_EVAL)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-parity-eval.txt
-	$(PARITY_EVAL)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(PARITY_EVAL)/bin/python $(LOCKED) -r requirements.lock
+	$(PARITY_EVAL)/bin/python $(PIP) $(call torch,requirements-parity-eval.txt)
+	$(PARITY_EVAL)/bin/python $(LOCKED) --no-deps -r requirements-parity-eval.lock
+	$(PARITY_EVAL)/bin/python $(EDITABLE)
 	touch $@
 
 coverage: setup
@@ -117,11 +152,12 @@ coverage: setup
 known-systems: setup
 	$(PY) benchmarks/known_systems.py --run=runs/phantom
 
-$(PARITY_VENV)/.progemu-installed: requirements.lock requirements-parity.txt pyproject.toml setup.py
+$(PARITY_VENV)/.progemu-installed: requirements.lock requirements-parity.txt requirements-parity.lock pyproject.toml setup.py
 	test -x $(PARITY_PY) || $(PYTHON) -m venv $(PARITY_VENV)
-	$(PARITY_PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	$(PARITY_PY) -m pip install --quiet --disable-pip-version-check -r requirements-parity.txt
-	$(PARITY_PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(PARITY_PY) $(LOCKED) -r requirements.lock
+	$(PARITY_PY) $(PIP) $(call torch,requirements-parity.txt)
+	$(PARITY_PY) $(LOCKED) --no-deps -r requirements-parity.lock
+	$(PARITY_PY) $(EDITABLE)
 	touch $@
 
 parity: $(PARITY_VENV)/.progemu-installed

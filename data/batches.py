@@ -73,7 +73,9 @@ class Examples(Sequence):
     def _decode(self, index: int) -> dict:
         try:
             example = self._source[index]
-        except (RuntimeError, ValueError) as error:  # ArrayRecord keeps a hash of every chunk
+            if not example or any(value is None for value in example.values()):  # a file cut between two chunks
+                raise ValueError
+        except (AttributeError, RuntimeError, ValueError) as error:  # ArrayRecord keeps a hash of every chunk
             raise UserError(
                 f"{self.folder}: example {index} of {self.name} is damaged ({type(error).__name__}); "
                 "delete the folder, it is built again"

@@ -12,7 +12,6 @@ brighter, as JPEG, in a frame) in 7 and less, mostly; NEAR lies between. A film 
 in more: the check finds copies, it does not prove that there is none.
 """
 
-import argparse
 import re
 import sys
 from collections import defaultdict
@@ -22,8 +21,9 @@ from pathlib import Path
 import numpy as np
 
 from progemu_jax.data.journeys import read_list
-from progemu_jax.errors import UserError
+from progemu_jax.errors import UserError, exit_status
 from progemu_jax.files import records
+from progemu_jax.files.command_line import Parser
 
 TRAINED = ("train", "validation")
 NEAR = 12  # bits
@@ -97,18 +97,19 @@ def read_rows(root: Path) -> list[dict]:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--tree", type=Path, action="append", required=True)
     parser.add_argument("--subjects", type=Path)
     parser.add_argument("--write", type=Path)
     args = parser.parse_args(argv)
-    try:
-        if args.write and args.write.is_dir():
-            raise UserError(f"--write={args.write}: is a folder; name a file")
-        found = check(args.tree, read_list(args.subjects) if args.subjects else frozenset())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_status(lambda: _report(args.tree, args.subjects, args.write))
+
+
+def _report(trees: list[Path], subjects: Path | None, write: Path | None) -> int:
+    """Prints what crosses, and writes the patients; the status."""
+    if write and write.is_dir():
+        raise UserError(f"--write={write}: is a folder; name a file")
+    found = check(trees, read_list(subjects) if subjects else frozenset())
     for split, count in found["images"].items():
         print(f"{split}: {count} images of {found['patients'].get(split, 0)} patients")
     for row in found["crossing"]:
@@ -117,10 +118,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"on the list: {name}")
     leaks = len(found["crossing"]) + len(found["listed"])
     print(f"{leaks} leaks" if leaks else "nothing crosses the splits")
-    if args.write:
+    if write:
         sides = [row[side] for row in found["crossing"] for side in "ab"]
         names = {s.split("/")[2] for s in sides if s.startswith(TRAINED)} | {n.split("/")[1] for n in found["listed"]}
-        records.write_text(args.write, "".join(f"{name}\n" for name in sorted(names)))
+        records.write_text(write, "".join(f"{name}\n" for name in sorted(names)))
     return 1 if leaks else 0
 
 

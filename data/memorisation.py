@@ -10,7 +10,6 @@ greatest correlation with the nearest training image, how many reach SAME, and w
 the same for the system under test and writes `scores/<system>.memorisation.json`; the report shows it.
 """
 
-import argparse
 import functools
 import json
 import sys
@@ -27,6 +26,7 @@ from progemu_jax.data.pool import ordered_map
 from progemu_jax.data.sources import inside
 from progemu_jax.errors import UserError, exit_status
 from progemu_jax.files import records
+from progemu_jax.files.command_line import Parser
 
 IMAGES = {"pairs": ("pair_id", ("prior", "followup")), "single": ("image_id", ("image",))}  # config -> name, images
 
@@ -113,7 +113,7 @@ def _read(root: Path, name: str) -> np.ndarray:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = Parser(__doc__)
     for name in ("shards", "predictions", "references"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     args = parser.parse_args(argv)

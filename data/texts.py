@@ -10,15 +10,17 @@ registered. Answers are kept by content, so that a second run asks only for what
 Report texts leave the process only for the endpoint, and for another machine only where that was acknowledged.
 """
 
+import contextlib
+import functools
 import ipaddress
 import json
 import os
+import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -35,6 +37,8 @@ INSTRUCTION = Path(__file__).with_name("prompts") / "progression.txt"
 LIMITS = {"prompt": 400, "interpretation": 1500, "reason": 600}  # characters
 TRIES = 3  # of an answer that does not keep the schema
 GIVE_UP = 12  # calls in a row that do not get through
+MOST_BYTES = 2**20  # of an answer; the texts take a few thousand
+MOST_TOKENS = 2**31  # that an answer may say it cost
 
 
 @dataclass(frozen=True)
@@ -43,9 +47,9 @@ class TextOptions:
 
     min_confidence: pairs below it are dropped (1..5). The rest is of llm: endpoint, the base URL of an
     OpenAI-compatible API; model, its name there; instruction, a file instead of data/prompts/progression.txt;
-    key_variable, the environment variable that holds the key; parallel calls; timeout in seconds and retries
-    (with growing pauses) of a call; price_in, price_out per million tokens, for the log; acknowledge, without
-    which no report of a source under a data use agreement is sent to another machine.
+    key_variable, the environment variable that holds the key; parallel calls; timeout in seconds from a call to the end
+    of its answer, and retries (with growing pauses); price_in, price_out per million tokens, for the log; acknowledge,
+    without which no report of a source under a data use agreement is sent to another machine.
     """
 
     mode: str = "rules"
@@ -264,16 +268,70 @@ def _call(client, options, messages) -> tuple[dict, str]:
     try:
         made = client.chat.completions.create(model=options.model, messages=messages, temperature=0)
         content = made.choices[0].message.content or ""
+        if not isinstance(content, str):
+            raise TypeError
         if used := made.usage:
+            if not all(type(n) is int and 0 <= n < MOST_TOKENS for n in (used.prompt_tokens, used.completion_tokens)):
+                raise ValueError
             row = {"tokens_in": used.prompt_tokens, "tokens_out": used.completion_tokens}
             row["cost"] = (used.prompt_tokens * options.price_in + used.completion_tokens * options.price_out) / 1e6
     except openai.APIStatusError as error:  # its text may quote the reports
         row["failure"] = f"status {error.status_code}"
-    except openai.APIError as error:
-        row["failure"] = type(error).__name__
-    except (AttributeError, IndexError, TypeError, ValueError) as error:
+    except (openai.APIError, _OutOfBounds) as error:  # which some versions wrap
+        bounds = [e for e in (error, error.__cause__) if isinstance(e, _OutOfBounds)]
+        row["failure"] = str(bounds[0]) if bounds else type(error).__name__
+    except (AttributeError, IndexError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
         row["failure"] = f"the answer has another form ({type(error).__name__})"
     return row | {"seconds": round(time.monotonic() - start, 3)}, content
+
+
+class _OutOfBounds(Exception):
+    """An answer that takes too long or is too large."""
+
+
+def _bounded(send: Callable, request, seconds: float):
+    """The response of httpx's `send` once it is whole, as one that holds its body.
+
+    The client's own timeout is of each read, and there is none for size: a server that sends a byte now and then, in
+    head or body, would hold a thread for ever, and an endless one the memory. So a timer ends the connection, which is
+    of this call alone, and the body comes as it is sent: what a few bytes unpack to has no bound.
+    """
+    sockets, start = [], time.monotonic()
+
+    def connected(event: str, info: dict) -> None:
+        if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+            sockets.append(info["return_value"].get_extra_info("socket"))
+
+    def hang_up() -> None:
+        for one in sockets:
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+
+    request.headers.update({"Connection": "close", "Accept-Encoding": "identity"})
+    request.extensions = {**request.extensions, "trace": connected}
+    timer, body = threading.Timer(seconds, hang_up), bytearray()
+    timer.daemon = True
+    timer.start()
+    try:
+        with contextlib.closing(send(request, stream=True)) as response:
+            for chunk in response.iter_raw():
+                body += chunk
+                if len(body) > MOST_BYTES:
+                    raise _OutOfBounds(f"an answer of more than {MOST_BYTES} bytes")
+                if time.monotonic() - start > seconds:
+                    break
+    except Exception:
+        if time.monotonic() - start <= seconds:
+            raise
+    finally:
+        timer.cancel()
+    if time.monotonic() - start > seconds:
+        raise _OutOfBounds(f"no answer within {seconds:g} s")
+    headers = {name: value for name, value in response.headers.items() if name.lower() not in _OF_THE_TRANSFER}
+    return type(response)(response.status_code, headers=headers, content=bytes(body), request=request)
+
+
+_OF_THE_TRANSFER = ("content-encoding", "content-length", "transfer-encoding", "connection")
 
 
 def _client(options: TextOptions, local: bool):
@@ -281,8 +339,13 @@ def _client(options: TextOptions, local: bool):
         import openai
     except ImportError:
         raise UserError('texts.mode=llm needs the openai package: pip install -e ".[llm]"') from None
+
+    class Http(openai.DefaultHttpxClient):
+        def send(self, request, *, stream=False, **more):
+            return _bounded(functools.partial(super().send, **more), request, options.timeout)
+
     # No redirect, and for this machine no proxy: the reports go where the config says, or nowhere.
-    http = openai.DefaultHttpxClient(follow_redirects=False, trust_env=not local)
+    http = Http(follow_redirects=False, trust_env=not local)
     return openai.OpenAI(
         base_url=options.endpoint, api_key=os.environ.get(options.key_variable) or "none", timeout=options.timeout,
         max_retries=options.retries, http_client=http,
@@ -307,7 +370,7 @@ def _note(pair: Pair) -> dict[str, str]:
     return {} if pair.said == "forward" else {"note": _NOTES[pair.said]}
 
 
-@cache
+@functools.cache
 def _instruction(path: str) -> str:
     return TextOptions(instruction=path).read_instruction()
 

@@ -12,7 +12,6 @@ Written to --out: metrics.json; tables and the papers' tables 1-4 (paper), each 
 report/index.html.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from progemu_jax.errors import UserError, exit_status
 from progemu_jax.eval.evaluate import REFERENCE_ROWS, System, evaluate
 from progemu_jax.eval.metrics.fidelity import SUBSAMPLES
 from progemu_jax.eval.metrics.textmodels import MODELS
+from progemu_jax.files.command_line import Parser
 
 
 def _score_file(stem):
@@ -54,11 +54,7 @@ def find_reference_scores(folders):
 
 def main(argv=None):
     """Run from command-line arguments; returns the exit status (2 for bad input)."""
-    parser = argparse.ArgumentParser(
-        prog="python -m progemu_jax.eval",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(__doc__)
     parser.add_argument("--predictions", action="append", required=True, metavar="[NAME=]DIR")
     parser.add_argument("--references", required=True, metavar="DIR")
     parser.add_argument("--out", required=True, metavar="DIR")
@@ -68,8 +64,8 @@ def main(argv=None):
     parser.add_argument("--text-model", action="append", default=[], choices=sorted(MODELS), help="if installed")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cases", type=int, default=12, help="cases shown on the page")
-    parser.add_argument("--title", default="Counterfactual chest X-rays")
-    parser.add_argument("--caveat", action="append", default=[], help="a sentence for the head of the page")
+    parser.add_argument("--title", type=str, default="Counterfactual chest X-rays")
+    parser.add_argument("--caveat", type=str, action="append", default=[], help="a sentence for the head of the page")
     args = parser.parse_args(argv)
 
     def work():
@@ -82,6 +78,8 @@ def main(argv=None):
         systems, places = {}, []
         for given in args.predictions:
             name, _, folder = given.rpartition("=")
+            if not folder.strip():
+                raise UserError(f"--predictions={given}: names no folder; give DIR or NAME=DIR")
             name = name or Path(folder).resolve().name
             if name in systems:
                 raise UserError(f"--predictions: two folders are called {name}; give NAME=DIR")

@@ -176,7 +176,7 @@ def evaluate(
         write_text(out / "report" / "index.html", page)
     except OSError as error:
         raise UserError(
-            f"{error.filename or out}: cannot be written ({error.strerror}); choose another --out"
+            f"{error.filename or out}: cannot be written ({error.strerror}); mend that or choose another folder"
         ) from None
     return result
 

@@ -224,7 +224,10 @@ def _numbers(path, data, key, pairs, ndim):
     if key not in data or not data[key].size:
         return None
     try:
-        values = np.asarray(data[key], np.float32)
+        if np.iscomplexobj(data[key]):
+            raise TypeError
+        with np.errstate(over="ignore"):  # becomes an infinity, which is refused below
+            values = np.asarray(data[key], np.float32)
     except (ValueError, TypeError):
         raise UserError(f"{path}: {key} does not hold numbers") from None
     if values.ndim != ndim:

@@ -60,12 +60,17 @@ def _audited(row):
 
 
 def markdown(table):
-    """A Markdown section; bars in a name are escaped."""
-    clean = lambda text: " ".join(text.split()).replace("|", "\\|")  # noqa: E731
+    """A Markdown section; bars and HTML in a name are escaped."""
+    clean = lambda text: _plain(text).replace("|", "\\|")  # noqa: E731
     lines = [f"## {table.title}", "", "| system | " + " | ".join(map(clean, table.columns)) + " |"]
     lines.append("| --- |" + " --- |" * len(table.columns))
     lines += [f"| {clean(name)} | " + " | ".join(map(clean, cells)) + " |" for name, cells in table.rows]
     return "\n".join([*lines, *(["", table.caption] if table.caption else []), ""])
+
+
+def _plain(text):
+    """One line of text for Markdown, in which HTML would be live."""
+    return escape(" ".join(text.split()), quote=False)
 
 
 def tex(text):
@@ -102,7 +107,8 @@ def html(table):
 def write_forms(folder, name, title, intro, tables):
     """Writes `folder`/`name`.md, .tex and .html; `intro` is a list of sentences."""
     folder = Path(folder)
-    lines = [f"# {title}", "", *[f"{line}\n" for line in intro], *map(markdown, tables), FOOT.replace("*", "\\*"), ""]
+    head = [f"# {_plain(title)}", "", *[f"{_plain(line)}\n" for line in intro]]
+    lines = [*head, *map(markdown, tables), FOOT.replace("*", "\\*"), ""]
     write_text(folder / f"{name}.md", "\n".join(lines))
     head = [f"% {line}" for line in ["\\usepackage{booktabs,graphicx}", title, *intro, FOOT]]
     write_text(folder / f"{name}.tex", "\n".join([*(" ".join(h.split()) for h in head), "", *map(latex, tables)]))

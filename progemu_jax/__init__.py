@@ -7,10 +7,24 @@ out = model.counterfactual(prior, "New small left pleural effusion.", num_sample
 
 from __future__ import annotations
 
+import sys
 from importlib.metadata import version
 
 __version__ = version("progemu-jax")
 __all__ = ["load"]
+
+
+def _one_line(kind, error, trace):
+    """What is printed of an error that ends the process: of ctrl-C one line."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("error: interrupted", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+# `python -m progemu_jax...` begins: before its main can catch ctrl-C, jax is imported for seconds.
+if sys.argv[:1] == ["-m"] and any(word.startswith("progemu_jax") for word in sys.orig_argv):
+    sys.excepthook = _one_line
 
 
 def load(path, tokenizer=None, quantize=None):

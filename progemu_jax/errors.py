@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 
+INTERRUPTED = 130  # status after ctrl-C, as shells have it: 128 and the number of SIGINT
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 
@@ -24,12 +25,29 @@ def disk_trouble(error: Exception) -> str | None:
     return next((text for text in full if text in str(error)), None)
 
 
-def exit_status(work: Callable[[], object]) -> int:
-    """Runs a command and prints its result: 0. A `UserError` becomes one line on stderr: 2."""
+def exit_status(work: Callable[[], object], goes_on: str = "nothing is left half written") -> int:
+    """Runs a command and gives its status, with one line on stderr where it fails.
+
+    0, with the result printed; or the result, where it is a number. 2: bad input (UserError), or a path that cannot be
+    read or written. `INTERRUPTED`: ctrl-C; goes_on says what of the work is left.
+    """
     try:
         result = work()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _failed(error)
+    except OSError as error:
+        if error.filename is None and not disk_trouble(error):
+            raise
+        return _failed(f"{error.filename}: {error.strerror}; mend that or choose another path")
+    except KeyboardInterrupt:
+        return _failed(f"interrupted; {goes_on}", INTERRUPTED)
+    if isinstance(result, int):
+        return result
     print(result)
     return 0
+
+
+def _failed(why: object, status: int = 2) -> int:
+    sys.stdout.flush()
+    print(f"error: {why}", file=sys.stderr)
+    return status

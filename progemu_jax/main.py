@@ -19,7 +19,7 @@ from ml_collections import ConfigDict, config_flags
 from progemu_jax import configs
 from progemu_jax.config import Config
 from progemu_jax.devices import compilation, hosts
-from progemu_jax.errors import UserError, disk_trouble
+from progemu_jax.errors import INTERRUPTED, UserError, disk_trouble
 from progemu_jax.files.settings import from_dict, known_key
 from progemu_jax.run import run
 
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
             _stop(f"{_WORKDIR.value}: cannot be written ({why}); mend that, then the same command goes on")
         raise
     except KeyboardInterrupt:
-        _stop("interrupted; the same command goes on")
+        _stop("interrupted; the same command goes on", INTERRUPTED)
 
 
 def entry() -> None:
@@ -121,11 +121,11 @@ def _load_config(path: str):
         raise UserError(f"{path}: does not load as a config file ({type(error).__name__}: {text})") from None
 
 
-def _stop(error: Exception | str) -> NoReturn:
-    """One line and status 2."""
+def _stop(error: Exception | str, status: int = 2) -> NoReturn:
+    """One line and a status."""
     sys.stdout.flush()
     print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(status)
 
 
 def use_all_cores() -> None:

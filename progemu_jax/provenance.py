@@ -80,7 +80,7 @@ def main(argv: list[str]) -> int:
     """Prints the chunks of each file named, one a line."""
 
     def text() -> str:
-        if not argv:
+        if not all(argv) or not argv:
             raise UserError("no file: python -m progemu_jax.provenance FILE.png ...")
         lines = []
         for path in argv:

@@ -14,7 +14,6 @@ text encoder and scorer are made once a cohort and linked. All are judged by the
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -24,6 +23,7 @@ from pathlib import Path
 from progemu_jax import eval as evaluation
 from progemu_jax.configs.diffusion import STEPS
 from progemu_jax.errors import UserError, exit_status
+from progemu_jax.files.command_line import Parser
 from progemu_jax.files.records import write_text
 
 SHARED = ("data", "autoencoder", "text_encoder", "scorer")  # also the stages that make them
@@ -147,9 +147,7 @@ def verdict(metrics: dict) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run from command-line arguments; returns the exit status (2 for bad input)."""
-    parser = argparse.ArgumentParser(
-        prog="python -m progemu_jax.tables", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("--workdir", required=True, metavar="DIR")
     parser.add_argument("--size", type=int, choices=(64, 256), default=64, help="side of the images")
     parser.add_argument("--steps", type=int, help="of each diffusion model, over both stages")
@@ -160,12 +158,9 @@ def main(argv: list[str] | None = None) -> int:
         steps = STEPS[args.size] if args.steps is None else args.steps
         if steps < 4:
             raise UserError(f"--steps={steps}: expected 4 or more")
-        try:
-            return tables(Path(args.workdir), {"size": args.size, "steps": steps, "small": args.small})
-        except KeyboardInterrupt:
-            raise UserError("interrupted; the same command goes on") from None
+        return tables(Path(args.workdir), {"size": args.size, "steps": steps, "small": args.small})
 
-    return exit_status(work)
+    return exit_status(work, "the same command goes on")
 
 
 if __name__ == "__main__":

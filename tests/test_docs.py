@@ -7,6 +7,8 @@ import ast
 import dataclasses
 import functools
 import re
+import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from progemu_jax.errors import UserError
 from progemu_jax.files.settings import known_key
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
 MAPPED = ("data", "eval", "configs")  # folders beside the package that are imported as parts of it
 WIDTH, README_LINES = 120, 150
 # Words that only those who made the layout know.
@@ -243,3 +245,48 @@ def test_a_readme_that_is_too_long_is_found_out(tmp_path):
     page = tmp_path / "README.md"
     page.write_text("\n" * (README_LINES + 1), encoding="utf-8")
     assert len(page_problems(page)) == 1
+
+
+def test_extras_are_installed_from_the_checkout():
+    """The package's name is nobody's yet: whoever registers it would be installed."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    folders = ("progemu_jax", "data", "eval", "configs", "benchmarks", "docs", "notebooks")
+    paths = [p for name in folders for kind in ("py", "md", "ipynb") for p in (ROOT / name).rglob(f"*.{kind}")]
+    for path in [*paths, *PAGES]:
+        text = path.read_text(encoding="utf-8")
+        assert "progemu-jax[" not in text, path
+        assert set(re.findall(r'-e "\.\[([\w-]+)\]"', text)) <= set(extras), path
+
+
+def test_every_lock_has_hashes_and_no_address():
+    for path in ROOT.glob("requirements*.lock"):
+        text = path.read_text(encoding="utf-8")
+        assert "://" not in text, path
+        for entry in re.split(r"\n(?=\S)", text.strip()):
+            assert re.match(r"[\w.-]+==\S+ ", entry), entry[:80]
+            assert "--hash=sha256:" in entry, entry[:80]
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for line in makefile.splitlines():
+        if re.search(r"\$\((PIP|LOCKED)\)|pip install", line) and not line.startswith(("PIP :=", "LOCKED :=")):
+            assert re.search(r"\$\(LOCKED\)|--no-deps|call torch", line), line
+
+
+@pytest.mark.parametrize(("status", "found", "log", "expected"), [
+    (0, "", "No known vulnerabilities found", (0, "No known", "")),
+    (1, "numpy 1.0 PYSEC-1", "Found 1 known vulnerability", (1, "PYSEC-1", "")),
+    (1, "", "Traceback", (2, "", "error: requirements.lock was not audited")),
+])  # fmt: skip
+def test_the_audit_tells_what_is_found_from_what_goes_wrong(tmp_path, status, found, log, expected):
+    tool = tmp_path / "bin/pip-audit"
+    tool.parent.mkdir()
+    tool.write_text(f"#!/bin/sh\necho '{found}' | grep . ; echo '{log}' >&2; exit {status}\n")
+    tool.chmod(0o755)
+    (tmp_path / ".installed").touch()
+    command = ["make", "-s", "audit", f"AUDIT_VENV={tmp_path}", "-o", f"{tmp_path}/.installed"]
+    out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    code, printed, error = expected
+    assert (out.returncode != 0) == (code != 0)
+    assert printed in out.stdout
+    assert error in out.stderr
+    if code == 2:
+        assert "Error 2" in out.stderr

@@ -40,11 +40,14 @@ def test_the_file_is_clean(notebook):
     assert not re.search(r"(?<![\w/.])/(?:work|home|root|tmp|Users|content)\b", NOTEBOOK.read_text())
 
 
-def test_it_installs_first_and_by_pip_alone(notebook):
+def test_it_installs_first_from_its_own_checkout_what_the_lock_has(notebook):
+    """No name and no address that anyone could own, and nothing without a hash."""
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert [is_install(cell) for cell in code] == [True] + [False] * (len(code) - 1)
-    assert source(code[0]).startswith("%pip install")
-    assert "progemu-jax" in source(code[0])
+    lock, package = [line for line in source(code[0]).splitlines() if line.startswith("%")]
+    assert lock == "%pip install --quiet --require-hashes -r {checkout}/requirements.lock"
+    assert package == "%pip install --quiet --no-deps --no-build-isolation {checkout}"
+    assert not re.search(r"git\+|://|@ |OWNER", "".join(map(source, code)))
 
 
 def test_every_cell_runs(notebook, tiny_folder, tmp_path, monkeypatch):

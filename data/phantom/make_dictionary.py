@@ -10,13 +10,13 @@ that are held out of the prompts are among them: no prompt in training has them,
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from progemu_jax.errors import UserError, exit_status
+from progemu_jax.files.command_line import Parser
 from progemu_jax.text import wordings
 from progemu_jax.text.vocabulary import BUILT_IN, Vocabulary, load
 
@@ -180,7 +180,7 @@ def write(wordnet: Path, out: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--wordnet", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=BUILT_IN / FILE)
     args = parser.parse_args()

@@ -29,7 +29,7 @@ def available():
     missing = [name for name in ("nltk", "rouge_score", "sacrebleu") if find_spec(name) is None]
     if missing:
         what = ", ".join(missing)
-        return f"no BLEU, METEOR and ROUGE-L: pip install 'progemu-jax[text]' (not there: {what})"
+        return f'no BLEU, METEOR and ROUGE-L: pip install -e ".[text]" (not there: {what})'
     return None
 
 

@@ -1,6 +1,8 @@
 """Exports: parameters and the config that builds their model, for use without the training run."""
 
 import contextlib
+import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -16,6 +18,7 @@ from jax.experimental import multihost_utils
 
 from progemu_jax.checkpoints import packed
 from progemu_jax.checkpoints.arrays import abstract, as_text, crc, flatten, shape_and_dtype, unflatten
+from progemu_jax.checkpoints.quiet import quiet, reason
 from progemu_jax.devices import hosts
 from progemu_jax.errors import UserError
 from progemu_jax.files.records import first_difference, write_json
@@ -211,6 +214,48 @@ def load_export(directory: str | os.PathLike, template: Any = None) -> tuple[Any
     return unflatten(params), record["config"]
 
 
+def load_model(
+    directory: str | os.PathLike, sizes: Callable[[dict], Any], init: Callable[[Any, jax.Array], Any]
+) -> tuple[Any, dict, Any]:
+    """(params, config, model) of an export whose arrays have the shapes that its config promises.
+
+    Args:
+      sizes: the config -> the model's own, a frozen dataclass. init: that and a key -> fresh parameters; only their
+        shapes are traced, and before any array is read.
+
+    Raises:
+      UserError: as `load_export`, and where sizes and arrays differ, with the file and the value.
+    """
+    path, config = Path(directory) / "export.json", read_export_config(directory)
+    with reading(directory):
+        model = sizes(config)
+    tree = {n: shape for n, (shape, _) in read_export_tree(directory).items() if not n.startswith(_LEFT_OVER)}
+    for field in dataclasses.fields(model):  # before anything is traced as often as they say
+        value = getattr(model, field.name)
+        depth = len(value) if isinstance(value, tuple) else value
+        if field.name in _DEPTHS and not 0 <= depth <= len(tree) and not getattr(model, "scan_layers", False):
+            raise UserError(f"{path}: model.{field.name}={value!r:.100}: there are {len(tree)} arrays: export it again")
+    try:
+        wanted = _shapes(init, model)
+    except Exception as error:  # whatever sizes without sense make the library raise
+        raise UserError(f"{path}: model: no model has these sizes ({reason(error)}): export it again") from None
+    if found := first_difference(tree, wanted):
+        key, old, new = found
+        raise UserError(f"{path}: array {key} is {old}, the sizes in model want {new}: export it again")
+    params, config = load_export(directory)
+    return params, config, model
+
+
+_LEFT_OVER = "unused."  # of other heads and towers, which no model here has (`convert.components.UNUSED`)
+_DEPTHS = ("num_layers", "num_res_blocks", "layers", "blocks", "ch_mult", "channels", "widths", "attn_levels")
+
+
+@functools.lru_cache(64)
+def _shapes(init: Callable[[Any, jax.Array], Any], model: Any) -> dict[str, list[int]]:
+    tree = jax.eval_shape(lambda: init(model, jax.random.key(0)))
+    return {name: list(leaf.shape) for name, leaf in flatten(tree).items()}
+
+
 def iterate_export(directory: str | os.PathLike) -> Iterator[tuple[str, list[int] | None, np.ndarray]]:
     """(name, rows, array) of everything in an export; rows is None, or [start, stop] of a block of rows.
 
@@ -247,8 +292,7 @@ def reading(directory: str | os.PathLike) -> Iterator[None]:
 
 
 def _damaged(directory: Path, error: Exception) -> UserError:
-    reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-    return UserError(f"{directory}: the export is damaged ({reason}): fetch or export it again")
+    return UserError(f"{directory}: the export is damaged ({reason(error)}): fetch or export it again")
 
 
 def _read_parts(
@@ -277,7 +321,11 @@ def _read_parts(
                     shape = shape if rows is None else [rows[1] - rows[0], *shape[1:]]
                     template[name] = np.empty(shape, jnp.dtype(dtype))
             folder = directory / "params" if parts is None else _part(directory, index)
-            for name, array in reader.restore(folder, template).items():
+            with quiet():
+                restored = reader.restore(folder, template)
+            for name, array in restored.items():
+                if array.shape != template[name].shape:  # Orbax lets NumPy arrays have their own
+                    raise ValueError(f"array {name} is of shape {array.shape}, export.json says {template[name].shape}")
                 yield name, names[name], array
 
 
@@ -293,8 +341,7 @@ def _read_export_record(directory: Path) -> dict:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        raise UserError(f"{path}: does not parse as JSON ({reason}): export it again") from None
+        raise UserError(f"{path}: does not parse as JSON ({reason(error)}): export it again") from None
     kind = record.get("format") if isinstance(record, dict) else None
     if kind not in (_EXPORT_FORMAT, _FIRST_FORMAT, packed.FORMAT):
         raise UserError(f"{path}: format {kind!r:.100} is not {_EXPORT_FORMAT!r}: export it again")

@@ -18,6 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from progemu_jax.checkpoints.arrays import abstract, as_text, checksums, flatten, shape_and_dtype
+from progemu_jax.checkpoints.quiet import quiet, reason
 from progemu_jax.devices import hosts
 from progemu_jax.errors import UserError
 from progemu_jax.files.records import first_difference, normal
@@ -140,8 +141,7 @@ class Checkpoints:
         if error is None:
             error = ValueError("another host cannot read it")
         path = self.directory / str(step)
-        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        _log.warning("%s is damaged (%s): it is set aside and the one before is used", path, reason)
+        _log.warning("%s is damaged (%s): it is set aside and the one before is used", path, reason(error))
         if hosts.is_first():
             target = self.directory / f"damaged-{step}"
             shutil.rmtree(target, ignore_errors=True)
@@ -168,7 +168,7 @@ class Checkpoints:
             state=ocp.StandardCheckpointHandler(multiprocessing_options=options),
             meta=ocp.JsonCheckpointHandler(multiprocessing_options=options),
         )
-        with ocp.Checkpointer(handler, multiprocessing_options=options) as reader:
+        with ocp.Checkpointer(handler, multiprocessing_options=options) as reader, quiet():
             return reader.restore(self.directory / str(step), args=ocp.args.Composite(**items))
 
     def _read_meta(self, step: int) -> dict:

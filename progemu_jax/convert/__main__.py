@@ -5,34 +5,23 @@ directory, and a run directory or an export back to a Hugging Face folder: what 
 safetensors are read. --dialect is of a Hugging Face target; the default is the one that the weights came from.
 """
 
-import argparse
 import os
 import sys
 
 from progemu_jax.convert.convert import convert
-from progemu_jax.errors import UserError, exit_status
+from progemu_jax.errors import exit_status
+from progemu_jax.files.command_line import Parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run from command-line arguments; returns the exit status (2 for bad input)."""
-    parser = argparse.ArgumentParser(
-        prog="python -m progemu_jax.convert",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(__doc__)
     parser.add_argument("--source", required=True, metavar="DIR")
     parser.add_argument("--target", required=True, metavar="DIR")
     parser.add_argument("--dialect", metavar="original|transformers")
     args = parser.parse_args(argv)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing is computed
-
-    def work() -> str:
-        try:
-            return convert(args.source, args.target, args.dialect)
-        except KeyboardInterrupt:
-            raise UserError("interrupted; nothing is left of the target") from None
-
-    return exit_status(work)
+    return exit_status(lambda: convert(args.source, args.target, args.dialect), "nothing is left of the target")
 
 
 if __name__ == "__main__":

@@ -8,13 +8,13 @@ of the model, if it has one.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from pathlib import Path
 
 from progemu_jax import pretrained
 from progemu_jax.errors import UserError, exit_status
+from progemu_jax.files.command_line import Parser
 from progemu_jax.files.records import read_json
 from progemu_jax.gallery import cases, page
 from progemu_jax.inference.load import load
@@ -61,23 +61,14 @@ def gallery(model: str, scorer: str | None, out: Path, patients: int = 5, seed: 
 
 def main(argv: list[str] | None = None) -> int:
     """Run from command-line arguments; returns the exit status (2 for bad input)."""
-    parser = argparse.ArgumentParser(
-        prog="python -m progemu_jax.gallery", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("--model", default=pretrained.NAME, metavar="phantom|RUN")
     parser.add_argument("--scorer", metavar="phantom|DIR", help="default: the model's own")
     parser.add_argument("--out", default="runs/try", metavar="DIR")
     parser.add_argument("--patients", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0, help="of the futures")
     args = parser.parse_args(argv)
-
-    def work():
-        try:
-            return gallery(args.model, args.scorer, Path(args.out), args.patients, args.seed)
-        except OSError as error:
-            raise UserError(f"{error.filename}: cannot be written ({error.strerror})") from None
-
-    return exit_status(work)
+    return exit_status(lambda: gallery(args.model, args.scorer, Path(args.out), args.patients, args.seed))
 
 
 if __name__ == "__main__":

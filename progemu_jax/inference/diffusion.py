@@ -28,7 +28,7 @@ from progemu_jax.files.settings import from_dict, to_dict
 from progemu_jax.inference import request
 from progemu_jax.inference.counterfactual import Counterfactual, Samples
 from progemu_jax.inference.pixels import gray, to_gray
-from progemu_jax.models import pixels
+from progemu_jax.models import autoencoder, pixels, text_encoder, unet
 from progemu_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from progemu_jax.models.noise_schedule import Schedule
 from progemu_jax.models.text_encoder import TextEncoder, TextEncoderConfig
@@ -37,6 +37,7 @@ from progemu_jax.sampling.diffusion import DiffusionSampling, first_noise, gener
 from progemu_jax.text import text_tokenizers
 
 BATCH = 16  # images that are encoded or decoded at a time
+LARGEST = 8192  # side of an image
 
 
 # Keywords that ProgEmu takes, and why these models do not.
@@ -59,9 +60,8 @@ class Codec:
 
     @classmethod
     def load(cls, folder: Path) -> Codec:
-        params, config = export.load_export(folder)
-        with export.reading(folder):
-            return cls(params, from_dict(AutoencoderConfig, config["model"], "autoencoder"))
+        params, _, model = _load_part(folder, components.AUTOENCODER)
+        return cls(params, model)
 
     def on(self, mesh: jax.sharding.Mesh) -> Self:
         """Puts the codec on a mesh of this host's devices, in place, and returns it: images over its data axes."""
@@ -131,8 +131,8 @@ class DiffusionModel:
         self.schedule, self.policy, self.image_size, self.name = schedule, policy, image_size, name
         self.mesh: jax.sharding.Mesh | None = None
         step = config.factor * codec.config.factor
-        if image_size % step:
-            raise UserError(f"{name}: image_size={image_size}: expected a multiple of {step}")
+        if image_size % step or not 0 < image_size <= LARGEST:
+            raise UserError(f"{name}: image_size={image_size}: expected a multiple of {step}, at most {LARGEST}")
 
     @cached_property
     def hash(self) -> str:
@@ -250,10 +250,22 @@ class DiffusionModel:
         return Samples(self.codec.decode(np.asarray(latents)))
 
 
+_KINDS = {
+    components.UNET: (UNetConfig, unet.init_params),
+    components.AUTOENCODER: (AutoencoderConfig, autoencoder.init_params),
+    components.TEXT_ENCODER: (TextEncoderConfig, text_encoder.init_params),
+}
+
+
+def _load_part(folder: Path, kind: str) -> tuple[Any, dict, Any]:
+    config, init = _KINDS[kind]
+    return export.load_model(folder, lambda c: from_dict(config, c["model"], f"{folder}: model"), init)
+
+
 def load(path: Path) -> DiffusionModel:
     """A run directory of a diffusion model, or a Diffusers folder. Raises UserError naming what is missing."""
     if found := folders.exports(path, components.DIFFUSION):
-        loaded = {kind: export.load_export(folder) for kind, folder in found.items()}
+        loaded = {kind: _load_part(folder, kind) for kind, folder in found.items()}
         _require_all_parts(path, loaded)
         config = loaded[components.UNET][1]
         tokenizer = text_tokenizers.load(found[components.TEXT_ENCODER] / components.TEXT_TOKENIZER)
@@ -261,15 +273,7 @@ def load(path: Path) -> DiffusionModel:
             schedule = from_dict(Schedule, config["schedule"], "schedule")
             policy, size = from_dict(DiffusionSampling, config["policy"], "sampling"), int(config["image_size"])
             name = f"{path.name}@{config['hash'][:12]}"
-        kinds = {
-            components.UNET: UNetConfig,
-            components.AUTOENCODER: AutoencoderConfig,
-            components.TEXT_ENCODER: TextEncoderConfig,
-        }
-        parts = {}
-        for kind, (params, values) in loaded.items():
-            with export.reading(found[kind]):
-                parts[kind] = params, from_dict(kinds[kind], values["model"], f"{found[kind]}: model")
+        parts = {kind: (params, model) for kind, (params, _, model) in loaded.items()}
         for params, _ in parts.values():
             params.pop(components.UNUSED, None)
     else:

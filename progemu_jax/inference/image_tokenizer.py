@@ -15,8 +15,9 @@ from progemu_jax.devices import sharding
 from progemu_jax.devices.sharding import in_batches
 from progemu_jax.errors import UserError
 from progemu_jax.files.settings import from_dict
+from progemu_jax.inference import request
 from progemu_jax.inference.pixels import read, to_gray
-from progemu_jax.models import pixels
+from progemu_jax.models import pixels, prior_decoder, vqgan
 from progemu_jax.models.prior_decoder import PriorDecoder, PriorDecoderConfig, code_distance
 from progemu_jax.models.vqgan import VQGAN, VQGANConfig
 
@@ -56,15 +57,18 @@ class Tokenizer:
     @classmethod
     def load(cls, folder: str | os.PathLike, painter: str | os.PathLike | None = None) -> Tokenizer:
         """From the folders of exports; painter: of a prior decoder, or None."""
-        variables, config = export.load_export(folder)
+        variables, config, model = export.load_model(
+            folder, lambda c: from_dict(VQGANConfig, c["model"], "tokenizer"), vqgan.init_variables
+        )
         paints = None
         if painter is not None:
-            params, values = export.load_export(painter)
-            with export.reading(painter):
-                paints = params, from_dict(PriorDecoderConfig, values["model"], "decoder")
+            params, _, values = export.load_model(
+                painter, lambda c: from_dict(PriorDecoderConfig, c["model"], "decoder"), prior_decoder.init_params
+            )
+            paints = params, values
         with export.reading(folder):
             processor = config.get("image") and from_dict(ImageProcessor, config["image"], "image")
-            return cls(variables, from_dict(VQGANConfig, config["model"], "tokenizer"), processor, paints)
+            return cls(variables, model, processor, paints)
 
     def on(self, mesh: jax.sharding.Mesh) -> Tokenizer:
         """Puts the tokenizer on a mesh of this host's devices, in place: images over its data axes, parameters on each.
@@ -91,7 +95,7 @@ class Tokenizer:
         Returns:
           int32 [N, h, w] (or [h, w]).
         """
-        images = np.asarray(images)
+        images = request.array("images", images)
         if images.ndim == 2 or (images.ndim == 3 and images.shape[-1] == 3 and self.config.in_channels == 3):
             return self.tokenize(images[None], 1, None if near is None else near[None], slack)[0]
         self._check(images)
@@ -135,7 +139,9 @@ class Tokenizer:
           the patient is painted back, where the tokenizer has a `painter`. None, or without one: the plain decoder.
         prior_codes: int32 as `codes`, those of the prior; None: they are made of its pixels.
         """
-        codes = np.asarray(codes, np.int32)
+        codes = request.array("codes", codes, np.int32)
+        if codes.ndim not in (2, 3):
+            raise UserError(f"codes: expected int32 [N, h, w] or [h, w], got shape {list(codes.shape)}")
         if codes.ndim == 2:
             first = (None if x is None else np.asarray(x)[None] for x in (prior, prior_codes))
             return self.detokenize(codes[None], batch_size, rgb, *first)[0]

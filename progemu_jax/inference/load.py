@@ -34,6 +34,9 @@ def load(
     if quantize not in (None, "int8"):
         raise UserError(f"quantize={quantize!r}: expected 'int8' or None")
     path = pretrained.find(path)
+    for name, folder in (("path", path), ("tokenizer", tokenizer)):
+        if folder is not None or name == "path":
+            _check_name(name, folder)
     if not folders.is_diffusion(Path(path)):
         return progemu.load(path, tokenizer, quantize)
     if tokenizer is not None:
@@ -41,3 +44,16 @@ def load(
     if quantize:
         raise UserError(f"quantize={quantize!r}: {path} is a diffusion model, which is not quantised")
     return diffusion.load(Path(path))
+
+
+def _check_name(name: str, folder: object) -> None:
+    """UserError for what could be no folder's name, existing or not."""
+    try:
+        if not str(folder).strip():
+            raise ValueError("empty")
+        os.stat(os.fspath(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # said further on, with what is expected there
+    except (OSError, TypeError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"{name}={str(folder)[:60]!r}: names no folder ({why})") from None

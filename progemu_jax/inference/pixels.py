@@ -10,6 +10,7 @@ from PIL import Image as pil
 
 from progemu_jax.data import images
 from progemu_jax.errors import UserError
+from progemu_jax.inference import request
 
 
 def read(image: Any, mode: str) -> np.ndarray:
@@ -42,7 +43,7 @@ def read(image: Any, mode: str) -> np.ndarray:
             return convert(image)
         except (images.BrokenImage, OSError, SyntaxError, ValueError) as error:
             raise UserError(f"image: {error or type(error).__name__}; give a radiograph") from None
-    image = np.asarray(image)
+    image = request.array("image", image)
     if image.ndim == 3 and image.shape[-1] == 1:
         image = image[..., 0]
     if image.size == 0 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[-1] != 3):

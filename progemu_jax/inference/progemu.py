@@ -27,7 +27,7 @@ from progemu_jax.inference.counterfactual import Counterfactual
 from progemu_jax.inference.image_tokenizer import Tokenizer
 from progemu_jax.inference.pixels import gray
 from progemu_jax.inference.sampler import Sampler
-from progemu_jax.models import linear
+from progemu_jax.models import linear, transformer
 from progemu_jax.models.transformer import TransformerConfig
 from progemu_jax.sampling import memory
 from progemu_jax.sampling.engine import Engine
@@ -338,13 +338,16 @@ def _load_parts(path: Path, only: str | None = None) -> dict[str, Any]:
             parts = {"hash": str(export.read_export_config(folder).get("hash", "")), **parts}
             parts["tokenizer"] = Tokenizer.load(folder, found.get(PRIOR_DECODER))
             continue
-        params, config = export.load_export(folder)
+        layout = _layout(folder)
+        params, config, model = export.load_model(
+            folder, lambda c: from_dict(TransformerConfig, c["model"], "model"), transformer.init_params
+        )
         with export.reading(folder):
             policy, where = folders.run_policy(path) or (config["policy"], "sampling")
             parts |= {
                 "params": params,
-                "config": from_dict(TransformerConfig, config["model"], "model"),
-                "layout": from_dict(Layout, config["layout"], "layout"),
+                "config": model,
+                "layout": layout,
                 "policy": from_dict(Sampling, policy, where),
                 "vocabulary": folders.vocabulary(folder, config),
                 "stops": tuple(config["stops"]) if config.get("stops") else None,
@@ -352,6 +355,14 @@ def _load_parts(path: Path, only: str | None = None) -> dict[str, Any]:
                 "hash": str(config["hash"]),
             }
     return parts
+
+
+def _layout(folder: Path) -> Layout:
+    config = export.read_export_config(folder)
+    with export.reading(folder):
+        layout = from_dict(Layout, config["layout"], "layout")
+        layout.check()
+    return layout
 
 
 def _load_hugging_face(folder: emu3_folder.Folder, only: str | None) -> dict[str, Any]:

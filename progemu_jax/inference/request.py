@@ -91,6 +91,14 @@ def codes(value: Any, grid: tuple[int, int], codebook_size: int) -> np.ndarray |
     return value.astype(np.int32)
 
 
+def array(name: str, value: Any, dtype: Any = None) -> np.ndarray:
+    """`value` as an array; UserError names it where it is none."""
+    try:
+        return np.asarray(value, dtype)
+    except (TypeError, ValueError, OverflowError):
+        raise UserError(f"{name}: is no array of numbers, or has rows of different lengths") from None
+
+
 def mask(value: Any, grid: tuple[int, int], factor: int) -> np.ndarray:
     """A region as places of the code map, bool [h, w], True where the image may change.
 
@@ -101,7 +109,7 @@ def mask(value: Any, grid: tuple[int, int], factor: int) -> np.ndarray:
     """
     image = (grid[0] * factor, grid[1] * factor)
     wanted = f"bool {list(image)} (pixels) or {list(grid)} (codes)"
-    value = np.asarray(value)
+    value = array("mask", value)
     if value.dtype != bool:
         raise UserError(f"mask: expected {wanted}, got {value.dtype}; pass mask > 0")
     if value.shape == image and factor > 1:

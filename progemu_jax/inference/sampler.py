@@ -101,9 +101,11 @@ class Sampler:
     def logits(self, tokens: np.ndarray) -> np.ndarray:
         """Next-token logits f32 [B, T, V] of token ids int32 [B, T], with consecutive positions."""
         params = self._part("params")
-        tokens = np.asarray(tokens, np.int32)
+        tokens = request.array("tokens", tokens, np.int32)
         if tokens.ndim != 2 or tokens.size == 0:
             raise UserError(f"tokens: expected int32 [B, T], got shape {tokens.shape}")
+        if tokens.shape[1] > self.config.max_length:
+            raise UserError(f"tokens: rows of {tokens.shape[1]}, the model has {self.config.max_length} positions")
         if tokens.min() < 0 or tokens.max() >= self.config.vocab_size:
             raise UserError(
                 f"tokens: ids must lie in [0, {self.config.vocab_size}), got {tokens.min()}..{tokens.max()}"

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+MOST_STEPS = 100_000
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -28,10 +30,10 @@ class Schedule:
     def __post_init__(self):
         if self.kind not in ("scaled_linear", "linear"):
             raise ValueError(f"kind={self.kind!r}: choose 'scaled_linear' or 'linear'")
-        if not 0 < self.beta_start <= self.beta_end < 1 or self.steps < 2:
+        if not 0 < self.beta_start <= self.beta_end < 1 or not 2 <= self.steps <= MOST_STEPS:
             raise ValueError(
                 f"beta_start={self.beta_start}, beta_end={self.beta_end}, steps={self.steps}: expected "
-                "0 < start <= end < 1 and 2 steps or more"
+                f"0 < start <= end < 1 and 2 to {MOST_STEPS} steps"
             )
         if self.offset not in (0, 1):
             raise ValueError(f"offset={self.offset}: expected 0 or 1")

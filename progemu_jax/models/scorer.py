@@ -98,3 +98,8 @@ class ScorerNet(nn.Module):
         if c.severity:  # last and named: the other heads keep their names
             out["severity"] = nn.Dense(c.findings, name="severity")(features)
         return out
+
+
+def init_params(cfg: ScorerNetConfig, key: jax.Array, image_size: int) -> dict:
+    """Random parameters of a network for images of this size."""
+    return ScorerNet(cfg).init(key, jnp.zeros((1, image_size, image_size)))["params"]

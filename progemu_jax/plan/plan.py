@@ -66,9 +66,7 @@ def _programs(config: Config) -> list[Program]:
         raise UserError(f"config.plan.accelerators: {unknown[0]!r} is unknown; choose among {', '.join(PLANNED)}")
     tpus = [name for name in plan.accelerators if PLANNED[name].topologies]
     if tpus and importlib.util.find_spec("libtpu") is None:
-        print(
-            "plan: no TPU compiler here (pip install 'progemu-jax[tpu-plan]'): TPU rows are left out", file=sys.stderr
-        )
+        print('plan: no TPU compiler here (pip install -e ".[tpu-plan]"): TPU rows are left out', file=sys.stderr)
         tpus = []
     programs = []
     for devices in plan.devices:

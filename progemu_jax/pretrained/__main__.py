@@ -8,7 +8,6 @@ weights are in 16 bits, with a hash that loading checks; together at most 30 MB.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 from pathlib import Path
@@ -20,6 +19,7 @@ from progemu_jax.checkpoints.arrays import flatten
 from progemu_jax.convert import folders
 from progemu_jax.convert.components import IN_RUN, LANGUAGE_MODEL, PRIOR_DECODER, PROGEMU, VOCABULARY
 from progemu_jax.errors import UserError, exit_status
+from progemu_jax.files.command_line import Parser
 from progemu_jax.files.records import read_json, write_json
 from progemu_jax.pretrained import MODEL, PLACE, SCORER
 
@@ -79,11 +79,7 @@ def _pack_export(source: Path, target: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run from command-line arguments; returns the exit status (2 for bad input)."""
-    parser = argparse.ArgumentParser(
-        prog="python -m progemu_jax.pretrained",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(__doc__)
     parser.add_argument("--run", required=True, metavar="RUN", help="a finished run directory")
     parser.add_argument("--out", default=PLACE, metavar="DIR", help="default: inside the package")
     args = parser.parse_args(argv)

@@ -8,12 +8,12 @@ of the image.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 from progemu_jax.errors import UserError, exit_status
 from progemu_jax.files import records
+from progemu_jax.files.command_line import Parser
 from progemu_jax.scorers.cache import Cached
 from progemu_jax.scorers.files import source_of, write_prediction_scores, write_reference_scores
 from progemu_jax.scorers.phantom import PhantomScorer
@@ -32,11 +32,7 @@ def load(name: str):
 
 def main(argv: list[str] | None = None) -> int:
     """Run from command-line arguments; returns the exit status (2 for bad input)."""
-    parser = argparse.ArgumentParser(
-        prog="python -m progemu_jax.scorers",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(__doc__)
     parser.add_argument("--scorer", required=True, metavar="xrv|phantom[:DIR]")
     parser.add_argument("--references", required=True, metavar="DIR")
     parser.add_argument("--predictions", action="append", default=[], metavar="DIR")
@@ -45,18 +41,15 @@ def main(argv: list[str] | None = None) -> int:
     references = Path(args.references)
 
     def work():
-        try:
-            source = source_of(records.read_rows(references / "references.jsonl", "pair_id"))
-            scorer = Cached(load(args.scorer), args.cache or references / "scores" / "cache")
-            print(f"note: {scorer.caveat}", file=sys.stderr)
-            write_reference_scores(scorer, references, references / "scores", source)
-            for folder in map(Path, args.predictions):
-                write_prediction_scores(scorer, folder, folder / "scores.npz", source)
-        except OSError as error:
-            raise UserError(f"{error.filename}: cannot be written ({error.strerror})") from None
+        source = source_of(records.read_rows(references / "references.jsonl", "pair_id"))
+        scorer = Cached(load(args.scorer), args.cache or references / "scores" / "cache")
+        print(f"note: {scorer.caveat}", file=sys.stderr)
+        write_reference_scores(scorer, references, references / "scores", source)
+        for folder in map(Path, args.predictions):
+            write_prediction_scores(scorer, folder, folder / "scores.npz", source)
         return references / "scores"
 
-    return exit_status(work)
+    return exit_status(work, "the same command goes on")
 
 
 if __name__ == "__main__":

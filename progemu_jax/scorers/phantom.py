@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from pathlib import Path
@@ -15,7 +16,8 @@ from progemu_jax import pretrained
 from progemu_jax.checkpoints import export
 from progemu_jax.data.phantom import GROUPS
 from progemu_jax.errors import UserError
-from progemu_jax.models.scorer import AGE_MEAN, AGE_STD, ScorerNet, ScorerNetConfig
+from progemu_jax.files.settings import from_dict
+from progemu_jax.models.scorer import AGE_MEAN, AGE_STD, ScorerNet, ScorerNetConfig, init_params
 from progemu_jax.scorers.saliency import score_and_explain
 from progemu_jax.text.findings import FINDINGS, ORGANS
 
@@ -42,10 +44,11 @@ class PhantomScorer:
     def load(cls, folder: str | os.PathLike) -> PhantomScorer:
         """From an export of the scorer stage, or "phantom": that of the package. UserError when there is none."""
         place = Path(pretrained.find(folder, pretrained.SCORER))
-        params, config = export.load_export(place)
         with export.reading(place):
-            net = {k: tuple(v) if isinstance(v, list) else v for k, v in config["net"].items()}
-            return cls(params, ScorerNetConfig(**net), int(config["image_size"]))
+            size = int(export.read_export_config(place)["image_size"])
+        init = functools.partial(init_params, image_size=size)
+        params, _, net = export.load_model(place, lambda c: from_dict(ScorerNetConfig, c["net"], "net"), init)
+        return cls(params, net, size)
 
     def __call__(self, images: np.ndarray, source: str, batch_size: int = 64) -> dict[str, np.ndarray]:
         """Scores images.

@@ -32,7 +32,7 @@ def _library() -> tuple[Any, Any]:
         import torch
         import torchxrayvision
     except ImportError as error:
-        raise UserError(f"the XRV scorer needs {error.name}: pip install 'progemu-jax[xrv]'") from None
+        raise UserError(f'the XRV scorer needs {error.name}: pip install -e ".[xrv]"') from None
     return torch, torchxrayvision
 
 

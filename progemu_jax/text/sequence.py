@@ -17,6 +17,8 @@ import numpy as np
 from progemu_jax.errors import UserError
 from progemu_jax.text.vocabulary import Vocabulary
 
+MOST_TOKENS = 2**20  # of a row; Emu3's has 9,216
+
 
 class Kind(enum.IntEnum):
     """What a token is, for losses and metrics."""
@@ -47,6 +49,16 @@ class Layout:
     width: int
     length: int
     prompt_budget: int = 0
+
+    def check(self) -> None:
+        """Raises ValueError for a layout, of a file, that holds no two images and a prompt."""
+        least = {"height": 1, "width": 1, "prompt_budget": 0}
+        for key, value in least.items():
+            if not value <= getattr(self, key) <= self.length:
+                raise ValueError(f"layout.{key}={getattr(self, key)}: expected {value} to length={self.length}")
+        if not 2 * self.image_tokens + self.prompt_budget < self.length <= MOST_TOKENS:
+            needed = 2 * self.image_tokens + self.prompt_budget + 1
+            raise ValueError(f"layout.length={self.length}: expected {needed} to {MOST_TOKENS}")
 
     @property
     def image_tokens(self) -> int:

@@ -1,6 +1,9 @@
 """Exports: what is written comes back, and what cannot be read says so."""
 
+import gc
 import json
+import logging
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +51,35 @@ def test_exports_that_cannot_be_read_are_user_errors(tmp_path):
     with pytest.raises(UserError, match="not an export"):
         export.export(make()["params"], {}, precious)
     assert precious.is_dir()
+
+
+def other_shape(folder):
+    record = json.loads((folder / "export.json").read_text())
+    record["tree"]["dense.kernel"][0] = [64, 32]
+    (folder / "export.json").write_text(json.dumps(record))
+
+
+def cut(folder):
+    path = largest(folder / "params")
+    path.write_bytes(path.read_bytes()[:100])
+
+
+@pytest.mark.parametrize("damage", [cut, other_shape])
+def test_a_damaged_array_is_one_line_without_orbax_tracebacks(tmp_path, monkeypatch, capfd, caplog, damage):
+    """Its tasks log theirs; those left waiting print them when they are deleted."""
+    ignored = []
+    monkeypatch.setattr(sys, "unraisablehook", ignored.append)
+    folder = tmp_path / "model"
+    export.export(make()["params"], {}, folder)
+    damage(folder)
+    caplog.clear()
+    for read in (export.load_export, lambda path: list(export.iterate_export(path))):
+        fails("the export is damaged", read, folder)
+        gc.collect()
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+    assert capfd.readouterr() == ("", "")
+    assert ignored == []
+    assert logging.getLogger().isEnabledFor(logging.WARNING)
 
 
 def changed(record, **keys):

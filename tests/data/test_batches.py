@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 from support import cohorts
+from support.errors import fails
 from support.trees import make_tree
 
 from progemu_jax.data import icg_cxr, images
@@ -208,3 +209,11 @@ def test_array_batches_go_on_from_their_state():
     two = ArrayBatches(arrays, 4, seed=3)
     two.set_state(one.get_state())
     assert (next(one)["x"] == next(two)["x"]).all()
+
+
+@pytest.mark.parametrize("found", [None, {}, {"pair_id": None, "prompt": None}])
+def test_an_example_that_is_nothing_is_damaged(shards, found):
+    """What a reader gives of a file that is cut between two chunks."""
+    source = examples(shards, "pairs", "train", cache=False)
+    source._source = [found]
+    fails("example 0 of pairs/train is damaged", source._decode, 0)

@@ -89,6 +89,18 @@ class TestNpz:
         cohort = Cohort(patients=4, pairs=1)
         one_line(match, read_scores, cohort.write_scores(tmp_path / "a.npz", cohort.after, **changed))
 
+    @pytest.mark.filterwarnings("error")
+    @pytest.mark.parametrize(
+        ("changed", "match"),
+        [
+            ({"age": np.array([50, 1e300, 40, 30.0])}, "infinity in age for cases p001-0"),
+            ({"finding_prob": np.full((4, 8), 0.5 + 1j)}, "finding_prob does not hold numbers"),
+        ],
+    )
+    def test_numbers_that_float32_cannot_hold_are_one_line_without_a_warning(self, tmp_path, changed, match):
+        cohort = Cohort(patients=4, pairs=1)
+        one_line(match, read_scores, cohort.write_scores(tmp_path / "a.npz", cohort.after, **changed))
+
     @pytest.mark.parametrize("content", [b"((((", b"", b"PK\x03\x04", b"\x93NUMPY\x01\x00\x06\x00((((((", None])
     def test_files_that_are_none(self, tmp_path, content):
         if content is None:

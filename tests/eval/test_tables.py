@@ -49,3 +49,13 @@ class TestForms:
         shown = {k for _, keys in SECTIONS for k in keys}
         hidden = {"kl_printed", "sex_retention"}  # in the papers' tables, and beside the other retentions in the JSON
         assert shown | hidden == set(METRICS)
+
+
+def test_html_in_a_title_is_text_in_markdown(tmp_path):
+    hostile = "<img src=x onerror=alert(1)> & co"
+    table = tables.Table("T", [hostile], [(hostile, ["1"])])
+    tables.write_forms(tmp_path, "tables", hostile, [hostile], [table])
+    for kind in ("md", "html"):
+        text = (tmp_path / f"tables.{kind}").read_text()
+        assert text.count("&lt;img src=x onerror=alert(1)&gt; &amp; co") >= 4
+        assert "<img" not in text

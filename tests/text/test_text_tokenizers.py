@@ -10,6 +10,8 @@ from support import diffusion_reference as ref
 from progemu_jax.errors import UserError
 from progemu_jax.text import text_tokenizers
 
+SPECIAL = {"bert": ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"), "clip": ("<|startoftext|>", "<|endoftext|>")}
+
 
 @pytest.fixture(scope="module")
 def ids():
@@ -27,8 +29,25 @@ def test_every_id_is_the_librarys(ids, tmp_path, name):
     made.save(tmp_path)
     tokens, mask = text_tokenizers.load(tmp_path)(ref.LINES, 24)
     for line, ours, theirs in zip(ref.LINES, tokens.tolist(), ids[name], strict=True):
-        assert ours == theirs, line
+        if not any(token in line for token in SPECIAL[name]):
+            assert ours == theirs, line
     assert all(row[m][-1] == made.last and m[: m.sum()].all() for row, m in zip(tokens, mask, strict=True))
+
+
+@pytest.mark.parametrize("name", ["bert", "clip"])
+def test_the_name_of_a_special_token_in_a_prompt_is_text(name):
+    bert = name == "bert"
+    made = text_tokenizers.WordPiece(ref.wordpieces()) if bert else text_tokenizers.ClipBPE(*ref.clip_vocabulary())
+    known = made.rank if bert else made.vocabulary
+    for token in SPECIAL[name]:
+        ids = made.ids(f"left {token} effusion{token}")
+        assert ids
+        assert known.get(token) not in ids or token == "[UNK]"
+        tokens, mask = made([f"{token} left"], 16)
+        row = tokens[0][mask[0]].tolist()
+        assert row[0] == made.first
+        assert row.count(made.last) == 1  # the end comes once, and last
+        assert row[-1] == made.last
 
 
 def test_a_vocabulary_of_texts_knows_their_words_and_spells_others():
