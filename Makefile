@@ -14,6 +14,10 @@ TEST_ENV := JAX_PLATFORMS=cpu OMP_NUM_THREADS=1 XLA_FLAGS="$(TEST_FLAGS)"
 # slow tests and the live comparisons run what users run; `make test FAST=` does so with all of them.
 FAST ?= --xla_backend_optimization_level=0
 
+# Of make fuzz.
+CASES ?= 20000
+SEED ?= 0
+
 PARITY_VENV ?= .venv-parity
 BEAM_VENV ?= .venv-beam
 PARITY_PY := $(PARITY_VENV)/bin/python
@@ -37,7 +41,8 @@ help:
 	@echo "make audit       known faults of the packages in requirements.lock, in $(AUDIT_VENV) (asks an advisory service)"
 	@echo "make lock        the locks anew, by UV=$(UV); what they hold stays where it fits"
 	@echo "make soak        the slow tests: kill -9 in every stage, 20 times in one training; speculation over 1e5 draws"
-	@echo "make fuzz        2,000 mutated images, DICOM files, JSON, CSV and gzip through the readers"
+	@echo "make fuzz        20,000 edits of what every reader reads, values and bytes, kept in runs/fuzz; goes on when cut;"
+	@echo "                 CASES=300: fewer; SEED=7: others; CASE=NAME:SEED:NUMBER: one again"
 	@echo "make test-beam   the data stage on Apache Beam, in $(BEAM_VENV)"
 	@echo "make bench-cohort 10,000 synthetic studies of two layouts to shards, with kill -9 on the way; 1,000 of DICOM"
 	@echo "make parity-eval every metric against independent libraries, in $(PARITY_EVAL) (Python 3.11)"
@@ -116,7 +121,8 @@ soak: setup
 	$(TEST_ENV) $(PY) -m pytest -m slow
 
 fuzz: setup
-	$(TEST_ENV) $(PY) -m pytest -m slow -s tests/data/test_fuzz.py
+	PYTHONPATH=tests $(PY) -m support.fuzz --work=runs/fuzz --jobs=$(JOBS) --seed=$(SEED) \
+	  $(if $(CASE),--case=$(CASE),--cases=$(CASES))
 
 # Apache Beam lowers protobuf and pyarrow: a venv and a lock of its own.
 test-beam: $(BEAM_VENV)/.progemu-installed
@@ -188,5 +194,5 @@ format: setup
 	$(PY) -m ruff format .
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path "./$(VENV)/*" -prune -exec rm -rf {} +

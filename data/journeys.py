@@ -13,6 +13,7 @@ from pathlib import Path
 
 from progemu_jax.data.sources import Given, Rejected, Study, unwanted
 from progemu_jax.errors import UserError
+from progemu_jax.files import records
 
 SPLITS = ("train", "validation", "test")
 NOT_FINDINGS = ("No Finding", "Support Devices")
@@ -365,7 +366,7 @@ def _left_out(study: Study, reason: str) -> Rejected:
 def read_list(path: str | Path) -> frozenset[str]:
     """Patient ids, one a line; blank lines and what follows a # do not count. UserError where it does not read."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = records.read_text(path).splitlines()
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: the list of patients does not read ({type(error).__name__})") from None
     return frozenset(name for line in lines if (name := line.split("#")[0].strip()))

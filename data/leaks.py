@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from progemu_jax.data.journeys import read_list
-from progemu_jax.errors import UserError, exit_status
+from progemu_jax.errors import UserError, exit_status, shown
 from progemu_jax.files import records
 from progemu_jax.files.command_line import Parser
 
@@ -111,11 +111,11 @@ def _report(trees: list[Path], subjects: Path | None, write: Path | None) -> int
         raise UserError(f"--write={write}: is a folder; name a file")
     found = check(trees, read_list(subjects) if subjects else frozenset())
     for split, count in found["images"].items():
-        print(f"{split}: {count} images of {found['patients'].get(split, 0)} patients")
+        print(f"{shown(split)}: {count} images of {found['patients'].get(split, 0)} patients")
     for row in found["crossing"]:
-        print(f"{row['what']}: {row['a']} and {row['b']} ({row['bits']} bits)")
+        print(shown(f"{row['what']}: {row['a']} and {row['b']} ({row['bits']} bits)"))
     for name in found["listed"]:
-        print(f"on the list: {name}")
+        print(f"on the list: {shown(name)}")
     leaks = len(found["crossing"]) + len(found["listed"])
     print(f"{leaks} leaks" if leaks else "nothing crosses the splits")
     if write:

@@ -59,7 +59,7 @@ def audit(
         raise UserError(f"{predictions}: no image of a case in {references}")
     asked = {
         "generated": [(f"{r['pair_id']}#{r.get('sample', 0)}", predictions, r["image"]) for r in rows],
-        "real": [(name, references, cases[name]["followup"]) for name in sorted({r["pair_id"] for r in rows})],
+        "real": [(name, references, cases[name].get("followup")) for name in sorted({r["pair_id"] for r in rows})],
     }
     queries = {k: np.stack([thumbnail(_read(root, name)) for _, root, name in items]) for k, items in asked.items()}
     names, table = [], []
@@ -102,10 +102,10 @@ def _rows(path: Path) -> list[dict]:
 
 
 def _read(root: Path, name: str) -> np.ndarray:
-    path = inside(root, str(name))
+    path = inside(root, name) if isinstance(name, str) else None
     try:
         if path is None:
-            raise images.BrokenImage("the path leaves the folder")
+            raise images.BrokenImage("is no path in the folder")
         return radiograph.read_gray(path)
     except images.BrokenImage as error:
         raise UserError(f"{root / str(name)}: {error}") from None

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from progemu_jax.data import images
-from progemu_jax.data.journeys import Options, Pair, split_of
+from progemu_jax.data.journeys import SPLITS, Options, Pair, split_of
 from progemu_jax.data.sources import Rejected, check_root, inside, is_text, safe_id
 from progemu_jax.errors import UserError
 from progemu_jax.files import records
@@ -111,7 +111,7 @@ def _read_pair(root: Path, path: Path) -> TreePair | Rejected:
     try:
         if path.stat().st_size > MAX_JSON:
             return reject(f"the JSON is larger than {MAX_JSON} bytes")
-        meta = json.loads(path.read_text(encoding="utf-8"))
+        meta = json.loads(records.read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         return reject(f"the JSON does not parse ({type(error).__name__})")
     if not isinstance(meta, dict) or not isinstance(meta.get("progemu", {}), dict):
@@ -119,6 +119,8 @@ def _read_pair(root: Path, path: Path) -> TreePair | Rejected:
     for key in ("progression-description", "changes-of-findings"):
         if not is_text(meta.get(key)):
             return reject(f"key {key!r} is missing or not text")
+    if not _storable(meta.get("progemu", {}), required=False):
+        return reject("split or group is not one that can be stored")
     source, view, patient, name = *relative.parts[:2], path.parent.parent.name, path.stem
     patient = patient.removeprefix("p")
     pair_id = meta.get("progemu", {}).get("pair_id") or f"{source}-{view}-p{patient}-{name}"
@@ -133,13 +135,19 @@ def _read_pair(root: Path, path: Path) -> TreePair | Rejected:
     return TreePair(pair_id, patient, source, view, *pictures, meta)
 
 
+def _storable(row, required=True):
+    """Whether split and group of a row are such that the shards can hold them."""
+    split, group = row.get("split"), row.get("group")
+    return (split in SPLITS if required or split else True) and (group is None or is_text(group))
+
+
 def read_singles(root: str | Path) -> Iterator[dict | Rejected]:
     """Rows of singles.jsonl, "image" made an absolute Path; a broken row as Rejected."""
     root = Path(root)
     for line, row in records.read_lines(root / "singles.jsonl"):
         where = f"singles.jsonl:{line}"
         texts = ("image", "text", "study_id", "patient_id", "source", "split")
-        if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in texts):
+        if not isinstance(row, dict) or not all(is_text(row.get(key)) for key in texts) or not _storable(row):
             yield Rejected("", where, "the row does not parse")
         elif (path := inside(root, row["image"])) is None:
             yield Rejected("", where, "the image's path leaves the root")

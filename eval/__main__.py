@@ -20,6 +20,9 @@ from progemu_jax.eval.evaluate import REFERENCE_ROWS, System, evaluate
 from progemu_jax.eval.metrics.fidelity import SUBSAMPLES
 from progemu_jax.eval.metrics.textmodels import MODELS
 from progemu_jax.files.command_line import Parser
+from progemu_jax.files.records import oddity
+
+MOST = 100_000  # resamples
 
 
 def _score_file(stem):
@@ -69,12 +72,15 @@ def main(argv=None):
     args = parser.parse_args(argv)
 
     def work():
-        if args.bootstrap < 0:
-            raise UserError(f"--bootstrap={args.bootstrap}: must not be negative")
+        if not 0 <= args.bootstrap <= MOST:
+            raise UserError(f"--bootstrap={args.bootstrap}: must not be negative, nor over {MOST}")
         if not 0 <= args.subsamples <= SUBSAMPLES:
             raise UserError(f"--subsamples={args.subsamples}: give 0 to {SUBSAMPLES}")
         if args.cases < 0 or args.seed < 0:
             raise UserError("--cases and --seed must not be negative")
+        for flag, given in (("--title", args.title), ("--caveat", args.caveat), ("--predictions", args.predictions)):
+            if odd := oddity(given):
+                raise UserError(f"{flag}: holds {odd}; give text")
         systems, places = {}, []
         for given in args.predictions:
             name, _, folder = given.rpartition("=")

@@ -7,7 +7,7 @@ import math
 import os
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -199,7 +199,7 @@ def _wrong(row):
         if not isinstance(row[key], str):
             return key, "text"
     for key in ("prior", "followup", "counterfactual", "masks_prior", "masks_followup"):
-        if row.get(key) is not None and not inside(row[key]):
+        if row.get(key) is not None and not records.can_be_inside(row[key]):
             return key, "a path in the folder"
     if row.get("age") is not None and not _number(row["age"]):
         return "age", "a number or null"
@@ -220,18 +220,6 @@ def _wrong(row):
 
 def _number(value):
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def inside(name):
-    """Whether a path stays in its folder, and can be one."""
-    if not isinstance(name, str) or "\0" in name:
-        return False
-    parts = PurePath(name).parts
-    return (
-        not PurePath(name).is_absolute()
-        and ".." not in parts
-        and all(len(p.encode("utf-8", "replace")) <= 255 for p in parts)
-    )
 
 
 def leaves(root, path):
@@ -288,7 +276,7 @@ def read_predictions(root, references):
         ("sample", "a whole number from 0", lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= 0),
         ("prompt", "text", lambda v: isinstance(v, str)),
         ("text", "text", lambda v: isinstance(v, str)),
-        ("image", "a path in the folder", inside),
+        ("image", "a path in the folder", records.can_be_inside),
     ):
         wrong = [r["pair_id"] for r in rows if r.get(key) is not None and not fine(r[key])]
         if wrong:

@@ -235,7 +235,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "scorer.seed": (0, _INF),
     "scorer.images": (1, _INF),
     "scorer.valid_images": (1, _INF),
-    "evaluate.bootstrap": (0, _INF),
+    "evaluate.bootstrap": (0, 100_000),
     "evaluate.seed": (0, _INF),
     "evaluate.cases": (0, _INF),
     "plan.rows": (1, _INF),

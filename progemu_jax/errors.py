@@ -8,6 +8,8 @@ from collections.abc import Callable
 INTERRUPTED = 130  # status after ctrl-C, as shells have it: 128 and the number of SIGINT
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
+LONGEST = 1500  # characters of an error
+
 
 class UserError(Exception):
     """Bad input. `main` prints the message as one line and exits with status 2, without a traceback."""
@@ -23,6 +25,18 @@ def disk_trouble(error: Exception) -> str | None:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     full = (os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
     return next((text for text in full if text in str(error)), None)
+
+
+def shown(text: object) -> str:
+    """Text of a stranger for a terminal: what is no printable character is escaped, so it is one line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def say(error: object) -> None:
+    """The one line of an error, on stderr; what is longer than any of ours is cut."""
+    text = shown(error)
+    sys.stdout.flush()
+    print(f"error: {text if len(text) <= LONGEST else f'{text[:LONGEST]}...'}", file=sys.stderr)
 
 
 def exit_status(work: Callable[[], object], goes_on: str = "nothing is left half written") -> int:
@@ -43,11 +57,10 @@ def exit_status(work: Callable[[], object], goes_on: str = "nothing is left half
         return _failed(f"interrupted; {goes_on}", INTERRUPTED)
     if isinstance(result, int):
         return result
-    print(result)
+    print(str(result).encode("utf-8", "backslashreplace").decode())  # a path need not be text
     return 0
 
 
 def _failed(why: object, status: int = 2) -> int:
-    sys.stdout.flush()
-    print(f"error: {why}", file=sys.stderr)
+    say(why)
     return status

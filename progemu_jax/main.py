@@ -19,7 +19,7 @@ from ml_collections import ConfigDict, config_flags
 from progemu_jax import configs
 from progemu_jax.config import Config
 from progemu_jax.devices import compilation, hosts
-from progemu_jax.errors import INTERRUPTED, UserError, disk_trouble
+from progemu_jax.errors import INTERRUPTED, UserError, disk_trouble, say
 from progemu_jax.files.settings import from_dict, known_key
 from progemu_jax.run import run
 
@@ -123,8 +123,7 @@ def _load_config(path: str):
 
 def _stop(error: Exception | str, status: int = 2) -> NoReturn:
     """One line and a status."""
-    sys.stdout.flush()
-    print(f"error: {error}", file=sys.stderr)
+    say(error)
     sys.exit(status)
 
 

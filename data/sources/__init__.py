@@ -217,9 +217,9 @@ def unwanted(view: str) -> str:
 
 
 def inside(root: Path, *parts: str) -> Path | None:
-    """root/parts, or None where that is absolute, climbs with '..' or leaves `root` through a link."""
+    """root/parts, or None where that is absolute, climbs with '..', leaves `root` through a link or can be no path."""
     relative = Path(*parts)
-    if relative.is_absolute() or ".." in relative.parts:
+    if not records.can_be_inside(str(relative)):
         return None
     path, real_root = root / relative, _real(str(root))
     return path if os.path.commonpath([os.path.realpath(path), real_root]) == real_root else None

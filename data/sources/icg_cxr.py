@@ -33,6 +33,7 @@ from progemu_jax.data.sources import (
 )
 from progemu_jax.data.sources.chexpertplus import find_table, report_of
 from progemu_jax.errors import UserError
+from progemu_jax.files import records
 from progemu_jax.text import findings, rules
 
 MAX_JSON = 1 << 20  # bytes of one pair's JSON
@@ -97,7 +98,7 @@ class IcgCxr:
         try:
             if path.stat().st_size > MAX_JSON:
                 return f"the JSON is larger than {MAX_JSON} bytes"
-            meta = json.loads(path.read_text(encoding="utf-8"))
+            meta = json.loads(records.read_text(path))
         except (OSError, ValueError, RecursionError) as error:
             return f"the JSON does not parse ({type(error).__name__})"
         if not isinstance(meta, dict):

@@ -21,7 +21,7 @@ from progemu_jax.checkpoints.arrays import abstract, as_text, crc, flatten, shap
 from progemu_jax.checkpoints.quiet import quiet, reason
 from progemu_jax.devices import hosts
 from progemu_jax.errors import UserError
-from progemu_jax.files.records import first_difference, write_json
+from progemu_jax.files.records import first_difference, read_text, write_json
 
 _FIRST_FORMAT, _EXPORT_FORMAT = "progemu-jax-export-1", "progemu-jax-export-2"
 PART_BYTES = 2**27  # of an export that are written at a time
@@ -339,7 +339,7 @@ def _read_export_record(directory: Path) -> dict:
     if not path.exists():
         raise UserError(f"{directory}: no export here (export.json is missing): check the path")
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: does not parse as JSON ({reason(error)}): export it again") from None
     kind = record.get("format") if isinstance(record, dict) else None

@@ -23,6 +23,7 @@ import ml_dtypes
 import numpy as np
 
 from progemu_jax.errors import UserError
+from progemu_jax.files.records import open_file, read_text
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 DIFFUSERS = "diffusion_pytorch_model"  # the name of Diffusers' weights, where others say "model"
@@ -156,7 +157,7 @@ def _open_shards(index: Path) -> dict[str, Tensor]:
 def read_json(path: Path) -> dict:
     """A JSON object; UserError when it is absent or something else, or names a key twice."""
     try:
-        value = json.loads(inside(path).read_text(encoding="utf-8"), object_pairs_hook=_unique)
+        value = json.loads(read_text(inside(path)), object_pairs_hook=_unique)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); fetch the whole checkpoint") from None
     except (ValueError, RecursionError) as error:
@@ -181,7 +182,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
     """The tensors of one file. Raises UserError for anything that is not a whole safetensors file."""
     try:
         size = path.stat().st_size
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, _HEADER_LIMIT):
                 raise UserError(f"{path}: is not a safetensors file, or is truncated; fetch it again")

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from progemu_jax.errors import say
+
 _LONGEST_NAME, _LONGEST_PATH = 255, 4095  # bytes, of what a file system takes
 
 
@@ -25,7 +27,7 @@ class Parser(argparse.ArgumentParser):
         self.register("type", Path, lambda text: Path(_text(text)))
 
     def error(self, message: str) -> NoReturn:
-        print(f"error: {message.removeprefix('argument ')}; --help lists the flags", file=sys.stderr)
+        say(f"{message.removeprefix('argument ')}; --help lists the flags")
         sys.exit(2)
 
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from progemu_jax.errors import UserError
+from progemu_jax.errors import UserError, shown
 from progemu_jax.files.records import digest, first_difference, normal, read_json, write_json
 from progemu_jax.files.settings import filled
 
@@ -133,7 +133,7 @@ def list_stages(stages: Sequence[Stage], workdir: str | os.PathLike) -> str:
         except UserError:
             record = None  # an input is not there yet
         status, found = _status(stage, workdir, record)
-        text = f"config differs: {found[1][0]}" if status == "differs" else status
+        text = f"config differs: {shown(found[1][0])}" if status == "differs" else status
         lines.append(f"{stage.name}: {text}")
         for name in stage.inputs:
             path, maker, _ = _input(name, stages, workdir)

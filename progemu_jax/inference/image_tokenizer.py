@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from functools import partial
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -22,6 +23,29 @@ from progemu_jax.models.prior_decoder import PriorDecoder, PriorDecoderConfig, c
 from progemu_jax.models.vqgan import VQGAN, VQGANConfig
 
 
+@lru_cache(maxsize=8)
+def _programs(config: VQGANConfig, painter: PriorDecoderConfig | None) -> tuple[Callable, Callable, Callable]:
+    """Encoder, decoder, decoder that sees the prior: compiled once for all tokenizers of these configs."""
+    net = VQGAN(config)
+
+    def normalize(images: jax.Array) -> jax.Array:
+        return pixels.normalize(images, config.in_channels)
+
+    def encode(variables: Any, images: jax.Array, *near: Any) -> tuple[jax.Array, jax.Array]:
+        return net.apply(variables, normalize(images), *near, method="tokenize")
+
+    def decode(variables: Any, codes: jax.Array) -> jax.Array:
+        return net.apply(variables, codes, method="detokenize")
+
+    def paint(variables: Any, params: Any, codes: jax.Array, prior: jax.Array, near: jax.Array) -> jax.Array:
+        decoded, decoded_prior = (decode(variables, c).mean(-1) for c in (codes, near))
+        apart = code_distance(net.apply(variables, method="table"), codes, near)
+        gray = normalize(prior).mean(-1)
+        return PriorDecoder(painter).apply({"params": params}, decoded, gray, decoded_prior, apart)[..., None]
+
+    return jax.jit(encode), jax.jit(decode), jax.jit(paint)
+
+
 class Tokenizer:
     """VQGAN with its parameters: gray or RGB images <-> codes.
 
@@ -38,21 +62,7 @@ class Tokenizer:
     ):
         self.variables, self.config, self.processor, self.painter = variables, config, processor, painter
         self.mesh = None
-        net = VQGAN(config)
-
-        def normalize(images: jax.Array) -> jax.Array:
-            return pixels.normalize(images, config.in_channels)
-
-        self._encode = jax.jit(lambda v, x, *near: net.apply(v, normalize(x), *near, method="tokenize"))
-        self._decode = jax.jit(lambda v, c: net.apply(v, c, method="detokenize"))
-
-        def paint(variables: Any, params: Any, codes: jax.Array, prior: jax.Array, near: jax.Array) -> jax.Array:
-            decoded, decoded_prior = (net.apply(variables, c, method="detokenize").mean(-1) for c in (codes, near))
-            apart = code_distance(net.apply(variables, method="table"), codes, near)
-            gray = normalize(prior).mean(-1)
-            return PriorDecoder(painter[1]).apply({"params": params}, decoded, gray, decoded_prior, apart)[..., None]
-
-        self._paint = jax.jit(paint)
+        self._encode, self._decode, self._paint = _programs(config, painter[1] if painter else None)
 
     @classmethod
     def load(cls, folder: str | os.PathLike, painter: str | os.PathLike | None = None) -> Tokenizer:

@@ -222,19 +222,23 @@ def load(folder: Path) -> TextTokenizer | None:
       UserError: a file that does not read.
     """
     try:
-        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        path = folder / "tokenizer_config.json"
+        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError, RecursionError):
         config = {}
+    config = config if isinstance(config, dict) else {}
     path = folder / WORDPIECE_FILE
     try:
-        if path.exists():
+        if path.is_file():
             tokens = path.read_text(encoding="utf-8").splitlines()
             return WordPiece(tokens, lower=bool(config.get("do_lower_case", True)))
         path = folder / BPE_FILES[0]
-        if not path.exists():
+        if not path.is_file():
             return None
         vocabulary = {str(k): int(v) for k, v in json.loads(path.read_text(encoding="utf-8")).items()}
         path = folder / BPE_FILES[1]
+        if not path.is_file():  # a pipe would be waited for
+            raise ValueError("is no file")
         lines = path.read_text(encoding="utf-8").splitlines()
         merges = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
         if any(len(pair) != 2 for pair in merges):

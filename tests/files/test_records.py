@@ -1,5 +1,7 @@
 """JSON lines: what is written comes back, and what is broken is named by its line."""
 
+import os
+
 import pytest
 
 from progemu_jax.errors import UserError
@@ -57,3 +59,28 @@ def test_what_json_of_python_has_beyond_json(value, what):
     found = records.oddity(value)
     assert what in found
     assert bool(found) == bool(what)
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_or_a_device_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/zero")
+    for name in ("pipe", "link", "."):
+        with pytest.raises(OSError, match="no regular file"):
+            records.read_text(tmp_path / name)
+        assert records.read_json(tmp_path / name) is None
+        with pytest.raises(UserError, match="no regular file"):
+            list(records.read_lines(tmp_path / name))
+
+
+def test_json_that_nests_too_deep_does_not_parse(tmp_path):
+    (tmp_path / "a.json").write_text("[" * 100_000)
+    assert records.read_json(tmp_path / "a.json") is None
+
+
+@pytest.mark.parametrize(
+    "name", ["/a", "../a", "a/../../b", "a\0b", "\ud800", "a" * 256, "é" * 128, "a/" * 1001, None, 3, ["a"]]
+)
+def test_a_name_that_leaves_its_folder_or_is_none_is_refused(name):
+    assert not records.can_be_inside(name)
+    assert all(records.can_be_inside(fine) for fine in ("a", "a/b.png", "./a", "a b/é.png", "..a", "a" * 255))

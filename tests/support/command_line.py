@@ -61,13 +61,19 @@ def run(folder, workdir, *more):
 def run_here(monkeypatch, capsys, folder, workdir, *more):
     """`run` in this process, for mistakes that end it before any work: starting Python takes longer than the check."""
     monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"])  # which the command adds to
-    monkeypatch.setattr(sys, "argv", command(folder, workdir, *more)[2:])
+    status = enter(command(folder, workdir, *more)[2:])
+    return subprocess.CompletedProcess(sys.argv, status, *capsys.readouterr())
+
+
+def enter(arguments):
+    """`main.entry` with these arguments, the program's name first; the exit status. Flags are as in a fresh process."""
+    before, sys.argv = sys.argv, list(arguments)
     try:
         main.entry()
     except SystemExit as stopped:
-        out, err = capsys.readouterr()
-        return subprocess.CompletedProcess(sys.argv, stopped.code, out, err)
-    finally:  # as in a fresh process
+        return stopped.code
+    finally:
+        sys.argv = before
         for name in [name for name in flags.FLAGS if name.split(".")[0] == "config"]:
             delattr(flags.FLAGS, name)
         flags.FLAGS.unparse_flags()

@@ -3,6 +3,7 @@
 import json
 
 import jax
+import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
@@ -14,6 +15,7 @@ from progemu_jax.models.noise_schedule import Schedule
 from progemu_jax.models.text_encoder import TextEncoder
 from progemu_jax.models.unet import UNet
 from progemu_jax.sampling.diffusion import DiffusionSampling, generate
+from progemu_jax.text import text_tokenizers
 from support import diffusion_reference as ref
 
 UNET_CONFIG = {"_class_name": "UNet2DConditionModel", **ref.PAIRS_UNET, "encoder_hid_dim": 40}
@@ -42,6 +44,34 @@ def component(folder, config, dtype=np.float32, shards=1, extra=None, dialect=No
             writer.write(name, value)
         writer.close()
     at.write_text(json.dumps(config))
+    return folder
+
+
+def pipeline(folder):
+    """A whole pipeline: BERT, two shards of the UNet in bfloat16, old names in the autoencoder."""
+    component(folder / "unet", UNET_CONFIG, ml_dtypes.bfloat16, 2)
+    component(folder / "vae", VAE_CONFIG, dialect=diffusers_names.Dialect(old=True))
+    extra = {
+        "bert.pooler.dense.weight": np.ones((40, 40), np.float32),
+        "bert.embeddings.position_ids": np.arange(32, dtype=np.int64)[None],
+        "cls.predictions.bias": np.ones(90, np.float16),
+    }
+    component(folder / "text_encoder", BERT_CONFIG, extra=extra, dialect=diffusers_names.Dialect("bert.", old=True))
+    (folder / "tokenizer").mkdir()
+    text_tokenizers.WordPiece(ref.wordpieces()).save(folder / "tokenizer")
+    (folder / "scheduler").mkdir()
+    scheduler = {"_class_name": "PNDMScheduler", **ref.SCHEDULE, "steps_offset": 1, "set_alpha_to_one": False}
+    (folder / "scheduler/scheduler_config.json").write_text(json.dumps(scheduler))
+    index = {
+        "_class_name": "StableDiffusionInstructPix2PixPipeline",
+        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+        "scheduler": ["diffusers", "PNDMScheduler"],
+        "text_encoder": ["transformers", "BertModel"],
+        "tokenizer": ["transformers", "BertTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index))
     return folder
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from progemu_jax.checkpoints import safetensors
 from progemu_jax.checkpoints.export import ExportWriter, read_export_config, read_export_tree
 from progemu_jax.checkpoints.safetensors import DIFFUSERS
 from progemu_jax.convert import transfer
@@ -149,7 +150,7 @@ def _write_index(parts: list[OutgoingPart], target: Path) -> None:
     denoiser = next(p for p in parts if p.kind == UNET)
     kept = denoiser.export / SOURCE
     model = from_dict(UNetConfig, denoiser.config["model"], f"{denoiser.export}: model")
-    index = json.loads((kept / INDEX).read_text()) if (kept / INDEX).is_file() else {}
+    index = safetensors.read_json(kept / INDEX) if (kept / INDEX).is_file() else {}
     there = {FOLDERS[p.kind] for p in parts} | {"scheduler"}
     if not index:
         kind = "StableDiffusionInstructPix2PixPipeline" if model.conditioned else "StableDiffusionPipeline"

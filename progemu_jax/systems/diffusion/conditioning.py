@@ -14,6 +14,7 @@ from progemu_jax.config import Config
 from progemu_jax.convert import components
 from progemu_jax.data.progression import progression
 from progemu_jax.errors import UserError
+from progemu_jax.files.records import read_text
 from progemu_jax.files.settings import from_dict
 from progemu_jax.models.autoencoder import AutoencoderConfig
 from progemu_jax.models.text_encoder import TextEncoderConfig
@@ -28,7 +29,7 @@ def prompt_reader(config: Config, workdir: Path) -> Callable[[dict], str]:
         return lambda e: e["prompt"] if "prompt" in e else of_report(e["text"])
     found = {}
     for path in (workdir / "data/tree").rglob("*.json"):
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_text(path))
         if isinstance(values, dict) and "progression-description" in values:
             report = values.get("followup-report") or {}
             pair = (values.get("progemu") or {}).get("pair_id", path.stem)

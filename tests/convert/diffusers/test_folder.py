@@ -4,12 +4,11 @@ import json
 import shutil
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 import pytest
 from support import diffusion_reference as ref
 from support import tiny_diffusion
-from support.diffusion_models import BERT_CONFIG, CLIP_CONFIG, UNET_CONFIG, VAE_CONFIG, component
+from support.diffusion_models import BERT_CONFIG, CLIP_CONFIG, component, pipeline
 from support.tiny_diffusion import MODEL
 
 from progemu_jax.checkpoints import export, safetensors
@@ -23,34 +22,6 @@ from progemu_jax.models import text_encoder, unet
 from progemu_jax.models.autoencoder import AutoencoderConfig
 from progemu_jax.models.noise_schedule import Schedule
 from progemu_jax.text import text_tokenizers
-
-
-def pipeline(folder):
-    """A whole pipeline: BERT, two shards of the UNet in bfloat16, old names in the autoencoder."""
-    component(folder / "unet", UNET_CONFIG, ml_dtypes.bfloat16, 2)
-    component(folder / "vae", VAE_CONFIG, dialect=diffusers_names.Dialect(old=True))
-    extra = {
-        "bert.pooler.dense.weight": np.ones((40, 40), np.float32),
-        "bert.embeddings.position_ids": np.arange(32, dtype=np.int64)[None],
-        "cls.predictions.bias": np.ones(90, np.float16),
-    }
-    component(folder / "text_encoder", BERT_CONFIG, extra=extra, dialect=diffusers_names.Dialect("bert.", old=True))
-    (folder / "tokenizer").mkdir()
-    text_tokenizers.WordPiece(ref.wordpieces()).save(folder / "tokenizer")
-    (folder / "scheduler").mkdir()
-    scheduler = {"_class_name": "PNDMScheduler", **ref.SCHEDULE, "steps_offset": 1, "set_alpha_to_one": False}
-    (folder / "scheduler/scheduler_config.json").write_text(json.dumps(scheduler))
-    index = {
-        "_class_name": "StableDiffusionInstructPix2PixPipeline",
-        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
-        "scheduler": ["diffusers", "PNDMScheduler"],
-        "text_encoder": ["transformers", "BertModel"],
-        "tokenizer": ["transformers", "BertTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-    }
-    (folder / "model_index.json").write_text(json.dumps(index))
-    return folder
 
 
 @pytest.fixture(scope="module")
