@@ -11,6 +11,7 @@ import pytest
 # Files that take longest, from the first: with `--dist loadfile --no-loadscope-reorder` (make test) none of them is
 # left to one worker at the end.
 LONGEST = (
+    "soak/test_kills",
     "systems/progemu/test_whole_run",
     "training/test_meshes",
     "sampling/test_engine",

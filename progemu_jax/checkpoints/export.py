@@ -80,7 +80,9 @@ class ExportWriter:
         if self.directory.exists() and not (self.directory / "export.json").exists():
             raise UserError(f"{self.directory}: exists and is not an export: choose another folder")
         self.folder = self.directory.with_name(f"{self.directory.name}.tmp")  # other files may be put there, too
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._old = self.directory.with_name(f"{self.directory.name}.old")
+        for leftover in (self.folder, self._old):
+            shutil.rmtree(leftover, ignore_errors=True)
         (self.folder / "params").mkdir(parents=True)
         self._orbax = _checkpointer()
         self._pending: dict = {}
@@ -141,9 +143,10 @@ class ExportWriter:
             "parts": self._parts,
         }
         write_json(self.folder / "export.json", record)
-        if self.directory.exists():
-            shutil.rmtree(self.directory)
+        if self.directory.exists():  # moved at once: half of it, left by a kill, would be no export of ours
+            self.directory.rename(self._old)
         self.folder.rename(self.directory)
+        shutil.rmtree(self._old, ignore_errors=True)
 
 
 def _checkpointer() -> ocp.StandardCheckpointer:

@@ -68,21 +68,21 @@ def convert(source: str | os.PathLike, target: str | os.PathLike, dialect: str |
         left_out = _prior_decoder(parts)
     if temporary.is_dir() and any(temporary.iterdir()) and not (temporary / UNFINISHED).is_file():
         raise UserError(f"{temporary}: is in the way, and no conversion made it; move it, or choose another --target")
-    shutil.rmtree(temporary, ignore_errors=True)
+    _remove(temporary)
     try:
         temporary.mkdir(parents=True)
         (temporary / UNFINISHED).touch()
-        said = write(temporary)
-        (temporary / UNFINISHED).unlink()
+        (temporary / target.name).mkdir()
+        said = write(temporary / target.name)
         if target.exists():
             target.rmdir()
-        temporary.rename(target)
+        (temporary / target.name).rename(target)
     except (OSError, ValueError) as error:
         if why := disk_trouble(error) or getattr(error, "strerror", None):
             raise UserError(f"--target={target}: cannot be written ({why}); choose another") from None
         raise
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
     if left_out:
         _log.warning(
             "%s: left out, a Hugging Face folder has no place for it; images of %s are painted from codes alone, "
@@ -92,6 +92,14 @@ def convert(source: str | os.PathLike, target: str | os.PathLike, dialect: str |
             left_out.parents[1],
         )
     return f"{target}: {said}"
+
+
+def _remove(temporary: Path) -> None:
+    """Deletes a folder of ours, its mark last: whenever this is killed, what is left is ours to delete."""
+    for path in temporary.iterdir() if temporary.is_dir() else ():
+        if path.name != UNFINISHED:
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _prior_decoder(parts: Mapping[str, Path]) -> Path | None:

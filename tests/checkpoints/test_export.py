@@ -3,6 +3,7 @@
 import gc
 import json
 import logging
+import shutil
 import sys
 
 import jax
@@ -25,6 +26,30 @@ def test_export_round_trip_and_replacement(tmp_path):
         assert config["seed"] == seed
         assert_same(back, params)
         assert_same(export.load_export(folder, jax.eval_shape(lambda: make()["params"]))[0], params)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_an_export_is_replaced_whole_wherever_that_is_killed(tmp_path, monkeypatch):
+    """Killed while the old one goes, the next call makes it: half an export would be a folder that is none of ours."""
+
+    class Killed(BaseException):
+        pass
+
+    folder, rmtree = tmp_path / "model", shutil.rmtree
+
+    def killed(path, **options):
+        if path.name != "model.tmp" and path.exists():
+            (path / "export.json").unlink()
+            raise Killed
+        rmtree(path, **options)
+
+    export.export(make(0)["params"], {"seed": 0}, folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(export.shutil, "rmtree", killed)
+        with pytest.raises(Killed):
+            export.export(make(1)["params"], {"seed": 1}, folder)
+    export.export(make(2)["params"], {"seed": 2}, folder)
+    assert export.read_export_config(folder) == {"seed": 2}
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 

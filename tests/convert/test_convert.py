@@ -1,7 +1,9 @@
 """What conversion says of what it cannot take along."""
 
+import contextlib
 import logging
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -81,3 +83,32 @@ def test_a_folder_that_no_conversion_made_is_left_alone(run, tmp_path):
     assert target.is_dir()
     assert not theirs.exists()
     assert not (target / UNFINISHED).exists()
+
+
+@pytest.mark.parametrize("moment", range(4))
+def test_killed_at_the_end_or_while_it_cleans_up_a_conversion_goes_on(run, tmp_path, monkeypatch, moment):
+    """The same command is never told that what its killed forerunner left is another's."""
+
+    class Killed(BaseException):
+        pass
+
+    target, calls = tmp_path / "m", []
+
+    def deadly(function):
+        def call(*args, **options):
+            calls.append(function.__name__)
+            if len(calls) > moment:  # nor is there any clean-up
+                raise Killed
+            return function(*args, **options)
+
+        return call
+
+    for name in ("rename", "rmdir", "unlink"):
+        monkeypatch.setattr(Path, name, deadly(getattr(Path, name)))
+    monkeypatch.setattr(shutil, "rmtree", deadly(shutil.rmtree))
+    with contextlib.suppress(Killed):
+        convert(run, target)
+    monkeypatch.undo()
+    if not target.exists():
+        convert(run, target)
+    assert (target / "config.json").is_file()

@@ -1,6 +1,5 @@
 """The command line in a process of its own, and a config in the smallest size that goes through every stage."""
 
-import json
 import os
 import signal
 import subprocess
@@ -93,15 +92,6 @@ def same_parameters(one, two, parts):
         pair = [export.load_export(workdir / part)[0] for workdir in (one, two)]
         same = jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), *pair)
         assert all(jax.tree.leaves(same)), part
-
-
-def same_results(one, two, systems):
-    """Predictions of these systems, and the metrics of all."""
-    for name in systems:
-        files = [(workdir / f"predictions/{name}/predictions.jsonl").read_text() for workdir in (one, two)]
-        assert files[0] == files[1]
-    metrics = [json.loads((workdir / "metrics.json").read_text()) for workdir in (one, two)]
-    assert metrics[0]["systems"] == metrics[1]["systems"]
 
 
 def one_line(out, *words):
