@@ -2,7 +2,8 @@
 
 import pytest
 
-from progemu_jax.errors import ArgumentParser, UserError, exit_status
+from progemu_jax.errors import UserError, exit_status
+from progemu_jax.files.command_line import Parser
 
 HOSTILE = "a\nerror: forged \x1b[2J\ud800\u2028\x85\u202e é"
 
@@ -24,7 +25,7 @@ def test_words_of_a_stranger_stay_in_one_line(capsys):
 
 @pytest.mark.parametrize("argument", [f"--{HOSTILE}", f"--number={HOSTILE}", HOSTILE])
 def test_a_mistake_in_a_flag_is_one_line(capsys, argument):
-    parser = ArgumentParser()
+    parser = Parser("python -m progemu_jax.toy")
     parser.add_argument("--number", type=int)
     with pytest.raises(SystemExit) as stopped:
         parser.parse_args([argument])

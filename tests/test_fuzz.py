@@ -42,7 +42,6 @@ def test_every_reader_takes_or_refuses_what_it_is_given(work):
     assert {row["reader"] for row in rows} == set(READERS)
     outcomes = [row["outcome"] for row in rows]
     assert min(outcomes.count("accepted"), outcomes.count("refused")) > SHORT / 10  # the edits bite, but not always
-    assert found["median_s"] < 0.3
 
 
 def test_a_run_that_was_cut_goes_on(tmp_path):
