@@ -27,7 +27,7 @@ help:
 	@echo "                 MODEL=runs/demo: a run's model instead"
 	@echo "make demo        set-up, then cohort to judged counterfactuals: runs/demo/report/index.html"
 	@echo "make demo-quick  the same in the smallest size: runs/demo-quick"
-	@echo "make phantom     the same cohort at full size: runs/phantom (90 minutes on 2 cores)"
+	@echo "make phantom     the same cohort at full size: runs/phantom (110 minutes on 2 cores)"
 	@echo "make test        set-up, then the tests (JOBS=$(JOBS) processes)"
 	@echo "make soak        the slow tests: kill -9 in every stage, 20 times in one training; speculation over 1e5 draws"
 	@echo "make fuzz        2,000 mutated images, DICOM files, JSON, CSV and gzip through the readers"
