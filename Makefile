@@ -36,7 +36,7 @@ help:
 	@echo "                 MODEL=runs/demo: a run's model instead"
 	@echo "make demo        set-up, then cohort to judged counterfactuals: runs/demo/report/index.html"
 	@echo "make demo-quick  the same in the smallest size: runs/demo-quick"
-	@echo "make phantom     the same cohort at full size: runs/phantom (90 minutes on 2 cores)"
+	@echo "make phantom     the same cohort at full size: runs/phantom (110 minutes on 2 cores)"
 	@echo "make test        set-up, then the tests (JOBS=$(JOBS) processes)"
 	@echo "make audit       known faults of the packages in requirements.lock, in $(AUDIT_VENV) (asks an advisory service)"
 	@echo "make lock        the locks anew, by UV=$(UV); what they hold stays where it fits"

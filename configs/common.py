@@ -177,7 +177,7 @@ def reading(steps: int) -> dict:
 def refine() -> dict:
     """Rounds of preference among own futures, ranked by a scorer like the evaluating one, of other patients."""
     return {
-        "rounds": 4,
+        "rounds": 6,
         "requests": 512,
         "others": 0.7,
         "anchor": 0.3,
