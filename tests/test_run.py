@@ -37,7 +37,7 @@ def test_a_mesh_that_cannot_be_is_one_line_before_anything_is_made(tmp_path, mes
         ("sample.seed", -1, "0 to 2147483647"),
         ("sample.systems", (), "is empty"),
         ("sample.split", "tset", "train, validation, test"),
-        ("evaluate.bootstrap", -1, "at least 0"),
+        ("evaluate.bootstrap", -1, "0 to 100000"),
         ("evaluate.seed", -1, "at least 0"),
         ("scorer.images", 0, "at least 1"),
         ("seed", -1, "at least 0"),

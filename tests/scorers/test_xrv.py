@@ -124,7 +124,7 @@ class TestXrv:
 
     def test_without_the_library_it_is_one_line(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "torch", None)
-        with pytest.raises(UserError, match=r"progemu-jax\[xrv\]"):
+        with pytest.raises(UserError, match=r'-e "\.\[xrv\]"'):
             xrv.XRVScorer()
 
     def test_weights_that_cannot_be_had_are_one_line(self, library):
