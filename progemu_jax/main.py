@@ -39,6 +39,8 @@ def main(argv: list[str]) -> None:
         _stop(f"{argv[1]!r}: is no flag; several stages are one word, --stages=data,tokenizer")
     if not _WORKDIR.value.strip():
         _stop("--workdir=: is empty; name a folder")
+    if not _WORKDIR.value.isprintable():
+        _stop(f"--workdir={_WORKDIR.value}: holds a character that cannot be printed; name another folder")
     logging.set_verbosity(logging.WARNING)
     try:
         if _MULTIHOST.value:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,6 +25,7 @@ from progemu_jax.errors import UserError
 from progemu_jax.files.records import first_difference, read_text, write_json
 
 _FIRST_FORMAT, _EXPORT_FORMAT = "progemu-jax-export-1", "progemu-jax-export-2"
+_MOST = 2**40  # numbers in an array
 PART_BYTES = 2**27  # of an export that are written at a time
 
 
@@ -363,7 +365,7 @@ def _problem(record: dict) -> str:
         try:
             shape, dtype = entry
             full[name] = [int(n) for n in shape], jnp.dtype(dtype)
-            if full[name][0] != shape or min(shape, default=0) < 0:
+            if full[name][0] != shape or min(shape, default=0) < 0 or math.prod(shape) > _MOST:
                 raise ValueError
         except (TypeError, ValueError):
             return f"'tree' does not say shape and dtype of array {name!r:.100}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from progemu_jax.checkpoints import safetensors
-from progemu_jax.checkpoints.export import ExportWriter, read_export_config, read_export_tree
+from progemu_jax.checkpoints.export import ExportWriter, read_export_config, read_export_tree, reading
 from progemu_jax.checkpoints.safetensors import DIFFUSERS
 from progemu_jax.convert import transfer
 from progemu_jax.convert.components import (
@@ -103,15 +103,17 @@ def outgoing_parts(exports: dict[str, Path]) -> list[OutgoingPart]:
 
 def _outgoing_part(kind: str, folder: Path) -> OutgoingPart:
     config, tree = read_export_config(folder), read_export_tree(folder)
-    model = from_dict(_MODELS[kind], config["model"], f"{folder}: model")
+    with reading(folder):
+        model = from_dict(_MODELS[kind], config["model"], f"{folder}: model")
     unused = [leaf for leaf in tree if leaf.startswith(f"{UNUSED}.")]
     entries = [
         *entries_of(model, dialect_of(model)),
         *(Entry(leaf, tuple(tree[leaf][0]), leaf.removeprefix(f"{UNUSED}."), "same") for leaf in unused),
     ]
     source = config.get("source")
-    values = source["config"] if source else _WRITE[kind](model, str(folder))
-    stem = source["stem"] if source else DIFFUSERS if kind != TEXT_ENCODER else "model"
+    with reading(folder):
+        values = source["config"] if source else _WRITE[kind](model, str(folder))
+        stem = source["stem"] if source else DIFFUSERS if kind != TEXT_ENCODER else "model"
     return OutgoingPart(transfer.outgoing(kind, folder, tree, entries, source), config, values, stem)
 
 
@@ -178,5 +180,6 @@ def _write_index(parts: list[OutgoingPart], target: Path) -> None:
     if (kept / SCHEDULER).is_file():
         copy_if_there(kept / SCHEDULER, target / SCHEDULER)
     else:
-        schedule = from_dict(Schedule, denoiser.config["schedule"], f"{denoiser.export}: schedule")
+        with reading(denoiser.export):
+            schedule = from_dict(Schedule, denoiser.config["schedule"], f"{denoiser.export}: schedule")
         write_json(target / SCHEDULER, configs.write_schedule(schedule))

@@ -37,6 +37,7 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
     vocabulary, layout, model = model_parts(config)
     shards, c = workdir / "data/shards", config.progemu
     start, coder = language_start(config), load_tokenizer(workdir)
+    slack = leaning(config, coder, shards)  # first: later the tokenizer may lie on a mesh, which rounds otherwise
     identity = {"model": model, "task": c.task, "layout": layout, "tune": c.tune}
     reading = c.reading if c.reading.train.steps else None
     read = {"reading": dataclasses.replace(reading, train=TrainConfig())} if reading else {}  # of what is trained later
@@ -147,7 +148,7 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
         "model": to_dict(plain),
         "layout": to_dict(layout),
         "policy": to_dict(config.sample.policy),
-        "slack": leaning(config, coder, shards),
+        "slack": slack,
         "vocabulary": config.vocabulary,
         "vocabulary_hash": vocabulary.hash,
         "hash": records.digest({**identity, **before, "stage1": to_dict(c.stage1), "stage2": to_dict(c.stage2)}),

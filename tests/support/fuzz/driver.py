@@ -24,6 +24,7 @@ from support.fuzz.readers.reader import names
 BATCH = 10  # cases of one seed
 SILENCE = 900  # seconds without an answer, after which a worker counts as hung
 MANY = 1500  # cases, after which a worker is replaced: what was compiled for odd shapes is never freed
+FULL = 1500  # MiB, after which it is, too
 
 
 class Worker:
@@ -64,7 +65,7 @@ class Worker:
             words = "".join(_end(self.folder / name) for name in ("crash.txt", "said2.txt"))
             reply = {"outcome": "failed", "why": f"the process ended with status {status}: {words}"}
             reply |= {"seconds": 0.0, "memory": 0}
-        if not line or self.done >= MANY:
+        if not line or self.done >= MANY or reply.get("memory", 0) > FULL:
             self.close()
         return reply
 

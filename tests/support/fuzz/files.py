@@ -152,7 +152,7 @@ def _edit_document(path, content, edit):
             holder[str(edit["value"])] = holder.pop(last)
         else:
             holder[str(edit["value"])] = edit["value"]
-    except (KeyError, IndexError, TypeError):
+    except (AttributeError, KeyError, IndexError, TypeError):
         return False
     if root:
         _write_document(path, content.kind, root[0])
