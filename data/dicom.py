@@ -95,6 +95,8 @@ def _read(path, stop_before_pixels=False):
     pydicom = require()
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # its warnings quote values
     try:
+        if Path(path).exists() and not Path(path).is_file():
+            raise BrokenImage("no regular file")  # a pipe would be waited for
         if Path(path).stat().st_size > MAX_FILE:
             raise BrokenImage(f"the file is larger than {MAX_FILE} bytes")
         with open(path, "rb") as file:

@@ -69,8 +69,13 @@ def build_shards(
 
     for config, split_items in items.items():
         by_split: dict[str, list] = {}
+        seen: set[str] = set()
         for split, key, item in split_items:
-            by_split.setdefault(split, []).append((key, item))
+            if key in seen:
+                rejected.append(Rejected("", key, "is there twice"))
+            else:
+                by_split.setdefault(split, []).append((key, item))
+            seen.add(key)
         if by_split:
             names = {split: [key for key, _ in keyed] for split, keyed in by_split.items()}
             identity = {"items": records.digest(names), "image_size": image_size}
