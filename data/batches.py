@@ -42,7 +42,7 @@ class Examples(Sequence):
                 if isinstance(feature, tfds.features.Image)
             }
             self._source = builder.as_data_source(split, decoders=images or None)
-        except (ValueError, KeyError, OSError, RuntimeError, ParseError) as error:
+        except (AttributeError, TypeError, ValueError, KeyError, OSError, RuntimeError, ParseError) as error:
             raise UserError(f"{folder}: the shards do not read ({type(error).__name__}); delete them") from None
         self._images = tuple(images)
         size = sum(

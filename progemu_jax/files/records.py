@@ -40,6 +40,8 @@ def digest(value: Any) -> str:
 def write_bytes(path: str | os.PathLike, content: bytes, durable: bool = True) -> None:
     """Writes to a temporary name beside `path`, flushes to the disk, renames: never half a file.
 
+    Raises UserError where a folder is in the way.
+
     durable=False leaves the flush to the system: for the many small files that a stage makes again when it is cut.
     """
     path = Path(path)
@@ -54,6 +56,8 @@ def write_bytes(path: str | os.PathLike, content: bytes, durable: bool = True) -
         os.replace(temporary, path)
     except OSError:  # `path` is a folder, the disk is full
         temporary.unlink(missing_ok=True)
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder, where a file belongs; move it away") from None
         raise
 
 

@@ -42,7 +42,7 @@ def test_rows_are_objects_with_their_keys(tmp_path, content, match):
 
 def test_what_cannot_be_written_leaves_nothing_beside_it(tmp_path):
     (tmp_path / "there").mkdir()
-    with pytest.raises(OSError, match="there"):
+    with pytest.raises(UserError, match="there: is a folder"):
         records.write_text(tmp_path / "there", "x")
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
 
