@@ -278,7 +278,11 @@ def moments(target: targets.Target, events: list, rng: random.Random) -> list[di
     if target.trains and target.kills > 3:
         # Between the export and the stage's record; then, when the export is made again, while the old one goes.
         record = next(i for i, (_, path) in enumerate(names) if i > last[-1] and path.endswith("stage.json*"))
-        replaced = [i for i, (name, path) in enumerate(names) if name == "os.rename" and path.endswith("export.tmp")]
+        replaced = [
+            i
+            for i, (name, path) in enumerate(names)
+            if name == "os.rename" and path.endswith(".tmp") and "orbax" not in path
+        ]
         again = {"signal": signal.SIGKILL, "event": ["os.rename", names[replaced[-1]][1].removesuffix(".tmp")]}
         ends += [{**at(record), "delay": 0}, {**again, "after": rng.randrange(5)}]
     free = target.kills - len(ends)
