@@ -15,6 +15,7 @@ import numpy as np
 
 from progemu_jax.data.images import LEAST, MAX_PIXELS, BrokenImage
 from progemu_jax.errors import UserError
+from progemu_jax.files import records
 
 MAX_FILE = 256 << 20  # bytes: 64 million pixels of 16 bits, twice
 RAW = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"}
@@ -95,11 +96,9 @@ def _read(path, stop_before_pixels=False):
     pydicom = require()
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # its warnings quote values
     try:
-        if Path(path).exists() and not Path(path).is_file():
-            raise BrokenImage("no regular file")  # a pipe would be waited for
         if Path(path).stat().st_size > MAX_FILE:
             raise BrokenImage(f"the file is larger than {MAX_FILE} bytes")
-        with open(path, "rb") as file:
+        with records.open_file(path) as file:
             if file.read(132)[128:] != b"DICM":
                 raise BrokenImage("not a DICOM file")
         with warnings.catch_warnings():

@@ -267,7 +267,7 @@ def _answers(key, rows):
     """
     kind = f"{key.rpartition(':')[2]}_answers"
     there = rows.get(f"{key}_answers", rows.get(kind)) if _role(key) == "control" else rows.get("answers")
-    if _role(key) == "ceiling" or kind.endswith("_answers_answers") or there is None or there.images is None:
+    if _role(key) == "ceiling" or there is None or there.images is None:
         return None
     paths = {(case, prompt): path for case, prompt, path in zip(there.case, there.prompts, there.images, strict=True)}
     found = [paths.get(asked) for asked in zip(rows[key].case, rows[key].prompts, strict=True)]

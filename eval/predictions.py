@@ -46,9 +46,7 @@ def organs_of(finding):
 def read_image(path, shape=None, what=""):
     """A gray uint8 image [H, W]; `shape` is the size it must have."""
     try:
-        if not os.path.isfile(path):  # a pipe would be waited for
-            raise FileNotFoundError
-        with Image.open(path, formats=("PNG", "JPEG")) as image:
+        with records.open_file(path) as file, Image.open(file, formats=("PNG", "JPEG")) as image:
             width, height = image.size
             if shape is not None and (height, width) != tuple(shape):  # before anything is decoded
                 raise UserError(
