@@ -64,9 +64,12 @@ def _of_checkpoints(name: str, folder: Path) -> dict[str, str]:
         newest = folder / str(max(steps))
         meta = json.loads((newest / "meta/metadata").read_text())
         found[f"{name}/{newest.name}/meta"] = _sha(json.dumps(meta, sort_keys=True).encode())
-        with ocp.PyTreeCheckpointer() as reader:
-            arrays = reader.restore((newest / "state").absolute())
-        found |= _of_arrays(f"{name}/{newest.name}", {n: np.asarray(x) for n, x in arrays.items()})
+        state = (newest / "state").absolute()
+        with ocp.PyTreeCheckpointer() as reader:  # as plain arrays: the run may have had other devices than we do
+            names = reader.metadata(state).item_metadata.tree
+            as_numpy = {n: ocp.RestoreArgs(restore_type=np.ndarray) for n in names}
+            arrays = reader.restore(state, restore_args=as_numpy)
+        found |= _of_arrays(f"{name}/{newest.name}", arrays)
     return found
 
 
