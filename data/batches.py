@@ -11,6 +11,7 @@ from PIL import Image
 
 from progemu_jax.data.icg_cxr import config_folder
 from progemu_jax.errors import UserError
+from progemu_jax.files.records import open_file
 
 AUTO_CACHE = 256 << 20  # bytes of decoded images and codes that are kept in memory without asking
 
@@ -32,6 +33,8 @@ class Examples(Sequence):
         if not (folder / "features.json").exists():
             raise UserError(f"{folder}: no shards here; build the data first (--stages=data)")
         try:
+            for path in folder.iterdir():  # TFDS would wait for a pipe, and read a device without end
+                open_file(path).close()
             builder = tfds.builder_from_directory(str(folder))
             if split not in builder.info.splits:
                 names = ", ".join(sorted(builder.info.splits)) or "none"

@@ -244,7 +244,7 @@ def finish(out: Path, cohort: journeys.Cohort, results: dict[str, dict], setting
     records.remove_leftovers(out)
     registration_sheets.finish(out)
     records.write_text(out / "funnel.json", json.dumps({"settings": settings, "funnel": funnel}, indent=1) + "\n")
-    (out / "journal.jsonl").unlink()
+    records.delete(out / "journal.jsonl")
     return funnel
 
 

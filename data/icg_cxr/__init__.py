@@ -46,7 +46,7 @@ def build_shards(
     image_size: S. beam: arguments of Apache Beam, which then does the work instead of `processes`; the shards are the
     same to the byte. A complete config of the same tree and size is left. Broken pairs and rows are listed in
     `data_dir`/rejected.jsonl. Raises UserError for a tree without a pair, and where another tree's or
-    size's shards lie.
+    size's shards lie; also where nothing of a split can be read.
     """
     found = list(tree.read_pairs(tree_root))
     rejected = [p for p in found if isinstance(p, Rejected)]
@@ -60,12 +60,17 @@ def build_shards(
         "single": [(r["split"], r["image"].relative_to(root).as_posix(), r) for r in singles],
     }
 
-    def generator(keyed):
+    def generator(split, keyed):
+        left = 0
         for result in ordered_map(partial(_example, size=image_size), keyed, processes, chunk=16, least=256):
             if isinstance(result, Rejected):
                 rejected.append(result)
             else:
+                left += 1
                 yield result
+        if not left:  # a split cannot be without shards
+            last = rejected[-1]
+            raise UserError(f"{tree_root}: nothing of split {split!r} can be read ({last.path}: {last.reason})")
 
     for config, split_items in items.items():
         by_split: dict[str, list] = {}
@@ -79,7 +84,7 @@ def build_shards(
         if by_split:
             names = {split: [key for key, _ in keyed] for split, keyed in by_split.items()}
             identity = {"items": records.digest(names), "image_size": image_size}
-            splits = {s: (partial(generator, keyed), len(keyed)) for s, keyed in by_split.items()}
+            splits = {s: (partial(generator, s, keyed), len(keyed)) for s, keyed in by_split.items()}
             if beam:
                 lists = {s: Path(data_dir) / f".rejected-{config}-{s}" for s in by_split}
                 splits = {s: _on_beam(keyed, image_size, lists[s]) for s, keyed in by_split.items()}

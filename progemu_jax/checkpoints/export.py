@@ -235,11 +235,8 @@ def load_model(
     with reading(directory):
         model = sizes(config)
     tree = {n: shape for n, (shape, _) in read_export_tree(directory).items() if not n.startswith(_LEFT_OVER)}
-    for field in dataclasses.fields(model):  # before anything is traced as often as they say
-        value = getattr(model, field.name)
-        depth = len(value) if isinstance(value, tuple) else value
-        if field.name in _DEPTHS and not 0 <= depth <= len(tree) and not getattr(model, "scan_layers", False):
-            raise UserError(f"{path}: model.{field.name}={value!r:.100}: there are {len(tree)} arrays: export it again")
+    if problem := too_deep(model, len(tree)):
+        raise UserError(f"{path}: model.{problem}: export it again")
     try:
         wanted = _shapes(init, model)
     except Exception as error:  # whatever sizes without sense make the library raise
@@ -249,6 +246,19 @@ def load_model(
         raise UserError(f"{path}: array {key} is {old}, the sizes in model want {new}: export it again")
     params, config = load_export(directory)
     return params, config, model
+
+
+def too_deep(model: Any, number: int) -> str:
+    """The size of a model, a dataclass, that means more layers than there are arrays; "" for none.
+
+    To be asked before anything is traced as often as the sizes say.
+    """
+    for field in dataclasses.fields(model):
+        value = getattr(model, field.name)
+        depth = len(value) if isinstance(value, tuple) else value
+        if field.name in _DEPTHS and not 0 <= depth <= number and not getattr(model, "scan_layers", False):
+            return f"{field.name}={value!r:.100}: there are {number} arrays"
+    return ""
 
 
 _LEFT_OVER = "unused."  # of other heads and towers, which no model here has (`convert.components.UNUSED`)
@@ -367,7 +377,7 @@ def _problem(record: dict) -> str:
             full[name] = [int(n) for n in shape], jnp.dtype(dtype)
             if full[name][0] != shape or min(shape, default=0) < 0 or math.prod(shape) > _MOST:
                 raise ValueError
-        except (TypeError, ValueError):
+        except (OverflowError, TypeError, ValueError):
             return f"'tree' does not say shape and dtype of array {name!r:.100}"
     if record["format"] == packed.FORMAT:
         return "" if isinstance(record.get("sha256"), str) else "'sha256' is missing or no text"

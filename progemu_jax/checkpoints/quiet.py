@@ -8,6 +8,7 @@ import logging
 import sys
 import traceback
 from collections.abc import Iterator
+from types import TracebackType
 from typing import Any
 
 
@@ -16,7 +17,8 @@ def quiet() -> Iterator[None]:
     """Nothing within prints or logs but by the exception that leaves it, which the caller turns into a line.
 
     Of a damaged array Orbax's tasks each log a traceback, and those that are left waiting print theirs when they are
-    deleted: most here, as the frames that hold them are cleared, some at any later time, which `_Later` passes over.
+    deleted: most here, as the frames that hold them are cleared, some at any later time, which `_Later` passes over. So
+    it does what TensorStore's threads print whose answer comes when nobody waits any more: their event loop is closed.
     """
     disabled, hook = logging.root.manager.disable, sys.unraisablehook
     logging.disable()
@@ -31,7 +33,8 @@ def quiet() -> Iterator[None]:
                 left += [one.__cause__, one.__context__]
         gc.collect()
         if not isinstance(hook, _Later):
-            hook = _Later(hook)
+            hook = _Later(hook, sys.excepthook)
+            sys.excepthook = hook.uncaught
             logging.getLogger("asyncio").addFilter(hook)
         raise
     finally:
@@ -40,15 +43,21 @@ def quiet() -> Iterator[None]:
 
 
 class _Later:
-    """Passes on what is not of Orbax's tasks: `sys.unraisablehook`, and a filter of asyncio's log."""
+    """Passes on what is not of Orbax's tasks: `sys.unraisablehook`, `sys.excepthook`, and a filter of asyncio's log."""
 
-    def __init__(self, hook: Any):
-        self.hook = hook
+    def __init__(self, hook: Any, excepthook: Any):
+        self.hook, self.excepthook = hook, excepthook
 
     def __call__(self, unraisable: Any) -> None:
         code = getattr(unraisable.object, "cr_code", None)
         if code is None or "orbax" not in code.co_filename:
             self.hook(unraisable)
+
+    def uncaught(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        # Begun in C++, its first frame is the call into the loop; an error of ours begins in our code.
+        into_loop = trace is not None and trace.tb_frame.f_code.co_name == "call_soon_threadsafe"
+        if not (into_loop and kind is RuntimeError and str(error) == "Event loop is closed"):
+            self.excepthook(kind, error, trace)
 
     def filter(self, record: logging.LogRecord) -> bool:
         return "orbax" not in record.getMessage()

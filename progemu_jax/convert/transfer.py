@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from progemu_jax.checkpoints import safetensors
-from progemu_jax.checkpoints.export import PART_BYTES, ExportWriter, iterate_export
+from progemu_jax.checkpoints.export import PART_BYTES, ExportWriter, iterate_export, reading
 from progemu_jax.checkpoints.safetensors import ContentHash, Tensor
 from progemu_jax.convert.components import Entry
 from progemu_jax.convert.parts import Part
@@ -119,16 +119,18 @@ def outgoing(
     """
     entries = {entry.leaf: entry for entry in entries}
     files, buffers = {}, dict(buffers or {})
-    if source:
-        entries = {leaf: replace(entry, name=source["names"][leaf]) for leaf, entry in entries.items()}
-        files, buffers = source["files"], safetensors.unpacked_buffers(source["buffers"])
     dtypes = {}
-    for leaf, entry in entries.items():
-        dtype = source["dtypes"][leaf] if source else safetensors.NAMES[tree[leaf][1]]
-        dtypes[entry.name] = dtype, entry.tensor_shape
-    for name, array in buffers.items():
-        dtypes[name] = safetensors.NAMES[str(array.dtype)], array.shape
-    return Outgoing(kind, export, entries, dtypes, files, buffers, source and source["content_hash"])
+    with reading(export):
+        if source:
+            entries = {leaf: replace(entry, name=source["names"][leaf]) for leaf, entry in entries.items()}
+            files, buffers = source["files"], safetensors.unpacked_buffers(source["buffers"])
+        for leaf, entry in entries.items():
+            dtype = source["dtypes"][leaf] if source else safetensors.NAMES[tree[leaf][1]]
+            dtypes[entry.name] = dtype, entry.tensor_shape
+        for name, array in buffers.items():
+            dtypes[name] = safetensors.NAMES[str(array.dtype)], array.shape
+        safetensors.files_of(dtypes, files)  # knows every dtype, and has a file for each
+        return Outgoing(kind, export, entries, dtypes, files, buffers, source and source["content_hash"])
 
 
 def write_folder(parts: Sequence[Outgoing], folder: Path, stem: str = "model") -> bool:

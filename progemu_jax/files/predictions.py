@@ -120,7 +120,7 @@ def _accepted(folder: Path, cases: Sequence[Case], check: Callable[[Case], None]
     if rejected:
         records.write_text(path, "".join(json.dumps(row) + "\n" for row in rejected))
     else:
-        path.unlink(missing_ok=True)
+        records.delete(path)
     if rejected and not accepted:
         raise UserError(
             f"{path}: no case can be predicted; the first, {rejected[0]['pair_id']}: {rejected[0]['reason']}"

@@ -56,15 +56,29 @@ def write_bytes(path: str | os.PathLike, content: bytes, durable: bool = True) -
         os.replace(temporary, path)
     except OSError:  # `path` is a folder, the disk is full
         temporary.unlink(missing_ok=True)
-        if path.is_dir():
-            raise UserError(f"{path}: is a folder, where a file belongs; move it away") from None
+        _refuse_folder(path)
         raise
+
+
+def delete(path: str | os.PathLike) -> None:
+    """Deletes a file of ours, if it is there. Raises UserError where a folder has its name."""
+    try:
+        Path(path).unlink(missing_ok=True)
+    except OSError:
+        _refuse_folder(Path(path))
+        raise
+
+
+def _refuse_folder(path: Path) -> None:
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder, where a file belongs; move it away") from None
 
 
 def remove_leftovers(folder: str | os.PathLike) -> None:
     """Deletes what a killed `write_bytes` left anywhere under `folder`; no other process may be writing there."""
     for path in Path(folder).rglob(".*.tmp"):
-        path.unlink()
+        if not path.is_dir():
+            delete(path)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from progemu_jax.errors import UserError, shown
-from progemu_jax.files.records import digest, first_difference, normal, read_json, write_json
+from progemu_jax.files.records import delete, digest, first_difference, normal, read_json, write_json
 from progemu_jax.files.settings import filled
 
 _WHOLE_FILE = 64 * 2**20  # bytes; larger external files are known by name and size only
@@ -107,7 +107,7 @@ def _run_one(stage, stages, workdir, say):
     record = _earlier(stage, workdir, record, started, made)
     write_json(started, record)
     for output in stage.outputs:  # one output was deleted: what is left of the others is not complete either
-        _record_path(workdir / output).unlink(missing_ok=True)
+        delete(_record_path(workdir / output))
     stage.run(workdir)
     for output in (*stage.outputs, *stage.holds):
         if not (workdir / output).exists():
@@ -115,7 +115,7 @@ def _run_one(stage, stages, workdir, say):
     for output in stage.outputs:
         write_json(_record_path(workdir / output), record)
     _keep(record, made)
-    started.unlink()
+    delete(started)
     say(f"{stage.name}: done in {_duration(time.monotonic() - begun)} ({', '.join(stage.outputs)})")
 
 

@@ -201,7 +201,7 @@ def score(config: Config, workdir: Path) -> None:
     def write() -> None:
         for folder in folders:
             write_prediction_scores(judge, folder, out / f"{folder.name}.npz", source)
-            (out / f".{folder.name}.npz.tmp").unlink(missing_ok=True)
+            records.delete(out / f".{folder.name}.npz.tmp")
         write_reference_scores(judge, workdir / "data/references", out, source)
 
     hosts.on_first_host(write, "stage score")

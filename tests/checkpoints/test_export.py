@@ -1,5 +1,6 @@
 """Exports: what is written comes back, and what cannot be read says so."""
 
+import asyncio
 import gc
 import json
 import logging
@@ -105,6 +106,25 @@ def test_a_damaged_array_is_one_line_without_orbax_tracebacks(tmp_path, monkeypa
     assert capfd.readouterr() == ("", "")
     assert ignored == []
     assert logging.getLogger().isEnabledFor(logging.WARNING)
+
+
+def test_an_answer_that_comes_when_the_loop_is_closed_is_not_printed(tmp_path, monkeypatch):
+    """TensorStore's threads call into the event loop that a damaged array left; `sys.excepthook` prints what fails."""
+    seen = []
+    monkeypatch.setattr(sys, "excepthook", lambda kind, error, trace: seen.append(str(error)))
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
+    folder = tmp_path / "model"
+    export.export(make()["params"], {}, folder)
+    cut(folder)
+    fails("the export is damaged", export.load_export, folder)
+    loop = asyncio.new_event_loop()
+    loop.close()
+    for raised in (lambda: loop.call_soon_threadsafe(print), lambda: loop.call_soon(print), lambda: 1 / 0):
+        try:
+            raised()
+        except Exception as error:
+            sys.excepthook(type(error), error, error.__traceback__.tb_next.tb_next or error.__traceback__.tb_next)
+    assert seen == ["Event loop is closed", "division by zero"]
 
 
 def changed(record, **keys):

@@ -44,7 +44,16 @@ def test_what_cannot_be_written_leaves_nothing_beside_it(tmp_path):
     (tmp_path / "there").mkdir()
     with pytest.raises(UserError, match="there: is a folder"):
         records.write_text(tmp_path / "there", "x")
+    with pytest.raises(UserError, match="there: is a folder"):
+        records.delete(tmp_path / "there")
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+def test_what_is_not_there_need_not_be_deleted(tmp_path):
+    (tmp_path / "x").write_text("x")
+    records.delete(tmp_path / "x")
+    records.delete(tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from progemu_jax.checkpoints import safetensors
+from progemu_jax.checkpoints.export import too_deep
 from progemu_jax.checkpoints.safetensors import DIFFUSERS, Tensor
 from progemu_jax.convert.components import AUTOENCODER, TEXT_ENCODER, TEXT_TOKENIZER, UNET
 from progemu_jax.convert.diffusers import configs
@@ -133,6 +134,8 @@ def _component(path: Path) -> Component:
         kind, model = AUTOENCODER, configs.autoencoder(at, values, dtype)
     else:
         kind, model = TEXT_ENCODER, configs.text_model(at, values, dtype, values.get("context_length"))
+    if problem := too_deep(model, len(found)):
+        raise UserError(f"{at}: {problem} in the weights; use the config and weights of one model")
     entries = entries_of(model, dialect_of(model, found))
     extras = re.compile(_EXTRAS[model.kind] if kind == TEXT_ENCODER else r"$.")
     checked = checked_tensors(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from progemu_jax.checkpoints import safetensors
-from progemu_jax.checkpoints.export import ExportWriter, read_export_config, read_export_tree, reading
+from progemu_jax.checkpoints.export import ExportWriter, read_export_config, read_export_tree, reading, too_deep
 from progemu_jax.checkpoints.safetensors import DIFFUSERS
 from progemu_jax.convert import transfer
 from progemu_jax.convert.components import (
@@ -27,6 +27,7 @@ from progemu_jax.convert.diffusers.folder import FOLDERS, INDEX, OPEN_CLIP, SCHE
 from progemu_jax.convert.diffusers.names import dialect_of, entries_of
 from progemu_jax.convert.parts import CONFIG
 from progemu_jax.convert.transfer import copy_if_there
+from progemu_jax.errors import UserError
 from progemu_jax.files.records import write_json
 from progemu_jax.files.settings import from_dict, to_dict
 from progemu_jax.models.autoencoder import AutoencoderConfig
@@ -105,6 +106,8 @@ def _outgoing_part(kind: str, folder: Path) -> OutgoingPart:
     config, tree = read_export_config(folder), read_export_tree(folder)
     with reading(folder):
         model = from_dict(_MODELS[kind], config["model"], f"{folder}: model")
+    if problem := too_deep(model, len(tree)):
+        raise UserError(f"{folder / 'export.json'}: model.{problem}: export it again")
     unused = [leaf for leaf in tree if leaf.startswith(f"{UNUSED}.")]
     entries = [
         *entries_of(model, dialect_of(model)),
