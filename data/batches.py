@@ -45,7 +45,9 @@ class Examples(Sequence):
                 if isinstance(feature, tfds.features.Image)
             }
             self._source = builder.as_data_source(split, decoders=images or None)
-        except (AttributeError, TypeError, ValueError, KeyError, OSError, RuntimeError, ParseError) as error:
+        except (
+            AttributeError, KeyError, OSError, ParseError, RuntimeError, SystemError, TypeError, ValueError,
+        ) as error:  # fmt: skip
             raise UserError(f"{folder}: the shards do not read ({type(error).__name__}); delete them") from None
         self._images = tuple(images)
         size = sum(

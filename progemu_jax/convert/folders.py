@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from progemu_jax.checkpoints import safetensors
-from progemu_jax.checkpoints.export import read_export_config
+from progemu_jax.checkpoints.export import read_export_config, reading
 from progemu_jax.convert import components
 from progemu_jax.convert.components import DIFFUSION, IN_RUN, PROGEMU, VOCABULARY
 from progemu_jax.convert.diffusers import folder as diffusers_folder
@@ -82,17 +82,18 @@ def vocabulary(export: Path, config: dict[str, Any], codebook_size: int | None =
     Raises:
       UserError: it is not the one that the model was trained with, or has another number of codes.
     """
-    if (export / VOCABULARY).is_dir():
-        found = load(export / VOCABULARY, codebook_size)
-    elif config["vocabulary"] is None:
-        return None
-    else:
-        if is_built_in(config["vocabulary"]) and codebook_size is None:
-            codebook_size = config["model"]["vocab_size"] - load(config["vocabulary"] or None).visual_start
-        found = load(config["vocabulary"] or None, codebook_size)
-    if found.hash != config["vocabulary_hash"]:
-        raise UserError(f"{export}: trained with another vocabulary (hash {config['vocabulary_hash'][:12]})")
-    return found
+    with reading(export):
+        if (export / VOCABULARY).is_dir():
+            found = load(export / VOCABULARY, codebook_size)
+        elif config["vocabulary"] is None:
+            return None
+        else:
+            if is_built_in(config["vocabulary"]) and codebook_size is None:
+                codebook_size = config["model"]["vocab_size"] - load(config["vocabulary"] or None).visual_start
+            found = load(config["vocabulary"] or None, codebook_size)
+        if found.hash != config["vocabulary_hash"]:
+            raise UserError(f"{export}: trained with another vocabulary (hash {config['vocabulary_hash'][:12]})")
+        return found
 
 
 def is_diffusion(path: Path) -> bool:

@@ -99,6 +99,9 @@ class OutgoingPart:
 
 def outgoing_parts(exports: dict[str, Path]) -> list[OutgoingPart]:
     """What becomes of the exports {kind: folder}. Raises UserError for what Diffusers' format has no place for."""
+    if len(exports) > 1 and UNET not in exports:
+        where = " and ".join(str(folder) for folder in exports.values())
+        raise UserError(f"{where}: a pipeline needs a UNet too; train it, or convert these one by one")
     return [_outgoing_part(kind, folder) for kind, folder in exports.items()]
 
 

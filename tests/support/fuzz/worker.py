@@ -31,6 +31,7 @@ from support.fuzz import files, values
 from support.fuzz.readers import READERS
 
 SECONDS, IDLE = 20, 4  # of the processor; on the clock, three times in a row without any work
+SAID = 1 << 20  # bytes that are looked at, of what a case prints
 LIMIT = 4 << 30  # bytes of address space beyond what the process has at first
 _LISTS = ("rejected.jsonl", "failures.jsonl", "calls.jsonl", "funnel.json")
 
@@ -85,7 +86,7 @@ def attempt(reader, sound: Path, around: Path, edits: list[dict], said) -> dict:
     status, trace = ended(reader, SECONDS if edits else 20 * SECONDS)  # what is sound is compiled the first time
     seconds = time.process_time() - start
     os.chdir(around.parent)
-    out, err = (os.pread(file, 1 << 20, 0).decode("utf-8", "surrogateescape") for file in said)
+    out, err = (_decoded(os.pread(file, SAID, 0)) for file in said)
     faults = [trace] if trace else []
     faults += spoken(out, err, status)
     if status not in reader.ends and not trace:
@@ -147,6 +148,12 @@ def spoken(out: str, err: str, status) -> list[str]:
     if any(len(line) > 2000 for line in errors):
         faults.append("a line of error without end")
     return faults
+
+
+def _decoded(said: bytes) -> str:
+    """What was printed; without the character that the limit cut."""
+    text = said.decode("utf-8", "surrogateescape")
+    return re.sub("[\udc80-\udcff]{1,3}$", "", text) if len(said) == SAID else text
 
 
 def _short(text: str) -> str:
