@@ -112,8 +112,10 @@ def _outgoing_part(kind: str, folder: Path) -> OutgoingPart:
     if problem := too_deep(model, len(tree)):
         raise UserError(f"{folder / 'export.json'}: model.{problem}: export it again")
     unused = [leaf for leaf in tree if leaf.startswith(f"{UNUSED}.")]
+    with reading(folder):
+        known = entries_of(model, dialect_of(model))
     entries = [
-        *entries_of(model, dialect_of(model)),
+        *known,
         *(Entry(leaf, tuple(tree[leaf][0]), leaf.removeprefix(f"{UNUSED}."), "same") for leaf in unused),
     ]
     source = config.get("source")
