@@ -105,7 +105,7 @@ class References:
         if name is None:
             return None
         try:
-            with np.load(self.root / name, allow_pickle=False) as file:
+            with records.open_npz(self.root / name) as file:
                 masks = file["masks"].astype(bool)
         except BROKEN_NPZ as error:
             raise UserError(f"{self.root / name}: no readable array 'masks' ({type(error).__name__})") from None

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from progemu_jax.errors import UserError
-from progemu_jax.files.records import oddity, read_json
+from progemu_jax.files.records import oddity, open_npz, read_json
 from progemu_jax.text.findings import CHEXPERT, FINDINGS, ORGANS
 
 # What a broken npz file raises, depending on where it is broken.
@@ -144,7 +144,7 @@ def read_scores(path):
 
 def _read_npz(path):
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open_npz(path) as file:
             return {k: file[k] for k in file.files}
     except BROKEN_NPZ as error:
         raise UserError(f"{path}: not a readable npz score file ({type(error).__name__})") from None

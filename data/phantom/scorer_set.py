@@ -33,7 +33,7 @@ def labelled_arrays(
     """
     path = Path(path)
     if path.exists():
-        with np.load(path) as file:
+        with records.open_npz(path) as file:
             return dict(file)
     step = 64
     jobs = [(seed, start + i, min(step, n - i), render_size, image_size, severity) for i in range(0, n, step)]

@@ -1,5 +1,6 @@
 """Small JSON records that survive a kill: atomic writes, JSON lines, digests, what differs between two configs."""
 
+import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -9,7 +10,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
@@ -105,6 +106,13 @@ def open_file(path: str | os.PathLike) -> BinaryIO:
         os.close(handle)
         raise OSError(errno.EINVAL, "is no regular file", str(path))
     return os.fdopen(handle, "rb")
+
+
+@contextlib.contextmanager
+def open_npz(path: str | os.PathLike) -> Iterator[Mapping[str, np.ndarray]]:
+    """The arrays of a `.npz` that others made; no pickles; see `open_file`."""
+    with open_file(path) as file, np.load(file, allow_pickle=False) as arrays:
+        yield arrays
 
 
 def read_text(path: str | os.PathLike) -> str:

@@ -54,7 +54,7 @@ class Cached:
 
     def _read(self, key: str) -> dict[str, np.ndarray] | None:
         try:
-            with np.load(self._path(key), allow_pickle=False) as file:
+            with records.open_npz(self._path(key)) as file:
                 return dict(file)
         except Exception as error:
             # zipfile and zlib have errors of their own for a file that is cut short.

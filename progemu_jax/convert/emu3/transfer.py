@@ -111,7 +111,8 @@ class Target:
     def _part(self, kind: str, prefixes: str) -> tuple[transfer.Outgoing, dict]:
         """A part's tensors, and its config as a folder of its own has it."""
         where, config = self.exports[kind], self.configs[kind]
-        model = from_dict(_MODELS[kind], config["model"], f"{where}: model")
+        with export.reading(where):
+            model = from_dict(_MODELS[kind], config["model"], f"{where}: model")
         tree = export.read_export_tree(where)
         shapes = {leaf: tuple(shape) for leaf, (shape, _) in tree.items()}
         if any(leaf.startswith(f"{STACKED}.") for leaf in shapes):

@@ -144,7 +144,7 @@ class _SharedCodes:
             if next(self.turns) % self.count == self.index and not path.exists():
                 records.write_npz(path, {str(i): array for i, array in enumerate(compute())})
             return None
-        with np.load(path) as file:
+        with records.open_npz(path) as file:
             return tuple(file[key] for key in sorted(file))
 
     def fill(self, generators: Any) -> None:

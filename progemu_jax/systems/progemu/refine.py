@@ -130,7 +130,7 @@ def _write(path: Path, rows: list[dict]) -> None:
 
 def _read(path: Path) -> list[dict]:
     told = records.read_json(path.with_suffix(".json"))
-    with np.load(path) as found:
+    with records.open_npz(path) as found:
         arrays = {name: found[name] for name in ARRAYS}
     return [
         {
