@@ -108,12 +108,12 @@ class _Number(flags.ArgumentParser):
 def _load_config(path: str):
     """What `get_config()` returns: of a config file, or of the config of the package that has this name."""
     file = Path(path)
-    if not file.is_file():
+    if not os.path.isfile(file):  # False too for what no file system takes
         folder = Path(configs.__file__).parent
         names = sorted(p.stem for p in folder.glob("*.py") if "def get_config" in p.read_text(encoding="utf-8"))
         if path not in names:
             raise UserError(
-                f"--config: {path}: no such file, and no config of the package has this name: {', '.join(names)}"
+                f"--config: {path:.200}: no such file, and no config of the package has this name: {', '.join(names)}"
             )
         file = folder / f"{path}.py"
     try:

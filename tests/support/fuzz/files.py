@@ -34,6 +34,7 @@ from typing import Any
 
 import numpy as np
 
+LONGEST = 1 << 22  # bytes of a text in a PNG
 ARGUMENTS = "arguments.json"  # a list of text: a command line, which `readers` hands over
 _TWICE, _RAW = "\0twice:", "\0raw:"
 
@@ -273,7 +274,8 @@ def _with_chunk(data, edit):
         body = struct.pack(">II", *(n % 2**32 for n in edit["value"])) + head[24:29]
         return head[:8] + _chunk(b"IHDR", body) + rest
     key = edit["key"].encode("latin-1", "replace")
-    value = edit["value"].encode("utf-8", "surrogatepass") * edit["times"]
+    value = edit["value"].encode("utf-8", "surrogatepass")
+    value *= min(edit["times"], LONGEST // max(len(value), 1) + 1)
     body = {
         "tEXt": key + b"\0" + value,
         "zTXt": key + b"\0\0" + zlib.compress(value),
