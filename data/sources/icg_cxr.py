@@ -187,16 +187,14 @@ class IcgCxr:
         root = self.images[branch]
         if root is None:
             return f"the images are not here: name the cohort by config.data.{branch}"
-        parts = ("PNG", f"{name}.png")
+        places = [("PNG", f"{name}.png")]
         if branch == "mimic_cxr":
             folder = ("files", f"p{patient[:2]}", f"p{patient}", f"s{study}")
-            parts = (*folder, f"{name}.jpg")
-            if not (root.joinpath(*parts)).exists() and root.joinpath(*folder, f"{name}.dcm").exists():
-                parts = (*folder, f"{name}.dcm")
-        path = inside(root, *parts)
-        if path is None:
+            places = [(*folder, f"{name}.jpg"), (*folder, f"{name}.dcm")]
+        paths = [inside(root, *parts) for parts in places]
+        if None in paths:
             return "the image's path leaves the root"
-        return path
+        return next((path for path in paths if path.exists()), paths[0])
 
     def _report(self, branch: str, patient: str, study: str, given) -> dict | str:
         """The two sections: those of the JSON or the table, else of MIMIC's report file; "" where there are none."""
