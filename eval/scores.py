@@ -83,6 +83,8 @@ def _unpack_file(path, packed, shape, count, organs):
         raise UserError(f"{path}: mask_shape {shape} must be N, organs, height, width")
     height, width = shape[-2:]
     total = count * organs * height * width
+    if packed.dtype not in (bool, np.uint8):
+        raise UserError(f"{path}: masks are {packed.dtype}; store bool, or its bits packed to uint8")
     if total > 8 * packed.size:  # before anything of that size is made
         raise UserError(f"{path}: masks {packed.shape} do not fit mask_shape {shape}")
     try:

@@ -14,6 +14,8 @@ class Correlation:
         x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
         self._index = np.flatnonzero(~np.isnan(x) & ~np.isnan(y))
         x, y = x[self._index], y[self._index]
+        # By powers of two, which changes no bit of r: the squares of any numbers are numbers then.
+        x, y = (np.ldexp(v, -np.frexp(np.abs(v).max(initial=0))[1]) for v in (x, y))
         if len(x):  # shifting changes nothing, but keeps the sums of squares well conditioned
             x, y = x - x.mean(), y - y.mean()
         self._moments = np.stack([x, y, x * x, y * y, x * y], axis=1)

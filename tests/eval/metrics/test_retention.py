@@ -15,6 +15,7 @@ class TestRetention:
         # Deviations (-1, 0, 1) and (-2/3, -2/3, 4/3): covariance 2, variances 2 and 24/9.
         assert retention.pearson([1, 2, 3], [1, 1, 3]) == pytest.approx(2 / math.sqrt(2 * 24 / 9))
         assert retention.pearson([1, 2, 3], [5, 3, 1]) == pytest.approx(-1)
+        assert retention.pearson([1e308, 1.1e308, 1.2e308], [5e-200, 3e-200, 1e-200]) == pytest.approx(-1)
 
     def test_weights_are_repetitions(self):
         rng = np.random.default_rng(0)
