@@ -7,8 +7,8 @@ import gc
 import logging
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator
-from types import TracebackType
 from typing import Any
 
 
@@ -31,10 +31,11 @@ def quiet() -> Iterator[None]:
             if (one := left.pop()) is not None:
                 traceback.clear_frames(one.__traceback__)
                 left += [one.__cause__, one.__context__]
-        gc.collect()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # tasks that nobody will await
+            gc.collect()
         if not isinstance(hook, _Later):
-            hook = _Later(hook, sys.excepthook)
-            sys.excepthook = hook.uncaught
+            hook = _Later(hook)
             logging.getLogger("asyncio").addFilter(hook)
         raise
     finally:
@@ -43,21 +44,19 @@ def quiet() -> Iterator[None]:
 
 
 class _Later:
-    """Passes on what is not of Orbax's tasks: `sys.unraisablehook`, `sys.excepthook`, and a filter of asyncio's log."""
+    """Passes on what is not of Orbax's tasks: `sys.unraisablehook`, and a filter of asyncio's log."""
 
-    def __init__(self, hook: Any, excepthook: Any):
-        self.hook, self.excepthook = hook, excepthook
+    def __init__(self, hook: Any):
+        self.hook = hook
 
     def __call__(self, unraisable: Any) -> None:
         code = getattr(unraisable.object, "cr_code", None)
-        if code is None or "orbax" not in code.co_filename:
-            self.hook(unraisable)
-
-    def uncaught(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        # Begun in C++, its first frame is the call into the loop; an error of ours begins in our code.
+        of_orbax = code is not None and "orbax" in code.co_filename
+        # From C++ without an object: its first frame is the call into the loop.
+        trace = unraisable.exc_traceback if unraisable.object is None else None
         into_loop = trace is not None and trace.tb_frame.f_code.co_name == "call_soon_threadsafe"
-        if not (into_loop and kind is RuntimeError and str(error) == "Event loop is closed"):
-            self.excepthook(kind, error, trace)
+        if not (of_orbax or (into_loop and str(unraisable.exc_value) == "Event loop is closed")):
+            self.hook(unraisable)
 
     def filter(self, record: logging.LogRecord) -> bool:
         return "orbax" not in record.getMessage()
