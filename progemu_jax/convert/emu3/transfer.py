@@ -91,9 +91,12 @@ class Target:
     def __init__(self, exports: dict[str, Path], dialect: str | None):
         self.exports = exports
         self.configs = {kind: export.read_export_config(path) for kind, path in exports.items()}
-        sources = [config.get("source") for config in self.configs.values()]
+        sources, whole = [], []
+        for kind, config in self.configs.items():
+            with export.reading(exports[kind]):
+                sources.append(config.get("source") and {k: config["source"][k] for k in ("dialect", "config")})
+                whole.append(bool(sources[-1]) and sources[-1]["config"].get("model_type") == "emu3")
         own = sources[0]["dialect"] if all(sources) else None
-        whole = [bool(s) and s["config"].get("model_type") == "emu3" for s in sources]
         both = len(exports) == 2
         self.dialect = dialect or own or ("transformers" if both else "original")
         if both and self.dialect == "original":
