@@ -7,6 +7,7 @@ decoded. No value of a header goes into a message: a header may name a patient.
 """
 
 import logging
+import os
 import struct
 import warnings
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from progemu_jax.data.images import LEAST, MAX_PIXELS, BrokenImage
+from progemu_jax.data.pool import Apart, Died
 from progemu_jax.errors import UserError
 from progemu_jax.files import records
 
@@ -71,11 +73,13 @@ def read_gray(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            values = pydicom.pixels.pixel_array(found)
+            values = pydicom.pixels.pixel_array(found) if syntax in RAW else _apart(_pixels, os.path.abspath(path))
             if samples == 1:
                 values = pydicom.pixels.apply_modality_lut(values, found)
                 values = pydicom.pixels.apply_voi_lut(values, found)
             values = np.asarray(values, np.float64)
+    except Died:
+        raise BrokenImage("the DICOM does not decode (its decoder died of it); it may be damaged") from None
     except Exception as error:
         raise BrokenImage(f"the DICOM does not decode ({type(error).__name__}); it may be damaged") from None
     if samples == 3:
@@ -89,6 +93,16 @@ def read_gray(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         raise BrokenImage("the image is blank")
     image = np.round((values - low) * (255 / (high - low))).astype(np.uint8)
     return 255 - image if kind == "MONOCHROME1" else image
+
+
+_apart = Apart()  # a damaged frame can make a decoder in C++ end its process
+
+
+def _pixels(path: str) -> np.ndarray:
+    pydicom = require()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return pydicom.pixels.pixel_array(path)
 
 
 def _read(path, stop_before_pixels=False):

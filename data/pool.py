@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
+from typing import Any
 
 from progemu_jax.errors import UserError
 
@@ -41,6 +42,38 @@ def ordered_map(
             raise UserError("a worker process died, perhaps for lack of memory; run again, it goes on") from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+class Died(Exception):
+    """What was run apart killed its process."""
+
+
+class Apart:
+    """Runs a function in a spawned process, which is kept for the next call: what kills it does not kill the caller.
+
+    Nothing that it prints is seen. An exception of the function is raised here; `Died` where the process ended on it.
+    """
+
+    def __init__(self):
+        self._pool = None
+
+    def __call__(self, function: Callable, *args: Any) -> Any:
+        if self._pool is None:
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(1, context, initializer=_watch_parent_silently)
+        try:
+            return self._pool.submit(function, *args).result()
+        except BrokenProcessPool:
+            self._pool.shutdown(wait=True)
+            self._pool = None
+            raise Died from None
+
+
+def _watch_parent_silently():
+    _watch_parent()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nowhere, stream)
 
 
 def _map(function, part):

@@ -1,6 +1,7 @@
 """DICOM: photometric interpretation, windows, bit depths, transfer syntaxes, and files that are none of that."""
 
 import logging
+import os
 import struct
 import tracemalloc
 import zlib
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from support import cohorts, dicoms
 
-from progemu_jax.data import dicom, images, radiograph
+from progemu_jax.data import dicom, images, pool, radiograph
 from progemu_jax.data.sources import Rejected, open_source
 
 GRAY = cohorts.chest(0, 96)
@@ -143,6 +144,19 @@ def test_files_that_cannot_be_used_name_the_reason_and_take_no_memory(tmp_path, 
     assert tracemalloc.get_traced_memory()[1] < 8 << 20
     tracemalloc.stop()
     assert "\n" not in str(error.value)
+
+
+def test_a_decoder_that_ends_its_process_leaves_ours_alone(tmp_path, monkeypatch, capfd):
+    apart, path = pool.Apart(), dicoms.write(tmp_path / "a.dcm", DEEP, syntax="JPEG2000Lossless")
+    with pytest.raises(pool.Died):
+        apart(os.abort)
+    with pytest.raises(ZeroDivisionError):
+        apart(divmod, 1, 0)
+    assert apart(divmod, 7, 2) == (3, 1)  # another process
+    monkeypatch.setattr(dicom, "_apart", lambda *_: apart(os.abort))
+    with pytest.raises(images.BrokenImage, match="died of it"):
+        radiograph.read_gray(path)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_nothing_of_a_header_is_printed(tmp_path, capsys, caplog):
