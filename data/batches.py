@@ -46,7 +46,8 @@ class Examples(Sequence):
             }
             self._source = builder.as_data_source(split, decoders=images or None)
         except (
-            AttributeError, ImportError, KeyError, OSError, ParseError, RuntimeError, SystemError, TypeError, ValueError,
+            AttributeError, ImportError, KeyError, OSError,
+            ParseError, RuntimeError, SystemError, TypeError, ValueError,
         ) as error:  # fmt: skip
             raise UserError(f"{folder}: the shards do not read ({type(error).__name__}); delete them") from None
         self._images = tuple(images)
