@@ -23,7 +23,7 @@ import ml_dtypes
 import numpy as np
 
 from progemu_jax.errors import UserError
-from progemu_jax.files.records import open_file, read_text
+from progemu_jax.files.records import can_be_inside, open_file, read_text
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 DIFFUSERS = "diffusion_pytorch_model"  # the name of Diffusers' weights, where others say "model"
@@ -110,7 +110,7 @@ def inside(path: Path) -> Path:
 
 def plain(name: Any) -> bool:
     """Whether a file's name, which came from outside, is that of a file in the folder where it is said to be."""
-    return isinstance(name, str) and name not in ("", ".", "..") and not re.search(r"[/\\\x00-\x1f:]", name)
+    return can_be_inside(name) and name not in ("", ".") and not re.search(r"[/\\\x00-\x1f:]", name)
 
 
 def refuse_pickles(folder: Path) -> None:
