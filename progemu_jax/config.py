@@ -254,7 +254,7 @@ class Config:
     name: str = "run"
     system: str = "progemu"
     seed: int = 0
-    vocabulary: str = ""  # folder with Emu3's vocabulary files, or radiology; empty: the default
+    vocabulary: str = ""  # folder with Emu3's vocabulary files, radiology or english; empty: the default
     data: DataConfig = field(default_factory=DataConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     tokens: TokensConfig = field(default_factory=TokensConfig)

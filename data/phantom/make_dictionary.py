@@ -46,10 +46,11 @@ Key = tuple[str, str]  # kind and offset of a synset
 
 
 class Synset(NamedTuple):
-    """words: lower case. pointers: (symbol, synset) in the file's order."""
+    """words: lower case. pointers: (symbol, synset) in the file's order. topic: WordNet's number of its topic."""
 
     words: list[str]
     pointers: list[tuple[str, Key]]
+    topic: int
 
 
 class WordNet:
@@ -73,7 +74,7 @@ class WordNet:
                 rest = fields[5 + 2 * number :]
                 rows = (rest[4 * i : 4 * i + 3] for i in range(int(fields[4 + 2 * number])))
                 pointers = [(symbol, (kind_.replace("s", "a"), offset)) for symbol, offset, kind_ in rows]
-                self.synsets[kind, fields[0]] = Synset(words, pointers)
+                self.synsets[kind, fields[0]] = Synset(words, pointers, int(fields[1]))
             for line in _read(folder / f"index.{name}")[1]:
                 fields = line.split()
                 word, number = (kind, fields[0].replace("_", " ")), int(fields[2])

@@ -47,6 +47,8 @@ class ProgEmuConfig:
       soften: what is learnt of a code that differs from the prior's is spread over the codes that look like it, by a
         Gaussian of their distances: its squared width, in mean squared distances of a code from its nearest
         neighbour. Any of them would have done. 0: the exact code, as in ProgEmu.
+      word_vectors: embeddings of whole words start as the vectors that stand beside the vocabulary
+        (`tasks.word_vectors`), and stay so: a word that no prompt had is taken for those that are near to it.
       init_from_codebook: embeddings of visual tokens start as a projection of the tokenizer's code vectors and of
         their squared norms, so that codes that look alike start alike.
       loss_chunk: tokens of each row that go through the head at a time (`kernels.head_loss`).
@@ -75,6 +77,7 @@ class ProgEmuConfig:
     weight_text: float = 1.0
     changed_weight: float = 0.0
     soften: float = 0.0
+    word_vectors: bool = False
     init_from_codebook: bool = False
     loss_chunk: int = 256
     restate: float = 0.0
@@ -186,34 +189,6 @@ def _omitted_sentences(prompt: str, text: str) -> tuple[tuple[str, bool], ...]:
     return tuple((s, any(m.finding not in named for m in rules.mentions(s))) for s in rules.sentences(text))
 
 
-def code_embeddings(params: Any, codebook: np.ndarray, visual_start: int, seed: int) -> Any:
-    """Parameters whose visual rows of embedding and head are a random projection of the codes' vectors.
-
-    Args:
-      params: of the transformer, untrained.
-      codebook: f32 [Q, E].
-      visual_start: id of code 0.
-      seed: of the projection.
-
-    Returns:
-      The parameters with rows visual_start..visual_start+Q-1 of both tables replaced, at the tables' own scale.
-    """
-    rng = np.random.default_rng(seed)
-    # One scale for all dimensions keeps distances; with the squared norm, a linear head can prefer what is near.
-    codes = (codebook - codebook.mean(0)) / np.sqrt(codebook.var(0).mean())
-    norms = np.square(codes).sum(1, keepdims=True)
-    codes = np.concatenate([codes, (norms - norms.mean()) / (norms.std() + 1e-6)], axis=1)
-    out = dict(params)
-    for table in ("embed_tokens", "lm_head"):
-        if table not in params:
-            continue
-        old = params[table]
-        rows = codes @ rng.standard_normal((codes.shape[1], old.shape[1])) / np.sqrt(codes.shape[1])
-        rows = jnp.asarray(rows * float(old.std()), old.dtype)
-        out[table] = old.at[visual_start : visual_start + len(codes)].set(rows)
-    return out
-
-
 def soft_codes(codebook: np.ndarray, soften: float, start: int) -> SoftCodes:
     """What `ProgEmuConfig.soften` spreads over, without the tokens (`on` None).
 
@@ -235,6 +210,7 @@ class ProgEmuTask:
 
     visual_start, codebook (f32 [Q, E]) are those of the tokenizer; needed when `task.soften` is positive.
     tune: which parameters are trained. The state holds those as "params" and the others as "frozen".
+    fixed: ids of tokens whose embeddings stay as they are.
     """
 
     name = "progemu"
@@ -247,7 +223,12 @@ class ProgEmuTask:
         visual_start: int = 0,
         codebook: np.ndarray | None = None,
         tune: TuneConfig | None = None,
+        fixed: np.ndarray | None = None,
     ):
+        self.fixed = None
+        if fixed is not None:
+            self.fixed = np.zeros((model.padded_vocab_size or model.vocab_size, 1), bool)
+            self.fixed[fixed] = True
         self.model_config, self.config, self.train, self.tune = model, task, train, tune or TuneConfig()
         self.soft = soft_codes(codebook, task.soften, visual_start) if task.soften else None
         self.model, self.mesh = Transformer(model), None
@@ -368,7 +349,13 @@ class ProgEmuTask:
                 key,
                 self.train.accumulate,
             )
+        fixed = self.fixed is not None and "embed_tokens" in trained
+        if fixed:
+            grads = {**grads, "embed_tokens": jnp.where(self.fixed, 0, grads["embed_tokens"])}
         new = optim.advance(self.optimizer, self.train, state, grads)
+        if fixed:  # not by weight decay either
+            table = jnp.where(self.fixed, trained["embed_tokens"], new["params"]["embed_tokens"])
+            new = {**new, "params": {**new["params"], "embed_tokens": table}}
         return new, {"loss": loss, "grad_norm": optim.global_norm(grads), **metrics}
 
     def _few_rows(self, trained: Any, tokens: int) -> bool:
@@ -382,7 +369,8 @@ class ProgEmuTask:
         few = 4 * tokens * looked_up <= self.model_config.vocab_size
         alone = self.train.accumulate == 1 and self.train.optimizer == "adamw"
         cpu = sharding.platform(self.mesh) == "cpu"
-        return cpu and few and alone and not split and not tied and "embed_tokens" in trained
+        whole = tied or self.fixed is not None
+        return cpu and few and alone and not split and not whole and "embed_tokens" in trained
 
     def _gradient_by_rows(
         self, trained: Any, frozen: Any, batch: dict[str, jax.Array], key: jax.Array

@@ -10,7 +10,8 @@ image start, image end, then the visual tokens in the order of the code-book). T
 with n the number of ranks. EOL, EOF, BOS and EOS are extras 200, 201, 203 and 204. With Emu3's files n is
 151,643 and every id is Emu3's (arXiv:2409.18869). `vocabulary_files/` holds small vocabularies of the same form: the
 default, trained on the phantom's reports (`python -m progemu_jax.data.phantom.train_vocabulary`), and in a folder of
-its name `radiology`, for prompts in free language (`python -m progemu_jax.data.phantom.train_radiology_vocabulary`).
+its name `radiology`, for prompts in free language (`python -m progemu_jax.data.phantom.train_radiology_vocabulary`);
+`english` has words of change behind these, with vectors (`tasks.word_vectors`).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from progemu_jax.errors import UserError
 TEXT_FILE, VISION_FILE = "emu3.tiktoken", "emu3_vision_tokens.txt"
 BUILT_IN = Path(__file__).parent / "vocabulary_files"
 MOST_CODES = 2**20
-NAMES = ("radiology",)  # built-in vocabularies beside the default, each in its folder
+NAMES = ("radiology", "english")  # built-in vocabularies beside the default, each in its folder
 
 # How text is cut before merging: contractions, words with at most one leading mark or space, single digits,
 # runs of marks, line ends, spaces. Emu3's rule, which is GPT-4's with digits one by one.
@@ -268,8 +269,8 @@ def load(path: str | Path | None = None, codebook_size: int | None = None) -> Vo
     """Loads a vocabulary.
 
     Args:
-      path: a folder with Emu3's two files; None or "": the small default; "radiology": the one for free language (a
-        folder of that name is "./radiology").
+      path: a folder with Emu3's two files; None or "": the small default; "radiology" or "english": those for free
+        language (a folder of that name is "./radiology").
       codebook_size: number of image codes. Only a built-in vocabulary can be given another number than its
         file has; for a folder it is checked.
 

@@ -9,7 +9,7 @@ import pytest
 from support.initial import initial
 from support.language_model import OF_IMAGES
 
-from progemu_jax.tasks.progemu import ProgEmuConfig, ProgEmuTask, code_embeddings, omitted_tokens, packer, soft_codes
+from progemu_jax.tasks.progemu import ProgEmuConfig, ProgEmuTask, omitted_tokens, packer, soft_codes
 from progemu_jax.tasks.reading import ReadingConfig
 from progemu_jax.text import vocabulary
 from progemu_jax.text.findings import NO_CHANGE
@@ -145,15 +145,17 @@ def test_the_embeddings_gradient_as_rows_gives_the_same_step(words, task, state,
     np.testing.assert_allclose(*table, rtol=1e-3, atol=1e-7)
 
 
-def test_code_embeddings_put_like_codes_together(words, state):
-    params = state["params"]
-    codebook = CODEBOOK.copy()
-    codebook[1] = codebook[0] + 1e-3
-    new = code_embeddings(params, codebook, words.visual_start, 0)
-    rows = np.asarray(new["embed_tokens"][words.visual_start : words.visual_start + CODES])
-    distances = np.linalg.norm(rows - rows[0], axis=1)
-    assert distances[1] < 0.05 * distances[2:].min()
-    assert (new["embed_tokens"][: words.visual_start] == params["embed_tokens"][: words.visual_start]).all()
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_fixed_embeddings_stay_to_the_bit(words, task, optimizer):
+    batch, fixed = stack(words), np.unique(stack(words)["tokens"])[:5]
+    train = TrainConfig(steps=10, optimizer=optimizer, weight_decay=0.1)
+    one = ProgEmuTask(task.model_config, task.config, train, fixed=fixed)
+    state = initial(one.init)
+    new, _ = jax.jit(one.train_step)(state, batch, jax.random.key(1))
+    moved = (np.asarray(new["params"]["embed_tokens"]) != np.asarray(state["params"]["embed_tokens"])).any(1)
+    assert not moved[fixed].any()
+    learnt = batch["tokens"][np.isin(batch["kinds"], (Kind.PRIOR, Kind.PROMPT, Kind.VISUAL))]
+    assert moved[np.setdiff1d(learnt, fixed)].all()
 
 
 def test_soft_targets_by_hand():

@@ -58,8 +58,9 @@ def model_parts(config: Config) -> tuple:
         raise UserError(
             f"config.progemu.task.length={task.length}: the model of {where} was made for {model.max_length}; lower it"
         )
-    if task.init_from_codebook:
-        raise UserError(f"{where}: its embeddings are trained; set config.progemu.task.init_from_codebook=False")
+    for key in ("init_from_codebook", "word_vectors"):
+        if getattr(task, key):
+            raise UserError(f"{where}: its embeddings are trained; set config.progemu.task.{key}=False")
     return vocabulary, layout, _padded(model, config.mesh.tensor)
 
 

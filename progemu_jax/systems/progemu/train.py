@@ -25,9 +25,10 @@ from progemu_jax.systems.meshes import local_mesh
 from progemu_jax.systems.progemu import refine
 from progemu_jax.systems.progemu.image_tokens import leaning
 from progemu_jax.systems.progemu.model_config import language_start, load_tokenizer, model_parts, resized
-from progemu_jax.tasks import lora, words
+from progemu_jax.tasks import lora, word_vectors, words
 from progemu_jax.tasks import refine as preference
-from progemu_jax.tasks.progemu import ProgEmuTask, code_embeddings, packer
+from progemu_jax.tasks.embeddings import code_embeddings, word_embeddings
+from progemu_jax.tasks.progemu import ProgEmuTask, packer
 from progemu_jax.tasks.refine import PreferenceTask
 from progemu_jax.training.loop import TrainConfig
 
@@ -42,6 +43,8 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
     reading = c.reading if c.reading.train.steps else None
     read = {"reading": dataclasses.replace(reading, train=TrainConfig())} if reading else {}  # of what is trained later
     codebook = np.asarray(coder.variables["params"]["quantize"]["embedding"])
+    known = word_vectors.load(config.vocabulary, vocabulary.text_size) if c.task.word_vectors else None
+    fixed = known.tokens if known else None
     # Of the model that is exported: LoRA merged, layers apart.
     plain = dataclasses.replace(model, lora_rank=0, scan_layers=False, padded_vocab_size=None)
 
@@ -49,6 +52,9 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
         if start is not None:
             return resized(start.variables(), model.padded_vocab_size or model.vocab_size)
         params = transformer.init_params(model, jax.random.key(c.stage1.seed))
+        params = word_embeddings(params, known, c.stage1.seed) if known else params
+        if not c.task.init_from_codebook:
+            return params
         return code_embeddings(params, codebook, vocabulary.visual_start, c.stage1.seed)
 
     def merged(params: Any) -> Any:
@@ -64,7 +70,7 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
     def fit_words(train_config: TrainConfig) -> Any:
         length = words.row_length(c.task)
         task = dataclasses.replace(c.task, length=length, weight_prompt=0.0, weight_structure=0.0, soften=0.0)
-        task = ProgEmuTask(model, task, train_config, vocabulary.visual_start, codebook, c.tune)
+        task = ProgEmuTask(model, task, train_config, vocabulary.visual_start, codebook, c.tune, fixed)
         pack = words.packer(vocabulary, layout, c.task)
         learnt, held_out = words.Draws(1 << 20), words.Draws(words.HELD_OUT, held_out=True)
         state = fit_on_examples(
@@ -85,8 +91,9 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
             return fit_words(train_config)
         reads = reading if name == "reading" else None
         how = dataclasses.replace(c.task, read=reads.share, empty_prompt=0.0) if reads else c.task
-        task = ProgEmuTask(model, how, train_config, vocabulary.visual_start, codebook, c.tune)
-        born = start is None and before is None and not c.task.init_from_codebook  # made where it will lie
+        task = ProgEmuTask(model, how, train_config, vocabulary.visual_start, codebook, c.tune, fixed)
+        drawn = not (c.task.init_from_codebook or c.task.word_vectors)
+        born = start is None and before is None and drawn  # made where it will lie
         state = fit_on_examples(
             task,
             train_config,
@@ -107,7 +114,7 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
         """The parameters after training on a round's futures, beside pairs."""
         cfg = c.refine.train
         task = PreferenceTask(
-            c.refine, vocabulary, layout, model, c.task, cfg, vocabulary.visual_start, codebook, c.tune
+            c.refine, vocabulary, layout, model, c.task, cfg, vocabulary.visual_start, codebook, c.tune, fixed
         )
         pack, check = (packer(vocabulary, layout, c.task, codebook, train=on, reading=reading) for on in (True, False))
         pairs, held_out = (batches.examples(shards, "tokens", split) for split in ("train", "validation"))

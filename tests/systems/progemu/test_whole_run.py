@@ -9,6 +9,8 @@ from support.command_line import TOY, kill_at, one_line, run, same_parameters, w
 
 import progemu_jax
 from progemu_jax.checkpoints import arrays, export
+from progemu_jax.tasks import word_vectors
+from progemu_jax.text import vocabulary
 
 pytestmark = pytest.mark.timeout(900)  # the first test pays for a whole run
 
@@ -88,6 +90,7 @@ def test_a_run_learns_words_first_and_from_its_own_futures_last(toy, tmp_path):
     keys = {
         "progemu.task.restate": 0.7, "progemu.task.dictionary": 0.3, "progemu.task.complete": 0.5,
         "progemu.task.identity": 0.1, "progemu.task.read": 0.2, "progemu.task.omitted_weight": 1.0,
+        "vocabulary": "english", "progemu.task.word_vectors": True,
         "progemu.task.word_dropout": 0.1, "progemu.task.soften": 0.5, "progemu.stage1.steps": 0,
         "progemu.stage2.steps": 2, "progemu.stage2.optimizer": "muon", "progemu.refine.rounds": 1,
         "progemu.refine.requests": 6,
@@ -106,6 +109,11 @@ def test_a_run_learns_words_first_and_from_its_own_futures_last(toy, tmp_path):
             "prior": (6, 4, 4), "futures": (6, 2, 4, 4), "reward": (6, 2), "reference": (6, 2),
         }  # fmt: skip
         assert (drawn["reference"] < 0).all()
+    known = word_vectors.load("english", vocabulary.load("english").text_size)
+    rows = np.asarray(export.load_export(train / "export")[0]["embed_tokens"])[known.tokens[:200]]
+    vectors = known.vectors[:200, : rows.shape[1]]  # turned, which keeps angles, and never trained
+    angles, expected = (np.corrcoef((x @ x.T).ravel(), (vectors @ vectors.T).ravel())[0, 1] for x in (rows, vectors))
+    np.testing.assert_allclose(angles, expected, atol=1e-4)
     told = json.loads((train / "refine0/futures.json").read_text())
     assert len(told) == 6
     assert all(row["prompt"] for row in told)
