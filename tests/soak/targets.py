@@ -82,7 +82,7 @@ STAGES = {
         "data": (3, r"data/shards/icg_cxr/single"),
         "autoencoder": (5, r"autoencoder/(checkpoints/8\b|export)"),
         "text_encoder": (3, r"text_encoder/export"),
-        "train": (8, r"train/(stage2/checkpoints/6\b|export)"),
+        "train": (8, r"train/(stage2/checkpoints/6\b|unet)"),
         "scorer": (3, r"scorer/(checkpoints/6\b|export)"),
         "sample": (4, r"predictions/reconstruction"),
         "score": (3, r"scores/\.?(mean|counterfactual)"),
