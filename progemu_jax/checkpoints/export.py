@@ -393,7 +393,8 @@ def _problem(record: dict) -> str:
             return f"'parts' has array {name!r:.100}, which 'tree' lacks"
         height = full[name][0][0] if full[name][0] else 1
         rows = [0, height] if rows is None else rows
-        if not isinstance(rows, list) or len(rows) != 2 or rows[0] != read[name] or not read[name] < rows[1] <= height:
+        whole = isinstance(rows, list) and [type(row) for row in rows] == [int, int]
+        if not whole or rows[0] != read[name] or not read[name] < rows[1] <= height:
             return f"'parts' does not give the rows of array {name!r:.100} in order"
         read[name] = rows[1]
     for name, rows in read.items():
