@@ -301,7 +301,7 @@ def reading(directory: str | os.PathLike) -> Iterator[None]:
     """What is taken from an export's config within is there and of its kind; else a UserError names the export."""
     try:
         yield
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, SyntaxError, TypeError, ValueError) as error:
         lacks = f"lacks {error}" if isinstance(error, KeyError) else (str(error) or "?").splitlines()[0][:200]
         raise UserError(f"{Path(directory) / 'export.json'}: config {lacks}: export it again") from None
 
@@ -377,7 +377,7 @@ def _problem(record: dict) -> str:
             full[name] = [int(n) for n in shape], jnp.dtype(dtype)
             if full[name][0] != shape or min(shape, default=0) < 0 or math.prod(shape) > _MOST:
                 raise ValueError
-        except (OverflowError, TypeError, ValueError):
+        except (OverflowError, SyntaxError, TypeError, ValueError):  # NumPy parses a dtype with a comma
             return f"'tree' does not say shape and dtype of array {name!r:.100}"
     if record["format"] == packed.FORMAT:
         return "" if isinstance(record.get("sha256"), str) else "'sha256' is missing or no text"

@@ -145,6 +145,7 @@ def changed(record, **keys):
         (lambda r: changed(r, tree={**r["tree"], "x": 3}), "shape and dtype of array 'x'"),
         (lambda r: changed(r, tree={**r["tree"], "x": [[-1], "float32"]}), "shape and dtype of array 'x'"),
         (lambda r: changed(r, tree={**r["tree"], "x": [[2], "pickle"]}), "shape and dtype of array 'x'"),
+        (lambda r: changed(r, tree={**r["tree"], "x": [[2], ","]}), "shape and dtype of array 'x'"),
         (lambda r: changed(r, tree={**r["tree"], "x": [[10**30], "float32"]}), "shape and dtype of array 'x'"),
         (lambda r: changed(r, tree={**r["tree"], "x": [[10**9], "float32"]}), "all rows of array 'x'"),
         (lambda r: changed(r, crc32="drop"), "'crc32' is missing"),
