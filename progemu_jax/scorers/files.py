@@ -61,6 +61,9 @@ def write_reference_scores(scorer: Callable, references: Path, out: Path, source
 def write_prediction_scores(scorer: Callable, folder: Path, out: Path, source: str) -> None:
     """Scores of a predictions folder: the score file `out`. Nothing for a folder without images."""
     rows = [r for r in records.read_rows(folder / "predictions.jsonl", "pair_id") if r.get("image")]
+    for sample in (r.get("sample") or 0 for r in rows):
+        if type(sample) is not int or not 0 <= sample < 2**63:
+            raise UserError(f"{folder / 'predictions.jsonl'}: sample={sample!r:.40} is no whole number from 0")
     if rows:
         images = read_images(folder, [r["image"] for r in rows])
         _write(scorer, out, images, [r["pair_id"] for r in rows], [r.get("sample") or 0 for r in rows], source)
