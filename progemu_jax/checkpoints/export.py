@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 
 from progemu_jax.checkpoints import packed
 from progemu_jax.checkpoints.arrays import abstract, as_text, crc, flatten, shape_and_dtype, unflatten
-from progemu_jax.checkpoints.quiet import quiet, reason
+from progemu_jax.checkpoints.quiet import quiet, reason, storable
 from progemu_jax.devices import hosts
 from progemu_jax.errors import UserError
 from progemu_jax.files.records import first_difference, read_text, write_json
@@ -78,7 +78,7 @@ class ExportWriter:
     """
 
     def __init__(self, directory: str | os.PathLike):
-        self.directory = Path(directory).absolute()
+        self.directory = storable(directory)
         if self.directory.exists() and not (self.directory / "export.json").exists():
             raise UserError(f"{self.directory}: exists and is not an export: choose another folder")
         self.folder = self.directory.with_name(f"{self.directory.name}.tmp")  # other files may be put there, too

@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import os
 import sys
 import traceback
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+
+from progemu_jax.errors import UserError
 
 
 @contextlib.contextmanager
@@ -60,6 +64,14 @@ class _Later:
 
     def filter(self, record: logging.LogRecord) -> bool:
         return "orbax" not in record.getMessage()
+
+
+def storable(directory: str | os.PathLike) -> Path:
+    """The absolute path. Raises UserError where TensorStore could not write under it."""
+    path = Path(directory).absolute()
+    if "\\" in str(path):
+        raise UserError(f"{path}: holds a backslash, which arrays cannot be stored under; choose another name")
+    return path
 
 
 def reason(error: Exception) -> str:

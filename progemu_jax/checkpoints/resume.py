@@ -18,7 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from progemu_jax.checkpoints.arrays import abstract, as_text, checksums, flatten, shape_and_dtype
-from progemu_jax.checkpoints.quiet import quiet, reason
+from progemu_jax.checkpoints.quiet import quiet, reason, storable
 from progemu_jax.devices import hosts
 from progemu_jax.errors import UserError
 from progemu_jax.files.records import first_difference, normal
@@ -55,7 +55,7 @@ class Checkpoints:
     def __init__(
         self, directory: str | os.PathLike, *, keep: int = 2, config: dict | None = None, kinds: dict | None = None
     ):
-        self.directory = Path(directory).absolute()
+        self.directory = storable(directory)
         self.config, self.kinds = normal(config or {}), kinds
         self.directory.mkdir(parents=True, exist_ok=True)
         self._manager = ocp.CheckpointManager(

@@ -14,7 +14,7 @@ import pytest
 from support.errors import fails
 from support.states import assert_same, largest, make
 
-from progemu_jax.checkpoints import export
+from progemu_jax.checkpoints import export, resume
 from progemu_jax.errors import UserError
 
 
@@ -127,6 +127,12 @@ def test_an_answer_that_comes_when_the_loop_is_closed_is_not_printed(tmp_path, m
             trace = error.__traceback__.tb_next.tb_next  # as from C++, without our own frames
             sys.unraisablehook(SimpleNamespace(object=None, exc_value=error, exc_traceback=trace))
     assert seen == ["Event loop is closed", "division by zero"]
+
+
+def test_a_folder_that_arrays_cannot_be_stored_under_is_refused_before_anything_is_written(tmp_path):
+    for write in (export.ExportWriter, resume.Checkpoints):
+        fails("holds a backslash", write, tmp_path / "a\\x")
+    assert list(tmp_path.iterdir()) == []
 
 
 def changed(record, **keys):
