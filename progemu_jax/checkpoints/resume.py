@@ -8,7 +8,6 @@ import base64
 import logging
 import os
 import shutil
-from pathlib import Path
 from typing import Any, Self
 
 import jax
