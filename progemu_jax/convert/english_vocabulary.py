@@ -34,7 +34,7 @@ from progemu_jax.text.wordings import inflected
 NAME, BASE = "english", "radiology"
 CHANGE = 30  # WordNet's number of the topic of verbs of change
 LAYERS = 3  # of the model, whose states stand beside the words' own embeddings
-DIMENSIONS = 128
+DIMENSIONS = 256
 PIECES = 256 + 1500  # ranks of BASE that are bytes or pieces, not whole words
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -38,17 +39,28 @@ def code_embeddings(params: Any, codebook: np.ndarray, visual_start: int, seed: 
     return out
 
 
-def word_embeddings(params: Any, words: WordVectors, seed: int) -> Any:
-    """Parameters whose embeddings of words are a rotation of their vectors, at the table's own scale.
+def word_embeddings(params: Any, words: WordVectors, projection: jax.Array, scale: float) -> Any:
+    """Parameters whose embeddings of words are their vectors, projected.
 
     Args:
-      params: of the transformer, untrained.
-      words: tokens and f32 [N, D] vectors, whose columns beyond the model's width, which say least, are left out.
-      seed: of the rotation, without which the first coordinates would say most.
+      params: of the transformer.
+      words: tokens and f32 [N, D] vectors.
+      projection: f32 [D, M]; see `first_projection`.
+      scale: of the embeddings, beside a projection's own (`TransformerConfig.initializer_range`).
     """
-    old = params["embed_tokens"]
-    vectors = words.vectors[:, : old.shape[1]]
-    rotation = np.linalg.qr(np.random.default_rng(seed).standard_normal((old.shape[1], vectors.shape[1])))[0].T
-    rows = vectors @ rotation
-    rows = jnp.asarray(rows * (float(old.std()) / rows.std()), old.dtype)
-    return {**params, "embed_tokens": old.at[words.tokens].set(rows)}
+    table = params["embed_tokens"]
+    rows = jnp.asarray(words.vectors) @ projection * scale
+    return {**params, "embed_tokens": table.at[words.tokens].set(rows.astype(table.dtype))}
+
+
+def first_projection(words: WordVectors, width: int, seed: int) -> np.ndarray:
+    """f32 [D, width]: a rotation, which keeps angles and spreads what the first columns say, to a variance of 1.
+
+    Of vectors wider than the model it takes the first columns, which have the most variance.
+    """
+    kept = min(words.vectors.shape[1], width)
+    rotation = np.linalg.qr(np.random.default_rng(seed).standard_normal((width, kept)))[0].T
+    spread = (words.vectors[:, :kept] @ rotation).std()
+    out = np.zeros((words.vectors.shape[1], width), np.float32)
+    out[:kept] = rotation / spread
+    return out

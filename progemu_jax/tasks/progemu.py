@@ -213,7 +213,7 @@ class ProgEmuTask:
     fixed: ids of tokens whose embeddings stay as they are.
     """
 
-    name = "progemu"
+    name, logical_axes = "progemu", transformer.LOGICAL_AXES
 
     def __init__(
         self,
@@ -264,7 +264,7 @@ class ProgEmuTask:
     def state_shardings(self, mesh: Any, abstract: Any) -> Any:
         """Parameters and optimizer state by the rules table of `progemu_jax.devices.sharding`."""
         self.mesh = mesh.abstract_mesh
-        return sharding.param_shardings(abstract, transformer.LOGICAL_AXES, mesh)
+        return sharding.param_shardings(abstract, self.logical_axes, mesh)
 
     def loss(
         self, params: Any, batch: dict[str, jax.Array], key: jax.Array | None, every: bool = False, embedded: Any = None

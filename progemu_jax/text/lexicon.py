@@ -37,7 +37,8 @@ _UP = (
     r"|progress(?:ed|ing|ion|ive|ively)|accumulat(?:ed|ing|ion)|exacerbat(?:ed|ion)|deteriorat(?:ed|ing|ion)"
     r"|expanded|expanding|heavier|denser|deteriorate|accumulate|enlarge|grow|grew|(?:go(?:ne|ing)?|went|is|are) up"
     r"|built up further|further build-up|escalat(?:ed|ing|ion)|intensif(?:ied|ying|ication)|aggravat(?:ed|ing|ion)"
-    r"|flar(?:ed|ing) up|doubled in size|fuller"
+    r"|flar(?:ed|ing) up|doubled in size|fuller|climb(?:ed|ing)|balloon(?:ed|ing)|deepen(?:ed|ing)|heightened"
+    r"|soar(?:ed|ing)|compounded|proliferat(?:ed|ing|ion)|jump(?:ed|ing)|pil(?:ed|ing) up"
     r"|more (?:enlarged|prominent|extensive|pronounced|conspicuous|severe|marked|dense|confluent|evident"
     r"|apparent|widespread|noticeable|obvious|congested)|up from"
 )
@@ -49,10 +50,14 @@ _DOWN = (
     r"|declin(?:ed|ing)|abat(?:ed|ing)|lighter|down from|(?:gone|going|went|come|coming|came|is|are) down|eas(?:ed|ing)"
     r"|fad(?:ed|ing)(?! away)|wan(?:ed|ing)|dwindl(?:ed|ing)|retreat(?:ed|ing)|ameliorat(?:ed|ing|ion)|dropp(?:ed|ing)"
     r"|less (?:prominent|extensive|pronounced|conspicuous|severe|marked|dense|confluent|evident|apparent|widespread"
-    r"|noticeable|obvious|congested)"
+    r"|noticeable|obvious|congested)|soften(?:ed|ing)|weaken(?:ed|ing)|(?:partly |partially )?alleviated|minimi[sz]ed"
+    r"|mitigated|s[au]nk|sinking|let(?:ting)? up|attenuat(?:ed|ion)|dipp(?:ed|ing)|on the mend|relent(?:ed|ing)"
+    r"|calm(?:ed|ing) down"
 )
 _GONE = r"resolved|resolution|clear(?:ed|ance|ing)|disappear(?:ed|ance)|vanished|gone(?! (?:up|down|into))"
-_GONE += r"|(?:gone|went) away|re-?absorbed|re-?sorbed|dissipated|melted away|faded away|dried up"
+_GONE += r"|(?:gone|went) away|re-?absorbed|re-?sorbed|dissipated|melted away|faded away|dried up|dissol(?:ved|ution)"
+_GONE += r"|dispell?ed|dispers(?:ed|al)|discarded|purged|obliterat(?:ed|ion)|subtracted|cleaned up|expelled|banished"
+_GONE += r"|scrubbed out"
 # A user's order, in front of all but a few words of courtesy; no report begins so.
 _ORDER = r"(?:^|(?<=^please )|(?<=^now )|(?<=you to )|(?<=image to )|(?<=film, )|(?<=prior, )|(?<=graph: )|(?<=[.;] ))"
 _AFTER_LETTER = r"(?= (?:pleural|effusion|ptx|pneumo|hydrothorax|lung|base|lower|upper))"
@@ -176,17 +181,20 @@ _PATTERNS: list[tuple[str, object, str]] = [
         r"|new(?:ly)?[- ](?:onset|formed|arisen)|came back|(?:is|are) there now|now there"
         r"|now (?:present|seen|visible|noted|evident|apparent|has|fills?)|can now be seen|there (?:is|are) now"
         r"|(?:that (?:was|were) )?not (?:there|seen|present) (?:before|on (?:the )?prior)"
-        r"|interval appearance)",
+        r"|interval appearance|newly (?:apparent|found|visuali[sz]ed)|(?:has|have) (?:manifested|sprung up|ensued"
+        r"|come into view|begun to form)|beginning of)",
     ),
     (
         "CHANGE", "new",
         rf"{_ORDER}(?:add|introduce|create|insert|simulate|generate|draw|render|depict|produce|include|put in|paint in"
-        r"|overlay|bring in|superimpose|model|give (?:the patient|him|her)|show)",
+        r"|overlay|bring (?:in|about)|superimpose|model|give (?:the patient|him|her)|show|incorporate|induce|picture"
+        r"|trigger|portray|mimic|sketch in|illustrate)",
     ),
     (
         "CHANGE", "gone",
         rf"{_ORDER}(?:remove|delete|erase|take (?:away|out)|get rid of|eliminate|wipe out|undo|lose|edit out|strip out"
-        r"|cut out|clear(?: up)? (?=the |this |his |her )|drain|evacuate|resolve|cure)|any ?more|(?:(?:is"
+        r"|cut out|clear(?: up)? (?=the |this |his |her )|drain|evacuate|resolve|cure|omit|do away with|dispel|discard"
+        r"|purge|obliterate|subtract|dispose of|clean up|expel|banish|scrub out|blot out|nullify)|any ?more|(?:(?:is"
         r"|are) )?now absent|nowhere to be seen|undetectable"
         r"|out of the picture|(?:completely|fully) (?:drained|evacuated|reversed)",
     ),
@@ -196,14 +204,16 @@ _PATTERNS: list[tuple[str, object, str]] = [
     ),
     (
         "CHANGE", "up",
-        rf"{_ORDER}(?:boost|amplify|augment|expand|aggravate|step up|turn up|intensify)"
+        rf"{_ORDER}(?:boost|amplify|augment|expand|aggravate|step up|turn up|intensify|raise|heighten|magnify|ramp up"
+        r"|compound|strengthen|dial up)"
         r"|more(?= (?:pleural |perihilar )?(?:air|fluid|gas|haze|volume loss|effusion|o?edema|atelectasis|consolidation"
         r"|congestion))",
     ),
     (
         "CHANGE", "down",
         rf"{_ORDER}(?:shrink|lighten|partly (?:clear|drain)|turn down|tone down|scale back|cut down|lessen|diminish"
-        r"|reduce)|less(?= (?:pleural |perihilar )?(?:air|fluid|gas|haze|volume loss|effusion|o?edema|atelectasis"
+        r"|reduce|soften|weaken|alleviate|minimi[sz]e|mitigate|dampen|dial down|attenuate|curb|pare down|downsize)"
+        r"|less(?= (?:pleural |perihilar )?(?:air|fluid|gas|haze|volume loss|effusion|o?edema|atelectasis"
         r"|consolidation|congestion))|(?:partly|partially) (?:drained|relieved|cleared)",
     ),
     ("CHANGE", "new!", r"(?<=no )new|(?<=not )new"),

@@ -111,6 +111,22 @@ NEW = (
     _f("materialise", verb="materialize"),
     _f("model", do="model {d}"),
     _held("superimpose", do="superimpose {d}"),
+    _f("manifest", "efpgoak", verb="manifest"),
+    _f("newly apparent", adj="newly apparent", after="newly apparent"),
+    _f("incorporate", do="incorporate {d}"),
+    _held("induce", do="induce {d}"),
+    _f("picture", do="picture {d}"),
+    _f("come into view", verb="come into view"),
+    _f("newly found", adj="newly found|newly visualized"),
+    _f("begin", "efpgoak", verb="begin to form", noun="beginning of"),
+    _held("ensue", "efpgoak", verb="ensue"),
+    _f("bring about", do="bring about {d}"),
+    _f("trigger", do="trigger {d}"),
+    _f("portray", do="portray {d}"),
+    _f("spring up", "efpgoak", verb="spring up"),
+    _held("mimic", do="mimic {d}"),
+    _f("sketch in", do="sketch in {d}"),
+    _f("illustrate", do="illustrate {d}"),
 )
 
 WORSE = (
@@ -166,6 +182,23 @@ WORSE = (
     _held("creep up", "efo", verb="creep up"),
     _f("surge", "fo", verb="surge"),
     _f("fuller", "e", after="fuller"),
+    _f("more conspicuous", ALL, adj="more conspicuous", after="more conspicuous", do="make {d} more conspicuous"),
+    _f("more evident", ALL, adj="more evident", after="more evident"),
+    _held("more apparent", ALL, adj="more apparent", after="more apparent"),
+    _f("raise", "efgo", do="raise {d}"),
+    _f("climb", "fo", verb="climb", adj="climbing"),
+    _f("heighten", "coaks", done="heightened", do="heighten {d}"),
+    _f("deepen", "oak", verb="deepen", adj="deepening"),
+    _held("soar", "fo", verb="soar", adj="soaring"),
+    _f("magnify", do="magnify {d}"),
+    _f("ramp up", do="ramp up {d}"),
+    _f("compound", "coak", done="compounded", do="compound {d}"),
+    _f("balloon", "eh", verb="balloon", adj="ballooning"),
+    _held("proliferate", "oak", verb="proliferate", noun="proliferation of"),
+    _f("strengthen", do="strengthen {d}"),
+    _f("dial up", do="dial up {d}"),
+    _f("pile up", "f", verb="pile up"),
+    _f("jump", "fo", verb="jump"),
 )
 
 BETTER = (
@@ -227,6 +260,26 @@ BETTER = (
     _f("contract", "eh", verb="contract", noun="contraction of"),
     _held("ameliorate", "coak", verb="ameliorate", noun="amelioration of", do="ameliorate {d}"),
     _f("trim", SIZED, do="trim {d}"),
+    _f("less conspicuous", ALL, adj="less conspicuous", after="less conspicuous", do="make {d} less conspicuous"),
+    _f("less evident", ALL, adj="less evident", after="less evident"),
+    _held("less apparent", ALL, adj="less apparent", after="less apparent"),
+    _f("soften", "oak", verb="soften", adj="softening", do="soften {d}"),
+    _f("weaken", "oak", verb="weaken", adj="weakening", do="weaken {d}"),
+    _f("alleviate", "o", done="partly alleviated", do="alleviate {d}"),
+    _f("minimise", done="minimized", do="minimize {d}"),
+    _held("mitigate", done="mitigated", do="mitigate {d}"),
+    _f("sink", "fg", verb="sink", adj="sinking"),
+    _f("dampen", do="dampen {d}"),
+    _f("dial down", do="dial down {d}"),
+    _f("let up", "oak", verb="let up"),
+    _held("attenuate", "oaks", done="attenuated", noun="attenuation of", do="attenuate {d}"),
+    _f("dip", "efgo", verb="dip"),
+    _f("curb", do="curb {d}"),
+    _f("on the mend", "oak", after="on the mend"),
+    _f("pare down", do="pare down {d}"),
+    _held("relent", "oak", verb="relent", adj="relenting"),
+    _f("downsize", SIZED, do="downsize {d}"),
+    _f("calm down", "o", verb="calm down"),
 )
 
 RESOLVED = (
@@ -279,6 +332,25 @@ RESOLVED = (
     _f("cut out", do="cut out {d}"),
     _held("abolish", done="abolished", noun="abolition of", do="abolish {d}"),
     _f("rub out", done="rubbed out", do="rub out {d}"),
+    _f("no longer identified", after="no longer identified"),
+    _f("no longer noted", after="no longer noted"),
+    _held("no longer appreciated", after="no longer appreciated"),
+    _f("dissolve", "efoak", verb="dissolve", noun="dissolution of"),
+    _f("omit", do="omit {d}"),
+    _f("do away with", do="do away with {d}"),
+    _held("dispel", "oak", done="dispelled", do="dispel {d}"),
+    _f("disperse", "fgo", verb="disperse", noun="dispersal of"),
+    _f("discard", done="discarded", do="discard {d}"),
+    _f("purge", done="purged", do="purge {d}"),
+    _held("obliterate", done="obliterated", noun="obliteration of", do="obliterate {d}"),
+    _f("subtract", done="subtracted", do="subtract {d}"),
+    _f("dispose of", do="dispose of {d}"),
+    _f("clean up", "ok", done="cleaned up", do="clean up {d}"),
+    _held("expel", "efpg", done="fully expelled", do="expel {d}"),
+    _f("banish", done="banished", do="banish {d}"),
+    _f("scrub out", done="scrubbed out", do="scrub out {d}"),
+    _f("blot out", do="blot out {d}"),
+    _f("nullify", do="nullify {d}"),
 )
 
 SAME = (
@@ -374,9 +446,10 @@ _IRREGULAR = {
     "go": ("went", "gone"), "spread": ("spread", "spread"), "rise": ("rose", "risen"), "fall": ("fell", "fallen"),
     "come": ("came", "come"), "build": ("built", "built"), "show": ("showed", "shown"), "set": ("set", "set"),
     "swell": ("swelled", "swollen"), "creep": ("crept", "crept"), "hold": ("held", "held"),
-    "stand": ("stood", "stood"), "become": ("became", "become"),
+    "stand": ("stood", "stood"), "become": ("became", "become"), "begin": ("began", "begun"), "let": ("let", "let"),
+    "spring": ("sprang", "sprung"), "sink": ("sank", "sunk"),
 }  # fmt: skip
-_DOUBLED = {"drop", "pop", "crop", "recur", "occur", "ebb", "get", "set"} - {"ebb"}
+_DOUBLED = {"drop", "pop", "crop", "recur", "occur", "get", "set", "let", "begin", "dip"}
 _BEFORE = ("partially", "partly", "completely", "fully")  # stand before the verb of a phrase
 
 

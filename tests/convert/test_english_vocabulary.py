@@ -20,7 +20,7 @@ PIECES = [
     *"abcdefghijklmnopqrstuvwxyz",
     *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz"),
 ]
-PIECES += ["bloated", "balloon", "growth", "swell", "increase", "chest", "the"]
+PIECES += ["bloated", "tumefy", "growth", "swell", "increase", "chest", "the"]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_ids_of_radiology_stay_and_words_of_change_follow(made):
     assert found[: len(base)] == base
     new = set(found[len(base) :])
     # Known forms of verbs of change, though no prompt has them; of the dictionary also what begins a sentence.
-    assert {b" bloated", b" balloon"} <= new
+    assert {b" bloated", b" tumefy"} <= new
     assert {b" dwindling", b"Dwindle", b"Dwindling"} <= new
     assert not {b" bloats", b" chest", b" the", b"Dwindles"} & new
     loaded = vocabulary.load(made[2])

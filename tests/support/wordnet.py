@@ -9,13 +9,13 @@ HEAD = "".join(f"  {number} {line}  \n" for number, line in enumerate(LICENCE, 1
 # name -> (kind, words, pointers: symbol and name). "increase" and "large" are seeds.
 SYNSETS = {
     "increase": ("v", "increase enlarge", []),
-    "swell": ("v", "swell balloon", [("@", "increase")]),
+    "swell": ("v", "swell tumefy", [("@", "increase")]),
     "bloat": ("v", "bloat", [("@", "swell")]),
     "growth": ("n", "growth", [("+", "increase")]),
     "larger": ("a", "large larger(a)", [("&", "massive"), ("+", "growth")]),
     "massive": ("s", "massive", [("&", "larger")]),
 }
-RARE = {"balloon"}
+RARE = {"tumefy"}
 
 
 def write(folder):

@@ -10,6 +10,7 @@ from support.initial import initial
 from progemu_jax.models.transformer import TransformerConfig
 from progemu_jax.tasks import words
 from progemu_jax.tasks.progemu import ProgEmuConfig, ProgEmuTask
+from progemu_jax.tasks.word_vectors import WordVectors
 from progemu_jax.text import restate, sequence, vocabulary, wording_frames, wording_nouns, wordings
 from progemu_jax.text.findings import FINDINGS, NO_CHANGE
 from progemu_jax.text.plain import plain
@@ -158,8 +159,8 @@ def found_zone(changes, told):
 
 def test_the_dictionary_reads_and_is_drawn_in_its_share(vocab):
     entries = words.dictionary()
-    assert len(entries) == 555
-    assert ("v", "abate", ("decrease", "slake", "let up")) in entries
+    assert len(entries) == 607
+    assert ("v", "abate", ("decrease", "let up", "slake")) in entries
     assert {kind for kind, _, _ in entries} == {"v", "n", "a"}
     known = {word for _, word, _ in entries}
     assert all(near and all(near) for _, _, near in entries)
@@ -184,3 +185,27 @@ def test_slips_and_asides_are_of_training_alone(vocab, monkeypatch):
     monkeypatch.setattr(restate, "restate", lambda *a, **k: asked.append((a[2:], k)) or real(*a, **k))
     packed(vocab, HELD)
     assert {(part, bool(k)) for part, k in asked} == {(("held-out",), False)}
+
+
+def test_the_projection_of_vectors_is_learnt_and_what_follows_keeps_it(vocab):
+    model = TransformerConfig(
+        vocab_size=vocab.size, hidden_size=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8,
+        intermediate_size=24,
+    )  # fmt: skip
+    config = ProgEmuConfig(length=words.LENGTH, weight_prompt=0.0, weight_structure=0.0)
+    rng = np.random.default_rng(0)
+    known = np.unique(packed(vocab)["tokens"])[10:30].astype(np.int32)
+    vectors = WordVectors(known, rng.standard_normal((len(known), 24)).astype(np.float32))
+    train = TrainConfig(steps=4, warmup_steps=0, learning_rate=1e-2)
+    task = words.WordsTask(model, config, train, fixed=known, vectors=vectors)
+    state = initial(task.init)
+    batch = {name: values[None] for name, values in packed(vocab).items()}
+    new, _ = jax.jit(task.train_step)(state, batch, jax.random.key(1))
+    first, then = (np.asarray(task.params(s)["embed_tokens"]) for s in (state, new))
+    assert (first != then)[known].all()
+    projection = np.asarray(new["params"]["word_proj"])
+    np.testing.assert_allclose(then[known], 0.02 * vectors.vectors @ projection, atol=1e-6)
+    assert task.params(new).keys() == initial(ProgEmuTask(model, config, train).init)["params"].keys()
+    after = ProgEmuTask(model, config, train, fixed=known)
+    last, _ = jax.jit(after.train_step)(after.from_params(task.params(new)), batch, jax.random.key(1))
+    np.testing.assert_array_equal(np.asarray(last["params"]["embed_tokens"])[known], then[known])

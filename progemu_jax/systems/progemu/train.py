@@ -27,7 +27,7 @@ from progemu_jax.systems.progemu.image_tokens import leaning
 from progemu_jax.systems.progemu.model_config import language_start, load_tokenizer, model_parts, resized
 from progemu_jax.tasks import lora, word_vectors, words
 from progemu_jax.tasks import refine as preference
-from progemu_jax.tasks.embeddings import code_embeddings, word_embeddings
+from progemu_jax.tasks.embeddings import code_embeddings, first_projection, word_embeddings
 from progemu_jax.tasks.progemu import ProgEmuTask, packer
 from progemu_jax.tasks.refine import PreferenceTask
 from progemu_jax.training.loop import TrainConfig
@@ -52,7 +52,9 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
         if start is not None:
             return resized(start.variables(), model.padded_vocab_size or model.vocab_size)
         params = transformer.init_params(model, jax.random.key(c.stage1.seed))
-        params = word_embeddings(params, known, c.stage1.seed) if known else params
+        if known:
+            projection = first_projection(known, model.hidden_size, c.stage1.seed)
+            params = word_embeddings(params, known, projection, model.initializer_range)
         if not c.task.init_from_codebook:
             return params
         return code_embeddings(params, codebook, vocabulary.visual_start, c.stage1.seed)
@@ -70,7 +72,9 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
     def fit_words(train_config: TrainConfig) -> Any:
         length = words.row_length(c.task)
         task = dataclasses.replace(c.task, length=length, weight_prompt=0.0, weight_structure=0.0, soften=0.0)
-        task = ProgEmuTask(model, task, train_config, vocabulary.visual_start, codebook, c.tune, fixed)
+        task = words.WordsTask(
+            model, task, train_config, vocabulary.visual_start, codebook, c.tune, fixed, vectors=known
+        )
         pack = words.packer(vocabulary, layout, c.task)
         learnt, held_out = words.Draws(1 << 20), words.Draws(words.HELD_OUT, held_out=True)
         state = fit_on_examples(

@@ -17,7 +17,7 @@ def wordnet(tmp_path):
 def test_words_near_a_seed_lead_to_words_of_the_prompts(wordnet, tmp_path):
     assert make_dictionary.write(wordnet, tmp_path / "out.txt").endswith(": 7 words")
     lines = (tmp_path / "out.txt").read_text().splitlines()
-    # "balloon" is rare, "bloat" two below a seed; words that training prompts have come first, then the nearest.
+    # "tumefy" is rare, "bloat" two below a seed; words that training prompts have come first, then the nearest.
     assert [line for line in lines if not line.startswith("#")] == [
         "v enlarge: increase", "n growth: increase", "v increase: enlarge", "a large: larger, massive",
         "a larger: large, massive", "a massive: larger, large", "v swell: increase, enlarge",
@@ -27,7 +27,7 @@ def test_words_near_a_seed_lead_to_words_of_the_prompts(wordnet, tmp_path):
     assert "WordNet 3.1" in " ".join(head)
     net = make_dictionary.WordNet(wordnet / "dict")  # the folder itself will do
     assert net.senses("a", "larger") == net.senses("a", "large")
-    assert net.uses("v", "balloon") == 0 < net.uses("v", "swell")
+    assert net.uses("v", "tumefy") == 0 < net.uses("v", "swell")
     assert "definition" not in "".join(lines)
 
 
