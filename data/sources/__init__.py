@@ -17,6 +17,7 @@ from progemu_jax.files import records
 from progemu_jax.text import rules
 
 MAX_LINE = 1 << 20  # characters of one CSV line
+MAX_BLANK = 10_000  # blank lines of a CSV in a row
 MAX_REPORT = 1 << 18  # bytes of one report file
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
@@ -262,9 +263,13 @@ def read_table(path: Path, required: tuple[str, ...]) -> Iterator[tuple[int, dic
 
 
 def _bounded(text, path):
+    blank = 0  # lines in a row: gzip packs any number of them into a small file
     while line := text.readline(MAX_LINE):
         if len(line) == MAX_LINE:
             raise UserError(f"{path}: a line is longer than {MAX_LINE} characters; restore the file")
+        blank = blank + 1 if line.isspace() else 0
+        if blank > MAX_BLANK:
+            raise UserError(f"{path}: more than {MAX_BLANK} blank lines in a row; restore the file")
         yield line
 
 

@@ -1,5 +1,6 @@
 """What all sources share: roots that are none, files that are needed, options, and patients left out."""
 
+import gzip
 import os
 
 import pytest
@@ -58,3 +59,16 @@ def test_a_pipe_is_not_waited_for(tmp_path):
     with pytest.raises(UserError, match="no regular file"):
         next(read_table(tmp_path / "pipe.csv", ()))
     assert read_report(tmp_path / "pipe.csv") == "the report is no regular file"
+
+
+def test_a_table_of_blank_lines_is_not_read_to_its_end(tmp_path):
+    """gzip packs a hundred million of them into 100 KB."""
+
+    def write(blank):
+        with gzip.open(tmp_path / "a.csv.gz", "wb", compresslevel=1) as file:
+            file.write(b"a,b\n1,2\n" + b"\r\n" * blank + b"3,4\n")
+        return read_table(tmp_path / "a.csv.gz", ("a",))
+
+    assert [row["b"] for _, row in write(9000)] == ["2", "4"]
+    with pytest.raises(UserError, match="more than 10000 blank lines in a row"):
+        list(write(2_000_000))

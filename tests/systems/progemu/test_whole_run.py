@@ -34,6 +34,7 @@ def test_every_stage_leaves_what_it_promises(toy):
     assert metrics["systems"]["null_edit_answers"]["metrics"]["mae_prior"]["value"] < 3 < control["mae_asked"]["value"]
     assert 0 < metrics["systems"]["counterfactual"]["metrics"]["severity_mae"]["value"] < 1
     assert "Copies of training images" in (workdir / "report/index.html").read_text()
+    assert [path for path in workdir.rglob("*.tmp") if path.name != ".lock"] == []
 
 
 def test_the_run_loads_as_a_model(toy):
