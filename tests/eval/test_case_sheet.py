@@ -9,7 +9,11 @@ from PIL import Image
 from progemu_jax.eval.case_sheet import write_sheet
 
 
-@pytest.mark.parametrize("text", ["New edema.", "costs $5 and $\\frac{", "bell \x07 and \x1d", "", None])
+@pytest.mark.parametrize(
+    "text",
+    ["New edema.", "costs $5 and $\\frac{", "bell \x07 and \x1d", "", None, "x" * 400_000, "word " * 80_000],
+    ids=lambda text: repr(text)[:12],
+)
 def test_any_text_is_drawn_as_it_stands(tmp_path, text):
     image = np.full((16, 16), 90, np.uint8)
     refs = SimpleNamespace(image=lambda case, name: None if name == "counterfactual" else image)
