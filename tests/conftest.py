@@ -12,6 +12,7 @@ import pytest
 # left to one worker at the end.
 LONGEST = (
     "soak/test_kills",
+    "test_fuzz",
     "systems/progemu/test_whole_run",
     "training/test_meshes",
     "sampling/test_engine",
