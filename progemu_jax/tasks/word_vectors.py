@@ -8,6 +8,8 @@ much variance to little. `python -m progemu_jax.convert.english_vocabulary` make
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from progemu_jax.errors import UserError
-from progemu_jax.files.records import open_file
+from progemu_jax.files.records import open_npz
 from progemu_jax.text.vocabulary import BUILT_IN, NAMES
 
 FILE = "word_vectors.npz"
@@ -52,15 +54,16 @@ def load(vocabulary: str | Path | None, text_size: int) -> WordVectors:
     """
     path = (BUILT_IN / str(vocabulary) if str(vocabulary) in NAMES else Path(vocabulary or BUILT_IN)) / FILE
     try:
-        with open_file(path) as file, np.load(file) as arrays:
+        with open_npz(path) as arrays:
             tokens, rows, vectors, scale = (arrays[name] for name in ("tokens", "rows", "vectors", "scale"))
     except FileNotFoundError:
         raise UserError(f"{path}: there are no word vectors; set config.progemu.task.word_vectors=False") from None
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path}: cannot be read ({type(error).__name__}); make it again") from None
-    whole = all(x.dtype.kind in "iu" for x in (tokens, rows, vectors)) and vectors.ndim == 2 and scale.shape == ()
-    fits = whole and tokens.shape == rows.shape == (len(tokens),) and (np.diff(tokens) > 0).all()
-    if not fits or not len(tokens) or tokens[0] < 0 or tokens[-1] >= text_size or rows.max() >= len(vectors):
+    whole = all(x.dtype.kind in "iu" for x in (tokens, rows, vectors)) and scale.dtype.kind == "f"
+    shaped = vectors.ndim == 2 and scale.shape == () and tokens.shape == rows.shape == (tokens.size,)
+    fits = whole and shaped and tokens.size and vectors.any() and scale > 0 and (np.diff(tokens) > 0).all()
+    if not fits or tokens[0] < 0 or tokens[-1] >= text_size or rows.min() < 0 or rows.max() >= len(vectors):
         raise UserError(f"{path}: does not fit a vocabulary of {text_size} text tokens; make it again")
     found = vectors[rows].astype(np.float32) * float(scale)
     return WordVectors(tokens.astype(np.int32), found / found.std())

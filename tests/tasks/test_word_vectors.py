@@ -31,7 +31,11 @@ def test_tokens_of_one_word_share_its_vector(tmp_path):
         ({"rows": np.array([0, 1], np.uint16)}, 10, "does not fit"),
         ({"tokens": np.array([3, 3, 9], np.int32)}, 10, "does not fit"),
         ({"tokens": np.array([-1, 3, 9], np.int32)}, 10, "does not fit"),
+        ({"rows": np.array([0, 1, -1], np.int16)}, 10, "does not fit"),
         ({"vectors": np.ones(2, np.int8)}, 10, "does not fit"),
+        ({"vectors": np.zeros((2, 4), np.int8)}, 10, "does not fit"),
+        ({"scale": np.float32(np.nan)}, 10, "does not fit"),
+        ({"tokens": np.zeros(0, np.int32), "rows": np.zeros(0, np.uint16)}, 10, "does not fit"),
         ({"vectors": np.ones((2, 4), object)}, 10, "cannot be read"),
     ],
 )
@@ -44,5 +48,8 @@ def test_a_vocabulary_without_vectors_says_so(tmp_path):
     fails("there are no word vectors; set config.progemu.task.word_vectors=False", word_vectors.load, tmp_path, 9)
     fails("there are no word vectors", word_vectors.load, None, 9)
     fails("there are no word vectors", word_vectors.load, "radiology", 9)
-    (tmp_path / word_vectors.FILE).write_bytes(b"PK")
-    fails("cannot be read", word_vectors.load, tmp_path, 9)
+    np.savez_compressed(tmp_path / word_vectors.FILE, **arrays())
+    whole = (tmp_path / word_vectors.FILE).read_bytes()
+    for content in (b"PK", b"", whole[:300], whole[:90] + bytes(40) + whole[130:]):
+        (tmp_path / word_vectors.FILE).write_bytes(content)
+        fails("cannot be read", word_vectors.load, tmp_path, 10)
