@@ -148,7 +148,7 @@ def evaluate(
         )
     refs, rows = _restrict(refs, rows, common)
 
-    reference_scores = {k: read_scores(p) for k, p in (reference_scores or {}).items() if p is not None}
+    reference_scores = {k: read_scores(p, refs.findings) for k, p in (reference_scores or {}).items() if p is not None}
     truth = Truth(refs, reference_scores.get("prior"), reference_scores.get("followup"))
     candidates = _candidates(systems, rows, refs, reference_scores)
     warnings += _warn_scores(candidates, reference_scores)
@@ -238,7 +238,8 @@ def _title(key):
 def _candidates(systems, rows, refs, reference_scores):
     made = {}
     for key, system in systems.items():
-        scores = read_scores(system.scores) if system.scores is not None and rows[key].images is not None else None
+        scored = system.scores is not None and rows[key].images is not None
+        scores = read_scores(system.scores, refs.findings) if scored else None
         made[key] = Candidate(key, system.title or _title(key), _role(key), rows[key], scores, None, system.note)
         made[key].answers = _answers(key, rows)
     n = len(refs.rows)

@@ -23,10 +23,10 @@ from progemu_jax.eval.metrics import (
 from progemu_jax.eval.metrics.image import Region, dilate
 from progemu_jax.eval.metrics.retention import Correlation
 from progemu_jax.eval.metrics.roc import Ranking, SoftRanking
-from progemu_jax.eval.predictions import Rows, organs_of, read_image
+from progemu_jax.eval.predictions import Rows, read_image
 from progemu_jax.eval.scores import Scores, pack
 from progemu_jax.text import rules
-from progemu_jax.text.findings import CHEXPERT_OF, FINDINGS, ORGANS, PRESENT
+from progemu_jax.text.findings import ORGANS, PRESENT, columns_of
 
 # Means over findings of what each finding has.
 OVER_FINDINGS = ("finding_auroc", "finding_auprc", "finding_auroc_changed", "finding_auroc_soft", "finding_f1")
@@ -83,7 +83,7 @@ class Truth:
     """What is known of the cases, computed once for all systems."""
 
     def __init__(self, references, prior_scores=None, followup_scores=None):
-        self.references = references
+        self.references, self.findings = references, references.findings
         self.prior_scores, self.followup_scores = prior_scores, followup_scores
         ids = [row["patient_id"] for row in references.rows]
         names = {p: i for i, p in enumerate(dict.fromkeys(ids))}
@@ -91,19 +91,19 @@ class Truth:
         self.patients = len(names)
         self.true_changes = references.true_changes()
         self.named = np.array(
-            [[_sign((row.get("prompt_changes") or {}).get(f)) for f in FINDINGS] for row in references.rows]
-        ).reshape(len(references.rows), len(FINDINGS))
+            [[_sign((row.get("prompt_changes") or {}).get(f)) for f in references.names] for row in references.rows]
+        ).reshape(len(references.rows), len(references.names))
         # What the prompt speaks of at all: a text that only repeats it earns nothing on the other findings.
         spoken = [{*(row.get("prompt_changes") or {}), *rules.states(row["prompt"])} for row in references.rows]
-        self.mentioned = np.array([[f in s for f in FINDINGS] for s in spoken])
-        self.states = np.stack([references.present(f, "after") for f in FINDINGS], axis=1)
+        self.mentioned = np.array([[f in s for f in references.names] for s in spoken])
+        self.states = np.stack([references.present(f, "after") for f in references.names], axis=1)
         self.age = references.column("age")
         self.sex = np.array([{"F": 1.0, "M": 0.0}.get(row.get("sex"), np.nan) for row in references.rows])
         self.group = [row.get("group") for row in references.rows]
         self._masks, self._images = {}, {}
 
     def own_prompts(self, rows):
-        """float [R, 8]: the direction that each row's own prompt states, in FINDINGS order; 0 where it states none."""
+        """float [R, F]: the direction that each row's own prompt states; 0 where it states none."""
         out, seen = self.named[rows.case].copy(), {}
         for r, (case, prompt) in enumerate(zip(rows.case, rows.prompts, strict=True)):
             row = self.references.rows[int(case)]
@@ -112,7 +112,7 @@ class Truth:
             if (case, prompt) not in seen:
                 before = {f: v >= PRESENT for f, v in (row.get("states_before") or {}).items() if v is not None}
                 said = rules.changes(prompt, before)
-                seen[case, prompt] = [_sign(said.get(f)) for f in FINDINGS]
+                seen[case, prompt] = [_sign(said.get(f)) for f in self.references.names]
             out[r] = seen[case, prompt]
         return out
 
@@ -130,7 +130,9 @@ class Truth:
         masks = [self.masks(which, ORGANS, prior.shape)[0] for which in ("prior", "followup")]
         if any(m is None for m in masks):
             return None, None
-        allowed = {o for f, on in zip(FINDINGS, changed, strict=True) if on for o in organs_of(f)}
+        if any(on and not f.organs for f, on in zip(self.findings, changed, strict=True)):
+            return None, None  # it may show anywhere
+        allowed = {o for f, on in zip(self.findings, changed, strict=True) if on for o in f.organs}
         out = np.zeros(prior.shape, bool)
         for packed in masks:
             for organ in allowed:
@@ -170,15 +172,12 @@ class Truth:
         return out
 
 
-def by_column(named, columns):
-    """float [N, F]: directions float [N, 8] for each scorer column; NaN where a column's parts contradict."""
+def by_column(named, columns, findings):
+    """float [N, C]: directions float [N, F] for each scorer column; NaN where a column's parts contradict."""
     columns = list(columns)
     out = np.zeros((len(named), len(columns)))
     for j, name in enumerate(columns):
-        members = [
-            i for i, f in enumerate(FINDINGS)
-            if f == name or (f not in columns and CHEXPERT_OF[f] == name)
-        ]  # fmt: skip
+        members = columns_of(name, columns, findings)
         if members:
             up, down = (named[:, members] > 0).any(1), (named[:, members] < 0).any(1)
             out[:, j] = np.where(up & down, np.nan, up * 1.0 - down)
@@ -312,7 +311,7 @@ def _saliency_metrics(candidate, made, real, truth, ratios):
     """Correlation of Grad-CAM maps on generated and real image, findings that the prompt names."""
     if made.shape[1:] != real.shape[1:]:
         raise UserError(f"{candidate.scores.path}: saliency maps {made.shape[1:]}, the follow-up's {real.shape[1:]}")
-    named = np.abs(by_column(truth.named[candidate.rows.case], candidate.scores.findings)) == 1
+    named = np.abs(by_column(truth.named[candidate.rows.case], candidate.scores.findings, truth.findings)) == 1
     ratios["saliency_r"] = _mean(np.where(named, retention.map_correlation(made, real), np.nan))
 
 
@@ -354,7 +353,7 @@ def _finding_metrics(columns, prob, rows, truth, ratios, functions, out):
 
 def _direction_metrics(columns, was, prob, candidate, truth, ratios, out):
     refs, rows = truth.references, candidate.rows
-    own = by_column(truth.own_prompts(rows), columns)
+    own = by_column(truth.own_prompts(rows), columns, truth.findings)
     ratios["own_direction"] = _mean(direction.moved(was, prob, own))
     ratios["own_direction_margin"] = _mean(direction.moved(was, prob, own, direction.MARGIN))
     if candidate.role == "control":  # another prompt than the real course: nothing else may move
@@ -363,7 +362,7 @@ def _direction_metrics(columns, was, prob, candidate, truth, ratios, out):
     after = np.stack([refs.present(f, "after") for f in columns], axis=1)[rows.case]
     before = np.stack([refs.present(f, "before") for f in columns], axis=1)[rows.case]
     unchanged = np.stack([refs.changed(f) for f in columns], axis=1)[rows.case] == 0
-    named = by_column(truth.named[rows.case], columns)
+    named = by_column(truth.named[rows.case], columns, truth.findings)
     strict = direction.moved(was, prob, named)
     clear = direction.moved(was, prob, named, direction.MARGIN)
     stay = direction.kept(was, prob, named, before, after)
@@ -382,13 +381,13 @@ def _direction_metrics(columns, was, prob, candidate, truth, ratios, out):
 
 def _severity_metrics(columns, was, now, candidate, truth, ratios):
     rows = candidate.rows
-    own = by_column(truth.own_prompts(rows), columns)
+    own = by_column(truth.own_prompts(rows), columns, truth.findings)
     ratios["severity_own_direction"] = _mean(direction.moved(was, now, own, direction.MARGIN))
     if candidate.role == "control":
         ratios["severity_still"] = _mean(direction.still(was, now, own, np.ones(own.shape, bool)))
         return
-    changed = by_column(truth.true_changes[rows.case], columns)
-    named = by_column(truth.named[rows.case], columns)
+    changed = by_column(truth.true_changes[rows.case], columns, truth.findings)
+    named = by_column(truth.named[rows.case], columns, truth.findings)
     clear = direction.moved(was, now, changed, direction.MARGIN)
     error = np.abs(now - np.stack([truth.references.severity(f) for f in columns], axis=1)[rows.case])
     ratios["severity_direction"], ratios["severity_mae"] = _mean(clear), _mean(error)
@@ -420,19 +419,19 @@ def _group_metrics(groups, prob, rows, truth, functions, out):
 
 def _text_metrics(candidate, truth, ratios, functions, out, text_models):
     rows = candidate.rows
-    changes, states = text.claims(rows.texts)
+    changes, states = text.claims(rows.texts, truth.references.names)
     everything, omitted = np.ones(states.shape, bool), ~truth.mentioned[rows.case]
     if candidate.scores is not None and candidate.scores.finding_prob is not None:
         scores = candidate.scores
         take = scores.take([truth.references.pair_ids[i] for i in rows.case], rows.sample)
         for suffix, where in (("", everything), ("_omitted", omitted)):
             ratios[f"text_image_agreement{suffix}"] = text.agreement_counts(
-                states, scores.finding_prob[take], scores.findings, where
+                states, scores.finding_prob[take], scores.findings, where, truth.findings
             )
     if candidate.role == "control":
         return
     true, named, real = truth.true_changes[rows.case], truth.named[rows.case], truth.states[rows.case]
-    ratios["text_right"] = _mean(text.right_finding_and_side(changes, named, true))
+    ratios["text_right"] = _mean(text.right_finding_and_side(changes, named, true, truth.findings))
     tp, fp, fn = text.change_counts(changes, true, everything)
     ratios["text_change_precision"] = (tp, tp + fp)
     ratios["text_change_recall"] = (tp, tp + fn)

@@ -14,33 +14,13 @@ from PIL import Image
 
 from progemu_jax.errors import UserError
 from progemu_jax.eval.scores import BROKEN_NPZ, name_ids, no_duplicates
+from progemu_jax.files import findings as cohort
 from progemu_jax.files import records
 from progemu_jax.text import findings, rules
 from progemu_jax.text.controls import mean_image
 
 REQUIRED_REFERENCE = ("pair_id", "patient_id", "prior", "followup", "prompt", "interpretation")
 CHANGE = PRESENT = findings.PRESENT
-# Organs in which a finding may show, by CheXpert's name: where an edit is allowed to change the image.
-WHERE = {
-    "Pleural Effusion": ("lung", "facies diaphragmatica"),
-    "Pneumothorax": ("lung",),
-    "Cardiomegaly": ("heart", "mediastinum"),
-    "Edema": ("lung",),
-    "Atelectasis": ("lung", "facies diaphragmatica"),
-    "Consolidation": ("lung",),
-}
-
-
-def organs_of(finding):
-    """Names of radtext.ORGANS in which a finding of radtext.FINDINGS may show; a sided one on its side only."""
-    side = finding.split()[0]
-    out = []
-    for organ in findings.ORGANS:
-        kind = organ.split()[-1] if organ.endswith("lung") else organ
-        other_side = organ.endswith("lung") and side in ("left", "right") and not organ.startswith(side)
-        if kind in WHERE[findings.CHEXPERT_OF[finding]] and not other_side:
-            out.append(organ)
-    return out
 
 
 def read_image(path, shape=None, what=""):
@@ -66,6 +46,12 @@ class References:
 
     root: Path
     rows: list
+    findings: tuple = findings.PHANTOM  # of `findings.Finding`: those of the cohort
+
+    @cached_property
+    def names(self):
+        """Names of the findings: the F columns of every array of findings here."""
+        return findings.names(self.findings)
 
     @cached_property
     def pair_ids(self):
@@ -116,12 +102,12 @@ class References:
     def present(self, finding, when):
         """float [N]: is `finding` present `when` = before or after: 1, 0, or NaN unknown or uncertain.
 
-        A name of radtext.FINDINGS is read from the states (present from severity 0.15), any other from the
-        CheXpert labels (1 present, 0 absent; -1 uncertain and blank unknown).
+        A finding of the cohort is read from the states (present from severity 0.15), any other name from the labels
+        (1 present, 0 absent; -1 uncertain and blank unknown).
         """
         values = np.full(len(self.rows), np.nan)
         for i, row in enumerate(self.rows):
-            if finding in findings.FINDINGS:
+            if finding in self.names:
                 severity = (row.get(f"states_{when}") or {}).get(finding)
                 if severity is not None:
                     values[i] = severity >= PRESENT
@@ -134,7 +120,7 @@ class References:
     def changed(self, finding):
         """float [N]: the true change of `finding`: +1, -1, 0; NaN unknown (states by 0.15, labels flip)."""
         values = np.full(len(self.rows), np.nan)
-        if finding not in findings.FINDINGS:
+        if finding not in self.names:
             return self.present(finding, "after") - self.present(finding, "before")
         for i, row in enumerate(self.rows):
             before = (row.get("states_before") or {}).get(finding)
@@ -153,17 +139,17 @@ class References:
         return np.array([np.nan if v is None else v for v in values], np.float64)
 
     def true_changes(self):
-        """float [N, 8] in FINDINGS order, +1, -1 or 0: what the interpretation should say.
+        """float [N, F], +1, -1 or 0: what the interpretation should say.
 
         From the severities where they are the truth (the phantom: a case with a true counterfactual), else
         from the words of the reference interpretation: states read from reports cannot tell worse from
         unchanged.
         """
-        by_state = np.stack([self.changed(f) for f in findings.FINDINGS], axis=1)
+        by_state = np.stack([self.changed(f) for f in self.names], axis=1)
         from_words = np.array([row.get("counterfactual") is None for row in self.rows])
         for i in np.flatnonzero(np.isnan(by_state).any(1) | from_words):
             said = rules.changes(self.rows[i]["interpretation"])
-            by_state[i] = [said.get(f, 0) for f in findings.FINDINGS]
+            by_state[i] = [said.get(f, 0) for f in self.names]
         return by_state
 
     def column(self, key):
@@ -173,11 +159,11 @@ class References:
     def take(self, pairs):
         """The references of these case ids only, in the present order."""
         pairs = set(pairs)
-        return References(self.root, [r for r in self.rows if r["pair_id"] in pairs])
+        return References(self.root, [r for r in self.rows if r["pair_id"] in pairs], self.findings)
 
 
 def read_references(root):
-    """Read `references.jsonl` of the folder `root`."""
+    """Read `references.jsonl` of the folder `root`, and its `findings.json` where it has one."""
     root = Path(root)
     path = root / "references.jsonl" if root.is_dir() else root
     rows = records.read_rows(path)
@@ -190,7 +176,7 @@ def read_references(root):
             key, wanted = wrong
             raise UserError(f"{path}: row {number} (case {row['pair_id']}): {key} is not {wanted}")
     no_duplicates(path, [row["pair_id"] for row in rows])
-    return References(path.parent, rows)
+    return References(path.parent, rows, cohort.read(path.parent))
 
 
 def _wrong(row):

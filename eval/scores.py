@@ -11,7 +11,7 @@ import numpy as np
 
 from progemu_jax.errors import UserError
 from progemu_jax.files.records import oddity, open_npz, read_json
-from progemu_jax.text.findings import CHEXPERT, FINDINGS, ORGANS
+from progemu_jax.text.findings import CHEXPERT, ORGANS, PHANTOM
 
 # What a broken npz file raises, depending on where it is broken.
 BROKEN_NPZ = (
@@ -103,15 +103,18 @@ def _unpack_file(path, packed, shape, count, organs):
         raise UserError(f"{path}: masks {packed.shape} do not fit mask_shape {shape} ({error})") from None
 
 
-def read_scores(path):
+def read_scores(path, findings=PHANTOM):
     """Read a score file: pair_id [N], sample [N], findings, finding_prob [N, F], ...; see docs/formats.md.
+
+    findings: `Finding`s of the cohort, whose names and labels a CSV column may bear without "finding:" in front.
 
     Whole parts may be absent or all NaN; a lone NaN or a probability outside [0, 1] is an error.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such score file")
-    data = _read_csv(path) if path.suffix.lower() == ".csv" else _read_npz(path)
+    bare = {*CHEXPERT, *(name for f in findings for name in (f.name, f.label))}
+    data = _read_csv(path, bare) if path.suffix.lower() == ".csv" else _read_npz(path)
     if "pair_id" not in data:
         raise UserError(f"{path}: no array 'pair_id'")
     pairs = [str(p) for p in np.atleast_1d(data["pair_id"])]
@@ -152,7 +155,7 @@ def _read_npz(path):
         raise UserError(f"{path}: not a readable npz score file ({type(error).__name__})") from None
 
 
-def _read_csv(path):
+def _read_csv(path, bare):
     """The arrays of a CSV score file: pair_id, sample, age, sex_prob, finding:NAME, group:NAME, or bare findings."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
@@ -173,7 +176,7 @@ def _read_csv(path):
             data[name] = np.array(cells)
         elif name in CSV_PLAIN:
             data[name] = _floats(path, name, cells)
-        elif name in FINDINGS or name in CHEXPERT:
+        elif name in bare:
             parts["finding"].append((name, _floats(path, name, cells)))
         elif rest and kind in CSV_PREFIX:
             parts[kind].append((rest, _floats(path, name, cells)))

@@ -1,6 +1,6 @@
 """What the interpretation says, against the truth and against the generated image.
 
-A text is read by `radtext` into claims about the eight findings: a *change* (+1 new or worse, -1 better or
+A text is read by `radtext` into claims about the findings of the cohort: a *change* (+1 new or worse, -1 better or
 resolved) and a *state* (present or absent after the change). All counts are over (case, finding):
 
 - change precision = TP / (TP + FP), recall = TP / (TP + FN), F1 = 2 TP / (2 TP + FP + FN); a change with the
@@ -16,47 +16,32 @@ resolved) and a *state* (present or absent after the change). All counts are ove
 
 import numpy as np
 
-from progemu_jax.text import findings, rules
-
-FINDINGS = findings.FINDINGS
-
-
-def _other_side():
-    index = {f: i for i, f in enumerate(FINDINGS)}
-    swap = {"left": "right", "right": "left"}
-    pairs = []
-    for i, finding in enumerate(FINDINGS):
-        side, _, rest = finding.partition(" ")
-        pairs.append(index.get(f"{swap[side]} {rest}", i) if side in swap else -1)
-    return np.array(pairs)
+from progemu_jax.text import rules
+from progemu_jax.text.findings import columns_of, other_sides
 
 
-OTHER_SIDE = _other_side()
-"""int [8]: index of the same disease on the other side, -1 for a finding without sides."""
-
-
-def claims(texts):
-    """Claims of each text.
+def claims(texts, names):
+    """Claims of each text on the findings of these names [F].
 
     Returns:
-      changes: float [N, 8] in FINDINGS order, +1, -1, or 0 where the text claims no change.
-      states: float [N, 8], 1 present, 0 absent, NaN not stated.
+      changes: float [N, F], +1, -1, or 0 where the text claims no change.
+      states: float [N, F], 1 present, 0 absent, NaN not stated.
     """
-    changes, states = np.zeros((len(texts), len(FINDINGS))), np.full((len(texts), len(FINDINGS)), np.nan)
+    changes, states = np.zeros((len(texts), len(names))), np.full((len(texts), len(names)), np.nan)
     seen = {}
     for i, text in enumerate(texts):
         if text not in seen:
             change, state = rules.changes(text), rules.states(text)
             seen[text] = (
-                [change.get(f) or 0 for f in FINDINGS],
-                [np.nan if state.get(f) is None else float(state[f]) for f in FINDINGS],
+                [change.get(f) or 0 for f in names],
+                [np.nan if state.get(f) is None else float(state[f]) for f in names],
             )
         changes[i], states[i] = seen[text]
     return changes, states
 
 
 def change_counts(claimed, true, where):
-    """TP, FP, FN of claimed against true changes, float [N] each; `where` bool [N, 8] limits the findings."""
+    """TP, FP, FN of claimed against true changes, float [N] each; `where` bool [N, F] limits the findings."""
     hit = (claimed == true) & (true != 0)
     wrong = (claimed != 0) & ~hit
     missed = (true != 0) & ~hit
@@ -69,30 +54,33 @@ def state_counts(claimed, true, where):
     return tuple((x & where).sum(1).astype(np.float64) for x in (said & real, said & ~real, ~said & real))
 
 
-def right_finding_and_side(claimed, named, true):
+def right_finding_and_side(claimed, named, true, findings):
     """float [N]: 1 right, 0 wrong, NaN where the prompt names no change.
 
     Args:
-      claimed: float [N, 8], the text's changes.
-      named: float [N, 8], the prompt's changes.
-      true: float [N, 8], the true changes.
+      claimed: float [N, F], the text's changes.
+      named: float [N, F], the prompt's changes.
+      true: float [N, F], the true changes.
+      findings: the F `Finding`s.
     """
+    other_side = np.array(other_sides(findings))
     asked = named != 0
     said = np.where(asked, claimed == named, True).all(1)
-    sided = OTHER_SIDE >= 0
-    other = claimed[:, OTHER_SIDE] * sided  # what the text claims of the other side
-    wrong_side = asked & (other != 0) & (other != true[:, OTHER_SIDE])
+    sided = other_side >= 0
+    other = claimed[:, other_side] * sided  # what the text claims of the other side
+    wrong_side = asked & (other != 0) & (other != true[:, other_side])
     return np.where(asked.any(1), (said & ~wrong_side.any(1)).astype(np.float64), np.nan)
 
 
-def agreement_counts(states, prob, columns, where):
+def agreement_counts(states, prob, columns, where, findings):
     """Claims of state that the scorer's reading of the generated image bears out.
 
     Args:
-      states: float [N, 8], claimed states.
-      prob: float [N, F], the scorer's probabilities on the generated images.
-      columns: names of the F columns, of radtext.FINDINGS or CheXpert's.
-      where: bool [N, 8] limits the findings.
+      states: float [N, F], claimed states.
+      prob: float [N, C], the scorer's probabilities on the generated images.
+      columns: names of the C columns: findings or labels.
+      where: bool [N, F] limits the findings.
+      findings: the F `Finding`s.
 
     Returns:
       (agreeing, claims): float [N] each.
@@ -100,9 +88,7 @@ def agreement_counts(states, prob, columns, where):
     agree, count = np.zeros(len(states)), np.zeros(len(states))
     columns = list(columns)
     for j, name in enumerate(columns):
-        members = [
-            i for i, f in enumerate(FINDINGS) if f == name or (f not in columns and findings.CHEXPERT_OF[f] == name)
-        ]
+        members = columns_of(name, columns, findings)
         if not members:
             continue
         claim = np.where(where[:, members], states[:, members], np.nan)

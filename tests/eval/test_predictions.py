@@ -7,8 +7,7 @@ import pytest
 from PIL import Image
 from support.eval_cohort import one_line
 
-from progemu_jax.eval.predictions import organs_of, read_predictions, read_references
-from progemu_jax.text import findings
+from progemu_jax.eval.predictions import read_predictions, read_references
 
 
 class TestReferences:
@@ -88,11 +87,3 @@ def test_no_image_from_outside_the_folder_reaches_the_page(small):
     refs = read_references(root / "references")
     one_line("links out of the folder", read_predictions, root / "ours", refs)
     one_line("is a link out of the folder", refs.image, 0, "prior")
-
-
-def test_organs_in_which_a_finding_may_show():
-    assert organs_of("left pleural effusion") == ["left lung", "facies diaphragmatica"]
-    assert organs_of("right pneumothorax") == ["right lung"]
-    assert organs_of("cardiomegaly") == ["heart", "mediastinum"]
-    assert organs_of("pulmonary edema") == ["left lung", "right lung"]
-    assert all(organs_of(f) for f in findings.FINDINGS)

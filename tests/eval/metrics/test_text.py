@@ -21,7 +21,7 @@ class TestText:
     everywhere = np.ones((1, 8), bool)
 
     def test_other_side(self):
-        names = [findings.FINDINGS[i] if i >= 0 else None for i in text.OTHER_SIDE]
+        names = [findings.FINDINGS[i] if i >= 0 else None for i in findings.other_sides(findings.PHANTOM)]
         assert names[:4] == [
             "right pleural effusion",
             "left pleural effusion",
@@ -31,7 +31,7 @@ class TestText:
         assert names[4:] == [None] * 4
 
     def test_claims_are_read_from_words(self):
-        changes, states = text.claims(["New left pleural effusion. Stable cardiomegaly.", ""])
+        changes, states = text.claims(["New left pleural effusion. Stable cardiomegaly.", ""], findings.FINDINGS)
         np.testing.assert_array_equal(changes, np.concatenate([row(left_pleural_effusion=1), np.zeros((1, 8))]))
         assert states[0, 0] == 1
         assert states[0, findings.FINDINGS.index("cardiomegaly")] == 1
@@ -65,25 +65,25 @@ class TestText:
     )
     def test_right_finding_and_side(self, claimed, expected):
         named = true = row(left_pleural_effusion=1)
-        assert text.right_finding_and_side(claimed, named, true)[0] == expected
+        assert text.right_finding_and_side(claimed, named, true, findings.PHANTOM)[0] == expected
 
     def test_right_side_is_not_held_against_a_true_change_there(self):
         named, true = row(left_pleural_effusion=1), row(left_pleural_effusion=1, right_pleural_effusion=1)
-        assert text.right_finding_and_side(true, named, true)[0] == 1
+        assert text.right_finding_and_side(true, named, true, findings.PHANTOM)[0] == 1
 
     def test_no_change_named_is_undefined(self):
-        assert np.isnan(text.right_finding_and_side(row(), row(), row())[0])
+        assert np.isnan(text.right_finding_and_side(row(), row(), row(), findings.PHANTOM)[0])
 
     def test_agreement_with_the_image(self):
         states = np.array([[1, NAN, 0, 0, 1, NAN, NAN, NAN]])
         prob = np.array([[0.9, 0.9, 0.8, 0.1, 0.2, 0.9, 0.9, 0.9]])
-        agree, count = text.agreement_counts(states, prob, findings.FINDINGS, self.everywhere)
+        agree, count = text.agreement_counts(states, prob, findings.FINDINGS, self.everywhere, findings.PHANTOM)
         assert (agree[0], count[0]) == (2, 4)
 
     def test_agreement_with_chexpert_columns(self):
         # Effusion present on the left only: the observation is present. Pneumothorax absent on both sides.
         states = np.array([[1, 0, 0, 0, NAN, NAN, NAN, NAN]])
         agree, count = text.agreement_counts(
-            states, np.array([[0.9, 0.9]]), ("Pleural Effusion", "Pneumothorax"), self.everywhere
+            states, np.array([[0.9, 0.9]]), ("Pleural Effusion", "Pneumothorax"), self.everywhere, findings.PHANTOM
         )
         assert (agree[0], count[0]) == (1, 2)
