@@ -90,6 +90,18 @@ METRICS = {
     "group_auroc": Metric("Group AUROC", "One-vs-rest AUROC of the group attribute, macro mean.", chance=0.5),
     "age_r": Metric("Age r", "Pearson correlation of the scorer's age with the true age.", chance=0.0),
     "sex_auroc": Metric("Sex AUROC", "AUROC of the scorer's P(female).", chance=0.5),
+    "verified": Metric(
+        "Verified",
+        "Share of images that a re-identification network takes for the prior's patient, at a threshold that 1 % of "
+        "strangers' real films of the same sex pass. A copy scores 1; the real follow-up says what another day's film "
+        "of the patient reaches.",
+        chance=0.01,
+    ),
+    "identity_auroc": Metric(
+        "Identity AUROC",
+        "Share of those strangers that are less alike to the prior than the image is.",
+        chance=0.5,
+    ),
     "dice_prior": Metric("Dice, prior", "Mean Dice of six organs, segmented on the generated image, with the prior's."),
     "dice_followup": Metric("Dice, follow-up", "The same with the real follow-up's organs."),
     "group_retention": Metric("Group, of ceiling", "(system - 0.5) / (real follow-up - 0.5).", digits=2),
@@ -217,8 +229,8 @@ SECTIONS = (
     ),
     (
         "Retention: is it still the same person?",
-        ("group_auroc", "age_r", "sex_auroc", "dice_prior", "dice_followup", "group_retention",
-         "age_retention", "cmig"),
+        ("group_auroc", "age_r", "sex_auroc", "verified", "identity_auroc", "dice_prior", "dice_followup",
+         "group_retention", "age_retention", "cmig"),
     ),
     (
         "Honesty: does it follow the prompt it was given, and what else did it change?",

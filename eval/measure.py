@@ -15,6 +15,7 @@ from progemu_jax.eval.metrics import (
     direction,
     divergence,
     fidelity,
+    identity,
     retention,
     text,
     textmodels,
@@ -101,6 +102,18 @@ class Truth:
         self.sex = np.array([{"F": 1.0, "M": 0.0}.get(row.get("sex"), np.nan) for row in references.rows])
         self.group = [row.get("group") for row in references.rows]
         self._masks, self._images = {}, {}
+        self.strangers = self._strangers()
+
+    def _strangers(self):
+        """Similarities of real films of two patients, float [K], where the scorer has points of identity; else None."""
+        scores = (self.prior_scores, self.followup_scores)
+        if any(s is None or s.identity is None for s in scores):
+            return None
+        if scores[0].identity.shape[1] != scores[1].identity.shape[1]:
+            raise UserError(f"{scores[1].path}: identity of other dimensions than {scores[0].path}; use one network")
+        ids = self.references.pair_ids
+        points = [s.identity[s.take(ids, np.zeros(len(ids), int))] for s in scores]
+        return identity.strangers(*points, self.patient, self.sex)
 
     def own_prompts(self, rows):
         """float [R, F]: the direction that each row's own prompt states; 0 where it states none."""
@@ -276,6 +289,11 @@ def _score_metrics(candidate, truth, ratios, functions, out):
         ranking = Ranking(scores.sex_prob[take], truth.sex[rows.case])
         functions["sex_auroc"] = ranking.auroc
         _flag(out, "sex_auroc", ranking)
+    if scores.identity is not None and truth.strangers is not None and identity.threshold(truth.strangers) is not None:
+        if scores.identity.shape[1] != prior.identity.shape[1]:
+            raise UserError(f"{scores.path}: identity of other dimensions than {prior.path}; use one network")
+        same, below = identity.verified(scores.identity[take], prior.identity[before], truth.strangers)
+        ratios["verified"], ratios["identity_auroc"] = _mean(same), _mean(below)
     if scores.masks is not None:
         _organ_metrics(scores, scores.masks[take], rows, truth, ratios, out)
     followup = truth.followup_scores

@@ -57,6 +57,7 @@ class Scores:
     features: np.ndarray | None = None  # float32 [N, D]
     backbone: str = ""  # what made the features
     saliency: np.ndarray | None = None  # float32 [N, F, h, w] in [0, 1]
+    identity: np.ndarray | None = None  # float32 [N, D] of length 1, near for films of one patient
 
     def take(self, pairs, samples):
         """Row numbers (int [R]) of these (pair_id, sample); UserError names those without scores."""
@@ -137,6 +138,13 @@ def read_scores(path, findings=PHANTOM):
         out.features, out.backbone = features, "".join(str(n) for n in np.atleast_1d(data.get("backbone", ""))[:1])
         if not out.backbone:
             raise UserError(f"{path}: features without 'backbone': name the network that made them")
+    identity = _numbers(path, data, "identity", pairs, 2)
+    if identity is not None:
+        length = np.linalg.norm(identity, axis=1, keepdims=True)
+        if np.abs(length - 1).max() > 0.01:
+            lost = np.array(pairs)[np.abs(length[:, 0] - 1) > 0.01]
+            raise UserError(f"{path}: identity of cases {name_ids(lost)} is no point of length 1; score them again")
+        out.identity = identity / length
     saliency = _numbers(path, data, "saliency", pairs, 4)
     if saliency is not None and saliency.shape[1] != len(out.findings):
         raise UserError(f"{path}: saliency of {saliency.shape[1]} findings, but there are {len(out.findings)}")
@@ -246,7 +254,7 @@ def _numbers(path, data, key, pairs, ndim):
     if broken.any():
         what = "NaN" if np.isnan(flat).any() else "infinity"
         raise UserError(f"{path}: {what} in {key} for cases {name_ids(np.array(pairs)[broken])}; score them again")
-    if key not in ("age", "features") and (values.min() < 0 or values.max() > 1):
+    if key not in ("age", "features", "identity") and (values.min() < 0 or values.max() > 1):
         outside = ((flat < 0) | (flat > 1)).any(1)
         raise UserError(f"{path}: {key} outside [0, 1] for cases {name_ids(np.array(pairs)[outside])}")
     return values
@@ -255,7 +263,8 @@ def _numbers(path, data, key, pairs, ndim):
 def read_memorisation(path):
     """memorisation.json (dict) without the names in it, which are patients'. UserError where it does not read.
 
-    {"training_images", "same"; "generated", "real": {"images", "median", "greatest", "copies"}}: counts, correlations.
+    {"training_images", "same"; "generated", "real": {"images", "median", "greatest", "copies"}}: counts, correlations;
+    with "identity" in these, {"median", "greatest", "beyond"}, where a re-identification network looked too.
     """
     found = read_json(Path(path))
     if odd := oddity(found):
@@ -266,6 +275,8 @@ def read_memorisation(path):
             row = found[kind]
             out[kind] = {"images": int(row["images"]), "median": float(row["median"]),
                          "greatest": float(row["greatest"]), "copies": len(row["copies"])}  # fmt: skip
+            if "identity" in row:
+                out[kind]["identity"] = {k: float(row["identity"][k]) for k in ("median", "greatest", "beyond")}
     except (TypeError, KeyError, ValueError):
         raise UserError(f"{path}: is no audit of python -m progemu_jax.data.memorisation; make it again") from None
     return out

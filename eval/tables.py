@@ -48,15 +48,21 @@ def memorisation_table(result):
         return None
     rows.append(("Real follow-up (not trained on)", _audited(found["real"])))
     columns = ["images", "nearest, median", "nearest, greatest", "copies"]
+    if "identity" in found["real"]:
+        columns += ["nearest patient, median", "nearer than 99 % of real"]
     caption = (
         f"Correlation of each image with the nearest of {found['training_images']:,} training images, both shrunk to "
         f"32 x 32; from {found['same']} on it counts as a copy. A system that copies lies above the real follow-ups."
+        + (" Nearest patient: cosine of the re-identification network." if "identity" in found["real"] else "")
     )
     return Table("Copies of training images", columns, rows, caption, "memorisation")
 
 
 def _audited(row):
-    return [f"{row['images']:,}", f"{row['median']:.3f}", f"{row['greatest']:.3f}", f"{row['copies']:,}"]
+    out = [f"{row['images']:,}", f"{row['median']:.3f}", f"{row['greatest']:.3f}", f"{row['copies']:,}"]
+    if seen := row.get("identity"):
+        out += [f"{seen['median']:.3f}", f"{seen['beyond']:.1%}"]
+    return out
 
 
 def markdown(table):

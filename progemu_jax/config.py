@@ -25,6 +25,7 @@ from progemu_jax.tasks.prior_decoder import PriorDecoderLossConfig
 from progemu_jax.tasks.progemu import ProgEmuConfig
 from progemu_jax.tasks.reading import ReadingConfig
 from progemu_jax.tasks.refine import RefineConfig
+from progemu_jax.tasks.reidentification import IdentityConfig
 from progemu_jax.tasks.scorer import ScorerConfig
 from progemu_jax.tasks.tokenizer import TokenizerLossConfig
 from progemu_jax.training.loop import TrainConfig
@@ -265,6 +266,7 @@ class Config:
     diffusion: DenoiserConfig = field(default_factory=DenoiserConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     scorer: ScorerConfig = field(default_factory=ScorerConfig)
+    identity: IdentityConfig = field(default_factory=IdentityConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)

@@ -21,6 +21,7 @@ from progemu_jax.data import images, radiograph, tree
 from progemu_jax.data.pool import ordered_map
 from progemu_jax.data.sources import Rejected, number, safe_id
 from progemu_jax.errors import UserError
+from progemu_jax.files import findings as cohort
 from progemu_jax.files import records
 from progemu_jax.text import findings
 
@@ -30,6 +31,12 @@ NAME, VERSION = "icg_cxr", "1.0.0"
 def config_folder(data_dir: str | Path, config: str) -> Path:
     """Where TFDS keeps a config of the data set."""
     return Path(data_dir) / NAME / config / VERSION
+
+
+def label_columns(data_dir: str | Path) -> tuple[str, ...]:
+    """Names of the columns of labels in the shards: CheXpert's, or the labels of the cohort's `findings.json`."""
+    found = cohort.read(data_dir)
+    return findings.CHEXPERT if found == findings.PHANTOM else tuple(dict.fromkeys(f.label for f in found))
 
 
 def build_shards(

@@ -1,4 +1,4 @@
-"""One small network for all heads of the phantom scorer.
+"""One small network for all heads of a scorer, the phantom's or one of a cohort's labels.
 
 Axes: B images, H W pixels, C channels.
 """
@@ -17,7 +17,8 @@ AGE_MEAN, AGE_STD = 60.0, 16.0  # years; the head predicts (age - mean) / std
 
 @dataclass(frozen=True)
 class ScorerNetConfig:
-    """Widths of the three levels (strides 2, 4, 8), sizes of the heads, and whether there is one for severities."""
+    """Widths of the three levels (strides 2, 4, 8), sizes of the heads (groups, organs, views: 0 for none), and whether
+    there is one for severities."""
 
     widths: tuple[int, ...] = (24, 48, 96)
     blocks: int = 1
@@ -25,6 +26,7 @@ class ScorerNetConfig:
     groups: int = 2
     organs: int = 6
     severity: bool = field(default=False, repr=False)  # kept scores of older scorers are found by their repr
+    views: int = field(default=0, repr=False)
 
 
 class _Block(nn.Module):
@@ -42,6 +44,9 @@ class _Block(nn.Module):
         return nn.silu(x + y)
 
 
+Block = _Block  # its own name is in the parameters' names of every export
+
+
 class ScorerNet(nn.Module):
     """Heads on a residual trunk, and a small U-shaped decoder for the organs."""
 
@@ -57,7 +62,8 @@ class ScorerNet(nn.Module):
         Returns:
           findings f32 [B, F] logits; group f32 [B, G] logits; age f32 [B], standardised; sex f32 [B] logit of F;
           organs f32 [B, H, W, 6] logits; features f32 [B, 256], what the heads see; with `config.severity`, severity
-          f32 [B, F] logits of the severity in [0, 1].
+          f32 [B, F] logits of the severity in [0, 1]; with `config.views`, view f32 [B, V] logits. Heads of size 0 are
+          not there.
 
         The last map of the trunk, f32 [B, H / 8, W / 8, C], is sown as intermediates/trunk and can be perturbed
         (perturbations/trunk), for saliency.
@@ -79,24 +85,25 @@ class ScorerNet(nn.Module):
         # Location matters (left or right): a coarse map goes to the head as well.
         coarse = nn.avg_pool(nn.Conv(16, (1, 1))(x), (h // 32, w // 32), (h // 32, w // 32)).reshape(b, -1)
         features = jnp.concatenate([pooled, nn.silu(nn.Dense(128)(coarse))], axis=-1)
-        y = x
-        for skip, width in zip(skips[-2::-1], c.widths[-2::-1], strict=True):
-            y = jax.image.resize(y, (*skip.shape[:3], y.shape[-1]), "nearest")
-            y = nn.silu(nn.GroupNorm(min(8, width // 4))(nn.Conv(width, (3, 3))(jnp.concatenate([y, skip], -1))))
-        organs = nn.Conv(4 * c.organs, (1, 1))(y)
-        organs = (
-            organs.reshape(b, h // 2, w // 2, 2, 2, c.organs).transpose(0, 1, 3, 2, 4, 5).reshape(b, h, w, c.organs)
-        )
-        out = {
-            "findings": nn.Dense(c.findings)(features),
-            "group": nn.Dense(c.groups)(features),
-            "age": nn.Dense(1)(features)[:, 0],
-            "sex": nn.Dense(1)(features)[:, 0],
-            "organs": organs,
-            "features": features,
-        }
-        if c.severity:  # last and named: the other heads keep their names
+        out: dict[str, Any] = {"features": features}
+        if c.organs:
+            y = x
+            for skip, width in zip(skips[-2::-1], c.widths[-2::-1], strict=True):
+                y = jax.image.resize(y, (*skip.shape[:3], y.shape[-1]), "nearest")
+                y = jnp.concatenate([y, skip], -1)
+                y = nn.silu(nn.GroupNorm(min(8, width // 4))(nn.Conv(width, (3, 3))(y)))
+            organs = nn.Conv(4 * c.organs, (1, 1))(y).reshape(b, h // 2, w // 2, 2, 2, c.organs)
+            out["organs"] = organs.transpose(0, 1, 3, 2, 4, 5).reshape(b, h, w, c.organs)
+        out["findings"] = nn.Dense(c.findings)(features)
+        if c.groups:
+            out["group"] = nn.Dense(c.groups)(features)
+        out["age"] = nn.Dense(1)(features)[:, 0]
+        out["sex"] = nn.Dense(1)(features)[:, 0]
+        # Last and named: the other heads keep their names.
+        if c.severity:
             out["severity"] = nn.Dense(c.findings, name="severity")(features)
+        if c.views:
+            out["view"] = nn.Dense(c.views, name="view")(features)
         return out
 
 

@@ -1,37 +1,27 @@
-"""The stages that every system has: data, scorer, score, evaluate."""
+"""The stages that every system has: data, scorer, identity, score, evaluate."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from jax.sharding import Mesh
-
-from progemu_jax.checkpoints import export
 from progemu_jax.config import Config, PhantomConfig
-from progemu_jax.convert.components import SCORER
-from progemu_jax.data import build, memorisation
-from progemu_jax.data.batches import ArrayBatches
-from progemu_jax.data.phantom.scorer_set import labelled_arrays
+from progemu_jax.data import build
 from progemu_jax.data.sources import PLACES
 from progemu_jax.data.sources.phantom import write_cohort
 from progemu_jax.devices import hosts
 from progemu_jax.errors import UserError
 from progemu_jax.eval import System, evaluate
-from progemu_jax.files import records
 from progemu_jax.files.settings import to_dict
 from progemu_jax.files.stages import Stage
-from progemu_jax.scorers.cache import Cached
-from progemu_jax.scorers.files import write_prediction_scores, write_reference_scores
-from progemu_jax.scorers.phantom import PhantomScorer
-from progemu_jax.systems.fitting import process_share
+from progemu_jax.systems import judges
 from progemu_jax.systems.interface import ROOTS, Slices
 from progemu_jax.systems.meshes import training_mesh
 from progemu_jax.systems.predict import ANSWERS, OWN_ANSWERS
-from progemu_jax.tasks.scorer import ScorerConfig, ScorerTask
-from progemu_jax.training.loop import TrainConfig, fit
+from progemu_jax.tasks.scorer import ScorerConfig
+from progemu_jax.training.loop import TrainConfig
 
 PAIRS, SINGLE = "data/shards/icg_cxr/pairs", "data/shards/icg_cxr/single"
 
@@ -60,10 +50,18 @@ def scorer_stage(
     name: str = "scorer",
     scorer: ScorerConfig | None = None,
 ) -> Stage:
-    """The evaluating scorer of the phantom, trained on patients of its own, or another one.
+    """The evaluating scorer: the phantom's, trained on patients of its own, or one of a real cohort's labels.
 
     trained: as in `meshes.training_mesh`. name: of the stage and its folder. scorer: its config; None: `config.scorer`.
     """
+    if config.data.source != "phantom":
+        return Stage(
+            name=name,
+            outputs=(name,),
+            inputs=(SINGLE,),
+            config_slice=slices.of("scorer"),
+            run=lambda workdir: judges.train_label_scorer(config, workdir, training_mesh(config, trained)),
+        )
     about = {"phantom": slices.data["phantom"], "image_size": slices.data["image_size"]}
     own = slices.of("scorer") if scorer is None else {"scorer": to_dict(scorer)}
     return Stage(
@@ -71,21 +69,38 @@ def scorer_stage(
         outputs=(name,),
         inputs=(),
         config_slice={**own, **about},
-        run=lambda workdir: train_scorer(
+        run=lambda workdir: judges.train_phantom_scorer(
             config, scorer or config.scorer, workdir / name, training_mesh(config, trained)
         ),
         kind={"scorer": ScorerConfig, "phantom": PhantomConfig},  # this slice is no part of a `Config`
     )
 
 
+def identity_stages(config: Config, slices: Slices, trained: Mapping[str, TrainConfig]) -> list[Stage]:
+    """The network that tells whether two films are of one patient; none where it takes no step."""
+    if not config.identity.train.steps:
+        return []
+    return [
+        Stage(
+            name="identity",
+            outputs=("identity",),
+            holds=(judges.IDENTITY,),
+            inputs=(PAIRS,),
+            config_slice=slices.of("identity"),
+            run=lambda workdir: judges.train_identity(config, workdir, training_mesh(config, trained)),
+        )
+    ]
+
+
 def score_stage(config: Config, slices: Slices) -> Stage:
     """Scores of predictions and references; the audit for copies of training images."""
+    identity = ("identity",) if config.identity.train.steps else ()
     return Stage(
         name="score",
         outputs=("scores",),
-        inputs=("predictions", "scorer", "data/references"),
+        inputs=("predictions", "scorer", *identity, "data/references"),
         config_slice=slices.of(),
-        run=partial(score, config),
+        run=partial(judges.score, config),
     )
 
 
@@ -142,71 +157,6 @@ def _make_data(config: Config, workdir: Path) -> None:
             )
 
 
-def train_scorer(config: Config, c: ScorerConfig, folder: Path, mesh: Mesh) -> None:
-    """Trains a phantom scorer on its own patients; nothing to do for real cohorts."""
-    if config.data.source != "phantom":
-        print(f"scorer: phantom scorers do not judge {config.data.source}; pathology metrics will be undefined")
-        folder.mkdir(parents=True, exist_ok=True)
-        return
-
-    def labelled() -> dict[str, dict]:
-        sizes = (config.data.phantom.size, config.data.image_size, processes(config))
-        parts = (("train", 0, c.images), ("valid", c.images, c.valid_images))
-        return {
-            name: labelled_arrays(folder / f"{name}.npz", c.seed, start, n, *sizes, severity=c.net.severity)
-            for name, start, n in parts
-        }
-
-    hosts.on_first_host(labelled, "stage scorer")  # they lie in files then
-    arrays = labelled()
-    task = ScorerTask(c.net, c.train, config.data.image_size)
-
-    def valid() -> Iterator[dict]:
-        for start in range(0, c.valid_images, c.train.batch_size):
-            yield {k: v[start : start + c.train.batch_size] for k, v in arrays["valid"].items()}
-
-    state = fit(
-        task,
-        c.train,
-        lambda seed: ArrayBatches(arrays["train"], c.train.batch_size, seed, **process_share()),
-        valid,
-        folder,
-        mesh=mesh,
-        config=c.net,
-    )
-    export_config = {"kind": SCORER, "net": to_dict(c.net), "image_size": config.data.image_size}
-    export.export(state["params"], export_config, folder / "export")
-
-
-def score(config: Config, workdir: Path) -> None:
-    """Scores of every predictions folder and of the references' images; the audit for copies of training images."""
-    out, source = workdir / "scores", config.data.source
-    out.mkdir(parents=True, exist_ok=True)
-    name = config.sample.systems[0]
-
-    def audit() -> None:
-        folders = (workdir / "data/shards", workdir / "predictions" / name, workdir / "data/references")
-        found = memorisation.audit(*folders, processes=processes(config), progress=True)
-        records.write_json(out / f"{name}.memorisation.json", found)
-
-    hosts.on_first_host(audit, "stage score")
-    if source != "phantom":
-        return
-    judge = Cached(PhantomScorer.load(workdir / "scorer/export"), workdir / ".cache/scores")
-    folders = sorted(p.parent for p in (workdir / "predictions").glob("*/predictions.jsonl"))
-    for folder in hosts.own_share(folders):  # each host fills the cache, process 0 writes the files from it
-        write_prediction_scores(judge, folder, out / f".{folder.name}.npz.tmp", source)
-    hosts.barrier()
-
-    def write() -> None:
-        for folder in folders:
-            write_prediction_scores(judge, folder, out / f"{folder.name}.npz", source)
-            records.delete(out / f".{folder.name}.npz.tmp")
-        write_reference_scores(judge, workdir / "data/references", out, source)
-
-    hosts.on_first_host(write, "stage score")
-
-
 def judge(config: Config, workdir: Path) -> None:
     """metrics.json and report/index.html."""
     hosts.on_first_host(lambda: _judge(config, workdir), "stage evaluate")
@@ -235,7 +185,7 @@ def _judge(config: Config, workdir: Path) -> None:
         bootstrap=config.evaluate.bootstrap,
         seed=config.evaluate.seed,
         title=config.name,
-        caveats=config.evaluate.caveats,
+        caveats=(*config.evaluate.caveats, *judges.caveats(workdir)),
         cases_shown=config.evaluate.cases,
     )
     print(f"report: {workdir / 'report/index.html'}")

@@ -83,14 +83,23 @@ class ScorerTask:
 
 
 def augment(key: jax.Array, batch: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """(images f32 [B, H, W] in [0, 1], as `distorted`; the batch with its masks shifted alike)."""
+    images, shifts = _distorted(key, batch["image"])
+    return images, {**batch, "masks": jax.vmap(lambda x, s: jnp.roll(x, s, (0, 1)))(batch["masks"], shifts)}
+
+
+def distorted(key: jax.Array, images: jax.Array) -> jax.Array:
     """What a generator's images may look like, so that the judge minds anatomy and not sharpness.
 
-    Exposure and gamma, blur (a tokenizer's), noise, shifts and black borders (registration's).
-
-    Returns:
-      images f32 [B, H, W] in [0, 1]; the batch with its masks shifted alike.
+    Exposure and gamma, blur (a tokenizer's), noise, shifts and black borders (registration's); uint8 [B, H, W] -> f32
+    [B, H, W] in [0, 1].
     """
-    images = batch["image"].astype(jnp.float32) / 255
+    return _distorted(key, images)[0]
+
+
+def _distorted(key: jax.Array, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(as `distorted`, shifts int32 [B, 2])."""
+    images = images.astype(jnp.float32) / 255
     b, h, w = images.shape
     keys = jax.random.split(key, 7)
 
@@ -105,12 +114,10 @@ def augment(key: jax.Array, batch: dict[str, jax.Array]) -> tuple[jax.Array, dic
     images += uniform(keys[3], 0.0, 0.03) * jax.random.normal(keys[4], images.shape)
     reach = h // 32
     shifts = jax.random.randint(keys[5], (b, 2), -reach, reach + 1)
-    shift = jax.vmap(lambda x, s: jnp.roll(x, s, (0, 1)))
-    images, masks = shift(images, shifts), shift(batch["masks"], shifts)
+    images = jax.vmap(lambda x, s: jnp.roll(x, s, (0, 1)))(images, shifts)
     rows, columns = jnp.arange(h)[None, :, None], jnp.arange(w)[None, None, :]
     low, high = shifts[:, :1, None], shifts[:, 1:, None]
     outside = (
         (rows < low) | (rows >= h + jnp.minimum(low, 0)) | (columns < high) | (columns >= w + jnp.minimum(high, 0))
     )
-    images = jnp.where(outside, 0.0, jnp.clip(images, 0, 1))
-    return images, {**batch, "masks": masks}
+    return jnp.where(outside, 0.0, jnp.clip(images, 0, 1)), shifts

@@ -34,6 +34,7 @@ def get_config():
     config.progemu.model.num_layers = 1
     config.scorer.net.widths = (8, 16)
     config.scorer.valid_images = 16
+    config.identity = {"net": {"widths": (8, 8)}, "train": {"steps": 3, "batch_size": 4, "save_every": 3}}
     config.sample.batch_size = 4
     config.sample.max_cases = 6
     return config

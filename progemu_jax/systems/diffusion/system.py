@@ -36,6 +36,7 @@ class Diffusion:
             "diffusion.stage1": config.diffusion.stage1,
             "diffusion.stage2": config.diffusion.stage2,
             "scorer.train": config.scorer.train,
+            **({"identity.train": config.identity.train} if config.identity.train.steps else {}),
         }
 
     def check(self, config: Config) -> None:
@@ -91,6 +92,7 @@ class Diffusion:
                 run=lambda workdir: train(config, workdir, training_mesh(config, trained)),
             ),
             shared_stages.scorer_stage(config, slices, trained),
+            *shared_stages.identity_stages(config, slices, trained),
             Stage(
                 name="sample",
                 outputs=("predictions",),

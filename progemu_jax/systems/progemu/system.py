@@ -51,6 +51,7 @@ class ProgEmu:
             **({"progemu.reading.train": reading} if reading.steps else {}),
             **refined,
             "scorer.train": config.scorer.train,
+            **({"identity.train": config.identity.train} if config.identity.train.steps else {}),
         }
 
     def check(self, config: Config) -> None:
@@ -157,6 +158,7 @@ class ProgEmu:
                 run=lambda workdir: train(config, workdir, training_mesh(config, trained)),
             ),
             shared_stages.scorer_stage(config, slices, trained),
+            *shared_stages.identity_stages(config, slices, trained),
             Stage(
                 name="sample",
                 outputs=("predictions",),

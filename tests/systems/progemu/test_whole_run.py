@@ -28,7 +28,10 @@ def test_every_stage_leaves_what_it_promises(toy):
     assert {"pair_id", "sample", "seed", "prompt", "text", "image", "checkpoint", "sampling"} <= rows[0].keys()
     metrics = json.loads((workdir / "metrics.json").read_text())
     assert "systems" in metrics
-    assert metrics["systems"]["progemu"]["memorisation"]["generated"]["images"] == 6
+    audit = metrics["systems"]["progemu"]["memorisation"]
+    assert audit["generated"]["images"] == 6
+    assert -1 < audit["real"]["identity"]["median"] <= audit["real"]["identity"]["greatest"] < 1.001
+    assert np.load(workdir / "scores/progemu.npz")["identity"].shape == (6, 64)
     control = metrics["systems"]["contradicting"]["metrics"]
     assert {"mae_asked", "mae_asked_copy", "severity_own_direction"} <= control.keys()
     assert metrics["systems"]["null_edit_answers"]["metrics"]["mae_prior"]["value"] < 3 < control["mae_asked"]["value"]
@@ -47,7 +50,7 @@ def test_a_complete_run_is_left_alone(toy):
     before = (toy / "run/metrics.json").stat().st_mtime_ns
     out = run(toy, toy / "run")
     assert out.returncode == 0
-    assert out.stdout.count("complete") == 9
+    assert out.stdout.count("complete") == 10
     assert (toy / "run/metrics.json").stat().st_mtime_ns == before
 
 

@@ -1,0 +1,71 @@
+"""Films as points of the re-identification network, and scorers side by side."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from progemu_jax.checkpoints import export
+from progemu_jax.errors import UserError
+from progemu_jax.files.settings import from_dict
+from progemu_jax.models.reidentification import ReidentificationConfig, ReidentificationNet, init_params
+
+
+class Reidentifier:
+    """Places films of one cohort so that those of one patient lie close together.
+
+    Attributes:
+      identity: text that changes with the weights or the network, for caches of scores.
+      caveat: what a reader of its scores must know.
+    """
+
+    def __init__(self, params: Any, net: ReidentificationConfig, image_size: int, caveat: str = ""):
+        self.params, self.image_size, self.caveat = params, image_size, caveat
+        weights = hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves(params))).hexdigest()
+        self.identity = f"reidentification 1, {image_size}, {net}, {weights[:16]}"
+        self._apply = jax.jit(lambda params, x: ReidentificationNet(net).apply({"params": params}, x))
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike) -> Reidentifier:
+        """From an export of the identity stage. UserError when there is none."""
+        place = Path(folder)
+        with export.reading(place):
+            about = export.read_export_config(place)
+            size, caveat = int(about["image_size"]), str(about.get("caveat", ""))
+        init = functools.partial(init_params, image_size=size)
+        params, _, net = export.load_model(place, lambda c: from_dict(ReidentificationConfig, c["net"], "net"), init)
+        return cls(params, net, size, caveat)
+
+    def __call__(self, images: np.ndarray, source: str, batch_size: int = 64) -> dict[str, np.ndarray]:
+        """uint8 [N, S, S] -> identity f32 [N, D], points of length 1. source: not used; the cohort is the export's."""
+        if images.shape[1:] != (self.image_size,) * 2:
+            raise UserError(
+                f"images of {images.shape[1:]} pixels: this network wants {self.image_size}x{self.image_size}"
+            )
+        out = []
+        for start in range(0, len(images), batch_size):
+            chunk = images[start : start + batch_size]
+            padded = np.concatenate([chunk, np.zeros((batch_size - len(chunk), *chunk.shape[1:]), np.uint8)])
+            out.append(np.asarray(self._apply(self.params, jnp.asarray(padded, jnp.float32) / 255))[: len(chunk)])
+        return {"identity": np.concatenate(out)}
+
+
+class Together:
+    """Several scorers as one: the arrays of all."""
+
+    def __init__(self, scorers: Sequence[Callable]):
+        self.scorers = tuple(scorers)
+        self.caveat = " ".join(s.caveat for s in self.scorers if s.caveat)
+        self.identity = "; ".join(s.identity for s in self.scorers)
+
+    def __call__(self, images: np.ndarray, source: str) -> dict[str, np.ndarray]:
+        """As each scorer: uint8 [N, H, W] -> arrays."""
+        return {key: value for scorer in self.scorers for key, value in scorer(images, source).items()}
