@@ -17,14 +17,12 @@ def get_config():
         tokenizer_steps=600,
         crops=4,
         stage1_steps=150,
-        stage2_steps=8000,
+        stage2_steps=9000,
         scorer_images=4000,
         scorer_steps=500,
         words_steps=600,
         decoder_steps=1000,
     )
-    config.vocabulary = "english"
-    config.progemu.task.word_vectors = True  # words that training never sees lie beside those it does
     config.progemu.model.update(num_layers=6, prior_beside=True)
     config.progemu.task.empty_prompt = 0.25  # rows that teach to read the images
     config.progemu.task.omitted_weight = 1.0
