@@ -70,30 +70,22 @@ class Examples(Sequence):
             return dict(self._cache[index])
         return self._decode(index)
 
-    def values(self, name: str) -> list:
-        """One value of every example, in order; no image is decoded."""
-        return [self._read(index)[name] for index in range(len(self))]
-
     def __getstate__(self):  # a worker process fills a cache of its own
         return self.__dict__ | {"_cache": [None] * len(self._cache)}
 
     def __repr__(self) -> str:  # Grain names its sources in logs
         return f"Examples({self.name}, {len(self)})"
 
-    def _read(self, index: int) -> dict:
+    def _decode(self, index: int) -> dict:
         try:
             example = self._source[index]
             if not example or any(value is None for value in example.values()):  # a file cut between two chunks
                 raise ValueError
-            return example
         except (AttributeError, RuntimeError, ValueError) as error:  # ArrayRecord keeps a hash of every chunk
             raise UserError(
                 f"{self.folder}: example {index} of {self.name} is damaged ({type(error).__name__}); "
                 "delete the folder, it is built again"
             ) from None
-
-    def _decode(self, index: int) -> dict:
-        example = self._read(index)
         for name, value in example.items():
             if name in self._images:
                 example[name] = np.asarray(Image.open(io.BytesIO(value)))

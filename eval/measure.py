@@ -105,15 +105,15 @@ class Truth:
         self.strangers = self._strangers()
 
     def _strangers(self):
-        """Similarities of real films of two patients, float [K], where the scorer has points of identity; else None."""
+        """Similarities of real films of two patients, float [K]; None without points of identity, or of too few."""
         scores = (self.prior_scores, self.followup_scores)
         if any(s is None or s.identity is None for s in scores):
             return None
-        if scores[0].identity.shape[1] != scores[1].identity.shape[1]:
-            raise UserError(f"{scores[1].path}: identity of other dimensions than {scores[0].path}; use one network")
+        _same_network(*scores)
         ids = self.references.pair_ids
         points = [s.identity[s.take(ids, np.zeros(len(ids), int))] for s in scores]
-        return identity.strangers(*points, self.patient, self.sex)
+        found = identity.strangers(*points, self.patient, self.sex)
+        return found if identity.threshold(found) is not None else None
 
     def own_prompts(self, rows):
         """float [R, F]: the direction that each row's own prompt states; 0 where it states none."""
@@ -289,9 +289,8 @@ def _score_metrics(candidate, truth, ratios, functions, out):
         ranking = Ranking(scores.sex_prob[take], truth.sex[rows.case])
         functions["sex_auroc"] = ranking.auroc
         _flag(out, "sex_auroc", ranking)
-    if scores.identity is not None and truth.strangers is not None and identity.threshold(truth.strangers) is not None:
-        if scores.identity.shape[1] != prior.identity.shape[1]:
-            raise UserError(f"{scores.path}: identity of other dimensions than {prior.path}; use one network")
+    if scores.identity is not None and truth.strangers is not None:
+        _same_network(prior, scores)
         same, below = identity.verified(scores.identity[take], prior.identity[before], truth.strangers)
         ratios["verified"], ratios["identity_auroc"] = _mean(same), _mean(below)
     if scores.masks is not None:
@@ -300,6 +299,11 @@ def _score_metrics(candidate, truth, ratios, functions, out):
     if not control and scores.saliency is not None and followup is not None and followup.saliency is not None:
         there = followup.take(pairs, np.zeros(len(rows), int))
         _saliency_metrics(candidate, scores.saliency[take], followup.saliency[there], truth, ratios)
+
+
+def _same_network(one, other):
+    if one.identity.shape[1] != other.identity.shape[1]:
+        raise UserError(f"{other.path}: identity of other dimensions than {one.path}; use one network")
 
 
 def _organ_metrics(scores, masks, rows, truth, ratios, out):

@@ -31,7 +31,7 @@ class ReidentificationNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
-        """f32 [B, H, W] in [0, 1], sides divisible by 32 -> f32 [B, D] of length 1."""
+        """f32 [B, H, W] in [0, 1], sides even -> f32 [B, D] of length 1."""
         c = self.config
         b, h, w = images.shape
         # The exposure is the film's, not the patient's.

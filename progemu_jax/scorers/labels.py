@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from progemu_jax.checkpoints import export
 from progemu_jax.errors import UserError
 from progemu_jax.files.settings import from_dict
 from progemu_jax.models.scorer import AGE_MEAN, AGE_STD, ScorerNet, ScorerNetConfig, init_params
+from progemu_jax.scorers import batched
 from progemu_jax.scorers.saliency import score_and_explain
 
 
@@ -32,8 +31,9 @@ class LabelScorer:
         self.image_size, self.source, self.caveat = int(about["image_size"]), str(about["source"]), str(about["caveat"])
         if len(self.labels) != net.findings:
             raise ValueError(f"{len(self.labels)} labels for {net.findings} columns")
-        weights = hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves(params))).hexdigest()
-        self.identity = f"label scorer 1, {self.source}, {self.image_size}, {self.labels}, {net}, {weights[:16]}"
+        self.identity = (
+            f"label scorer 1, {self.source}, {self.image_size}, {self.labels}, {net}, {batched.digest(params)}"
+        )
         self._apply = jax.jit(lambda params, x: score_and_explain(ScorerNet(net), params, x))
 
     @classmethod
@@ -60,17 +60,7 @@ class LabelScorer:
         """
         if source != self.source:
             raise UserError(f"source {source!r}: this scorer was trained on {self.source}, and knows no other images")
-        if images.shape[1:] != (self.image_size,) * 2:
-            raise UserError(
-                f"images of {images.shape[1:]} pixels: this scorer wants {self.image_size}x{self.image_size}"
-            )
-        parts = []
-        for start in range(0, len(images), batch_size):
-            chunk = images[start : start + batch_size]
-            padded = np.concatenate([chunk, np.zeros((batch_size - len(chunk), *chunk.shape[1:]), np.uint8)])
-            out = self._apply(self.params, jnp.asarray(padded, jnp.float32) / 255)
-            parts.append({k: np.asarray(v)[: len(chunk)] for k, v in out.items()})
-        out = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+        out = batched.apply(self._apply, self.params, images, self.image_size, batch_size)
         return {
             "findings": np.asarray(self.labels),
             "finding_prob": np.asarray(jax.nn.sigmoid(out["findings"]), np.float32),

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from progemu_jax import pretrained
@@ -18,6 +16,7 @@ from progemu_jax.data.phantom import GROUPS
 from progemu_jax.errors import UserError
 from progemu_jax.files.settings import from_dict
 from progemu_jax.models.scorer import AGE_MEAN, AGE_STD, ScorerNet, ScorerNetConfig, init_params
+from progemu_jax.scorers import batched
 from progemu_jax.scorers.saliency import score_and_explain
 from progemu_jax.text.findings import FINDINGS, ORGANS
 
@@ -36,8 +35,7 @@ class PhantomScorer:
 
     def __init__(self, params: Any, net: ScorerNetConfig, image_size: int):
         self.params, self.image_size = params, image_size
-        weights = hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves(params))).hexdigest()
-        self.identity = f"phantom scorer {VERSION}, {image_size}, {net}, {weights[:16]}"
+        self.identity = f"phantom scorer {VERSION}, {image_size}, {net}, {batched.digest(params)}"
         self._apply = jax.jit(lambda params, x: score_and_explain(ScorerNet(net), params, x))
 
     @classmethod
@@ -65,17 +63,7 @@ class PhantomScorer:
         """
         if source != "phantom":
             raise UserError(f"source {source!r}: phantom scorers know phantom images only; use a scorer for real ones")
-        if images.shape[1:] != (self.image_size,) * 2:
-            raise UserError(
-                f"images of {images.shape[1:]} pixels: this scorer wants {self.image_size}x{self.image_size}"
-            )
-        parts = []
-        for start in range(0, len(images), batch_size):
-            chunk = images[start : start + batch_size]
-            padded = np.concatenate([chunk, np.zeros((batch_size - len(chunk), *chunk.shape[1:]), np.uint8)])
-            out = self._apply(self.params, jnp.asarray(padded, jnp.float32) / 255)
-            parts.append({k: np.asarray(v)[: len(chunk)] for k, v in out.items()})
-        out = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+        out = batched.apply(self._apply, self.params, images, self.image_size, batch_size)
         masks = out["organs"].transpose(0, 3, 1, 2) > 0
         severity = {}
         if "severity" in out:

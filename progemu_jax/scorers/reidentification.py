@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from progemu_jax.checkpoints import export
-from progemu_jax.errors import UserError
 from progemu_jax.files.settings import from_dict
 from progemu_jax.models.reidentification import ReidentificationConfig, ReidentificationNet, init_params
+from progemu_jax.scorers import batched
 
 
 class Reidentifier:
@@ -29,9 +27,8 @@ class Reidentifier:
 
     def __init__(self, params: Any, net: ReidentificationConfig, image_size: int, caveat: str = ""):
         self.params, self.image_size, self.caveat = params, image_size, caveat
-        weights = hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves(params))).hexdigest()
-        self.identity = f"reidentification 1, {image_size}, {net}, {weights[:16]}"
-        self._apply = jax.jit(lambda params, x: ReidentificationNet(net).apply({"params": params}, x))
+        self.identity = f"reidentification 1, {image_size}, {net}, {batched.digest(params)}"
+        self._apply = jax.jit(lambda params, x: {"identity": ReidentificationNet(net).apply({"params": params}, x)})
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> Reidentifier:
@@ -46,16 +43,7 @@ class Reidentifier:
 
     def __call__(self, images: np.ndarray, source: str, batch_size: int = 64) -> dict[str, np.ndarray]:
         """uint8 [N, S, S] -> identity f32 [N, D], points of length 1. source: not used; the cohort is the export's."""
-        if images.shape[1:] != (self.image_size,) * 2:
-            raise UserError(
-                f"images of {images.shape[1:]} pixels: this network wants {self.image_size}x{self.image_size}"
-            )
-        out = []
-        for start in range(0, len(images), batch_size):
-            chunk = images[start : start + batch_size]
-            padded = np.concatenate([chunk, np.zeros((batch_size - len(chunk), *chunk.shape[1:]), np.uint8)])
-            out.append(np.asarray(self._apply(self.params, jnp.asarray(padded, jnp.float32) / 255))[: len(chunk)])
-        return {"identity": np.concatenate(out)}
+        return batched.apply(self._apply, self.params, images, self.image_size, batch_size)
 
 
 class Together:

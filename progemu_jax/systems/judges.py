@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +20,13 @@ from progemu_jax.data import batches, icg_cxr, memorisation
 from progemu_jax.data.phantom.scorer_set import labelled_arrays
 from progemu_jax.devices import hosts
 from progemu_jax.eval.bootstrap import Bootstrap, estimate
+from progemu_jax.eval.definitions import cell
 from progemu_jax.eval.metrics.roc import Ranking
+from progemu_jax.eval.scores import read_scores
 from progemu_jax.files import records
 from progemu_jax.files.settings import to_dict
 from progemu_jax.scorers.cache import Cached
-from progemu_jax.scorers.files import read_images, write_prediction_scores, write_reference_scores
+from progemu_jax.scorers.files import write_prediction_scores, write_reference_scores
 from progemu_jax.scorers.labels import LabelScorer
 from progemu_jax.scorers.phantom import PhantomScorer
 from progemu_jax.scorers.reidentification import Reidentifier, Together
@@ -36,6 +39,7 @@ from progemu_jax.training.loop import fit
 SCORER_EXPORT, IDENTITY = "scorer/export", "identity/export"
 VALIDATION = "scorer/validation.json"
 DRAWS = 500  # of the intervals in it
+SPLITS = ("train", "validation")
 
 
 def train_phantom_scorer(config: Config, c: ScorerConfig, folder: Path, mesh: Mesh) -> None:
@@ -87,7 +91,7 @@ def train_label_scorer(config: Config, workdir: Path, mesh: Mesh) -> None:
 
     def pack(example: dict[str, Any], rng: np.random.Generator | None = None) -> dict[str, np.ndarray]:
         return {
-            "image": example["image"].reshape(example["image"].shape[:2]),
+            "image": example["image"],
             "findings": known(example["labels"])[kept],
             "age": np.float32(example["age"]),
             "sex": np.float32({"F": 1, "M": 0}.get(example["sex"], np.nan)),
@@ -107,9 +111,6 @@ def train_label_scorer(config: Config, workdir: Path, mesh: Mesh) -> None:
     export.export(state["params"], about | {"caveat": _said(config.data.source, found)}, workdir / SCORER_EXPORT)
 
 
-SPLITS = ("train", "validation")
-
-
 def known(labels: np.ndarray) -> np.ndarray:
     """int8 [L] of the shards -> f32 [L]: 1, 0, NaN uncertain; what is not mentioned is absent, as Irvin et al. 2019,
     section 4, train."""
@@ -119,33 +120,25 @@ def known(labels: np.ndarray) -> np.ndarray:
 def _validation(scorer: LabelScorer, sources: list, pack: Callable) -> dict:
     """AUROC of each label, with intervals over patients, on the images of validation patients."""
     learnt, held_out = sources
-    rows = [(example["patient_id"], example["labels"], pack(example)) for example in held_out]
-    got = scorer(np.stack([row["image"] for _, _, row in rows]), scorer.source)
-    names = {p: i for i, p in enumerate(dict.fromkeys(p for p, _, _ in rows))}
-    patient = np.array([names[p] for p, _, _ in rows])
-    # What no label speaks of is no negative case to judge by.
-    truth = np.stack([row["findings"] for _, _, row in rows])
+    rows = [pack(example) | {"patient": example["patient_id"]} for example in held_out]
+    columns = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+    got, truth = scorer(columns["image"], scorer.source), columns["findings"]
+    names, patient = np.unique(columns["patient"], return_inverse=True)
     rankings = {name: Ranking(got["finding_prob"][:, j], truth[:, j]) for j, name in enumerate(scorer.labels)}
-    rankings["sex"] = Ranking(got["sex_prob"], np.array([row["sex"] for _, _, row in rows]))
+    rankings["sex"] = Ranking(got["sex_prob"], columns["sex"])
     drawn = Bootstrap(len(names), DRAWS).distributions(patient, {}, {k: r.auroc for k, r in rankings.items()})
     about = {"source": scorer.source, "training_images": len(learnt), "images": len(rows), "patients": len(names)}
     auroc = {
         name: {**estimate(drawn[name]).to_json(), "positives": r.positives, "negatives": r.negatives}
         for name, r in rankings.items()
     }
-    error = np.abs(got["age"] - np.array([row["age"] for _, _, row in rows]))
+    error = np.abs(got["age"] - columns["age"])
     return {**about, "auroc": auroc, "age_error": float(np.nanmean(error)) if np.isfinite(error).any() else None}
 
 
 def _said(source: str, found: dict) -> str:
     """One sentence for the page."""
-    parts = [
-        f"{name} {row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
-        if row["low"] is not None
-        else f"{name} {row['value']:.2f}"
-        for name, row in found["auroc"].items()
-        if row["value"] is not None
-    ]
+    parts = [f"{name} {cell(row, 2)}" for name, row in found["auroc"].items() if row["value"] is not None]
     return (
         f"Findings, age and sex are scored by a network trained on the labels of {found['training_images']:,} images "
         f"of {source}'s training patients, which is no independent judge. Its AUROC on {found['images']:,} images of "
@@ -156,38 +149,22 @@ def _said(source: str, found: dict) -> str:
 def train_identity(config: Config, workdir: Path, mesh: Mesh) -> None:
     """Trains re-identification on pairs of studies of the training patients, whatever changed between them."""
     c, shards = config.identity, workdir / "data/shards"
-    sources = tuple(_Forward(batches.examples(shards, "pairs", split)) for split in SPLITS)
-    numbers: dict[str, int] = {}
+    sources = tuple(batches.examples(shards, "pairs", split) for split in SPLITS)
 
     def pack(example: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        films = {name: example[name].reshape(example[name].shape[:2]) for name in ("prior", "followup")}
-        return {**films, "patient": np.int32(numbers.setdefault(example["patient_id"], len(numbers)))}
+        # A number that every host gives the patient.
+        patient = np.array(zlib.crc32(example["patient_id"].encode()), np.uint32).view(np.int32)
+        return {"prior": example["prior"], "followup": example["followup"], "patient": patient}
 
     task = ReidentificationTask(c.net, c.train, config.data.image_size)
     state = fit_on_examples(task, c.train, sources, (pack, pack), workdir / "identity", mesh, config={"net": c.net})
     caveat = (
-        f"Identity is judged by a network trained on {len(sources[0]):,} pairs of films of {config.data.source}'s "
-        "training patients: a film is verified where it is more alike to the prior than 99 % of strangers' real films."
+        f"Identity is judged by a network trained on {len(sources[0]):,} ordered pairs of films of "
+        f"{config.data.source}'s training patients: a film is verified where it is more alike to the prior than 99 % "
+        "of strangers' real films."
     )
     about = {"kind": "identity", "net": to_dict(c.net), "image_size": config.data.image_size, "caveat": caveat}
     export.export(state["params"], about, workdir / IDENTITY)
-
-
-class _Forward:
-    """Pairs of a split in the order of time alone: the other order has the same films."""
-
-    def __init__(self, source: batches.Examples):
-        self.source = source
-        self.rows = [i for i, days in enumerate(source.values("days")) if not days < 0]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict:
-        return self.source[self.rows[index]]
-
-    def __repr__(self) -> str:  # Grain names its sources in logs
-        return f"Forward({self.source!r})"
 
 
 def load(workdir: Path) -> list:
@@ -207,30 +184,22 @@ def caveats(workdir: Path) -> tuple[str, ...]:
     return tuple(said for place in places if (said := str(export.read_export_config(place).get("caveat", ""))))
 
 
-def _nearest_patients(network: Reidentifier, shards: Path, predictions: Path, references: Path) -> dict[str, dict]:
+def _nearest_patients(network: Reidentifier, shards: Path, made: np.ndarray, real: np.ndarray) -> dict[str, dict]:
     """How near each film lies to a training patient, as re-identification sees it: {"generated", "real": row}.
 
-    A row: median, greatest, and beyond, the share that lies nearer than 99 % of the real follow-ups do.
+    made, real: float [N, D] and [M, D], the points of both. A row: median, greatest, and beyond, the share that lies
+    nearer than 99 % of the real follow-ups do.
     """
-    made = [row for row in records.read_rows(predictions / "predictions.jsonl", "pair_id") if row.get("image")]
-    cases = {row["pair_id"]: row for row in records.read_rows(references / "references.jsonl", "pair_id")}
-    films = {
-        "generated": read_images(predictions, [row["image"] for row in made]),
-        "real": read_images(references, [cases[name]["followup"] for name in sorted({r["pair_id"] for r in made})]),
-    }
-    points = {kind: network(images, "")["identity"] for kind, images in films.items()}
 
     def trained() -> Iterator[np.ndarray]:
         for name, (_, keys) in memorisation.IMAGES.items():
             source = batches.examples(shards, name, "train", cache=False)
             for start in tqdm(range(0, len(source), 256), desc=f"training films, {name}", unit="256"):
                 examples = [source[i] for i in range(start, min(start + 256, len(source)))]
-                images = np.stack([example[key] for example in examples for key in keys])
-                yield network(images.reshape(images.shape[:3]), "")["identity"]
+                yield network(np.stack([example[key] for example in examples for key in keys]), "")["identity"]
 
-    joint = np.concatenate([points["generated"], points["real"]])
-    value = memorisation.nearest(joint, trained())[1]
-    near = dict(zip(points, np.split(value, [len(points["generated"])]), strict=True))
+    value = memorisation.nearest(np.concatenate([made, real]), trained())[1]
+    near = {"generated": value[: len(made)], "real": value[len(made) :]}
     usual = np.quantile(near["real"], 0.99)
     return {
         kind: {
@@ -244,22 +213,30 @@ def _nearest_patients(network: Reidentifier, shards: Path, predictions: Path, re
 
 def score(config: Config, workdir: Path) -> None:
     """Scores of every predictions folder and of the references' images; the audit for copies of training images."""
-    out, source = workdir / "scores", config.data.source
+    out, name, networks = workdir / "scores", config.sample.systems[0], load(workdir)
     out.mkdir(parents=True, exist_ok=True)
-    name, networks = config.sample.systems[0], load(workdir)
-    where = (workdir / "data/shards", workdir / "predictions" / name, workdir / "data/references")
+    if networks:
+        _score(networks, workdir, out, config.data.source)
 
     def audit() -> None:
-        found = memorisation.audit(*where, processes=config.data.processes or os.cpu_count() or 1, progress=True)
-        if isinstance(network := networks[-1] if networks else None, Reidentifier):
-            for kind, row in _nearest_patients(network, *where).items():
+        shards, references = workdir / "data/shards", workdir / "data/references"
+        found = memorisation.audit(
+            shards, workdir / "predictions" / name, references,
+            processes=config.data.processes or os.cpu_count() or 1, progress=True,
+        )  # fmt: skip
+        for network in (n for n in networks if isinstance(n, Reidentifier)):
+            made, real = (read_scores(out / f"{kind}.npz") for kind in (name, "followup"))
+            cases = sorted({pair for pair, _ in made.keys})
+            points = real.identity[real.take(cases, [0] * len(cases))]
+            for kind, row in _nearest_patients(network, shards, made.identity, points).items():
                 found[kind]["identity"] = row
         records.write_json(out / f"{name}.memorisation.json", found)
 
     hosts.on_first_host(audit, "stage score")
-    if not networks:
-        return
-    judge = Cached(Together(networks) if len(networks) > 1 else networks[0], workdir / ".cache/scores")
+
+
+def _score(networks: list, workdir: Path, out: Path, source: str) -> None:
+    judge = Cached(Together(networks), workdir / ".cache/scores")
     folders = sorted(p.parent for p in (workdir / "predictions").glob("*/predictions.jsonl"))
     for folder in hosts.own_share(folders):  # each host fills the cache, process 0 writes the files from it
         write_prediction_scores(judge, folder, out / f".{folder.name}.npz.tmp", source)

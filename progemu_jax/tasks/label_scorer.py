@@ -8,28 +8,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from progemu_jax.models.scorer import AGE_MEAN, AGE_STD, ScorerNet, ScorerNetConfig
-from progemu_jax.tasks.scorer import distorted
-from progemu_jax.training import optim
-from progemu_jax.training.loop import TrainConfig
+from progemu_jax.models.scorer import AGE_MEAN, AGE_STD
+from progemu_jax.tasks.scorer import ScorerTask
 
 
-class LabelScorerTask:
-    """Multi-label classification, with the person beside; see `progemu_jax.training.loop.fit` for the protocol.
+class LabelScorerTask(ScorerTask):
+    """Multi-label classification, with the person beside, in place of the phantom scorer's heads.
 
     Batches: image uint8 [B, H, W]; findings f32 [B, L] in {0, 1}, NaN unknown, which teaches nothing (U-Ignore of Irvin
     et al. 2019, section 4); age f32 [B] in years, sex f32 [B] (1 F, 0 M), NaN unknown; view int32 [B].
     """
 
     name = "label scorer"
-
-    def __init__(self, net: ScorerNetConfig, train: TrainConfig, image_size: int):
-        self.net, self.train, self.image_size = ScorerNet(net), train, image_size
-        self.optimizer = optim.make_optimizer(train)
-
-    def init(self, key: jax.Array) -> dict[str, Any]:
-        params = self.net.init(key, jnp.zeros((1, self.image_size, self.image_size)))["params"]
-        return optim.start(self.optimizer, self.train, params)
 
     def loss(self, params: Any, images: jax.Array, batch: dict) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Sum of the heads' losses; images f32 [B, H, W] in [0, 1]."""
@@ -45,15 +35,6 @@ class LabelScorerTask:
             terms["view"] = optax.softmax_cross_entropy_with_integer_labels(out["view"], batch["view"]).mean()
             loss += 0.25 * terms["view"]
         return loss, {f"loss_{k}": v for k, v in terms.items()}
-
-    def train_step(self, state: dict[str, Any], batch: dict, key: jax.Array) -> tuple[dict, dict]:
-        images = distorted(key, batch["image"])
-        (loss, metrics), grads = jax.value_and_grad(self.loss, has_aux=True)(state["params"], images, batch)
-        return optim.advance(self.optimizer, self.train, state, grads), {"loss": loss, **metrics}
-
-    def eval_step(self, state: dict[str, Any], batch: dict) -> dict[str, jax.Array]:
-        loss, metrics = self.loss(optim.averaged(state), batch["image"].astype(jnp.float32) / 255, batch)
-        return {"loss": loss, **metrics}
 
 
 def _mean(term: Any, predicted: jax.Array, target: jax.Array) -> jax.Array:

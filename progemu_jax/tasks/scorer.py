@@ -83,23 +83,14 @@ class ScorerTask:
 
 
 def augment(key: jax.Array, batch: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """(images f32 [B, H, W] in [0, 1], as `distorted`; the batch with its masks shifted alike)."""
-    images, shifts = _distorted(key, batch["image"])
-    return images, {**batch, "masks": jax.vmap(lambda x, s: jnp.roll(x, s, (0, 1)))(batch["masks"], shifts)}
-
-
-def distorted(key: jax.Array, images: jax.Array) -> jax.Array:
     """What a generator's images may look like, so that the judge minds anatomy and not sharpness.
 
-    Exposure and gamma, blur (a tokenizer's), noise, shifts and black borders (registration's); uint8 [B, H, W] -> f32
-    [B, H, W] in [0, 1].
+    Exposure and gamma, blur (a tokenizer's), noise, shifts and black borders (registration's).
+
+    Returns:
+      images f32 [B, H, W] in [0, 1]; the batch with its masks, if any, shifted alike.
     """
-    return _distorted(key, images)[0]
-
-
-def _distorted(key: jax.Array, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(as `distorted`, shifts int32 [B, 2])."""
-    images = images.astype(jnp.float32) / 255
+    images = batch["image"].astype(jnp.float32) / 255
     b, h, w = images.shape
     keys = jax.random.split(key, 7)
 
@@ -114,10 +105,14 @@ def _distorted(key: jax.Array, images: jax.Array) -> tuple[jax.Array, jax.Array]
     images += uniform(keys[3], 0.0, 0.03) * jax.random.normal(keys[4], images.shape)
     reach = h // 32
     shifts = jax.random.randint(keys[5], (b, 2), -reach, reach + 1)
-    images = jax.vmap(lambda x, s: jnp.roll(x, s, (0, 1)))(images, shifts)
+    shift = jax.vmap(lambda x, s: jnp.roll(x, s, (0, 1)))
+    images = shift(images, shifts)
+    if "masks" in batch:
+        batch = {**batch, "masks": shift(batch["masks"], shifts)}
     rows, columns = jnp.arange(h)[None, :, None], jnp.arange(w)[None, None, :]
     low, high = shifts[:, :1, None], shifts[:, 1:, None]
     outside = (
         (rows < low) | (rows >= h + jnp.minimum(low, 0)) | (columns < high) | (columns >= w + jnp.minimum(high, 0))
     )
-    return jnp.where(outside, 0.0, jnp.clip(images, 0, 1)), shifts
+    images = jnp.where(outside, 0.0, jnp.clip(images, 0, 1))
+    return images, batch

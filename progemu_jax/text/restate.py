@@ -19,7 +19,7 @@ from progemu_jax.text import lexicon, rules, wordings
 from progemu_jax.text import noise as slips
 from progemu_jax.text import wording_frames as frames
 from progemu_jax.text import wording_nouns as nouns
-from progemu_jax.text.findings import CHEXPERT_OF, FINDINGS, GRADES
+from progemu_jax.text.findings import CHEXPERT_OF, FINDINGS, GRADES, NOUN_OF
 from progemu_jax.text.understood import grade_and_direction, understood
 from progemu_jax.text.wording_nouns import Noun
 from progemu_jax.text.wordings import DIRECTIONS, Family
@@ -139,8 +139,7 @@ def _nothing(rng, held: bool) -> str:
 
 def _with_aside(text: str, changes: Sequence[Change], others: Sequence[str], rng, held: bool) -> str:
     named = {c.finding for c in changes}
-    unsided = {f.partition(" ")[2] if f in FINDINGS[:4] else f for f in named}
-    free = sorted({f.partition(" ")[2] if f in FINDINGS[:4] else f for f in others} - unsided)
+    free = sorted({NOUN_OF[f] for f in others} - {NOUN_OF[f] for f in named})
     # "No new effusion" is of both sides: both must be known to have stayed.
     free = [f for f in free if all(g in others for g in FINDINGS if g.endswith(f))]
     whole = named | set(others) >= set(FINDINGS)
@@ -211,15 +210,11 @@ def _fallback(change: Change, rng, wanted: frozenset) -> str:
 
 def _named(change: Change, rng, held: bool, manner: str) -> tuple[Noun, str] | None:
     """A noun of the finding and the noun with its place; None where the two do not fit."""
-    noun = _pick(rng, _nouns_of(_what(change.finding), change.direction, held))
+    noun = _pick(rng, _nouns_of(NOUN_OF[change.finding], change.direction, held))
     if change.grade and (noun.style == "none" or (noun.style == "heart" and change.direction == "same")):
         return None
     placed = _placed(noun, change, rng, manner == "note")
     return (noun, placed) if placed else None
-
-
-def _what(finding: str) -> str:
-    return finding.partition(" ")[2] if finding in FINDINGS[:4] else finding
 
 
 @functools.cache
@@ -354,7 +349,7 @@ def _tails(style: str, grade: str | None, be: str, it: str, rng) -> dict[str, st
 
 def _when(group: list[Change], rng) -> str:
     draw = rng.random()
-    causes = frames.CAUSES.get((_what(group[0].finding), group[0].direction), ())
+    causes = frames.CAUSES.get((NOUN_OF[group[0].finding], group[0].direction), ())
     if draw < 0.12 and causes and len(group) == 1:
         return _pick(rng, causes)
     return _pick(rng, frames.TIMES) if draw < 0.5 else ""
@@ -364,7 +359,7 @@ def _clause(change: Change, rng, held: bool) -> str:
     """A whole clause by the finding's sign, or "" where none fits."""
     if change.side == "both" and change.finding in FINDINGS[:4]:
         return ""
-    what = _what(change.finding)
+    what = NOUN_OF[change.finding]
     options = _of(frames.CLAUSES.get((what, change.direction), ()), held)
     moved = change.direction in ("worse", "better")
     options = [c for c in options if not change.grade or not moved or "g" in _slots(c)]
