@@ -66,8 +66,9 @@ class TokenizerConfig:
     """VQGAN: model, training and loss.
 
     Attributes:
-      init: folder to start from: a run directory, an export, or a Hugging Face folder with Emu3's image tokenizer. The
-        sizes are then its own; of `model`, dtype, param_dtype and dropout count. steps=0 takes it as it is.
+      init: folder to start from: a run directory, an export, a Hugging Face folder with Emu3's image tokenizer, or a
+        VQGAN in taming-transformers' names (a file, too). The sizes are then its own; of `model`, dtype, param_dtype
+        and dropout count. steps=0 takes it as it is.
       freeze: parts that are not trained (`tasks.tokenizer.PARTS`).
     """
 

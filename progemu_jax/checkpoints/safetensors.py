@@ -119,7 +119,7 @@ def refuse_pickles(folder: Path) -> None:
         if path.suffix in PICKLES:
             remedy = (
                 "import torch, safetensors.torch as s; "
-                f"d = torch.load('{path.name}', weights_only=True); "
+                f"d = torch.load('{path.name}', weights_only=True); d = d.get('state_dict', d); "
                 f"s.save_file({{k: v.clone() for k, v in d.items()}}, '{WEIGHTS}')"
             )
             raise UserError(
@@ -328,13 +328,18 @@ def main_dtype(path: Path, found: Mapping[str, Tensor]) -> str:
     return str(DTYPES[count.most_common(1)[0][0]])
 
 
-def check(found: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], index: Path, config: str) -> None:
+def check(
+    found: Mapping[str, Tensor],
+    shapes: Mapping[str, tuple[int, ...]],
+    index: Path,
+    config: str,
+    remedy: str = "use the config and weights of one model",
+) -> None:
     """Raises UserError for the first of `shapes` that is missing, of another shape, or of no parameter's dtype.
 
     index: the file to name for a missing tensor of several files; config: what implies the shapes.
     """
     files = sorted({tensor.file for tensor in found.values()})
-    remedy = "use the config and weights of one model"
     for name, shape in shapes.items():
         if name not in found:
             where = files[0] if len(files) == 1 else index

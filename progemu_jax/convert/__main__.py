@@ -1,8 +1,9 @@
-"""python -m progemu_jax.convert --source=DIR --target=DIR [--dialect=original|transformers]
+"""python -m progemu_jax.convert --source=PATH --target=DIR [--dialect=original|transformers]
 
 Converts a Hugging Face folder of Emu3, Emu3-VisionTokenizer or ProgEmu (either dialect, one file or shards) to a run
-directory, and a run directory or an export back to a Hugging Face folder: what the source is is found out. Only
-safetensors are read. --dialect is of a Hugging Face target; the default is the one that the weights came from.
+directory, and a run directory or an export back to a Hugging Face folder: what the source is is found out. A VQGAN in
+taming-transformers' names, a folder or one file, becomes the image tokenizer of a run directory. Only safetensors are
+read. --dialect is of a Hugging Face target; the default is the one that the weights came from.
 """
 
 import os
@@ -16,7 +17,7 @@ from progemu_jax.files.command_line import Parser
 def main(argv: list[str] | None = None) -> int:
     """Run from command-line arguments; returns the exit status (2 for bad input)."""
     parser = Parser(__doc__)
-    parser.add_argument("--source", required=True, metavar="DIR")
+    parser.add_argument("--source", required=True, metavar="PATH")
     parser.add_argument("--target", required=True, metavar="DIR")
     parser.add_argument("--dialect", metavar="original|transformers")
     args = parser.parse_args(argv)

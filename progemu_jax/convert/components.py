@@ -32,7 +32,8 @@ class Entry:
     """One parameter: `leaf` and `shape` are ours, `name` and `tensor_shape` the checkpoint's.
 
     layout: "same"; "linear": `[out, in]`, which is ours transposed, with axes split; "conv": `[out, in, k, ...]`
-    against ours `[k, ..., in, out]`; "point": `[out, in]` against `[1, 1, in, out]`.
+    against ours `[k, ..., in, out]`; "point": `[out, in]` against `[1, 1, in, out]`; "frame": `[out, in, k, k]` against
+    `[1, k, k, in, out]`, of one frame.
     """
 
     leaf: str
@@ -48,13 +49,15 @@ class Entry:
             return math.prod(shape[inputs:]), math.prod(shape[:inputs])
         if self.layout == "conv":
             return shape[-1], shape[-2], *shape[:-2]
+        if self.layout == "frame":
+            return shape[-1], shape[-2], *shape[1:-2]
         if self.layout == "point":
             return shape[-1], shape[-2]
         return shape
 
     def ours(self, tensor: np.ndarray) -> np.ndarray:
         """The checkpoint's tensor in our layout, contiguous."""
-        if self.layout == "conv":
+        if self.layout in ("conv", "frame"):
             tensor = tensor.transpose(*range(2, tensor.ndim), 1, 0)
         elif self.layout != "same":
             tensor = tensor.T
@@ -62,7 +65,8 @@ class Entry:
 
     def theirs(self, array: np.ndarray) -> np.ndarray:
         """Our parameter in the checkpoint's layout, contiguous."""
-        if self.layout == "conv":
+        array = array[0] if self.layout == "frame" else array
+        if self.layout in ("conv", "frame"):
             array = array.transpose(array.ndim - 1, array.ndim - 2, *range(array.ndim - 2))
         elif self.layout != "same":
             array = array.reshape(self.tensor_shape[::-1]).T

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from progemu_jax.convert import folders
+from progemu_jax.convert import folders, taming
 from progemu_jax.convert.components import DIFFUSION, IN_RUN, PRIOR_DECODER, PROGEMU, TOKENIZER
 from progemu_jax.convert.diffusers import folder as diffusers_folder
 from progemu_jax.convert.diffusers import transfer as diffusers_transfer
@@ -25,6 +25,8 @@ UNFINISHED = ".progemu-unfinished"  # marks a folder as ours to delete
 
 def convert(source: str | os.PathLike, target: str | os.PathLike, dialect: str | None = None) -> str:
     """Converts a Hugging Face or Diffusers folder to a run directory, or a run directory or export back to one.
+
+    A VQGAN in taming-transformers' names goes in, not out.
 
     Args:
       source: what it is is found out.
@@ -43,7 +45,7 @@ def convert(source: str | os.PathLike, target: str | os.PathLike, dialect: str |
     diffusion = folders.exports(source, DIFFUSION) if kind == folders.OURS else {}
     if dialect and (kind == folders.DIFFUSERS or diffusion):
         raise UserError(f"--dialect={dialect}: diffusion models have one dialect; leave it out")
-    if kind == folders.HUGGING_FACE and dialect:
+    if kind in (folders.HUGGING_FACE, folders.VQGAN) and dialect:
         raise UserError(f"--dialect={dialect}: is of a Hugging Face target, and {source} is converted to ours")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"--target={target}: exists; choose another folder, or delete it")
@@ -55,6 +57,8 @@ def convert(source: str | os.PathLike, target: str | os.PathLike, dialect: str |
         write = functools.partial(diffusers_transfer.to_run, diffusers_folder.open_folder(source))
     elif kind == folders.HUGGING_FACE:
         write = functools.partial(emu3_transfer.to_run, emu3_folder.open_folder(source))
+    elif kind == folders.VQGAN:
+        write = functools.partial(taming.to_run, taming.open_model(source))
     elif diffusion:
         write = functools.partial(diffusers_transfer.from_run, diffusers_transfer.outgoing_parts(diffusion))
     else:

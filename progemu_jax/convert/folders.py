@@ -1,4 +1,4 @@
-"""What a folder is (run directory, export, Hugging Face checkpoint), and where its parts lie."""
+"""What a folder is (run directory, export, checkpoint of others), and where its parts lie."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from progemu_jax.checkpoints import safetensors
 from progemu_jax.checkpoints.export import read_export_config, reading
-from progemu_jax.convert import components
+from progemu_jax.convert import components, taming
 from progemu_jax.convert.components import DIFFUSION, IN_RUN, PROGEMU, VOCABULARY
 from progemu_jax.convert.diffusers import folder as diffusers_folder
 from progemu_jax.convert.emu3 import folder as emu3_folder
@@ -17,19 +17,24 @@ from progemu_jax.files.records import read_json
 from progemu_jax.text.vocabulary import Vocabulary, is_built_in, load
 
 HUGGING_FACE, OURS, DIFFUSERS = "Hugging Face folder", "run directory or export", "Diffusers folder"
+VQGAN = "VQGAN"
 
 
 def detect(path: Path) -> str:
-    """OURS, HUGGING_FACE or DIFFUSERS. Raises UserError for anything else, and for pickled weights."""
+    """OURS, HUGGING_FACE, DIFFUSERS or VQGAN. Raises UserError for anything else, and for pickled weights."""
     if not path.exists():
         raise UserError(f"{path}: no such folder; give a run directory, an export or a Hugging Face folder")
     if not path.is_dir():
         safetensors.refuse_pickles(path)
+        if taming.is_model(path):
+            return VQGAN
         raise UserError(f"{path}: is a file; give the folder that it is in")
     if exports(path):
         return OURS
     if diffusers_folder.is_folder(path):
         return DIFFUSERS
+    if taming.is_model(path):
+        return VQGAN
     if emu3_folder.is_folder(path):
         return HUGGING_FACE
     safetensors.refuse_pickles(path)

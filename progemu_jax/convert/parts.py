@@ -64,6 +64,8 @@ def checked_tensors(
     index: Path,
     is_buffer: Callable[[str], bool],
     is_unused: Callable[[str], bool] = lambda name: False,
+    config: str = CONFIG,
+    remedy: str = "use the config and weights of one model",
 ) -> tuple[tuple[Entry, ...], dict[str, Tensor], dict[str, Tensor]]:
     """(entries, tensors, buffers) as `Part` has them, of the tensors that were found.
 
@@ -71,13 +73,14 @@ def checked_tensors(
       entries: of the parameters that the config implies.
       index: the file to name for a missing tensor.
       is_buffer, is_unused: of a tensor's name, whether it is a (small) buffer, or a parameter of another head.
+      config, remedy: for messages, what implies the entries, and what to do.
 
     Raises:
       UserError: a parameter is missing or of another shape, or a tensor is none of the three.
     """
     entries, buffers = list(entries), {}
     expected = {entry.name: entry.tensor_shape for entry in entries}
-    safetensors.check(found, expected, index, CONFIG)
+    safetensors.check(found, expected, index, config, remedy)
     for name, tensor in found.items():
         if name in expected:
             continue
@@ -86,8 +89,5 @@ def checked_tensors(
         elif is_unused(name):
             entries.append(Entry(f"{UNUSED}.{name}", tensor.shape, name, "same"))
         else:
-            raise UserError(
-                f"{tensor.file}: tensor {name} belongs to no parameter that {CONFIG} implies; "
-                "use the config and weights of one model"
-            )
+            raise UserError(f"{tensor.file}: tensor {name} belongs to no parameter that {config} implies; {remedy}")
     return tuple(entries), {entry.name: found[entry.name] for entry in entries}, buffers

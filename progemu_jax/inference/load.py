@@ -22,7 +22,8 @@ def load(
       path: a run directory of `progemu_jax.main` (complete up to its train stage), an export, or a Hugging Face
         folder of Emu3 or ProgEmu, in either dialect, or of Diffusers. The text "phantom": the model that comes with
         the package (`progemu_jax.pretrained`); a folder of that name is "./phantom".
-      tokenizer: the folder of the image tokenizer, of the same kinds, where `path` holds the language model alone.
+      tokenizer: the folder of the image tokenizer, of the same kinds, or a VQGAN in taming-transformers' names (a file,
+        too), where `path` holds the language model alone.
       quantize: "int8": the language model's linear maps in 8 bits (`models.linear.quantize`); None leaves them.
 
     The default sampling policy is the one in a run's config.json, so that a later change of `config.sample.policy`

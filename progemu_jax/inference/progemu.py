@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from progemu_jax.checkpoints import export
-from progemu_jax.convert import folders
+from progemu_jax.convert import folders, taming
 from progemu_jax.convert.components import PRIOR_DECODER, PROGEMU
 from progemu_jax.convert.config_reader import Reader
 from progemu_jax.convert.emu3 import folder as emu3_folder
@@ -327,8 +327,12 @@ def load(path: str | os.PathLike, tokenizer: str | os.PathLike | None = None, qu
 
 def _load_parts(path: Path, only: str | None = None) -> dict[str, Any]:
     """What a folder holds, as arguments of `ProgEmu` (and "hash"); only: one of its parts."""
-    if folders.detect(path) == folders.HUGGING_FACE:
+    kind = folders.detect(path)
+    if kind == folders.HUGGING_FACE:
         return _load_hugging_face(emu3_folder.open_folder(path), only)
+    if kind == folders.VQGAN:
+        part = taming.open_model(path)
+        return {"hash": "", "tokenizer": Tokenizer(part.params(), part.model)}
     parts: dict[str, Any] = {}
     found = folders.exports(path, (*PROGEMU, PRIOR_DECODER))
     for part, folder in found.items():

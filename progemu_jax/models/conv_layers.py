@@ -126,7 +126,7 @@ class SpatialNorm(nn.Module):
 
 
 def make_norm(codes: jax.Array | None, name: str, param_dtype: jnp.dtype, group_channels: int) -> nn.Module:
-    """`GroupNorm` in the encoder (codes None), `SpatialNorm` in the decoder."""
+    """`SpatialNorm` where there are codes, `GroupNorm` where there are none (codes None)."""
     return (GroupNorm if codes is None else SpatialNorm)(param_dtype, group_channels, name=name)
 
 

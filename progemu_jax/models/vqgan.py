@@ -1,4 +1,4 @@
-"""The image tokenizer: a VQGAN (Esser et al. 2021) with a MoVQ decoder, shaped like Emu3-VisionVQ.
+"""The image tokenizer: a VQGAN (Esser et al. 2021) with a MoVQ decoder, shaped like Emu3-VisionVQ, or with its own.
 
 Axis legend (einsum strings use these letters only)
   B batch    H, W image height and width    h, w code height and width    F frames    C channels
@@ -30,6 +30,7 @@ class VQGANConfig:
     patch: side of the squares folded into channels before the first convolution and unfolded after the last
       (1 in Emu3); the spatial factor is patch * 2 ** (len(ch_mult) - 1).
     temporal: Emu3's temporal path; a still image is seen as temporal_factor equal frames.
+    spatial_norm: whether the decoder's norms see the codes (MoVQ, Emu3); else it is the first VQGAN's.
     normalize_codes: cosine look-up: latents and codes on the unit sphere (Yu et al. 2022).
     group_channels: fewest channels in a group of a norm, which has at most 32 groups (1 in Emu3: always 32).
     dtype: of the computation; distances and norms are float32 in any case.
@@ -48,6 +49,7 @@ class VQGANConfig:
     patch: int = 1
     temporal: bool = False
     temporal_factor: int = 4
+    spatial_norm: bool = True
     normalize_codes: bool = False
     group_channels: int = 4
     dtype: str = "float32"
@@ -173,7 +175,7 @@ class Decoder(nn.Module):
                 conv = vl.CausalConv3D(cfg.z_channels, (3, 3, 3), param_dtype=dtype, name=f"time_conv_{i}")
                 both = jax.nn.silu(conv(both))
             z, codes = jnp.split(both, 2, axis=0)
-        z, codes = z[:, 0], codes[:, 0]
+        z, codes = z[:, 0], codes[:, 0] if cfg.spatial_norm else None
         x = vl.Conv(cfg.ch * cfg.ch_mult[-1], param_dtype=dtype, name="conv_in")(z)
         x = Middle(cfg.dropout, dtype, cfg.group_channels, name="mid")(x, codes, train)
         for i, multiplier in reversed(list(enumerate(cfg.ch_mult))):
@@ -183,7 +185,8 @@ class Decoder(nn.Module):
                 cfg.group_channels, name=f"up_{i}",
             )  # fmt: skip
             x = level(x, codes, train)
-        x = jax.nn.silu(vl.SpatialNorm(dtype, cfg.group_channels, name="norm_out")(x, codes))
+        extra = () if codes is None else (codes,)
+        x = jax.nn.silu(vl.make_norm(codes, "norm_out", dtype, cfg.group_channels)(x, *extra))
         x = vl.Conv(cfg.out_channels * cfg.patch**2, param_dtype=dtype, name="conv_out")(x)
         return depth_to_space(x, cfg.patch)
 

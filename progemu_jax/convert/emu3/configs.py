@@ -167,7 +167,7 @@ def write_language_model(cfg: TransformerConfig, where: str, dialect: str, ids: 
 
 def write_tokenizer(cfg: VQGANConfig, where: str, dialect: str) -> dict:
     """The config of a VQGAN of ours. UserError names what Emu3's format has no place for."""
-    fixed = {"patch": 1, "temporal": True, "normalize_codes": False, "group_channels": 1}
+    fixed = {"patch": 1, "temporal": True, "spatial_norm": True, "normalize_codes": False, "group_channels": 1}
     for name, value in fixed.items():
         if getattr(cfg, name) != value:
             raise UserError(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from progemu_jax.checkpoints import arrays, export
-from progemu_jax.convert import folders
+from progemu_jax.convert import folders, taming
 from progemu_jax.convert.components import LANGUAGE_MODEL, TOKENIZER
 from progemu_jax.convert.emu3 import folder as emu3_folder
 from progemu_jax.errors import UserError
@@ -46,7 +46,7 @@ class Imported:
     path: Path
     model: TransformerConfig | VQGANConfig
     vocabulary: Vocabulary | None
-    part: Any = dataclasses.field(repr=False)  # a Hugging Face part, or an export's folder
+    part: Any = dataclasses.field(repr=False)  # a part of a foreign folder, or an export's folder
 
     def variables(self) -> Any:
         """All of it, NumPy arrays in `model.param_dtype` (a tokenizer's statistics in float32).
@@ -98,11 +98,15 @@ def open_folder(path: str, kind: str, own: Any) -> Imported:
     key = {LANGUAGE_MODEL: "config.progemu.init", TOKENIZER: "config.tokenizer.init"}[kind]
     folder = Path(path)
     try:
-        if folders.detect(folder) == folders.HUGGING_FACE:
+        found = folders.detect(folder)
+        if found == folders.HUGGING_FACE:
             opened = emu3_folder.open_folder(folder)
             part = opened.parts.get(kind)
             model = part and part.model
             words = opened.vocabulary() if kind == LANGUAGE_MODEL and part else None
+        elif found == folders.VQGAN:
+            part = taming.open_model(folder) if kind == TOKENIZER else None
+            model, words = part and part.model, None
         else:
             part = folders.exports(folder).get(kind)
             config = export.read_export_config(part) if part else {}

@@ -5,10 +5,12 @@ import shutil
 
 import numpy as np
 import pytest
+from support import vqgan_reference
 from support.command_line import TOY, kill_at, one_line, run, same_parameters, whole_run
 
 import progemu_jax
 from progemu_jax.checkpoints import arrays, export
+from progemu_jax.convert import __main__ as conversion
 from progemu_jax.tasks import word_vectors
 from progemu_jax.text import vocabulary
 
@@ -84,6 +86,34 @@ def test_a_run_starts_from_another_ones_weights_with_lora(toy, tmp_path):
         "--config.progemu.init=nowhere",
     )
     one_line(again, "config.progemu.init", "nowhere", "no such folder")
+
+
+@pytest.mark.slow
+def test_a_run_starts_from_a_vqgan_of_others(tmp_path):
+    """In taming-transformers' names, converted: trained further, its codes are those that the language model learns."""
+    sizes = {"channels": 3, "ch": 32, "ch_mult": (1,) * 4, "blocks": 1, "attention": (3,), "z": 8, "embed": 8}
+    source = vqgan_reference.write(tmp_path / "cxr.safetensors", sizes | {"codes": 64})
+    assert conversion.main([f"--source={source}", f"--target={tmp_path / 'vqgan'}"]) == 0
+    (tmp_path / "toy.py").write_text(TOY)
+    keys = {
+        "data.phantom.patients": 20, "tokenizer.init": tmp_path / "vqgan", "tokenizer.train.steps": 2,
+        "progemu.stage1.steps": 1, "progemu.stage2.steps": 1,
+    }  # fmt: skip
+    flags = [f"--config.{key}={value}" for key, value in keys.items()]
+    out = run(tmp_path, tmp_path / "run", "--stages=data,tokenizer,tokens,train", *flags)
+    assert out.returncode == 0, out.stdout + out.stderr
+    old, new = (folder / "tokenizer/export" for folder in (tmp_path / "vqgan", tmp_path / "run"))
+    assert export.read_export_config(new)["model"] == export.read_export_config(old)["model"]
+    old, new = (arrays.flatten(export.load_export(folder)[0]) for folder in (old, new))
+    assert old.keys() == new.keys()
+    moved = {name for name in old if not np.array_equal(old[name], new[name])}
+    assert {"params.decoder.norm_out.scale", "params.encoder.conv_in.kernel"} <= moved
+    model = progemu_jax.load(tmp_path / "run")
+    image = np.random.default_rng(0).integers(0, 256, (32, 32), np.uint8)
+    assert model.layout.height == 4
+    assert model.vocabulary.codebook_size == 64
+    assert model.detokenize(model.tokenize(image)).shape == (32, 32)
+    assert model.counterfactual(image, "New small left pleural effusion.").images.shape == (1, 32, 32)
 
 
 @pytest.mark.slow

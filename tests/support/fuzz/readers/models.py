@@ -1,4 +1,4 @@
-"""Readers of models: exports, packed exports, Hugging Face and Diffusers folders, in and out."""
+"""Readers of models: exports, packed exports, Hugging Face and Diffusers folders, in and out; VQGANs, in."""
 
 import json
 import warnings
@@ -7,7 +7,7 @@ import numpy as np
 
 import progemu_jax
 from progemu_jax.convert import __main__ as conversion
-from support import tiny_diffusion, tiny_run
+from support import tiny_diffusion, tiny_run, vqgan_reference
 from support.diffusion_models import pipeline
 from support.emu3_folders import checkpoint_folder
 from support.fuzz.readers.reader import Reader
@@ -46,6 +46,20 @@ def convert():
     return conversion.main(["--source=source", "--target=out"])
 
 
+def vqgan_folder(folder):
+    sizes = vqgan_reference.GRAY | {"ch_mult": (1,), "codes": 8}
+    vqgan_reference.write(folder / "source/model.safetensors", sizes)
+    (folder / "source/config.json").write_text(json.dumps({"ddconfig": {"ch": 32}, "n_embed": 8}))
+
+
+def convert_and_load():
+    """Loading reads the numbers too."""
+    status = convert()
+    if status == 0:
+        progemu_jax.load("source")
+    return status
+
+
 def converted(make):
     """What a conversion gives, as the source of the way back."""
 
@@ -71,6 +85,7 @@ READERS = (
     Reader("diffusion_export", diffusion_run, sample, (*JSON, "**/tokenizer/*")),
     Reader("emu3_folder", emu3_folder, convert, ("source/*.json", "source/*.s*", "source/*.t*"), OUT),
     Reader("diffusers_folder", diffusers_folder, convert, ("source/**/*",), OUT),
+    Reader("vqgan", vqgan_folder, convert_and_load, ("source/*",), OUT),
     Reader("emu3_run", converted(emu3_folder), convert_out, ("run/**/*.json", "run/**/vocabulary/*"), OUT),
     Reader("diffusers_run", converted(diffusers_folder), convert_out, ("run/**/export.json", "run/**/source/*"), OUT),
 )  # fmt: skip
