@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 ORGANS = ("left lung", "right lung", "heart", "facies diaphragmatica", "mediastinum", "spine")
 """The six organs that Dice is measured on. Left and right are the patient's."""
 GRADES = ("mild", "moderate", "severe")
-"""Grades of severity, ascending."""
+"""Grades of severity, ascending; `Finding.grades` has the word that a finding takes for each."""
 SIZES = ("small", "moderate", "large")
 """The words for them of what has a size, such as fluid and air."""
 SIDES = ("left", "right")
@@ -79,6 +79,8 @@ NO_CHANGE = "No significant change."
 """The prompt of a pair without any change; also what a system is asked when nothing shall change."""
 PRESENT = 0.15
 """A finding is present (label 1) from this severity on; the change of a severity counts from it too."""
+PROGRESSIONS = ("new", "worse", "stable", "improved", "resolved")
+"""Classes of the change of a finding between two studies, as CheXTemporal (arXiv 2605.11304) has them."""
 
 
 def names(findings: tuple[Finding, ...]) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 `atoms(sentence)` cuts a sentence into atoms; the first pattern that matches at a place wins, so longer and
 more special phrases come first. Kinds:
 
-  TERM      a finding or a structure whose state is a finding; value = (CheXpert name or None, form)
+  TERM      a finding or a structure whose state is a finding; value = `terms.Term`
   SIDE      "left", "right" or "both"
   CHANGE    "new", "up", "down", "same" or "gone"
   SEVERITY  float in [0, 1]
@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+
+from progemu_jax.text.terms import TERMS
 
 _STUDY = (
     r"(?:study|studies|exam|exams|examination|radiographs?|films?|chest|cxr|x-?rays?|ct"
@@ -61,23 +63,12 @@ _GONE += r"|scrubbed out"
 # A user's order, in front of all but a few words of courtesy; no report begins so.
 _ORDER = r"(?:^|(?<=^please )|(?<=^now )|(?<=you to )|(?<=image to )|(?<=film, )|(?<=prior, )|(?<=graph: )|(?<=[.;] ))"
 _AFTER_LETTER = r"(?= (?:pleural|effusion|ptx|pneumo|hydrothorax|lung|base|lower|upper))"
-# Where fluid is an effusion and air a pneumothorax; the side in it is read by itself.
-_OF_SIDE = r"(?:the |both )?(?:left |right )?"
-_FLUID = (
-    rf"(?:fluid|water|liquid)(?= (?:(?:at|in) {_OF_SIDE}(?:lung )?(?:bases?|pleural|hemithora|chest(?! wall))"
-    rf"|(?:around|between|above|outside) {_OF_SIDE}(?:lungs?|hemidiaphragm)|on the (?:left|right)))"
-)
-_AIR = (
-    rf"(?<!subcutaneous )(?:free )?(?:air|gas)(?= (?:trapped )?(?:in {_OF_SIDE}(?:pleural|hemithora)"
-    rf"|(?:around|between|outside) {_OF_SIDE}lungs?))"
-)
-_OPACITY = r"opacit(?:y|ies)|opacifications?|densit(?:y|ies)"
 _SEEN = (
     r"(?:seen|noted|identified|present|visuali[sz]ed|visible|evident|appreciated|detected|demonstrated"
     r"|apparent|found)"
 )
 
-_SEVERITIES = (
+SEVERITIES = (
     (0.35, r"small[- ](?:to|or)[- ]moderate|mild[- ](?:to|or)[- ]moderate"),
     (0.65, r"moderate(?:ly)?[- ](?:to|or)[- ](?:large|severe|marked)"),
     (0.15, r"(?:very |extremely )(?:small|mild)"),
@@ -243,7 +234,8 @@ _PATTERNS: list[tuple[str, object, str]] = [
     (
         "DENIED", None,
         rf"(?:is|are|was|were|has|have)(?: not|n't)(?: been)?(?: clearly| definitely| currently)? {_SEEN}"
-        rf"|not(?: clearly| definitely)? {_SEEN}|(?:is|are|was|were) (?:now )?absent|(?:is|are) (?:excluded"
+        rf"|not(?: clearly| definitely)?(?: be)? {_SEEN}|(?:can|could)(?:not| not) be(?: clearly)? {_SEEN}"
+        r"|(?:is|are|was|were) (?:now )?absent|(?:is|are) (?:excluded"
         r"|ruled out)|has been (?:excluded|ruled out)|un-?seen|not appreciated",
     ),
     (
@@ -257,6 +249,8 @@ _PATTERNS: list[tuple[str, object, str]] = [
         r"|free of|free from|clear of|devoid of|lack of|lacks|without|w/o|no|nor|neither|none|not|denies"
         r"|rather than|instead of",
     ),
+    # Sure enough, before "suggestive of" is read as a doubt.
+    ("JOIN", "link", r"(?:most|strongly|highly) suggestive of|combination of"),
     # Hypothetical.
     (
         "ASKED", None,
@@ -268,13 +262,15 @@ _PATTERNS: list[tuple[str, object, str]] = [
         "UNSURE", None,
         r"possib(?:le|ly|ility)(?: of)?|may|might|could|would|suspect(?:ed)?|suspicio(?:n|us)(?: for"
         r"| of)?|concern(?:ing|s)?(?: for)?|question(?:able|ed)?(?: of)?|equivocal(?:ly)?|suggest(?:s|ing"
-        r"|ive|ion)?(?: of)?|versus|vs\.?|if any|unclear|borderline|indeterminate|perhaps",
+        r"|ive|ion)?(?: of)?|versus|vs\.?|if any|unclear|borderline|indeterminate|perhaps|(?:un|less |not )likely"
+        r"|doubtful|alternatively|consider(?:ed|ations?)?(?: of| for)?"
+        r"|differential(?: diagnos[ei]s| considerations?)?(?: would)?(?: includ(?:es?|ing))?",
     ),
     ("PAST", None, r"previous(?:ly)?|formerly|earlier|prior|was once|pre-?existing"),
     # Joints.
     (
         "JOIN", "link",
-        r"(?:consistent|compatible|in keeping|most consistent) with|reflect(?:s|ing|ive of)?|represent(?:s"
+        r"(?:(?:most )?consistent|compatible)(?: with)?|in keeping with|reflect(?:s|ing|ive of)?|represent(?:s"
         r"|ing|ative of)?|indicat(?:es|ing|ive of)|due to|secondary to|related to|attributable to"
         r"|because of|caus(?:es|ing)|owing to|accompan(?:ied|ying)(?: by)?",
     ),
@@ -289,123 +285,7 @@ _PATTERNS: list[tuple[str, object, str]] = [
         r"|superimposed on|obscur(?:es|ing)",
     ),
     ("JOIN", "list", r",|/|&|\band\b|\bor\b|as well as|\bplus\b|-->"),
-    # Structures and findings. Forms: plain, many, heart, angle, lungs, vessels, other.
-    (
-        "TERM", (None, "other"),
-        r"pericardial effusions?|joint effusions?|heart border|heart failure (?:history|exacerbation)"
-        r"|left heart|right heart|mediastinal shift|tracheal deviation|shift(?:ed)?",
-    ),
-    (
-        "TERM", ("Edema", "plain"),
-        r"fluid (?:in|on) (?:the|both|his|her) lungs|wet lungs|(?:pulmonary|lung|hilar) congestion"
-        r"|congestive (?:changes|failure)"
-        r"|congestion of the lungs|lungs(?= (?:are |have )?(?:now |become )?(?:more |less |no longer )?congested)"
-        r"|lung o?edema|(?:acute |chronic |congestive |left ){0,4}(?:heart|cardiac) failure|chf"
-        r"|(?:(?:interstitial|alveolar|pulmonary|perihilar|hydrostatic|cardiogenic|airspace"
-        r"|air-space)[- /]*(?:and )?){0,4}o?edema(?:tous)?|(?:central |pulmonary "
-        r"|peri-?hilar ){0,4}(?:vascular"
-        r"|venous) (?:congestion|engorgement|plethora)|pulmonary congestion|(?:fluid|volume) overload"
-        r"|perihilar (?:haze|haziness|opacities|indistinctness)"
-        r"|kerley(?:[- ]?b)?(?: lines)?|cephali[sz]ation|interstitial fluid|septal (?:lines|thickening)",
-    ),
-    (
-        "TERM", ("Edema", "vessels"),
-        r"(?:pulmonary |central ){0,4}(?:vasculature|vascularity|vascular markings|vessels)",
-    ),
-    ("TERM", ("Pleural Effusion", "many"), r"(?:pleural )?effusions|hydrothoraces"),
-    (
-        "TERM", ("Pleural Effusion", "plain"),
-        rf"{_FLUID}|pleural (?:liquid|eff|(?:fluid )?collection)"
-        r"|(?:pleural )?effusion|pleural fluid|fluid in the pleural spaces?|(?:sub-?pulmonic"
-        r"|loculated) fluid|hydrothorax|hydropneumothorax|meniscus",
-    ),
-    (
-        "TERM", ("Pleural Effusion", "angle"),
-        r"(?:costo(?:phrenic|diaphragmatic)|cp) (?:angles?|sulc(?:us|i)|recess(?:es)?)",
-    ),
-    ("TERM", ("Pneumothorax", "many"), r"pneumothora(?:ces|xes)|ptxs"),
-    (
-        "TERM", ("Pneumothorax", "plain"),
-        rf"{_AIR}|pneumo|pnx|(?:free |intra)?pleural (?:air|gas)(?: collection)?|visible pleural line"
-        r"|pneumothorax|ptx|air in the pleural space|visceral pleural line",
-    ),
-    (
-        "TERM", ("Cardiomegaly", "plain"),
-        r"cardiomegaly|(?:cardiac|heart) dilat(?:at)?ion|dilat(?:at)?ion of the heart|(?:big|wide) heart"
-        r"|enlargement of the heart shadow|cardiac silhouette enlargement|cardiac enlargement"
-        r"|enlargement of the (?:heart|cardiac (?:silhouette|contour"
-        r"|shadow)|cardiomediastinal silhouette)|heart enlargement",
-    ),
-    (
-        "TERM", ("Cardiomegaly", "heart"),
-        r"(?:the )?(?:cardiac|heart|cardiomediastinal|cardio-mediastinal"
-        r"|cardiopericardial)(?: and mediastinal)? (?:silhouettes?|contours?|size|shadow"
-        r"|diameter)(?: size)?|size of the (?:heart|cardiac silhouette)|\bheart\b|cardiothoracic ratio",
-    ),
-    (
-        "TERM", ("Atelectasis", "plain"),
-        r"(?:plate-?like |discoid |linear |sub-?segmental |compressive |band-?like |plate |streaky "
-        r"|segmental ){0,4}(?:atelectas[ei]s"
-        r"|atelectatic (?:changes?|bands?|opacit(?:y|ies)|streaks?|lung))|(?:lobar|lobe|lung"
-        r"|sub-?segmental|segmental) collapse|collapse|volume loss|loss of (?:volume|aeration)"
-        r"|(?:poor|under-?|reduced )(?: ?aeration|expansion)(?= of)|incomplete expansion(?= of)"
-        r"|deflation(?= of)|airless lung",
-    ),
-    (
-        "TERM", ("Consolidation", "many"),
-        r"consolidations|consolidative (?:opacities|changes)|(?:airspace|air-space|air space) (?:opacities"
-        r"|consolidations)",
-    ),
-    (
-        "TERM", ("Consolidation", "plain"),
-        rf"consolidation|consolidat(?:ive|ed)(?: (?:{_OPACITY}|process|change|lung))?|(?:airspace|air-space"
-        rf"|air space) (?:disease|process|{_OPACITY}|shadowing|filling)|air bronchograms?"
-        r"|alveolar (?:consolidation|filling)",
-    ),
-    ("TERM", ("Pneumonia", "plain"), r"(?:broncho)?pneumonias?|infection|infectious process|pneumonitis"),
-    (
-        "TERM", ("Lung Lesion", "plain"),
-        r"nodul(?:es?|arity)|mass(?:es)?|granulomas?|metastas[ei]s|tumou?r|lesions?|neoplasm",
-    ),
-    ("TERM", ("Fracture", "plain"), r"(?:rib )?fractures?"),
-    (
-        "TERM", ("Pleural Other", "plain"),
-        r"pleural (?:thickening|plaques?|scarring|calcifications?)|pleuroparenchymal scarring|fibrothorax",
-    ),
-    (
-        "TERM", ("Enlarged Cardiomediastinum", "plain"),
-        r"(?:mediastinal )?widening(?: of the mediastinum)?|widened mediastinum",
-    ),
-    (
-        "TERM", ("Support Devices", "plain"),
-        r"(?:endotracheal |ett? |enteric |nasogastric |orogastric |ng |chest |feeding |tracheostomy "
-        r"|dobhoff |pigtail |thoracostomy |drainage ){0,4}(?:tubes?|catheters?|drains?|picc|lines?(?= (?:tip"
-        r"|terminat|ends|in place))|pacemakers?|defibrillators?|icd|leads?|stents?|port-?a-?cath|swan-ganz"
-        r"|sternotomy wires|wires|clips|ett|valve (?:replacement|prosthesis)|balloon pump|hardware)",
-    ),
-    (
-        "TERM", ("No Finding", "plain"),
-        r"acute (?:cardio-?pulmonary|intrathoracic|cardio-?thoracic|pulmonary|chest) (?:process"
-        r"|abnormalit(?:y|ies)|disease|findings?|pathology)",
-    ),
-    ("TERM", ("Lung Opacity", "plain"), rf"(?:{_OPACITY})|infiltrat(?:es?|ions?)|haziness|haze"),
-    (
-        "TERM", (None, "other"),
-        r"lung volumes?|inspirat(?:ion|ory effort|ory)|aeration|ventilation|mediastin(?:um"
-        r"|al(?: contours?| silhouette)?)|hil(?:um|a|ar(?: contours?)?)|aort(?:a|ic(?: knob| arch"
-        r"| calcifications?)?)|hemi-?diaphragms?|diaphragms?|(?:osseous|bony|skeletal)(?: structures"
-        r"| abnormalit(?:y|ies))?|spine|scoliosis|ribs?|trachea|scar(?:ring)?|hernia|emphysema|copd"
-        r"|hyperinflation|free air|pneumoperitoneum|interstitial (?:markings|lung disease)"
-        r"|calcifications?|structures|abnormalit(?:y|ies)|stomach|bowel"
-        r"|exam(?:ination)?|radiographs?|findings?",
-    ),
-    (
-        "TERM", (None, "lungs"),
-        r"(?:both |bilateral |remaining |remainder of the |the ){0,4}lungs?(?: fields?"
-        r"| parenchyma)?(?= (?:is "
-        r"|are |remain |remains |appear |appears )?(?:otherwise |otherwise well |both |now |grossly "
-        r"|essentially |well ){0,4}(?:expanded and |aerated and )?clear)",
-    ),
+    *[("TERM", term, pattern) for term, pattern in TERMS],
     (
         "BIG", None,
         r"enlarg(?:ed|ement|es)|blunt(?:ed|ing)|prominen(?:t|ce)|engorge(?:d|ment)|congest(?:ed|ion)"
@@ -413,7 +293,9 @@ _PATTERNS: list[tuple[str, object, str]] = [
     ),
     (
         "FINE", None,
-        r"(?:within |upper limits of |top )?normal(?: limits| size| in size| in caliber)?|unremarkable"
+        r"(?:within |(?:at )?(?:the )?upper limits? of |top[- ]|high |upper )?normal"
+        r"(?: limits| size| in size| in caliber)?"
+        r"|within (?:the )?limits(?: of normal)?|unremarkable"
         r"|clear|sharp(?:ly)?|preserved|intact|well[- ]defined",
     ),
     (
@@ -422,7 +304,7 @@ _PATTERNS: list[tuple[str, object, str]] = [
     ),
     ("SIDE", "left", rf"left(?:[- ]sided|ward)?|lt\.?|lll|lul|lingula(?:r)?|l{_AFTER_LETTER}"),
     ("SIDE", "right", rf"right(?:[- ]sided|ward)?|rt\.?|rll|rul|rml|r{_AFTER_LETTER}"),
-    *[("SEVERITY", value, pattern) for value, pattern in _SEVERITIES],
+    *[("SEVERITY", value, pattern) for value, pattern in SEVERITIES],
     ("VERB", "one", r"is|was|has(?: been)?|appears|shows|demonstrates"),
     ("VERB", "many", r"are|were|have(?: been)?|appear|show|demonstrate"),
     (
@@ -448,6 +330,7 @@ _SCANNER = re.compile(
     )
     + r"|(?P<word>[a-z0-9'_.-]+)"
 )
+_REDACTED = re.compile(r"(?:x{2,}|_{2,})(?:'[a-z]+)?[.,]?")  # a word that de-identification took out: it says nothing
 
 
 @dataclass(frozen=True)
@@ -470,6 +353,8 @@ def spans(text: str) -> list[tuple[Atom, tuple[int, int]]]:
     out = []
     for found in _SCANNER.finditer(text):
         name = found.lastgroup
+        if name == "word" and _REDACTED.fullmatch(found.group()):
+            continue
         kind, value = ("WORD", None) if name == "word" else _PATTERNS[int(name[1:])][:2]
         out.append((Atom(kind, value, found.group()), found.span()))
     return out

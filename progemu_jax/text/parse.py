@@ -1,19 +1,24 @@
-"""How the atoms of a sentence (`radlex`) become statements about findings.
+"""How the atoms of a sentence (`lexicon`) become statements about findings.
 
-A sentence is cut at its terms. Between two terms the last joint ("and", ",", "with", "due to") says which
-words belong to which; denials, doubts, changes and sides then spread over enumerations ("no A, B or C",
-"A and B have improved", "increased on the left and unchanged on the right").
+A sentence is cut at its terms (`parts` sums up what stands between them). Between two terms the last joint ("and",
+",", "with", "due to") says which words belong to which; denials, doubts, changes and sides then spread over
+enumerations ("no A, B or C", "A and B have improved", "increased on the left and unchanged on the right").
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass, field
 
 from progemu_jax.text import lexicon
+from progemu_jax.text.parts import ADJECTIVES, Part, pieces, read
+from progemu_jax.text.terms import Term
 
 _STRUCTURES = ("heart", "angle", "vessels")
 _LUNGS_CLEAR = ("Atelectasis", "Consolidation", "Edema")
+_BORDERLINE = 0.15  # severity of a heart that is borderline enlarged: the least that there is (findings.PRESENT)
+_LARGE = next(value for value, pattern in lexicon.SEVERITIES if pattern.startswith("large"))
 _SIGN = {"new": 1, "new!": 1, "up": 1, "down": -1, "gone": -1, "same": 0}
 
 
@@ -21,13 +26,15 @@ _SIGN = {"new": 1, "new!": 1, "up": 1, "down": -1, "gone": -1, "same": 0}
 class Mention:
     """One statement of a text about one finding.
 
-    finding: a CheXpert observation. side: "left", "right", "both" or None (not said).
+    finding: the CheXpert observation that its words are nearest to. side: "left", "right", "both" or None (not said).
     present: True, False, or None (left open: uncertain, hypothetical or not said).
     change: +1 new or worse, -1 better or resolved, 0 explicitly as before, None not said.
     severity: in [0, 1], or None. sentence: where it stands. plural: said of several ("effusions").
     uncertain: hedged ("possible", "cannot be excluded"); then present is None.
     is_new: said to be new rather than larger; change is then +1.
     zone: "upper", "mid" or "lower" part of the lung, or None.
+    labels: the observations that it says something of by CheXpert's definitions (`terms`), mostly (finding,).
+    sign: only a sign of it is named (congestion, a blunted angle), which may have another cause.
     """
 
     finding: str
@@ -40,110 +47,42 @@ class Mention:
     uncertain: bool = False
     is_new: bool = False
     zone: str | None = None
+    labels: tuple[str, ...] = ()
+    sign: bool = False
 
-
-@dataclass
-class _Part:
-    """What is said of one side of one term."""
-
-    side: str | None = None
-    changes: list = field(default_factory=list)
-    severity: float | None = None
-    was: float | None = None
-    neg: bool = False
-    denied: bool = False
-    unsure: bool = False
-    asked: bool = False
-    big: str = ""
-    fine: bool = False
-    past: bool = False
-    verb: str | None = None
-    neg_of_change: bool = False
-    open: bool = False
-    zone: str | None = None
-    once: float | None = None  # "was small": the grade of then where another follows, else of now
+    @property
+    def direction(self) -> str:
+        """ "new", "worse", "better", "resolved", "same", "absent" or "present"."""
+        if self.change == 1:
+            return "new" if self.is_new else "worse"
+        if self.change == -1:
+            return "resolved" if self.present is False else "better"
+        if self.present is False:
+            return "absent"
+        return "same" if self.change == 0 else "present"
 
 
 @dataclass
 class _Item:
-    finding: str | None
-    form: str
+    term: Term
     pre: list
     tail: list = field(default_factory=list)
     gap: list = field(default_factory=list)  # joints between the item before and this one
     parts: list = field(default_factory=list)
-    head: _Part | None = None
-    end: _Part | None = None
+    head: Part | None = None
+    end: Part | None = None
     inherited: bool = False
 
+    @property
+    def finding(self) -> str | None:
+        return self.term.finding
 
-_ZONES = {
-    "upper": re.compile(r"upper|apic|apex|^[rl]ul$"),
-    "mid": re.compile(r"mid|^rml$"),
-    "lower": re.compile(r"lower|bas|^[rl]ll$"),
-}
-
-
-def _read(atoms: list, *, before_term: bool = False) -> _Part:
-    """Sums up a run of atoms; before_term: a term follows it."""
-    part = _Part()
-    for i, atom in enumerate(atoms):
-        after_past = i > 0 and atoms[i - 1].kind == "PAST"
-        if atom.kind in ("SIDE", "PLACE") and part.zone is None:
-            part.zone = next((zone for zone, words in _ZONES.items() if words.search(atom.text)), None)
-        if atom.kind == "SIDE":
-            part.side = atom.value if part.side in (None, atom.value) else "both"
-        elif atom.kind == "CHANGE" and not after_past:
-            part.changes.append(atom.value)
-            if atom.value == "same" and atom.text.startswith(("no", "without", "little")):
-                part.neg_of_change = True
-                # "no worsening of the effusion": there is one; "no worsening edema": perhaps none.
-                follows = atoms[i + 1].text if i + 1 < len(atoms) else "" if before_term else "of"
-                part.open |= "chang" not in atom.text and follows not in ("of", "in", "the")
-            part.big = part.big or ("enlarged" if "enlarged" in atom.text else "")
-        elif atom.kind == "SEVERITY":
-            if after_past or (i > 1 and atoms[i - 2].kind == "PAST"):
-                part.was = atom.value
-            elif i > 0 and atoms[i - 1].text in ("was", "were"):
-                part.was = part.once = atom.value
-            else:
-                part.severity = atom.value
-        elif atom.kind == "NEG":
-            part.neg = True
-        elif atom.kind == "DENIED":
-            part.denied = True
-        elif atom.kind == "UNSURE":
-            rest = [a.kind for a in atoms[i + 1 :]]
-            # "possibly loculated" after the noun doubts the word, not the finding.
-            aside = not before_term and atom.text in ("possibly", "perhaps") and rest[:1] in (["WORD"], ["PLACE"])
-            part.unsure |= not aside and "CHANGE" not in rest
-        elif atom.kind == "ASKED":
-            # "status post drainage with decreased effusion": what follows "with" is seen.
-            part.asked |= not any(a.kind == "JOIN" for a in atoms[i + 1 :])
-        elif atom.kind == "BIG":
-            part.big = "" if after_past else atom.text
-        elif atom.kind == "FINE":
-            part.fine = True
-        elif atom.kind == "PAST":
-            part.past = True
-        elif atom.kind == "VERB" and atom.value:
-            part.verb = part.verb or atom.value
-    return part
-
-
-def _pieces(atoms: list) -> list[list]:
-    """Cuts atoms at their joints."""
-    out = [[]]
-    for atom in atoms:
-        if atom.kind == "JOIN":
-            out.append([])
-        else:
-            out[-1].append(atom)
-    return out
+    @property
+    def form(self) -> str:
+        return self.term.form
 
 
 _DOUBTED = ("suspected", "possible", "questionable", "questioned", "equivocal", "unclear", "borderline")
-_ADJECTIVES = {"SIDE", "SEVERITY", "CHANGE", "ARTICLE", "PLACE", "BIG"}
 
 
 def _split_gap(gap: list) -> tuple[list, list, list]:
@@ -155,19 +94,19 @@ def _split_gap(gap: list) -> tuple[list, list, list]:
             if a.kind in ("NEG", "UNSURE", "ASKED") and not predicate:
                 return gap[:i], gap[i:], [a]
         cut = len(gap)
-        while cut and gap[cut - 1].kind in _ADJECTIVES:
+        while cut and gap[cut - 1].kind in ADJECTIVES:
             cut -= 1
         return (gap, [], []) if cut == 0 and gap and gap[-1].kind == "BIG" else (gap[:cut], gap[cut:], [])
     cut = joins[-1]
     # "..., new, small left effusion": adjectives that a comma cuts off from their noun.
     if gap[cut].text == "," and len(joins) > 1:
         piece = gap[joins[-2] + 1 : cut]
-        if piece and all(a.kind in _ADJECTIVES for a in piece) and gap[joins[-2]].text != ",":
+        if piece and all(a.kind in ADJECTIVES for a in piece) and gap[joins[-2]].text != ",":
             cut = joins[-2]
     # "and left basal and right basal atelectasis"
     elif gap[cut].text == "and" and len(joins) > 1 and any(a.kind == "SIDE" for a in gap[cut:]):
         piece = gap[joins[-2] + 1 : cut]
-        if any(a.kind == "SIDE" for a in piece) and all(a.kind in _ADJECTIVES for a in piece):
+        if any(a.kind == "SIDE" for a in piece) and all(a.kind in ADJECTIVES for a in piece):
             cut = joins[-2]
     left, right = gap[:cut], gap[cut + 1 :]
     joints = [a for a in gap if a.kind == "JOIN"]
@@ -179,17 +118,26 @@ def _split_gap(gap: list) -> tuple[list, list, list]:
     return left, right, joints
 
 
+def _before_denial(pre: list) -> list:
+    """Without what is said of another noun in front of a denial: "increased markings without effusion"."""
+    at = max((i for i, a in enumerate(pre) if a.kind == "NEG"), default=0)
+    return [a for i, a in enumerate(pre) if i >= at or a.kind not in ("CHANGE", "BIG", "SEVERITY")]
+
+
 def _items(atoms: list) -> list[_Item]:
     places = [i for i, a in enumerate(atoms) if a.kind == "TERM"]
     items = []
     for k, at in enumerate(places):
-        finding, form = atoms[at].value
+        term = atoms[at].value
         if k == 0:
-            items.append(_Item(finding, form, pre=atoms[:at]))
+            items.append(_Item(term, pre=_before_denial(atoms[:at])))
         else:
-            left, right, joints = _split_gap(atoms[places[k - 1] + 1 : at])
+            gap = atoms[places[k - 1] + 1 : at]
+            if [a.text for a in gap] == ["of"] and {term.form, items[-1].form} <= {"plain", "many"}:
+                gap = [lexicon.Atom("JOIN", "list", "or")]  # "no effusion of pneumothorax": a slip of "or"
+            left, right, joints = _split_gap(gap)
             items[-1].tail = left
-            items.append(_Item(finding, form, pre=right, gap=joints))
+            items.append(_Item(term, pre=right, gap=joints))
     if items:
         items[-1].tail = atoms[places[-1] + 1 :]
     return items
@@ -197,8 +145,8 @@ def _items(atoms: list) -> list[_Item]:
 
 def _spread(item: _Item) -> None:
     """Fills item.parts: one part per side that the term is said of."""
-    item.head, item.end = _read(item.pre, before_term=True), _read(item.tail)
-    sided = [p for p in map(_read, _pieces(item.pre)) if p.side]
+    item.head, item.end = read(item.pre, before_term=True), read(item.tail)
+    sided = [p for piece, _ in pieces(item.pre) if (p := read(piece)).side]
     if len({p.side for p in sided}) > 1 and item.form != "heart":
         first = sided[0]
         for part in sided:
@@ -208,16 +156,16 @@ def _spread(item: _Item) -> None:
                 setattr(part, flag, getattr(part, flag) or getattr(item.head, flag))
         item.parts = sided
     else:
-        item.parts = [_read(item.pre, before_term=True)]
+        item.parts = [read(item.pre, before_term=True)]
     own = list(item.parts)
     base = item.parts[0]
-    for piece in _pieces(item.tail):
-        said = _read(piece)
+    for piece, beside in pieces(item.tail):
+        said = read(piece, beside=beside)
         if said.side and base.side is None and len(own) == 1:
             base.side = said.side
             targets = own
         elif said.side and said.side not in ("both", *(p.side for p in item.parts)) and base.side != "both":
-            extra = _Part(side=said.side)
+            extra = Part(side=said.side)
             if not (said.changes or said.neg or said.denied or said.verb):
                 extra.changes, extra.neg = list(base.changes), base.neg
             item.parts.append(extra)
@@ -227,7 +175,7 @@ def _spread(item: _Item) -> None:
             if base.side == "both" and (said.changes or said.severity is not None or said.neg):
                 other = "right" if said.side == "left" else "left"
                 base.side = other
-                extra = _Part(side=said.side, severity=base.severity, changes=[], neg=base.neg)
+                extra = Part(side=said.side, severity=base.severity, changes=[], neg=base.neg)
                 item.parts.append(extra)
                 own, targets = [base], [extra]
         else:
@@ -236,7 +184,7 @@ def _spread(item: _Item) -> None:
             _merge(part, said)
 
 
-def _merge(part: _Part, said: _Part) -> None:
+def _merge(part: Part, said: Part) -> None:
     part.changes = part.changes + [c for c in said.changes]
     part.severity = said.severity if said.severity is not None else part.severity
     part.was = said.was if said.was is not None else part.was
@@ -245,6 +193,9 @@ def _merge(part: _Part, said: _Part) -> None:
     part.unsure |= said.unsure
     part.zone = part.zone or said.zone
     part.once = said.once if said.once is not None else part.once
+    part.borderline |= said.borderline
+    part.large |= said.large
+    part.normal |= said.normal
     part.past |= said.past
 
 
@@ -256,6 +207,7 @@ def _light(item: _Item, before: _Item) -> bool:
 
 def _share(items: list[_Item]) -> None:
     """Carries denials, doubts, changes and sides over the members of an enumeration."""
+    or_ahead = _or_ahead(items)
     for k in range(1, len(items)):
         item, before = items[k], items[k - 1]
         words = {a.text for a in item.gap}
@@ -266,7 +218,7 @@ def _share(items: list[_Item]) -> None:
         first, last = item.parts[0], before.parts[-1]
         light = _light(item, before)
         article = any(a.kind == "ARTICLE" and a.value == "a" for a in item.pre)
-        later_or = "or" in words or "nor" in words or _or_ahead(items, k)
+        later_or = "or" in words or "nor" in words or or_ahead[k]
         # Denials: "no A, B or C"; not "no A, small B" and not "no A, B is larger".
         if joined and not before.end.verb and (before.head.neg or before.inherited) and not item.head.neg:
             plain = not (item.head.changes or item.head.severity is not None or article or item.end.changes)
@@ -276,6 +228,10 @@ def _share(items: list[_Item]) -> None:
                     part.neg |= item.inherited
         denied = first.neg or last.neg
         denied |= first.asked or last.asked or last.denied or item.end.denied
+        # "differential includes A, B and C", "may be A, B or ...": all of them in doubt.
+        own = item.head.severity is not None or item.head.side or article or item.head.changes
+        if joined and light and before.parts[-1].unsure and item.form not in _STRUCTURES and not (own or item.head.neg):
+            _doubt(item)
         if "or" in words and joined and not (denied or last.neg_of_change or before.head.neg_of_change):
             _doubt(before)
             _doubt(item)
@@ -296,6 +252,10 @@ def _share(items: list[_Item]) -> None:
         sided = item.form not in _STRUCTURES and item.finding != "Cardiomegaly" and not item.head.neg
         if first.side is None and last.side and (light or link or beside) and sided:
             first.side = last.side
+    for item in items:
+        settled = item.head.neg or item.inherited or item.end.denied or item.head.asked
+        if item.form not in _STRUCTURES and not settled and _alternative(item.tail):
+            _doubt(item)
     # Predicates backward: "effusion and edema have improved", "effusion or pneumothorax is not seen".
     for k in range(len(items) - 1, 0, -1):
         item, before = items[k], items[k - 1]
@@ -317,17 +277,30 @@ def _share(items: list[_Item]) -> None:
                 if not (part.changes or part.neg):
                     part.changes = list(item.end.changes)
             before.end.changes, before.end.verb = item.end.changes, item.end.verb
+        # "Heart size and mediastinal contours are normal."
+        if item.end.verb == "many" and before.form in _STRUCTURES and not (before.parts[0].big or before.parts[0].fine):
+            before.parts[0].big, before.parts[0].fine = item.end.big, item.end.fine
         if before.parts[0].side is None and item.end.side and item.head.side is None:
             before.parts[0].side = item.end.side
 
 
-def _or_ahead(items: list[_Item], k: int) -> bool:
-    for later in items[k + 1 :]:
-        if not later.gap or any(a.kind != "JOIN" or a.value != "list" for a in later.gap):
-            return False
-        if any(a.text in ("or", "nor") for a in later.gap):
-            return True
-    return False
+def _or_ahead(items: list[_Item]) -> list[bool]:
+    """Of each item, whether the enumeration that goes on behind it has an "or"."""
+    out, ahead = [], False
+    for item in reversed(items):
+        out.append(ahead)
+        listed = bool(item.gap) and all(a.kind == "JOIN" and a.value == "list" for a in item.gap)
+        ahead = listed and (ahead or any(a.text in ("or", "nor") for a in item.gap))
+    return out[::-1]
+
+
+def _alternative(tail: list) -> bool:
+    """Whether "or" and a noun unknown to the lexicon follow: "atelectasis or contusion"."""
+    at = next((i for i, a in enumerate(tail) if a.kind == "JOIN" and a.text != ","), None)
+    if at is None or tail[at].text != "or":
+        return False
+    noun = itertools.takewhile(lambda a: a.kind in ("WORD", "SEVERITY", "ARTICLE", "PLACE", "SIDE"), tail[at + 1 :])
+    return any(a.kind == "WORD" for a in noun)
 
 
 def _doubt(item: _Item) -> None:
@@ -339,7 +312,8 @@ def _conclude(item: _Item, sentence: str) -> list[Mention]:
     """Turns the parts of one item into mentions."""
     if item.form == "lungs":
         sides = {p.side for p in item.parts} - {"both"}
-        return [Mention(f, next(iter(sides), None), False, None, None, sentence) for f in _LUNGS_CLEAR]
+        side = next(iter(sides), None)
+        return [Mention(f, side, False, None, None, sentence, labels=(f,)) for f in _LUNGS_CLEAR]
     if item.finding is None:
         return []
     out = []
@@ -348,13 +322,21 @@ def _conclude(item: _Item, sentence: str) -> list[Mention]:
         if item.form not in _STRUCTURES and part.big.startswith("enlarg"):
             changes.append("up")
         moved = [c for c in changes if c != "same"]
+        if item.finding == "Cardiomegaly" and part.borderline and not part.fine:
+            part.big, part.severity = part.big or "enlarged", _BORDERLINE
+        elif part.borderline and item.finding != "Cardiomegaly":
+            part.unsure = True
+        if item.form == "heart" and part.large and not (part.fine or part.big):  # a size, not a grade
+            part.big, part.severity = "enlarged", None if part.severity == _LARGE else part.severity
         value = "gone" if "gone" in moved else (moved[-1] if moved else (changes[-1] if changes else None))
         change = _SIGN[value] if value else None
         denied = part.neg or part.denied
         uncertain = False
         if item.form in _STRUCTURES:
             present = None
-            if part.big:
+            if part.big and value == "gone":
+                present = False
+            elif part.big:
                 present, uncertain = (None, True) if part.unsure else (not part.neg, False)
             elif part.fine or value == "gone":
                 present = False
@@ -376,6 +358,8 @@ def _conclude(item: _Item, sentence: str) -> list[Mention]:
                 change = -1
             elif part.neg and value is None:
                 change = None
+        elif part.normal and value is None:
+            present = False
         elif part.unsure:
             present, uncertain = None, True
             change = None if change == 1 else change
@@ -400,6 +384,8 @@ def _conclude(item: _Item, sentence: str) -> list[Mention]:
                 uncertain,
                 value == "new",
                 part.zone,
+                item.term.labels or (item.finding,),
+                item.term.sign,
             )
         )
     return out
@@ -410,17 +396,29 @@ _PRONOUN = re.compile(
 )
 
 
+# "On the outside study the left lung was consolidated": says nothing of today.
+_ELSEWHERE = re.compile(r"(?:on|in|at) (?:an? |the )?(?:\w+ )?(?:prior|previous|earlier|old|outside)\b", re.I)
+_THEN, _NOW = re.compile(r"\b(?:was|were)\b", re.I), re.compile(r"\b(?:is|are|has|have|now|today|currently)\b", re.I)
+
+
 def parse(sentence: str, last: Mention | None = None) -> list[Mention]:
     """The statements of one sentence. last: the statement before it, for a pronoun at the start."""
     found = lexicon.atoms(sentence)
     items = _items(found)
-    if not items and last is not None and _PRONOUN.match(sentence):
-        item = _Item(last.finding, "plain", pre=[], tail=found)
-        item.head, item.end, item.parts = _Part(), _read(found), [_read(found)]
+    told = last is not None and (last.present is not False or last.change is not None)
+    if not items and told and _PRONOUN.match(sentence):
+        item = _Item(Term(last.finding, "plain", last.labels, last.sign), pre=[], tail=found)
+        item.head, item.end, item.parts = Part(), read(found), [read(found)]
         item.parts[0].side = item.parts[0].side or last.side
+        part = item.parts[0]
+        if not (part.changes or part.severity is not None or part.neg or part.denied or part.unsure or part.side):
+            return []  # "This is a normal variant."
         items = [item]
     else:
         for item in items:
             _spread(item)
         _share(items)
+        if _ELSEWHERE.match(sentence) and _THEN.search(sentence) and not _NOW.search(sentence):
+            for part in (part for item in items for part in item.parts):
+                part.asked = True
     return [mention for item in items for mention in _conclude(item, sentence)]

@@ -12,24 +12,8 @@ from progemu_jax.text import lexicon
 from progemu_jax.text.findings import CHEXPERT, CHEXPERT_OF, FINDINGS, GRADES, SIDED
 from progemu_jax.text.parse import Mention, parse
 
-"""The eight finding states, in the order of every array's columns. Left and right are the patient's."""
-
-"""The 14 CheXpert observations, in the column order of `mimic-cxr-2.0.0-chexpert.csv.gz`."""
-
-"""FINDINGS name -> CheXpert observation."""
-
-"""The six organs that Dice is measured on. Left and right are the patient's."""
-
-"""The prompt of a pair without any change; also what a system is asked when nothing shall change."""
-
-"""A finding is present (label 1) from this severity on; the change of a severity counts from it too."""
-
 MODERATE, LARGE = 0.35, 0.65
 """Severity grades: trace, small or mild below MODERATE; moderate below LARGE; then large or severe."""
-
-"""Observations that have a side of their own in FINDINGS."""
-
-"""Grades of severity, ascending; `grade_word` has the word that a finding takes for each."""
 
 # ---------------------------------------------------------------------------------------------- structure
 
@@ -111,7 +95,7 @@ def sentences(text: str) -> list[str]:
 def mentions(text: str) -> list[Mention]:
     """All statements about CheXpert observations, in the order of the text.
 
-    Pronouns at the start of a sentence ("It has increased.") refer to the last finding named before.
+    Pronouns at the start of a sentence ("It has increased.") refer to the last finding of the sentence before.
     """
     return list(_mentions(text))
 
@@ -119,8 +103,11 @@ def mentions(text: str) -> list[Mention]:
 @functools.lru_cache(maxsize=256)  # states, changes and grades of one text are asked for one after the other
 def _mentions(text: str) -> tuple[Mention, ...]:
     out: list[Mention] = []
+    last = None
     for sentence in sentences(text):
-        out += parse(sentence, out[-1] if out else None)
+        found = parse(sentence, last)
+        last = found[-1] if found else None
+        out += found
     return tuple(out)
 
 
@@ -171,9 +158,39 @@ def changes(text: str, context: dict[str, bool] | None = None) -> dict[str, int]
     the text, or else `context` (the states before), has the finding on, and is left out when that is open.
     Where a text speaks of one finding several times, a change beats "unchanged" and the last change stands.
     """
+    return {name: mention.change for name, mention in _moved(text, context).items()}
+
+
+_CLASS = {"new": "new", "worse": "worse", "better": "improved", "resolved": "resolved", "same": "stable"}
+
+
+def progressions(text: str, context: dict[str, bool] | None = None) -> dict[str, str]:
+    """{finding of FINDINGS: one of PROGRESSIONS}, those of `changes` apart: new from worse, resolved from improved.
+
+    "No new edema" says of edema that it is absent, which is none of the classes; context: as there.
+    """
+    moved = _moved(text, context)
+    return {name: _CLASS[m.direction] for name, m in moved.items() if m.direction in _CLASS}
+
+
+def observed_progressions(text: str) -> dict[str, str]:
+    """{observation of CHEXPERT: one of PROGRESSIONS}, both sides together, by the definitions of `labels`.
+
+    What is said of a sign alone is left out; a change beats "stable", the last one stands.
+    """
+    moved: dict[str, Mention] = {}
+    for mention in mentions(text):
+        if mention.change is not None and mention.direction in _CLASS and not mention.sign:
+            for name in mention.labels:
+                _note(moved, name, mention)
+    return {name: _CLASS[moved[name].direction] for name in CHEXPERT if name in moved}
+
+
+def _moved(text: str, context: dict[str, bool] | None) -> dict[str, Mention]:
+    """FINDINGS that a text says moved or stayed, in their order, and the mention that stands for each."""
     found = mentions(text)
     known = _states(found)
-    moved: dict[str, int] = {}
+    moved: dict[str, Mention] = {}
     open_side = []
     for mention in found:
         if mention.change is None:
@@ -183,20 +200,20 @@ def changes(text: str, context: dict[str, bool] | None = None) -> dict[str, int]
             open_side.append(mention)
             continue
         for name in _columns(mention):
-            _note(moved, name, mention.change)
+            _note(moved, name, mention)
     for mention in open_side:
         names = [name for name in FINDINGS if CHEXPERT_OF[name] == mention.finding]
         told = [n for n in names if known.get(n) or n in moved]
         told = told or [n for n in names if (context or {}).get(n)]
         if len(told) == 1 or (told and mention.present is False):
             for name in told:
-                _note(moved, name, mention.change)
+                _note(moved, name, mention)
     return {name: moved[name] for name in FINDINGS if name in moved}
 
 
-def _note(moved: dict[str, int], name: str, change: int) -> None:
-    if change or name not in moved:
-        moved[name] = change
+def _note(moved: dict[str, Mention], name: str, mention: Mention) -> None:
+    if mention.change or name not in moved:
+        moved[name] = mention
 
 
 def severities(text: str) -> dict[str, float]:
@@ -220,19 +237,40 @@ def sites(text: str) -> dict[str, tuple[str | None, str | None]]:
     return out
 
 
+def sides(text: str) -> dict[str, str]:
+    """{observation of CHEXPERT: "left", "right" or "both"} of what is present or uncertain, by the definitions of
+    `labels`, as far as a side is said. What is sure beats what is not, and signs are left out."""
+    said: dict[str, dict[bool, set]] = {}
+    for mention in mentions(text):
+        side = "both" if mention.side is None and mention.plural else mention.side
+        if side and not mention.sign and (mention.present or mention.uncertain):
+            for name in mention.labels:
+                said.setdefault(name, {}).setdefault(mention.uncertain, set()).add(side)
+    out = {}
+    for name, by in said.items():
+        found = by.get(False) or by[True]
+        out[name] = found.pop() if len(found) == 1 else "both"
+    return out
+
+
 def labels(text: str) -> dict[str, int | None]:
     """CheXpert labels of a text: {each of CHEXPERT: 1, 0, -1 (uncertain) or None (not mentioned)}.
 
-    Positive beats uncertain beats negative. "No Finding" is 1 when nothing but support devices is positive or
-    uncertain and something was said, else None.
+    By the definitions of the labels (`terms`), where `states` takes a word for the finding that it is nearest to:
+    airspace disease is Lung Opacity, and what is only a sign of a finding makes it uncertain (congestion, heart failure
+    and Kerley lines of edema; a blunted angle of an effusion; volume loss of atelectasis). A heart that is borderline
+    enlarged has cardiomegaly, one at the upper limit of normal has none. Positive beats uncertain beats negative.
+    "No Finding" is 1 when nothing but support devices is positive or uncertain and something was said, else None.
     """
     out: dict[str, int | None] = dict.fromkeys(CHEXPERT)
     rank = {1: 3, -1: 2, 0: 1, None: 0}
     found = mentions(text)
     for mention in found:
         value = -1 if mention.uncertain else None if mention.present is None else int(mention.present)
-        if mention.finding != "No Finding" and rank[value] > rank[out[mention.finding]]:
-            out[mention.finding] = value
+        value = -1 if value == 1 and mention.sign else value
+        for name in mention.labels:
+            if name != "No Finding" and rank[value] > rank[out[name]]:
+                out[name] = value
     ill = any(out[name] in (1, -1) for name in CHEXPERT if name not in ("No Finding", "Support Devices"))
     if found and not ill:
         out["No Finding"] = 1
@@ -330,7 +368,7 @@ def _sentence_with_grade(sentence: str, grade: str) -> str:
     if not moving or len(lower) != len(sentence):
         return sentence
     found = lexicon.spans(lower)
-    terms = [i for i, (atom, _) in enumerate(found) if atom.kind == "TERM" and atom.value[0] in moving]
+    terms = [i for i, (atom, _) in enumerate(found) if atom.kind == "TERM" and atom.value.finding in moving]
     edits: list[tuple[int, int, str]] = []  # start, end, text instead
     graded = set()
     for i, (atom, (start, end)) in enumerate(found):
@@ -343,10 +381,10 @@ def _sentence_with_grade(sentence: str, grade: str) -> str:
         # "small effusion" belongs to what follows, "effusion, now small" to what stands before it.
         j = after if after is not None and "JOIN" not in between else max((k for k in named if k < i), default=after)
         if j in terms:
-            edits.append((start, end, grade_word(found[j][0].value[0], grade)))
+            edits.append((start, end, grade_word(found[j][0].value.finding, grade)))
             graded.add(j)
     for j in (j for j in terms if j not in graded):
-        finding, form = found[j][0].value
+        finding, form = found[j][0].value[:2]
         word = grade_word(finding, grade)
         moved = any(atom.kind == "CHANGE" and atom.value in ("up", "down") for atom, _ in found)
         if len(terms) == 1 and (moved or form not in ("plain", "many")):

@@ -130,19 +130,9 @@ def _read(mention: Mention) -> Read | None:
 
 def grade_and_direction(mention: Mention) -> tuple[str | None, str]:
     """(grade of GRADES or None, "new", "worse", "better", "resolved", "same", "absent" or "present") of a mention."""
-    if mention.change == 1:
-        direction = "new" if mention.is_new else "worse"
-    elif mention.change == -1:
-        direction = "resolved" if mention.present is False else "better"
-    elif mention.present is False:
-        direction = "absent"
-    elif mention.change == 0:
-        direction = "same"
-    else:
-        direction = "present"
-    if mention.severity is None or direction in ("resolved", "absent"):
-        return None, direction
-    return rules.grade_of(mention.severity), direction
+    if mention.severity is None or mention.direction in ("resolved", "absent"):
+        return None, mention.direction
+    return rules.grade_of(mention.severity), mention.direction
 
 
 def _warning(prompt: str, read: Collection[Read], unknown: tuple[str, ...]) -> str | None:

@@ -508,7 +508,11 @@ def test_sentences():
     assert rules.sentences("Seen on image 3. New edema.")[-1] == "New edema."
 
 
-@pytest.mark.parametrize("piece", ["1. ", "slightly ", "no slight ", "pulmonary ", "left, ", ". ", "Dr. ", "A: "])
+@pytest.mark.parametrize(
+    "piece",
+    ["1. ", "slightly ", "no slight ", "pulmonary ", "left, ", ". ", "Dr. ", "A: ", "may ", "no x ", "effusion or x ",
+     "with prominent ", "xxxx ", "evaluate ", "is normal ", "no effusion, "],
+)  # fmt: skip
 def test_time_is_linear(piece):
     """Broken or hostile files do not stall the pipeline: 10 times the text takes about 10 times as long."""
 
