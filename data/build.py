@@ -33,13 +33,16 @@ from progemu_jax.data import (
     tree,
 )
 from progemu_jax.data.beam import map_on_beam, require
+from progemu_jax.data.label_progression import single_text
 from progemu_jax.data.pool import ordered_map
 from progemu_jax.data.references import build_references
 from progemu_jax.data.sources import SOURCES, Given, Rejected, Study, open_source
 from progemu_jax.data.texts import TextOptions
 from progemu_jax.errors import UserError
+from progemu_jax.files import findings as findings_file
 from progemu_jax.files import records
 from progemu_jax.files.settings import filled
+from progemu_jax.text.findings import PHANTOM, Finding
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Work:
     """A worker's settings.
 
     size: side of the tree's images. unchanged: share of pairs without change kept. cache: of the texts that a
-    language model wrote. sheets: share of pairs that leave a strip for the contact sheets.
+    language model wrote. sheets: share of pairs that leave a strip for the contact sheets. findings: the cohort's list.
     """
 
     root: Path
@@ -57,6 +60,7 @@ class Work:
     cache: Path = Path("texts")
     sheets: float = 0.0
     register: bool = True
+    findings: tuple[Finding, ...] = PHANTOM
 
 
 def build(
@@ -166,6 +170,8 @@ def _plan(source, size, unchanged, options, text_options, exclude, source_option
         raise UserError(
             "texts.mode=impression with journeys.pairs=both: an impression may speak of another study; use rules or llm"
         )
+    if text_options.mode != "rules" and source in SOURCES and SOURCES[source].labelled:
+        raise UserError(f"texts.mode={text_options.mode}: {source} has labels and no reports; use rules")
     settings = {"source": source, "size": size, "unchanged": unchanged, "options": asdict(options)}
     if options.pairs != "both":  # nothing depends on it, and trees from before the key go on
         del settings["options"]["max_pairs_per_patient"]
@@ -194,6 +200,7 @@ def read_cohort(
         same = duplicates.same_patients(tqdm(found, desc="duplicates", unit="image", disable=not progress))
     group = journeys.given_journeys if given else journeys.journeys
     cohort = group(items, options, same, exclude)
+    cohort.findings = getattr(reader, "findings", PHANTOM)
     if not any(j.pairs for j in cohort.journeys):
         raise UserError(f"{root}: no pair of studies is left; {_table(cohort.funnel, one_line=True)}")
     return cohort
@@ -210,9 +217,10 @@ def prepare(source: str, cohort: journeys.Cohort, out: Path, plan: Plan, progres
         )  # fmt: skip
         _say(f"{cache}: {texts.cost(cache)}", progress)
     out.mkdir(parents=True, exist_ok=True)
+    findings_file.write(out, cohort.findings)
     shutil.rmtree(out / ".tmp", ignore_errors=True)
     share = min(1.0, registration_sheets.SAMPLE / max(1, len(pairs)))
-    return Work(out, plan.size, plan.unchanged, plan.texts, cache, share, plan.register)
+    return Work(out, plan.size, plan.unchanged, plan.texts, cache, share, plan.register, cohort.findings)
 
 
 def finish(out: Path, cohort: journeys.Cohort, results: dict[str, dict], settings: dict) -> dict[str, int]:
@@ -293,8 +301,8 @@ def process(journey: journeys.Journey, work: Work) -> dict:
         kept = {s.image_path for p in journey.pairs if p.pair_id in result["pairs"] for s in (p.prior, p.followup)}
         for _, study in journey.images:
             # What the tree holds of a patient, whether made now or before a kill.
-            single = journey.split != "test" and any(study.report.values())
-            if (single or study.image_path in kept) and (found := read(study.image_path)):
+            single = journey.split != "test" and bool(_own_text(study, work))
+            if (single or study.image_path in kept) and (found := read(study)):
                 row = {key: getattr(study, key) for key in ("source", "patient_id", "study_id", "image_id")}
                 pixels = hashlib.sha256(found[0].tobytes()).hexdigest()[:32]
                 row |= {"split": journey.split, "pixels": pixels, "hash": duplicates.perceptual_hash(found[0])}
@@ -310,11 +318,12 @@ class _Reader:
     def __init__(self, size: int, as_is: Collection[Path] = ()):
         self.size, self.as_is, self.cache, self.broken = size, as_is, {}, {}
 
-    def __call__(self, path: Path) -> tuple[np.ndarray, np.ndarray | None, tuple] | None:
+    def __call__(self, study: Study) -> tuple[np.ndarray, np.ndarray | None, tuple] | None:
         """(image uint8 [size, size], crop corners or None, shape as stored), or None when broken."""
+        path = study.image_path
         if path not in self.cache and path not in self.broken:
             try:
-                raw = radiograph.read_gray(path)
+                raw = radiograph.read_gray(path, window=study.window)
                 corners = None if path in self.as_is else foreground.rectangle(raw)
                 cropped = raw if corners is None else foreground.warp(raw, corners)
                 self.cache[path] = images.resize(cropped, self.size), corners, raw.shape
@@ -325,20 +334,28 @@ class _Reader:
 
 def _single(journey, view: str, study: Study, work: Work, read: _Reader, result: dict) -> bool:
     """Adds the image to stage 1, unless of the test split or without a report. False: it is broken."""
-    if journey.split == "test" or not any(study.report.values()):
+    text = _own_text(study, work)
+    if journey.split == "test" or not text:
         return True
     name = f"{study.study_id}-{study.image_id}.png"
     path = Path("singles", journey.source, f"p{journey.patient_id}"[:3], f"p{journey.patient_id}", name)
     if not (work.root / path).exists():
-        found = read(study.image_path)
+        found = read(study)
         if found is None:
             return False
         records.write_bytes(work.root / path, images.png(found[0]), durable=False)
-    row = {"image": str(path), "text": " ".join(t for t in study.report.values() if t), "view": view}
+    row = {"image": str(path), "text": text, "view": view}
     row |= {"study_id": study.study_id, "patient_id": study.patient_id, "source": study.source}
     row |= {"split": journey.split, "age": study.age, "sex": study.sex, "group": study.group}
     result["singles"].append(row | {"labels": study.labels})
     return True
+
+
+def _own_text(study: Study, work: Work) -> str:
+    """The report of a study, or what its labels say; "" without either."""
+    if study.states is not None:
+        return single_text(study.states, work.findings, f"{study.patient_id}/{study.study_id}/{study.image_id}")
+    return " ".join(t for t in study.report.values() if t)
 
 
 class _Registered:
@@ -361,20 +378,22 @@ def _pair(pair: journeys.Pair, work: Work, read: _Reader, registered: _Registere
     if tree.pair_folder(work.root, pair).is_dir():
         return None
     a, b = pair.prior, pair.followup
-    text = texts.text_of(pair, work.texts, work.cache)
+    text = texts.text_of(pair, work.texts, work.cache, work.findings)
     if isinstance(text, str):
         return text
     if not text.changed and _place(pair.pair_id) >= work.unchanged:
         return "no change, over the share kept"
     ready = pair.given is not None and pair.given.registered
-    prior, followup = read(a.image_path), read(b.image_path)
+    prior, followup = read(a), read(b)
     if prior is None or followup is None:
         path = (b if prior else a).image_path
         return f"an image of the pair is broken: {path.name}: {read.broken[path]}"
     if ready:
         still = registration.frame_to_frame(prior[0].shape, followup[0].shape)
         moved = registration.Registration(followup[0], still, 1.0, 2)
-        tree.write_pair(work.root, pair, prior[0], followup[0], _meta(pair, text, moved, (1.0, 0.0), prior, followup))
+        tree.write_pair(
+            work.root, pair, prior[0], followup[0], tree.meta_of(pair, text, moved, (1.0, 0.0), prior, followup)
+        )
         return None
     try:
         moved = registered(pair, prior[0], followup[0])
@@ -387,52 +406,12 @@ def _pair(pair: journeys.Pair, work: Work, read: _Reader, registered: _Registere
         return f"registration found no match (score {moved.score:.2f})"
     if not work.register:
         moved, image, exposure = dataclasses.replace(moved, transform=np.eye(2, 3)), followup[0], (1.0, 0.0)
-        tree.write_pair(work.root, pair, prior[0], image, _meta(pair, text, moved, exposure, prior, followup))
+        tree.write_pair(work.root, pair, prior[0], image, tree.meta_of(pair, text, moved, exposure, prior, followup))
         return None
     image = registration.fill_uncovered(moved.image, prior[0], moved.transform, followup[0].shape)
     image, exposure = registration.match_exposure(image, prior[0])
-    tree.write_pair(work.root, pair, prior[0], image, _meta(pair, text, moved, exposure, prior, followup))
+    tree.write_pair(work.root, pair, prior[0], image, tree.meta_of(pair, text, moved, exposure, prior, followup))
     return None
-
-
-def _meta(pair: journeys.Pair, text, moved, exposure, prior, followup) -> dict:
-    a, b = pair.prior, pair.followup
-    ours = {
-        "progression-description": text.prompt,
-        "changes-of-findings": text.interpretation,
-        "comment": {"confidence": text.confidence, "reason": text.reason},
-        "reference-report": a.report,
-        "followup-report": b.report,
-        "time-interval": None if pair.days is None else round(pair.days, 4),
-        "view": pair.view.upper() if pair.view == a.view.lower() else f"{a.view}, {b.view}",
-        "subject-id": a.patient_id,
-        "reference-study-id": a.study_id,
-        "followup-study-id": b.study_id,
-        "reference-dicom-id": a.dicom_id or a.image_id,
-        "followup-dicom-id": b.dicom_id or b.image_id,
-        "reference-study-order": pair.prior_ordinal,
-        "followup-study-order": pair.followup_ordinal,
-        "progemu": {
-            "pair_id": pair.pair_id,
-            "split": pair.split,
-            "labels_before": a.labels,
-            "labels_after": b.labels,
-            "group": a.group,
-            "age": b.age if a.age is None else a.age,
-            "sex": a.sex,
-            "prior_shape": list(prior[2]),
-            "followup_shape": list(followup[2]),
-            "registration": {
-                "flag": int(moved.flag),
-                "score": float(moved.score),
-                "transform": np.asarray(moved.transform, float).tolist(),
-                "exposure": list(exposure),
-                "crop_prior": None if prior[1] is None else prior[1].tolist(),
-                "crop_followup": None if followup[1] is None else followup[1].tolist(),
-            },
-        },
-    }
-    return ours | pair.given.meta if pair.given else ours  # a pair that came with its JSON keeps it
 
 
 def _key(journey: journeys.Journey) -> str:

@@ -43,7 +43,7 @@ def same_patients(studies: Iterable[Study], block: int = 1024) -> dict[str, str]
     patients, thumbnails = [], []
     for study in studies:
         try:
-            thumbnails.append(thumbnail(radiograph.read_gray(study.image_path)))
+            thumbnails.append(thumbnail(radiograph.read_gray(study.image_path, window=study.window)))
         except images.BrokenImage:
             continue
         patients.append(study.patient_id)

@@ -60,13 +60,21 @@ def read(path: str | Path, convert: Callable[[Any], np.ndarray], *, max_pixels: 
         raise BrokenImage(f"the image does not decode ({type(error).__name__}); it may be truncated") from None
 
 
-def to_gray(file: Any) -> np.ndarray:
-    """A PIL image of any mode as gray uint8 [H, W]; see `read_gray`."""
+def to_gray(file: Any, window: tuple[float, float, float] | None = None) -> np.ndarray:
+    """A PIL image of any mode as gray uint8 [H, W]; see `radiograph.read_gray`.
+
+    window: (least, greatest, greatest that is stored) of images of more than 8 bits; where an image goes beyond the
+    last, it was stretched to 16 bits, and so is the window.
+    """
     if file.mode.startswith(("I", "F")):
         values = np.asarray(file, np.float64)
         low, high = float(values.min()), float(values.max())
         if not np.isfinite(high - low):
             raise BrokenImage("the image holds values that are not finite")
+        if window is not None:
+            stretched = 65535 / window[2] if high > window[2] else 1.0
+            low, high = window[0] * stretched, window[1] * stretched
+            values = np.clip(values, low, high)
         return np.round((values - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
     if file.mode in ("P", "PA"):
         file = file.convert("RGBA" if "transparency" in file.info or file.mode == "PA" else "RGB")

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations, pairwise
 from pathlib import Path
 
-from progemu_jax.data.sources import Given, Rejected, Study, unwanted
+from progemu_jax.data.sources import Given, Rejected, Study, settled, unwanted
 from progemu_jax.errors import UserError
 from progemu_jax.files import records
+from progemu_jax.text.findings import PHANTOM, Finding
 
 SPLITS = ("train", "validation", "test")
 NOT_FINDINGS = ("No Finding", "Support Devices")
@@ -146,11 +147,12 @@ class Journey:
 
 @dataclass
 class Cohort:
-    """Journeys sorted by patient, what was left out, and how many were left at each step."""
+    """Journeys sorted by patient, what was left out, how many were left at each step, and the list of findings."""
 
     journeys: list[Journey] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
     funnel: dict[str, int] = field(default_factory=dict)
+    findings: tuple[Finding, ...] = PHANTOM
 
 
 def split_method(source: str, options: Options) -> str:
@@ -161,13 +163,18 @@ def split_method(source: str, options: Options) -> str:
 
 
 def split_of(source: str, patient_id: str, own: str | None = None, options: Options | None = None) -> str | None:
-    """The split of a patient: train, validation, test, or None (split="csv" where the source names none)."""
+    """The split of a patient: train, validation, test, or None (split="csv" where the source names none).
+
+    Where the source leaves training and validation to its users ("train_val"), they are told apart by the hash.
+    """
     options = options or Options()
     method = split_method(source, options)
-    if method == "csv":
+    if method == "csv" and own != "train_val":
         return own
     key = f"{options.seed}/{source}/{patient_id}".encode()
     place = int.from_bytes(hashlib.sha256(key).digest()[:8]) / 2**64
+    if method == "csv":
+        return "validation" if place < options.validation else "train"
     if method == "folder":
         if patient_id.removeprefix("p").startswith("19"):
             return "test"
@@ -351,8 +358,10 @@ def _why_not(pair: Pair, options: Options) -> str | None:
         return "interval too short"
     if days is not None and options.max_days is not None and days > options.max_days:
         return "interval too long"
-    if not all(any(s.report.values()) for s in (prior, followup)):
+    if not all(any(s.report.values()) for s in (prior, followup) if s.states is None):
         return "a report is missing"
+    if not all(settled(s.states) for s in (prior, followup) if s.states is not None):
+        return "the labels settle no finding"
     labels = [(name, v) for s in (prior, followup) for name, v in s.labels.items()]
     if options.finding and labels and not any(v == 1 and name not in NOT_FINDINGS for name, v in labels):
         return "no finding in either study"

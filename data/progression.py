@@ -9,25 +9,23 @@ from __future__ import annotations
 
 import hashlib
 import random
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
+from progemu_jax.data import progression_wording as wording
+from progemu_jax.data.progression_wording import Change
 from progemu_jax.text import rules
-from progemu_jax.text.findings import CHEXPERT_OF, FINDINGS, NO_CHANGE
-from progemu_jax.text.rules import LARGE, MODERATE
+from progemu_jax.text.findings import PHANTOM, Finding
 
-PROMPT_WORDS, INTERPRETATION_WORDS = 12, 35
-
-_SIZES = ("small", "moderate", "large")
-_DEGREES = ("mild", "moderate", "severe")
-_GRADE_STEP = 0.15
-_SIDED = FINDINGS[:4]
+_GRADE_STEP = 0.15  # a smaller step of two severities is no change
 
 
 @dataclass(frozen=True)
 class Progression:
     """prompt and interpretation: texts. confidence: 1 (nothing to go by) .. 5 (both reports say it outright).
 
-    changes: {finding: +1 new or worse, -1 better or resolved, 0 as before} behind the texts.
+    changes: {finding: +1 new or worse, -1 better or resolved, 0 as before} behind the texts; asked: those that the
+    prompt names.
     """
 
     prompt: str
@@ -35,18 +33,7 @@ class Progression:
     confidence: int
     changes: dict[str, int]
     reason: str = ""
-
-
-@dataclass(frozen=True)
-class _Change:
-    """One finding between two studies. kind: new, worse, better, resolved, same or absent; sure: said
-    so; noun: the finding with its side."""
-
-    finding: str
-    kind: str
-    severity: float | None
-    sure: bool
-    noun: str = ""
+    asked: dict[str, int] = field(default_factory=dict)
 
 
 def progression(prior: dict, followup: dict, said: str | None = "forward") -> Progression:
@@ -71,17 +58,16 @@ def progression(prior: dict, followup: dict, said: str | None = "forward") -> Pr
         found = _placed(found, rules.sites(before), rules.sites(after))
     seed = hashlib.sha256(f"{before}\x00{after}".encode()).digest()
     rng = random.Random(int.from_bytes(seed[:8], "big"))
-    moved = [c for c in found if c.kind in ("new", "worse", "better", "resolved")]
-    same = [c for c in found if c.kind == "same"]
-    absent = [c for c in found if c.kind == "absent"]
-    moved.sort(key=lambda c: ({"new": 0, "worse": 1, "resolved": 1, "better": 2}[c.kind], -(c.severity or 0)))
+    moved, same, absent = wording.ordered(found)
     confidence, reason = _confidence(found, moved, before, after)
+    prompt, asked = wording.prompt(rng, moved)
     return Progression(
-        prompt=_prompt(rng, moved),
-        interpretation=_interpretation(rng, moved, same, absent),
+        prompt=prompt,
+        interpretation=wording.interpretation(rng, moved, same, absent),
         confidence=confidence,
-        changes={c.finding: {"new": 1, "worse": 1, "better": -1, "resolved": -1}.get(c.kind, 0) for c in moved + same},
+        changes={c.finding.name: c.sign for c in moved + same},
         reason=reason,
+        asked={c.finding.name: c.sign for c in asked},
     )
 
 
@@ -89,49 +75,50 @@ def _text(report: dict) -> str:
     return " ".join(part.strip() for part in (report.get("findings"), report.get("impression")) if part)
 
 
-def _compare(before: str, after: str) -> list[_Change]:
+def _compare(before: str, after: str) -> list[Change]:
     states0, states1 = rules.states(before), rules.states(after)
     grade0, grade1 = rules.severities(before), rules.severities(after)
     said = rules.changes(after, context=states0)
     out = []
-    for name in FINDINGS:
+    for finding in PHANTOM:
+        name = finding.name
         was, now, told = states0.get(name), states1.get(name), said.get(name)
         grade = grade1.get(name)
         if told is not None and told != 0:
             if now is False and told < 0:
                 kind = "resolved"
-            elif told > 0 and (was is False or (was is None and _is_new(after, name))):
+            elif told > 0 and (was is False or (was is None and _is_new(after, finding))):
                 kind = "new"
             else:
                 kind = "worse" if told > 0 else "better"
-            out.append(_Change(name, kind, grade, True))
+            out.append(Change(finding, kind, grade, True))
         elif now is False:
-            out.append(_Change(name, "resolved" if was else "absent", None, was is not None))
+            out.append(Change(finding, "resolved" if was else "absent", None, was is not None))
         elif now is True and told is None and was is not True:
-            out.append(_Change(name, "new", grade, was is False))
+            out.append(Change(finding, "new", grade, was is False))
         elif now is True and told is None and name in grade0 and name in grade1:
             step = grade1[name] - grade0[name]
             kind = "same" if abs(step) < _GRADE_STEP else "worse" if step > 0 else "better"
-            out.append(_Change(name, kind, grade, kind == "same"))
+            out.append(Change(finding, kind, grade, kind == "same"))
         elif told == 0 and (was or now):
-            out.append(_Change(name, "same", grade if grade is not None else grade0.get(name), True))
+            out.append(Change(finding, "same", grade if grade is not None else grade0.get(name), True))
         elif now is True:
-            out.append(_Change(name, "same", grade, False))
+            out.append(Change(finding, "same", grade, False))
     return out
 
 
-def _inverted(found: list[_Change], before: str, after: str) -> list[_Change]:
+def _inverted(found: list[Change], before: str, after: str) -> list[Change]:
     """The changes of the other order, turned round: from the text `before` to the text `after`, which is the target."""
     states, grade0, grade1 = rules.states(after), rules.severities(before), rules.severities(after)
     other = {"new": "resolved", "resolved": "new", "worse": "better", "better": "worse", "same": "same"}
     out = [
-        replace(c, kind=other[c.kind], severity=_grade_of(c.finding, other[c.kind], grade0, grade1))
+        replace(c, kind=other[c.kind], severity=_grade_of(c.finding.name, other[c.kind], grade0, grade1))
         for c in found
         if c.kind != "absent"
     ]
     told = {c.finding for c in out}
-    out += [_Change(name, "absent", None, True) for name in FINDINGS if states.get(name) is False and name not in told]
-    return sorted(out, key=lambda c: FINDINGS.index(c.finding))
+    out += [Change(f, "absent", None, True) for f in PHANTOM if states.get(f.name) is False and f not in told]
+    return sorted(out, key=lambda c: PHANTOM.index(c.finding))
 
 
 def _grade_of(name: str, kind: str, grade0: dict, grade1: dict) -> float | None:
@@ -139,12 +126,25 @@ def _grade_of(name: str, kind: str, grade0: dict, grade1: dict) -> float | None:
     return None if kind == "resolved" else grade1.get(name, grade0.get(name) if kind == "same" else None)
 
 
-def _compare_states(before: str, after: str) -> list[_Change]:
-    """What follows from states and grades alone; in the other order, the inverse."""
-    states0, states1 = rules.states(before), rules.states(after)
-    grade0, grade1 = rules.severities(before), rules.severities(after)
+def _compare_states(before: str, after: str) -> list[Change]:
+    states, grades = (rules.states(before), rules.states(after)), (rules.severities(before), rules.severities(after))
+    return compare_states(PHANTOM, *states, *grades)
+
+
+def compare_states(
+    findings: Iterable[Finding],
+    states0: Mapping[str, bool],
+    states1: Mapping[str, bool],
+    grade0: Mapping[str, float],
+    grade1: Mapping[str, float],
+) -> list[Change]:
+    """What follows from states and severities of two studies alone; in the other order, the inverse.
+
+    A finding of one study that the other leaves out counts as absent there, and is not `sure`.
+    """
     out = []
-    for name in FINDINGS:
+    for finding in findings:
+        name = finding.name
         was, now = states0.get(name), states1.get(name)
         sure = was is not None and now is not None
         if was and now:
@@ -157,11 +157,11 @@ def _compare_states(before: str, after: str) -> list[_Change]:
             kind = "absent"
         else:
             continue
-        out.append(_Change(name, kind, _grade_of(name, kind, grade0, grade1), sure))
+        out.append(Change(finding, kind, _grade_of(name, kind, grade0, grade1), sure))
     return out
 
 
-def _placed(found: list[_Change], sites0: dict, sites1: dict) -> list[_Change]:
+def _placed(found: list[Change], sites0: dict, sites1: dict) -> list[Change]:
     """As `_located`, each place from the report whose study has the finding."""
     out = []
     for c in found:
@@ -170,21 +170,19 @@ def _placed(found: list[_Change], sites0: dict, sites1: dict) -> list[_Change]:
     return out
 
 
-def _located(found: list[_Change], sites: dict) -> list[_Change]:
+def _located(found: list[Change], sites: dict) -> list[Change]:
     """Names the side (and the zone of a consolidation) of the findings whose name does not hold it."""
     out = []
     for c in found:
-        side, zone = sites.get(c.finding, (None, None)) if c.kind != "absent" else (None, None)
-        where = {"both": "bilateral", None: ""}.get(side, side)
-        part = f"{zone} lung" if zone and c.finding == "consolidation" else ""
-        out.append(replace(c, noun=" ".join(filter(None, (where, part, c.finding)))))
+        side, zone = sites.get(c.finding.name, (None, None)) if c.kind != "absent" else (None, None)
+        out.append(wording.placed(c, side, zone if c.finding.name == "consolidation" else None))
     return out
 
 
-def _is_new(text: str, finding: str) -> bool:
+def _is_new(text: str, finding: Finding) -> bool:
     """Whether the text introduces the finding as new rather than as larger."""
     for mention in rules.mentions(text):
-        if mention.change == 1 and CHEXPERT_OF[finding] == mention.finding and mention.is_new:
+        if mention.change == 1 and finding.label == mention.finding and mention.is_new:
             return True
     return False
 
@@ -200,107 +198,3 @@ def _confidence(found, moved, before, after) -> tuple[int, str]:
     if any(c.sure for c in moved) or not moved:
         return 4 if unsure == 1 else 3, "some findings are described in one report only"
     return 3 if unsure == 1 else 2, "the changes are inferred from one report"
-
-
-def _degree(change: _Change) -> str:
-    if change.severity is None:
-        return ""
-    names = _SIZES if change.finding in _SIDED else _DEGREES
-    return names[int(change.severity >= MODERATE) + int(change.severity >= LARGE)]
-
-
-_WORDS = {
-    "new": (("New {g} {n}", "Interval development of {g} {n}", "New {g} {n}"), ("New {n}",)),
-    "worse": (
-        ("Increased {n}, now {g}", "Worsened {n}, now {g}"),
-        ("Increased {n}", "Worsened {n}", "Worsening {n}"),
-    ),
-    "better": (
-        ("Decreased {n}, now {g}", "Improved {n}, now {g}"),
-        ("Decreased {n}", "Improved {n}", "Improving {n}"),
-    ),
-    "resolved": ((), ("Resolved {n}", "Interval resolution of {n}", "{n} has resolved")),
-    "same": (("Unchanged {g} {n}", "Stable {g} {n}", "Persistent {g} {n}"), ("Unchanged {n}", "Stable {n}")),
-}
-
-
-def _phrase(rng, change: _Change, noun: str | None = None) -> str:
-    graded, plain = _WORDS[change.kind]
-    degree = _degree(change)
-    options = graded if degree and graded else plain
-    text = options[rng.randrange(len(options))].format(g=degree, n=noun or change.noun)
-    return text[0].upper() + text[1:] + "."
-
-
-def _merged(changes: list[_Change]) -> list[tuple[_Change, str | None]]:
-    """Both sides of one finding with the same fate become "bilateral"."""
-    out, used = [], set()
-    for c in changes:
-        if c.finding in used:
-            continue
-        side, _, what = c.finding.partition(" ")
-        other = {"left": "right", "right": "left"}.get(side)
-        twin = next((d for d in changes if other and d.finding == f"{other} {what}" and d.kind == c.kind), None)
-        if twin is not None and _degree(twin) == _degree(c):
-            used.add(twin.finding)
-            plural = {"pleural effusion": "pleural effusions", "pneumothorax": "pneumothoraces"}[what]
-            out.append((c, f"bilateral {plural}"))
-        else:
-            out.append((c, None))
-    return out
-
-
-def _fit(phrases: list[str], words: int, least: int = 0) -> list[str]:
-    """The leading phrases that stay within a number of words, but at least `least`."""
-    out, total = [], 0
-    for phrase in phrases:
-        total += len(phrase.split())
-        if total > words and len(out) >= least:
-            break
-        out.append(phrase)
-    return out
-
-
-def _prompt(rng, moved: list[_Change]) -> str:
-    if not moved:
-        return NO_CHANGE
-    merged = _merged(moved)
-    keep = 1 if len(merged) > 1 and rng.random() < 0.35 else 2
-    phrases = [_phrase(rng, change, noun) for change, noun in merged[:keep]]
-    return _plural(" ".join(_fit(phrases, PROMPT_WORDS, least=1)))
-
-
-def _interpretation(rng, moved, same, absent) -> str:
-    phrases = [_phrase(rng, change, noun) for change, noun in _merged(moved)]
-    if not moved:
-        phrases.append(NO_CHANGE)
-    merged = _merged(same)
-    if len(merged) > 2 or (len(merged) == 2 and rng.random() < 0.5):
-        names = [noun or change.noun for change, noun in merged]
-        word = ("Unchanged", "Stable", "Persistent")[rng.randrange(3)]
-        phrases.append(f"{word} {', '.join(names[:-1])} and {names[-1]}.")
-    else:
-        phrases += [_phrase(rng, change, noun) for change, noun in merged]
-    phrases = _fit(phrases, INTERPRETATION_WORDS, least=len(_merged(moved)))
-    if absent and rng.random() < 0.5:
-        names = _absent_names([c.finding for c in absent])
-        rng.shuffle(names)
-        names = names[: rng.randrange(1, 3)]
-        if names:
-            phrases = _fit([*phrases, f"No {' or '.join(names)}."], INTERPRETATION_WORDS, least=len(phrases))
-    return _plural(" ".join(phrases))
-
-
-def _absent_names(findings: list[str]) -> list[str]:
-    out = [f for f in findings if f not in _SIDED]
-    for what in ("pleural effusion", "pneumothorax"):
-        sides = [s for s in ("left", "right") if f"{s} {what}" in findings]
-        if len(sides) == 2:
-            out.append(what)
-        elif sides:
-            out.append(f"{sides[0]} {what}")
-    return out
-
-
-def _plural(text: str) -> str:
-    return text.replace("effusions has", "effusions have").replace("pneumothoraces has", "pneumothoraces have")

@@ -14,6 +14,7 @@ from progemu_jax.data import foreground, images, phantom, radiograph, registrati
 from progemu_jax.data.pool import ordered_map
 from progemu_jax.data.sources import Rejected
 from progemu_jax.errors import UserError
+from progemu_jax.files import findings as findings_file
 from progemu_jax.files import records
 from progemu_jax.text import findings, rules
 
@@ -31,11 +32,12 @@ def build_references(
 ) -> int:
     """Writes `out`/references.jsonl, images/ and masks/ for one split of a tree; returns the number of pairs.
 
-    images: gray uint8 PNG [size, size]; masks: npz, key "masks", bool [6, size, size] in radtext.ORGANS'
-    order. truth: the phantom's truth/ folder, which gives severities, masks and counterfactuals; without it,
-    states are 1.0 or 0.0 where the reports speak of a finding, and there are no masks. references.jsonl is
-    written last; when it is there, nothing is done. A broken pair is listed in rejected.jsonl of `out`.
-    Raises UserError when the tree or the truth is missing or the split has no pair.
+    images: gray uint8 PNG [size, size]; masks: npz, key "masks", bool [6, size, size] in radtext.ORGANS' order. truth:
+    the phantom's truth/ folder, which gives severities, masks and counterfactuals; without it, states are 1.0 or 0.0
+    where the reports speak of a finding, or the tree's own where it was made from labels, and there are no masks. The
+    tree's findings.json goes along. references.jsonl is written last; when it is there, nothing is done. A broken pair
+    is listed in rejected.jsonl of `out`. Raises UserError when the tree or the truth is missing or the split has no
+    pair.
     """
     out = Path(out)
     if (out / "references.jsonl").exists():
@@ -52,6 +54,7 @@ def build_references(
     rejected += [r for r in made if isinstance(r, Rejected)]
     rows = [r for r in made if not isinstance(r, Rejected)]
     records.remove_leftovers(out)
+    findings_file.write(out, findings_file.read(tree_root))
     records.write_lines(out / "rejected.jsonl", map(vars, rejected))
     records.write_lines(out / "references.jsonl", rows)
     return len(rows)
@@ -86,6 +89,7 @@ def _reference(item, out: Path, split: str, size: int) -> dict | Rejected:
         "masks_followup": None,
         "counterfactual": None,
     }
+    row |= {key: ours[key] for key in ("states_before", "states_after", "prompt_changes") if key in ours}
     _write(out / row["prior"], images.resize(prior, size))
     _write(out / row["followup"], images.resize(followup, size))
     if before and after:

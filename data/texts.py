@@ -27,10 +27,12 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from progemu_jax.data.journeys import Pair
-from progemu_jax.data.progression import NO_CHANGE, progression
+from progemu_jax.data.label_progression import label_progression
+from progemu_jax.data.progression import progression
 from progemu_jax.data.sources import is_text
 from progemu_jax.errors import UserError
 from progemu_jax.files import records
+from progemu_jax.text.findings import NO_CHANGE, PHANTOM, Finding
 
 MODES = ("rules", "impression", "llm")
 INSTRUCTION = Path(__file__).with_name("prompts") / "progression.txt"
@@ -92,18 +94,24 @@ class TextOptions:
 
 @dataclass(frozen=True)
 class Text:
-    """prompt, interpretation, confidence 1..5 (0: unknown), reason: who says so. changed: whether anything did."""
+    """prompt, interpretation, confidence 1..5 (0: unknown), reason: who says so. changed: whether anything did.
+    asked: finding -> +1, -1 or 0, as the prompt says, where labels say it; None where it is read in the prompt."""
 
     prompt: str
     interpretation: str
     confidence: int
     reason: str
     changed: bool = True
+    asked: dict[str, int] | None = None
 
 
-def text_of(pair: Pair, options: TextOptions, cache: Path) -> Text | str:
-    """The texts of a pair, or why there are none (without a word of a report)."""
-    if pair.given:
+def text_of(pair: Pair, options: TextOptions, cache: Path, findings: tuple[Finding, ...] = PHANTOM) -> Text | str:
+    """The texts of a pair, or why there are none (without a word of a report). findings: the cohort's list."""
+    if pair.prior.states is not None and pair.followup.states is not None:
+        found = label_progression(pair.prior.states, pair.followup.states, findings, pair.pair_id)
+        text = Text(found.prompt, found.interpretation, found.confidence, "labels", found.prompt != NO_CHANGE,
+                    found.asked)  # fmt: skip
+    elif pair.given:
         given = pair.given
         text = Text(given.prompt, given.interpretation, given.confidence, given.reason)
     elif options.mode == "llm":

@@ -4,8 +4,10 @@
 
 Keys are ICG-CXR's own; unknown ones are kept. What it has no key for stands under "progemu": pair_id, split,
 labels_before, labels_after, group, age, sex, prior_shape, followup_shape, and registration {flag, score,
-transform, exposure, crop_prior, crop_followup}. Beside the pairs: singles.jsonl (stage 1), images.jsonl (hashes of
-what was read), rejected.jsonl, sheets/, funnel.json (written last).
+transform, exposure, crop_prior, crop_followup}; of a cohort of labels also states_before, states_after (finding ->
+severity) and prompt_changes, and boxes_before, boxes_after where it has them. Beside the pairs: singles.jsonl
+(stage 1), images.jsonl (hashes of what was read), rejected.jsonl, sheets/, findings.json of a cohort that has its own
+list, funnel.json (written last).
 """
 
 import json
@@ -19,12 +21,14 @@ import numpy as np
 
 from progemu_jax.data import images
 from progemu_jax.data.journeys import SPLITS, Options, Pair, split_of
+from progemu_jax.data.label_progression import severities
 from progemu_jax.data.sources import Rejected, check_root, inside, is_text, safe_id
 from progemu_jax.errors import UserError
+from progemu_jax.files import findings as findings_file
 from progemu_jax.files import records
 
 MAX_JSON = 1 << 20  # bytes of one pair's JSON
-_EXTRAS = {"singles", "sheets", "singles.jsonl", "images.jsonl", "rejected.jsonl", "funnel.json"}
+_EXTRAS = {"singles", "sheets", "singles.jsonl", "images.jsonl", "rejected.jsonl", "funnel.json", findings_file.NAME}
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,53 @@ def pair_folder(root: Path, pair: Pair) -> Path:
     patient = f"p{pair.prior.patient_id}"
     group = patient[:3] if pair.prior.source in ("mimic_cxr", "phantom") else pair.split
     return root / pair.prior.source / pair.view / "1" / group / patient / pair.name
+
+
+def meta_of(pair: Pair, text, moved, exposure, prior, followup) -> dict:
+    """The JSON of a pair. text: a texts.Text; moved: a Registration; exposure: gain and offset that the follow-up was
+    given; prior, followup: what the images' reader gives, pixels, crop and stored shape."""
+    a, b = pair.prior, pair.followup
+    sides = ("before", a), ("after", b)
+    ours = {
+        "progression-description": text.prompt,
+        "changes-of-findings": text.interpretation,
+        "comment": {"confidence": text.confidence, "reason": text.reason},
+        "reference-report": a.report,
+        "followup-report": b.report,
+        "time-interval": None if pair.days is None else round(pair.days, 4),
+        "view": pair.view.upper() if pair.view == a.view.lower() else f"{a.view}, {b.view}",
+        "subject-id": a.patient_id,
+        "reference-study-id": a.study_id,
+        "followup-study-id": b.study_id,
+        "reference-dicom-id": a.dicom_id or a.image_id,
+        "followup-dicom-id": b.dicom_id or b.image_id,
+        "reference-study-order": pair.prior_ordinal,
+        "followup-study-order": pair.followup_ordinal,
+        "progemu": {
+            "pair_id": pair.pair_id,
+            "split": pair.split,
+            "labels_before": a.labels,
+            "labels_after": b.labels,
+            "group": a.group,
+            "age": b.age if a.age is None else a.age,
+            "sex": a.sex,
+            "prior_shape": list(prior[2]),
+            "followup_shape": list(followup[2]),
+            "registration": {
+                "flag": int(moved.flag),
+                "score": float(moved.score),
+                "transform": np.asarray(moved.transform, float).tolist(),
+                "exposure": list(exposure),
+                "crop_prior": None if prior[1] is None else prior[1].tolist(),
+                "crop_followup": None if followup[1] is None else followup[1].tolist(),
+            },
+        },
+    }
+    if a.states is not None and b.states is not None:
+        ours["progemu"] |= {f"states_{side}": severities(s.states, whole=True) for side, s in sides}
+        ours["progemu"]["prompt_changes"] = text.asked
+    ours["progemu"] |= {f"boxes_{side}": s.boxes for side, s in sides if s.boxes}
+    return ours | pair.given.meta if pair.given else ours  # a pair that came with its JSON keeps it
 
 
 def write_pair(root: Path, pair: Pair, prior: np.ndarray, followup: np.ndarray, meta: dict) -> Path:

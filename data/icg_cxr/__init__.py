@@ -35,8 +35,7 @@ def config_folder(data_dir: str | Path, config: str) -> Path:
 
 def label_columns(data_dir: str | Path) -> tuple[str, ...]:
     """Names of the columns of labels in the shards: CheXpert's, or the labels of the cohort's `findings.json`."""
-    found = cohort.read(data_dir)
-    return findings.CHEXPERT if found == findings.PHANTOM else tuple(dict.fromkeys(f.label for f in found))
+    return findings.label_columns(cohort.read(data_dir))
 
 
 def build_shards(
@@ -52,8 +51,8 @@ def build_shards(
 
     image_size: S. beam: arguments of Apache Beam, which then does the work instead of `processes`; the shards are the
     same to the byte. A complete config of the same tree and size is left. Broken pairs and rows are listed in
-    `data_dir`/rejected.jsonl. Raises UserError for a tree without a pair, and where another tree's or
-    size's shards lie; also where nothing of a split can be read.
+    `data_dir`/rejected.jsonl; the tree's findings.json goes along, and settles the columns of labels. Raises UserError
+    for a tree without a pair, and where another tree's or size's shards lie; also where nothing of a split can be read.
     """
     found = list(tree.read_pairs(tree_root))
     rejected = [p for p in found if isinstance(p, Rejected)]
@@ -61,7 +60,8 @@ def build_shards(
     rows = list(tree.read_singles(tree_root))
     rejected += [r for r in rows if isinstance(r, Rejected)]
     singles = [r for r in rows if not isinstance(r, Rejected)]
-    root = Path(tree_root)
+    root, of_cohort = Path(tree_root), cohort.read(tree_root)
+    columns = findings.label_columns(of_cohort)
     items = {
         "pairs": [(p.split, p.pair_id, p) for p in pairs],
         "single": [(r["split"], r["image"].relative_to(root).as_posix(), r) for r in singles],
@@ -69,7 +69,8 @@ def build_shards(
 
     def generator(split, keyed):
         left = 0
-        for result in ordered_map(partial(_example, size=image_size), keyed, processes, chunk=16, least=256):
+        make = partial(_example, size=image_size, columns=columns)
+        for result in ordered_map(make, keyed, processes, chunk=16, least=256):
             if isinstance(result, Rejected):
                 rejected.append(result)
             else:
@@ -91,27 +92,35 @@ def build_shards(
         if by_split:
             names = {split: [key for key, _ in keyed] for split, keyed in by_split.items()}
             identity = {"items": records.digest(names), "image_size": image_size}
+            if of_cohort != findings.PHANTOM:
+                identity["labels"] = list(columns)
             splits = {s: (partial(generator, s, keyed), len(keyed)) for s, keyed in by_split.items()}
             if beam:
                 lists = {s: Path(data_dir) / f".rejected-{config}-{s}" for s in by_split}
-                splits = {s: _on_beam(keyed, image_size, lists[s]) for s, keyed in by_split.items()}
-            _write(data_dir, config, splits, identity, progress, beam=beam, image_size=image_size)
+                splits = {s: _on_beam(keyed, image_size, columns, lists[s]) for s, keyed in by_split.items()}
+            _write(data_dir, config, splits, identity, progress, beam=beam, image_size=image_size, labels=len(columns))
             if beam:
                 for path in (p for prefix in lists.values() for p in prefix.parent.glob(f"{prefix.name}-*")):
                     rejected += [Rejected(*row) for _, row in records.read_lines(path)]
                     path.unlink()
+    cohort.write(data_dir, of_cohort)
     if rejected or not (Path(data_dir) / "rejected.jsonl").exists():
         records.write_lines(Path(data_dir) / "rejected.jsonl", map(vars, rejected))
     return Path(data_dir)
 
 
-def _on_beam(keyed: list, size: int, rejected: Path):
+def _on_beam(keyed: list, size: int, columns: tuple[str, ...], rejected: Path):
     """The examples as a Beam transform; the rejected ones go to files."""
     import apache_beam as beam
 
     class Examples(beam.PTransform):
         def expand(self, pipeline):
-            made = pipeline | beam.Create(keyed) | beam.Reshuffle() | beam.Map(partial(_example, size=size))
+            made = (
+                pipeline
+                | beam.Create(keyed)
+                | beam.Reshuffle()
+                | beam.Map(partial(_example, size=size, columns=columns))
+            )
             bad = made | beam.Filter(lambda result: isinstance(result, Rejected))
             bad | beam.Map(lambda r: json.dumps([r.study_id, r.path, r.reason])) | beam.io.WriteToText(str(rejected))
             return made | beam.Filter(lambda result: not isinstance(result, Rejected))
@@ -119,10 +128,10 @@ def _on_beam(keyed: list, size: int, rejected: Path):
     return Examples()
 
 
-def _example(keyed: tuple, size: int) -> tuple[str, dict] | Rejected:
+def _example(keyed: tuple, size: int, columns: tuple[str, ...] = findings.CHEXPERT) -> tuple[str, dict] | Rejected:
     key, item = keyed
     try:
-        return key, _pair(item, size) if isinstance(item, tree.TreePair) else _single(item, size)
+        return key, (_pair if isinstance(item, tree.TreePair) else _single)(item, size, columns)
     except images.BrokenImage as error:
         return Rejected(key, key, f"broken image: {error}")
 
@@ -202,7 +211,7 @@ class _Bar:
         yield from tqdm(self.source(), desc=self.name, total=self.total, unit="example", disable=not self.progress)
 
 
-def _pair(pair: tree.TreePair, size: int) -> dict:
+def _pair(pair: tree.TreePair, size: int, columns: tuple[str, ...]) -> dict:
     meta, ours = pair.meta, pair.ours
     comment = meta.get("comment")
     confidence = comment.get("confidence") if isinstance(comment, dict) else None
@@ -217,13 +226,13 @@ def _pair(pair: tree.TreePair, size: int) -> dict:
         "interpretation": pair.interpretation,
         "confidence": confidence if isinstance(confidence, int) and 1 <= confidence <= 5 else 0,
         "days": _float(meta.get("time-interval")),
-        "labels_before": _labels(ours.get("labels_before")),
-        "labels_after": _labels(ours.get("labels_after")),
+        "labels_before": _labels(ours.get("labels_before"), columns),
+        "labels_after": _labels(ours.get("labels_after"), columns),
         **_person(ours),
     }
 
 
-def _single(row: dict, size: int) -> dict:
+def _single(row: dict, size: int, columns: tuple[str, ...]) -> dict:
     return {
         "study_id": row["study_id"],
         "image_id": row["image"].stem,
@@ -232,7 +241,7 @@ def _single(row: dict, size: int) -> dict:
         "view": str(row.get("view") or ""),
         "image": images.png(images.resize(radiograph.read_gray(row["image"]), size)),
         "text": row["text"],
-        "labels": _labels(row.get("labels")),
+        "labels": _labels(row.get("labels"), columns),
         **_person(row),
     }
 
@@ -251,8 +260,8 @@ def _float(value) -> float:
     return float("nan") if found is None else found
 
 
-def _labels(labels):
-    """CheXpert names -> int8 [14]: 1, 0, -1 uncertain, -2 not mentioned."""
+def _labels(labels, columns):
+    """Label columns -> int8 [their number]: 1, 0, -1 uncertain, -2 not mentioned."""
     labels = labels if isinstance(labels, dict) else {}
-    values = [labels.get(name) for name in findings.CHEXPERT]
+    values = [labels.get(name) for name in columns]
     return np.array([v if v in (1, 0, -1) else -2 for v in values], np.int8)

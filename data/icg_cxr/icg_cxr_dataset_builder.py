@@ -20,8 +20,9 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         tfds.core.BuilderConfig(name="tokens", description="Visual codes of pairs and singles, with texts."),
     ]
 
-    def __init__(self, *, image_size=512, height=64, width=64, identity=None, **kwargs):
+    def __init__(self, *, image_size=512, height=64, width=64, labels=14, identity=None, **kwargs):
         self._shape, self._codes = (image_size, image_size, 1), (height, width)
+        self._labels = labels
         self._identity = identity or {}
         self.examples = {}
         super().__init__(**kwargs)
@@ -33,7 +34,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             return feature.Image(shape=self._shape, encoding_format="png")
 
         def labels():
-            return feature.Tensor(shape=(14,), dtype=np.int8)
+            return feature.Tensor(shape=(self._labels,), dtype=np.int8)
 
         def codes():
             return feature.Tensor(shape=self._codes, dtype=np.int32)

@@ -8,7 +8,7 @@ import io
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,14 +23,33 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
 
 @dataclass(frozen=True)
+class State:
+    """A finding of one study, as a source without reports labels it.
+
+    present: None where the source is uncertain. grade: of `findings.GRADES`. side: the patient's left or right, or
+    both. zone: upper, mid or lower. The last three None where nothing is said.
+    """
+
+    present: bool | None
+    grade: str | None = None
+    side: str | None = None
+    zone: str | None = None
+
+
+@dataclass(frozen=True)
 class Study:
     """One image of one study, as its source describes it.
 
     order_key sorts a patient's studies in time. report: {"findings", "impression"}, "" when absent. labels:
     CheXpert name -> 1 present, 0 absent, -1 uncertain, None not mentioned; {} when the source has none. age
-    in years. group: self-reported race or the phantom's group. split: the one the source assigns. days: time
-    of the study in days from any origin that holds for the patient. dicom_id: how the source names the image,
-    where that is no plain name.
+    in years. group: self-reported race or the phantom's group. split: the one the source assigns, or "train_val" where
+    it leaves the two to its users. days: time of the study in days from any origin that holds for the patient.
+    dicom_id: how the source names the image, where that is no plain name.
+
+    Of a source that has labels and no reports, whose reader has `findings`, the cohort's list: states, finding ->
+    State, where a finding left out is unknown; `labels` has the list's label columns. boxes: finding -> [x, y, w, h] in
+    shares of the image's width and height. window: least and greatest gray value shown, and the greatest that can be
+    stored.
     """
 
     source: str
@@ -48,6 +67,9 @@ class Study:
     split: str | None = None
     days: float | None = None
     dicom_id: str | None = None
+    states: dict[str, State] | None = None
+    boxes: dict[str, list] | None = None
+    window: tuple[float, float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -84,7 +106,8 @@ class Layout:
 
     reader: "module:class" under `progemu_jax.data.sources`; options: config keys of further folders that it
     takes; files: (config key of the folder, path in it, what for), "?" in front of what may be absent.
-    credentialed: under a data use agreement, so that no text of it goes to another machine unasked.
+    credentialed: under a data use agreement, so that no text of it goes to another machine unasked. labelled: it has
+    labels and no reports.
     """
 
     reader: str
@@ -92,6 +115,7 @@ class Layout:
     files: tuple[tuple[str, str, str], ...]
     options: tuple[str, ...] = ()
     credentialed: bool = False
+    labelled: bool = False
 
 
 _MIMIC_TABLES = (
@@ -143,6 +167,31 @@ SOURCES = {
          ("reports", "?files", "reports of the second branch")),
         ("mimic_cxr", "chexpertplus", "reports"),
         credentialed=True,
+    ),
+    "nih_cxr14": Layout(
+        "nih_cxr14:NihCxr14",
+        "NIH ChestX-ray14",
+        (("root", "Data_Entry_2017_v2020.csv", "labels, ages, order; or Data_Entry_2017.csv"),
+         ("root", "images", "images; or images_001/images to images_012/images"),
+         ("root", "?train_val_list.txt", "the source's splits"), ("root", "?test_list.txt", "the source's splits"),
+         ("root", "?BBox_List_2017.csv", "boxes of 880 images")),
+        labelled=True,
+    ),
+    "padchest": Layout(
+        "padchest:PadChest",
+        "PadChest",
+        (("root", "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv", "all but the images; compressed or not"),
+         ("root", "?0", "images: <ImageDir>/<ImageID>; or all in images/")),
+        credentialed=True,
+        labelled=True,
+    ),
+    "chexpert": Layout(
+        "chexpert:CheXpert",
+        "CheXpert (CheXpert-v1.0 or CheXpert-v1.0-small)",
+        (("root", "train.csv", "labels, ages"), ("root", "?valid.csv", "the same of the validation split"),
+         ("root", "train", "images: patientXXXXX/studyN/viewN_frontal.jpg"), ("root", "?valid", "images")),
+        credentialed=True,
+        labelled=True,
     ),
     "open_cxr": Layout(
         "open_cxr:OpenCxr",
@@ -226,16 +275,41 @@ def inside(root: Path, *parts: str) -> Path | None:
     return path if os.path.commonpath([os.path.realpath(path), real_root]) == real_root else None
 
 
+def files_in(root: Path, folders: Iterable[str], suffix: str = ".png") -> dict[str, Path | None]:
+    """Name -> path of every file of that ending in `folders` of the root, those that are there; "" is the root itself.
+
+    None for a link that leaves the root. One listing a folder: to ask for each of 10^5 images takes longer than their
+    table. The first folder counts where a name is in several.
+    """
+    found: dict[str, Path | None] = {}
+    for folder in folders:
+        path = inside(root, folder) if folder else root
+        if path is not None and path.is_dir():
+            with os.scandir(path) as entries:
+                for entry in entries:
+                    if entry.name.endswith(suffix) and entry.name not in found:
+                        link = entry.is_symlink()
+                        found[entry.name] = inside(root, folder, entry.name) if link else path / entry.name
+    return found
+
+
+def settled(states: Mapping[str, State] | None) -> bool:
+    """Whether the labels of a study settle any finding."""
+    return any(state.present is not None for state in (states or {}).values())
+
+
 @functools.lru_cache(maxsize=64)
 def _real(root: str) -> str:
     return os.path.realpath(root)
 
 
-def read_table(path: Path, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str] | None]]:
+def read_table(
+    path: Path, required: tuple[str, ...], whole: bool = True
+) -> Iterator[tuple[int, dict[str, str] | None]]:
     """Streams a CSV (gzip by its name): (line number, row), None for a row of another length than the header.
 
-    Raises UserError when the file is missing, does not decompress, is not UTF-8, does not parse or lacks a
-    column.
+    whole: False takes such a row as far as header and row both go, for tables with blank columns at their end. Raises
+    UserError when the file is missing, does not decompress, is not UTF-8, does not parse or lacks a column.
     """
     line = 1
     if path.exists() and not path.is_file():
@@ -252,7 +326,8 @@ def read_table(path: Path, required: tuple[str, ...]) -> Iterator[tuple[int, dic
             for cells in reader:
                 line = reader.line_num
                 if cells:
-                    yield line, dict(zip(header, cells, strict=True)) if len(cells) == len(header) else None
+                    fits = not whole or len(cells) == len(header)
+                    yield line, dict(zip(header, cells, strict=whole)) if fits else None
     except FileNotFoundError:
         raise UserError(f"{path}: the file is missing; give the root that holds it") from None
     except (csv.Error, UnicodeDecodeError, EOFError, zlib.error, gzip.BadGzipFile) as error:

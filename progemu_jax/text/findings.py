@@ -88,6 +88,11 @@ def names(findings: tuple[Finding, ...]) -> tuple[str, ...]:
     return tuple(f.name for f in findings)
 
 
+def label_columns(findings: tuple[Finding, ...]) -> tuple[str, ...]:
+    """The columns of a cohort's arrays of labels: CHEXPERT for the phantom's list, else the list's own, in order."""
+    return CHEXPERT if findings == PHANTOM else tuple(dict.fromkeys(f.label for f in findings))
+
+
 def other_sides(findings: tuple[Finding, ...]) -> list[int]:
     """Per finding, the column of the same disease on the other side; -1 for one without sides."""
     at = {(f.label, f.noun, f.side): i for i, f in enumerate(findings)}

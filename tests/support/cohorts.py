@@ -13,6 +13,7 @@ from progemu_jax.data.sources import Rejected, open_source
 from progemu_jax.text.findings import CHEXPERT
 
 OPEN = Path(os.environ.get("PROGEMU_OPEN_CXR", Path(__file__).parents[3] / "shared/open_cxr"))
+NIH = Path(os.environ.get("PROGEMU_NIH_CXR14", Path(__file__).parents[3] / "shared/nih_cxr14"))
 QUIET = {"size": 64, "processes": 1, "progress": False}  # options of a build
 SECRET = "Zebrastripe"  # a word of every report, which must not come out anywhere but in the data
 

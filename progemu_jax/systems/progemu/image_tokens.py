@@ -18,8 +18,10 @@ from progemu_jax.config import Config
 from progemu_jax.convert.components import IN_RUN, TOKENIZER
 from progemu_jax.data import batches, icg_cxr
 from progemu_jax.data.augment import mirrored, shifted
-from progemu_jax.data.progression import progression
+from progemu_jax.data.label_progression import label_progression, states_of_labels
+from progemu_jax.data.progression import Progression, progression
 from progemu_jax.devices import hosts
+from progemu_jax.files import findings as findings_file
 from progemu_jax.files import records
 from progemu_jax.files.settings import to_dict
 from progemu_jax.inference.image_tokenizer import Tokenizer
@@ -29,6 +31,7 @@ from progemu_jax.systems.progemu.initial_weights import open_folder
 from progemu_jax.systems.progemu.model_config import load_tokenizer, perceptual
 from progemu_jax.tasks.tokenizer import TokenizerTask
 from progemu_jax.text.controls import DUMMY_PRIOR
+from progemu_jax.text.findings import PHANTOM, Finding
 
 TOKENS = "data/shards/icg_cxr/tokens"
 
@@ -53,6 +56,17 @@ def train_tokenizer(config: Config, workdir: Path, mesh: Mesh) -> None:
     )
     export_config = {"kind": TOKENIZER, "model": to_dict(model)}
     export.export(task.inference_variables(state), export_config, workdir / IN_RUN[TOKENIZER])
+
+
+def as_change(example: dict, findings: tuple[Finding, ...]) -> Progression:
+    """What a single image shows as a change from nothing: the same short language as a pair's.
+
+    By the rules, or, of a cohort with its own list, which they do not read whole, by its labels.
+    """
+    if findings == PHANTOM:
+        return progression({}, {"findings": example["text"]})
+    states = states_of_labels(example["labels"], example["text"], findings)
+    return label_progression({}, states, findings, example["image_id"])
 
 
 def make_tokens(config: Config, workdir: Path) -> None:
@@ -90,6 +104,8 @@ def make_tokens(config: Config, workdir: Path) -> None:
                     name = f"{name}#mirrored" if flip else name
                     yield {**row, "pair_id": name, "kind": "pair", "prior": p, "followup": f}
 
+    of_cohort = findings_file.read(shards)
+
     def singles(split: str) -> Iterator[dict]:
         for number, chunk in enumerate(chunks(batches.examples(shards, "single", split))):
             images = np.stack([e["image"] for e in chunk])
@@ -97,8 +113,7 @@ def make_tokens(config: Config, workdir: Path) -> None:
             if found is None:
                 continue
             for e, f in zip(chunk, found[0], strict=True):
-                # The report as a change from nothing: the same short language as a pair's.
-                text = progression({}, {"findings": e["text"]})
+                text = as_change(e, of_cohort)
                 row = {"pair_id": e["image_id"], "patient_id": e["patient_id"], "kind": "single"}
                 yield {
                     **row,

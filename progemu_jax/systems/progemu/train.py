@@ -15,6 +15,7 @@ from progemu_jax.config import Config
 from progemu_jax.convert import components, peft
 from progemu_jax.data import batches
 from progemu_jax.devices import hosts, sharding
+from progemu_jax.files import findings as findings_file
 from progemu_jax.files import records
 from progemu_jax.files.predictions import Case
 from progemu_jax.files.settings import to_dict
@@ -30,6 +31,7 @@ from progemu_jax.tasks import refine as preference
 from progemu_jax.tasks.embeddings import code_embeddings, first_projection, word_embeddings
 from progemu_jax.tasks.progemu import ProgEmuTask, packer
 from progemu_jax.tasks.refine import PreferenceTask
+from progemu_jax.text.findings import PHANTOM
 from progemu_jax.training.loop import TrainConfig
 
 
@@ -166,7 +168,10 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
     }
     folder = workdir / components.IN_RUN[components.LANGUAGE_MODEL]
     # Always: what a later version of the package has built in may have other ids.
-    export.export(merged(params), export_config, folder, {components.VOCABULARY: vocabulary.save})
+    beside = {components.VOCABULARY: vocabulary.save}
+    if (of_cohort := findings_file.read(workdir / "data/shards")) != PHANTOM:
+        beside[findings_file.NAME] = lambda path: findings_file.write(path.parent, of_cohort)
+    export.export(merged(params), export_config, folder, beside)
     if model.lora_rank:
         adapter, whole = workdir / "train/adapter", export.whole(params)
         hosts.on_first_host(lambda: peft.export_peft(whole, model, adapter, c.init or str(folder)), str(adapter))

@@ -16,7 +16,7 @@ from progemu_jax.data.references import build_references
 from progemu_jax.data.texts import TextOptions
 from progemu_jax.errors import UserError
 from progemu_jax.files import records
-from support import cohorts, dicoms
+from support import cohorts, dicoms, label_cohorts
 from support.fuzz.readers.reader import Reader
 from support.trees import make_tree
 
@@ -58,6 +58,11 @@ def open_cxr(folder):
         Image.fromarray(cohorts.chest(n, 64)).save(root / f"images/{n}.png")
         lines.append(f'{n // 2},{n % 2},F,50,PA,X-ray,images,{n}.png,"{note} {cohorts.SECRET}"')
     (root / "metadata.csv").write_text("\n".join(lines) + "\n")
+
+
+def labelled(write, folder):
+    """A cohort of labels: two patients with two studies."""
+    write(folder / "cohort", patients=2, studies=2)
 
 
 def tree(folder):
@@ -171,6 +176,10 @@ READERS = (
     Reader("mimic_iv", mimic, mimic_tables, ("cohort/patients.csv.gz", "cohort/admissions.csv.gz")),
     Reader("chexpertplus", plus, partial(built, "chexpertplus", ALL), ("cohort/*.csv", "cohort/chexbert_labels/*")),
     Reader("icg_cxr", icg, partial(built, "icg_cxr", mimic_cxr="mimic", chexpertplus="plus"), ("cohort/**/*.json",)),
+    Reader("nih_cxr14", partial(labelled, label_cohorts.nih), partial(built, "nih_cxr14", ALL),
+           ("cohort/*.csv", "cohort/*.txt")),
+    Reader("padchest", partial(labelled, label_cohorts.padchest), partial(built, "padchest", ALL), ("cohort/*.csv",)),
+    Reader("chexpert", partial(labelled, label_cohorts.chexpert), partial(built, "chexpert", ALL), ("cohort/*.csv",)),
     Reader("open_cxr", open_cxr, partial(built, "open_cxr", ALL), ("cohort/metadata.csv",)),
     Reader("folder", plain, partial(built, "folder"), ("cohort/prompts.csv",)),
     Reader("tree", tree, shards_of_tree, ("tree/**/*.json", "tree/singles.jsonl")),
@@ -178,4 +187,4 @@ READERS = (
     Reader("memorisation", audited, audit, ("*/*.jsonl",), ("predictions/memorisation.json",)),
     Reader("images", pictures, radiographs, ("*",), ()),
     Reader("answers", asked, ask, ("call.json", "answer.json"), ("out", "texts")),
-)
+)  # fmt: skip
