@@ -93,6 +93,15 @@ def label_columns(findings: tuple[Finding, ...]) -> tuple[str, ...]:
     return CHEXPERT if findings == PHANTOM else tuple(dict.fromkeys(f.label for f in findings))
 
 
+_EVERYWHERE = ("cardiomegaly", "pulmonary edema")
+
+
+def has_place(name: str) -> bool:
+    """Whether texts say where in the chest the finding of this name is: not of one that has its side in its name, nor
+    of the heart's size or edema."""
+    return name not in _EVERYWHERE and name.split(" ")[0] not in SIDES
+
+
 def other_sides(findings: tuple[Finding, ...]) -> list[int]:
     """Per finding, the column of the same disease on the other side; -1 for one without sides."""
     at = {(f.label, f.noun, f.side): i for i, f in enumerate(findings)}

@@ -17,10 +17,13 @@ more special phrases come first. Kinds:
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 
-from progemu_jax.text.terms import TERMS
+from progemu_jax.text.terms import TERMS, Term
+
+Further = tuple[tuple[Term, str], ...]
 
 _STUDY = (
     r"(?:study|studies|exam|exams|examination|radiographs?|films?|chest|cxr|x-?rays?|ct"
@@ -323,13 +326,20 @@ _PATTERNS: list[tuple[str, object, str]] = [
     ),
 ]  # fmt: skip
 
-_SCANNER = re.compile(
-    "|".join(
+_FIRST_TERM = next(i for i, (kind, _, _) in enumerate(_PATTERNS) if kind == "TERM")
+
+
+@functools.cache
+def _scanner(further: Further) -> tuple[re.Pattern, list[tuple]]:
+    """The pattern of one atom, and what each of its groups stands for."""
+    patterns = [*_PATTERNS[:_FIRST_TERM], *(("TERM", *words) for words in further), *_PATTERNS[_FIRST_TERM:]]
+    each = (
         f"(?P<g{i}>{pattern if pattern[0] in ',;' else rf'(?<![A-Za-z0-9])(?:{pattern})(?![A-Za-z0-9])'})"
-        for i, (_, _, pattern) in enumerate(_PATTERNS)
+        for i, (_, _, pattern) in enumerate(patterns)
     )
-    + r"|(?P<word>[a-z0-9'_.-]+)"
-)
+    return re.compile("|".join(each) + r"|(?P<word>[a-z0-9'_.-]+)"), patterns
+
+
 _REDACTED = re.compile(r"(?:x{2,}|_{2,})(?:'[a-z]+)?[.,]?")  # a word that de-identification took out: it says nothing
 
 
@@ -342,19 +352,23 @@ class Atom:
     text: str
 
 
-def atoms(sentence: str) -> list[Atom]:
-    """Cuts a sentence (any case) into atoms, left to right; punctuation without meaning is skipped."""
+def atoms(sentence: str, further: Further = ()) -> list[Atom]:
+    """Cuts a sentence (any case) into atoms, left to right; punctuation without meaning is skipped.
+
+    further: terms beside TERMS, found before those (`terms.further`).
+    """
     text = re.sub(r"\s+", " ", sentence.lower().replace("–", "-").replace("’", "'")).strip().rstrip(".")
-    return [atom for atom, _ in spans(text)]
+    return [atom for atom, _ in spans(text, further)]
 
 
-def spans(text: str) -> list[tuple[Atom, tuple[int, int]]]:
+def spans(text: str, further: Further = ()) -> list[tuple[Atom, tuple[int, int]]]:
     """Atoms of a lower-case sentence with single spaces, and where each stands in it."""
+    scanner, patterns = _scanner(further)
     out = []
-    for found in _SCANNER.finditer(text):
+    for found in scanner.finditer(text):
         name = found.lastgroup
         if name == "word" and _REDACTED.fullmatch(found.group()):
             continue
-        kind, value = ("WORD", None) if name == "word" else _PATTERNS[int(name[1:])][:2]
+        kind, value = ("WORD", None) if name == "word" else patterns[int(name[1:])][:2]
         out.append((Atom(kind, value, found.group()), found.span()))
     return out

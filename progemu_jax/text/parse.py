@@ -401,9 +401,12 @@ _ELSEWHERE = re.compile(r"(?:on|in|at) (?:an? |the )?(?:\w+ )?(?:prior|previous|
 _THEN, _NOW = re.compile(r"\b(?:was|were)\b", re.I), re.compile(r"\b(?:is|are|has|have|now|today|currently)\b", re.I)
 
 
-def parse(sentence: str, last: Mention | None = None) -> list[Mention]:
-    """The statements of one sentence. last: the statement before it, for a pronoun at the start."""
-    found = lexicon.atoms(sentence)
+def parse(sentence: str, last: Mention | None = None, further: lexicon.Further = ()) -> list[Mention]:
+    """The statements of one sentence.
+
+    last: the statement before it, for a pronoun at the start. further: terms of a list of findings (`terms.further`).
+    """
+    found = lexicon.atoms(sentence, further)
     items = _items(found)
     told = last is not None and (last.present is not False or last.change is not None)
     if not items and told and _PRONOUN.match(sentence):

@@ -9,8 +9,11 @@ import functools
 import re
 
 from progemu_jax.text import lexicon
-from progemu_jax.text.findings import CHEXPERT, CHEXPERT_OF, FINDINGS, GRADES, SIDED
+from progemu_jax.text.findings import CHEXPERT, CHEXPERT_OF, GRADES, PHANTOM, SIDED, Finding, has_place, names
 from progemu_jax.text.parse import Mention, parse
+from progemu_jax.text.terms import further, read_as
+
+Findings = tuple[Finding, ...]
 
 MODERATE, LARGE = 0.35, 0.65
 """Severity grades: trace, small or mild below MODERATE; moderate below LARGE; then large or severe."""
@@ -92,20 +95,21 @@ def sentences(text: str) -> list[str]:
     return [s for s in out if re.search(r"[A-Za-z]", s)]
 
 
-def mentions(text: str) -> list[Mention]:
-    """All statements about CheXpert observations, in the order of the text.
+def mentions(text: str, findings: Findings = PHANTOM) -> list[Mention]:
+    """All statements about CheXpert observations and the findings of a list, in the order of the text.
 
     Pronouns at the start of a sentence ("It has increased.") refer to the last finding of the sentence before.
+    findings: what the list names beside the observations is read as well, and what both have as the list's.
     """
-    return list(_mentions(text))
+    return list(_mentions(text, findings))
 
 
 @functools.lru_cache(maxsize=256)  # states, changes and grades of one text are asked for one after the other
-def _mentions(text: str) -> tuple[Mention, ...]:
+def _mentions(text: str, findings: Findings) -> tuple[Mention, ...]:
     out: list[Mention] = []
     last = None
     for sentence in sentences(text):
-        found = parse(sentence, last)
+        found = parse(sentence, last, further(findings))
         last = found[-1] if found else None
         out += found
     return tuple(out)
@@ -114,30 +118,33 @@ def _mentions(text: str) -> tuple[Mention, ...]:
 # ---------------------------------------------------------------------------------------------- states
 
 
-def _columns(mention: Mention) -> list[str]:
-    """FINDINGS that a mention speaks of; [] when its side is needed and open."""
-    names = [name for name in FINDINGS if CHEXPERT_OF[name] == mention.finding]
-    if mention.finding not in SIDED:
-        return names
-    if mention.side in ("left", "right"):
-        return [name for name in names if name.startswith(mention.side)]
+def spoken_of(mention: Mention, findings: Findings) -> Findings:
+    """The findings of a list, all sides, that a mention is about."""
+    return tuple(f for f in findings if read_as(f) == mention.finding)
+
+
+def _columns(mention: Mention, findings: Findings) -> list[str]:
+    """Names of the findings that a mention speaks of; [] when its side is needed and open."""
+    found = spoken_of(mention, findings)
     if mention.side == "both" or mention.plural or mention.present is False:
-        return names
-    return []
+        sides = {"left", "right", None} if mention.side not in ("left", "right") else {mention.side, None}
+    else:
+        sides = {mention.side, None}
+    return [f.name for f in found if f.side in sides]
 
 
-def _states(found: list[Mention]) -> dict[str, bool]:
+def _states(found: list[Mention], findings: Findings) -> dict[str, bool]:
     seen: dict[str, set] = {}
     for mention in found:
         # "The left lung is clear": says nothing of the right, and atelectasis has one column for both.
-        half = mention.side in ("left", "right") and mention.finding not in SIDED
+        half = mention.side in ("left", "right") and not any(f.side for f in spoken_of(mention, findings))
         if half and mention.present is False and mention.change != -1:
             continue
-        for name in _columns(mention):
+        for name in _columns(mention, findings):
             if mention.present is not None or mention.uncertain:
                 seen.setdefault(name, set()).add(mention.present)
     out = {}
-    for name in FINDINGS:
+    for name in names(findings):
         if True in seen.get(name, ()):
             out[name] = True
         elif name in seen and None not in seen[name]:
@@ -145,20 +152,20 @@ def _states(found: list[Mention]) -> dict[str, bool]:
     return out
 
 
-def states(text: str) -> dict[str, bool]:
-    """{finding of FINDINGS: present} for those that the text settles. A finding said to be present anywhere
+def states(text: str, findings: Findings = PHANTOM) -> dict[str, bool]:
+    """{name of a finding: present} for those that the text settles. A finding said to be present anywhere
     is present; one that is only hedged, or whose side is open, is left out."""
-    return _states(mentions(text))
+    return _states(mentions(text, findings), findings)
 
 
-def changes(text: str, context: dict[str, bool] | None = None) -> dict[str, int]:
-    """{finding of FINDINGS: +1 new or worse, -1 better or resolved, 0 said to be unchanged}.
+def changes(text: str, context: dict[str, bool] | None = None, findings: Findings = PHANTOM) -> dict[str, int]:
+    """{name of a finding: +1 new or worse, -1 better or resolved, 0 said to be unchanged}.
 
     Findings on both sides count for each. A change whose side is not said goes to the side that the rest of
     the text, or else `context` (the states before), has the finding on, and is left out when that is open.
     Where a text speaks of one finding several times, a change beats "unchanged" and the last change stands.
     """
-    return {name: mention.change for name, mention in _moved(text, context).items()}
+    return {name: mention.change for name, mention in _moved(text, context, findings).items()}
 
 
 _CLASS = {"new": "new", "worse": "worse", "better": "improved", "resolved": "resolved", "same": "stable"}
@@ -169,7 +176,7 @@ def progressions(text: str, context: dict[str, bool] | None = None) -> dict[str,
 
     "No new edema" says of edema that it is absent, which is none of the classes; context: as there.
     """
-    moved = _moved(text, context)
+    moved = _moved(text, context, PHANTOM)
     return {name: _CLASS[m.direction] for name, m in moved.items() if m.direction in _CLASS}
 
 
@@ -186,29 +193,29 @@ def observed_progressions(text: str) -> dict[str, str]:
     return {name: _CLASS[moved[name].direction] for name in CHEXPERT if name in moved}
 
 
-def _moved(text: str, context: dict[str, bool] | None) -> dict[str, Mention]:
-    """FINDINGS that a text says moved or stayed, in their order, and the mention that stands for each."""
-    found = mentions(text)
-    known = _states(found)
+def _moved(text: str, context: dict[str, bool] | None, findings: Findings) -> dict[str, Mention]:
+    """Findings that a text says moved or stayed, in their order, and the mention that stands for each."""
+    found = mentions(text, findings)
+    known = _states(found, findings)
     moved: dict[str, Mention] = {}
     open_side = []
     for mention in found:
         if mention.change is None:
             continue
-        unsided = mention.finding in SIDED and mention.side is None and not mention.plural
-        if unsided:
+        sided = any(f.side for f in spoken_of(mention, findings))
+        if sided and mention.side is None and not mention.plural:
             open_side.append(mention)
             continue
-        for name in _columns(mention):
+        for name in _columns(mention, findings):
             _note(moved, name, mention)
     for mention in open_side:
-        names = [name for name in FINDINGS if CHEXPERT_OF[name] == mention.finding]
-        told = [n for n in names if known.get(n) or n in moved]
-        told = told or [n for n in names if (context or {}).get(n)]
+        sides = names(spoken_of(mention, findings))
+        told = [n for n in sides if known.get(n) or n in moved]
+        told = told or [n for n in sides if (context or {}).get(n)]
         if len(told) == 1 or (told and mention.present is False):
             for name in told:
                 _note(moved, name, mention)
-    return {name: moved[name] for name in FINDINGS if name in moved}
+    return {name: moved[name] for name in names(findings) if name in moved}
 
 
 def _note(moved: dict[str, Mention], name: str, mention: Mention) -> None:
@@ -216,24 +223,24 @@ def _note(moved: dict[str, Mention], name: str, mention: Mention) -> None:
         moved[name] = mention
 
 
-def severities(text: str) -> dict[str, float]:
-    """{finding of FINDINGS: severity in [0, 1]} for findings that the text grades; the last grade stands."""
+def severities(text: str, findings: Findings = PHANTOM) -> dict[str, float]:
+    """{name of a finding: severity in [0, 1]} for findings that the text grades; the last grade stands."""
     out: dict[str, float] = {}
-    for mention in mentions(text):
+    for mention in mentions(text, findings):
         if mention.present and mention.severity is not None:
-            for name in _columns(mention):
+            for name in _columns(mention, findings):
                 out[name] = mention.severity
-    return {name: out[name] for name in FINDINGS if name in out}
+    return {name: out[name] for name in names(findings) if name in out}
 
 
-def sites(text: str) -> dict[str, tuple[str | None, str | None]]:
-    """{"atelectasis" or "consolidation": (side, zone)} as far as the text says where they are."""
+def sites(text: str, findings: Findings = PHANTOM) -> dict[str, tuple[str | None, str | None]]:
+    """{name of a finding that has a place (`has_place`): (side, zone)} as far as the text says where it is."""
     out: dict[str, tuple[str | None, str | None]] = {}
-    for mention in mentions(text):
-        name = mention.finding.lower()
-        if name in ("atelectasis", "consolidation") and (mention.present or mention.change):
-            side, zone = out.get(name, (None, None))
-            out[name] = (side or mention.side, zone or mention.zone)
+    for mention in mentions(text, findings):
+        for finding in spoken_of(mention, findings):
+            if has_place(finding.name) and (mention.present or mention.change):
+                side, zone = out.get(finding.name, (None, None))
+                out[finding.name] = (side or mention.side, zone or mention.zone)
     return out
 
 

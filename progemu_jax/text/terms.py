@@ -8,7 +8,11 @@ pleura and atelectasis are causes among others. Both readings stand here, side b
 
 from __future__ import annotations
 
+import functools
+import re
 from typing import NamedTuple
+
+from progemu_jax.text.findings import Finding
 
 
 class Term(NamedTuple):
@@ -173,3 +177,51 @@ TERMS: list[tuple[Term, str]] = [
         r"|essentially |well ){0,4}(?:expanded and |aerated and )?clear\b)",
     ),
 ]  # fmt: skip
+
+_READ_AS = {
+    "pleural effusion": "Pleural Effusion",
+    "pneumothorax": "Pneumothorax",
+    "cardiomegaly": "Cardiomegaly",
+    "pulmonary edema": "Edema",
+    "atelectasis": "Atelectasis",
+    "consolidation": "Consolidation",
+    "pneumonia": "Pneumonia",
+    "lung opacity": "Lung Opacity",
+    "lung lesion": "Lung Lesion",
+    "enlarged cardiomediastinum": "Enlarged Cardiomediastinum",
+    "pleural abnormality": "Pleural Other",
+    "fracture": "Fracture",
+    "support devices": "Support Devices",
+}
+"""Names without a side -> observation, of the findings whose words are all among TERMS."""
+
+# Words for the findings of further lists; any other name stands for itself, one or several.
+_WORDS = {
+    "mass": r"mass(?:es)?|mass lesions?",
+    "nodule": r"nodul(?:es?|arity)|nodular (?:lesions?|opacit(?:y|ies))|coin lesions?",
+    "infiltration": r"infiltrat(?:es?|ions?)",
+    "infiltrates": r"infiltrat(?:es?|ions?)",
+    "emphysema": r"(?<!subcutaneous )emphysema(?:tous changes?)?",
+    "pulmonary fibrosis": r"(?:pulmonary |interstitial |lung )?fibro(?:sis|tic changes?)|fibrosis of the lungs?",
+    "pleural thickening": r"pleural thickening|thickening of the pleura|thickened pleura",
+    "hiatal hernia": r"(?:(?:hiatal|hiatus|diaphragmatic) )?hernias?",
+    "pleural abnormality": r"pleural abnormalit(?:y|ies)",
+    "enlarged cardiomediastinum": r"enlarged cardiomediastinum",
+    "support devices": r"support devices?",
+}
+
+
+def read_as(finding: Finding) -> str:
+    """What a mention of a finding of any list has for its own: an observation, or the name without a side."""
+    return _READ_AS.get(finding.noun, finding.noun)
+
+
+@functools.lru_cache(maxsize=64)
+def further(findings: tuple[Finding, ...]) -> tuple[tuple[Term, str], ...]:
+    """(term, pattern) of what a list of findings names beside TERMS, long names first; () for the phantom's list."""
+    nouns = sorted({f.noun: f for f in findings}.values(), key=lambda f: -len(f.noun))
+    return tuple(
+        (Term(read_as(f), "plain"), _WORDS.get(f.noun, rf"{re.escape(f.noun.lower())}s?"))
+        for f in nouns
+        if f.noun in _WORDS or f.noun not in _READ_AS
+    )
