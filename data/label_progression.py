@@ -78,7 +78,7 @@ def states_of_labels(labels: np.ndarray, text: str, findings: Sequence[Finding])
     A label tells no side: which of a finding's sides is there, the rules read in the example's own text.
     """
     values = dict(zip(label_columns(tuple(findings)), map(int, labels), strict=True))
-    read, out = rules.states(text), {}
+    read, out = rules.states(text, tuple(findings)), {}
     for f in findings:
         value = values[f.label]
         if value == 1 and f.side:

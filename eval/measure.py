@@ -95,7 +95,9 @@ class Truth:
             [[_sign((row.get("prompt_changes") or {}).get(f)) for f in references.names] for row in references.rows]
         ).reshape(len(references.rows), len(references.names))
         # What the prompt speaks of at all: a text that only repeats it earns nothing on the other findings.
-        spoken = [{*(row.get("prompt_changes") or {}), *rules.states(row["prompt"])} for row in references.rows]
+        spoken = [
+            {*(row.get("prompt_changes") or {}), *rules.states(row["prompt"], self.findings)} for row in references.rows
+        ]
         self.mentioned = np.array([[f in s for f in references.names] for s in spoken])
         self.states = np.stack([references.present(f, "after") for f in references.names], axis=1)
         self.age = references.column("age")
@@ -124,7 +126,7 @@ class Truth:
                 continue
             if (case, prompt) not in seen:
                 before = {f: v >= PRESENT for f, v in (row.get("states_before") or {}).items() if v is not None}
-                said = rules.changes(prompt, before)
+                said = rules.changes(prompt, before, self.findings)
                 seen[case, prompt] = [_sign(said.get(f)) for f in self.references.names]
             out[r] = seen[case, prompt]
         return out
@@ -441,7 +443,7 @@ def _group_metrics(groups, prob, rows, truth, functions, out):
 
 def _text_metrics(candidate, truth, ratios, functions, out, text_models):
     rows = candidate.rows
-    changes, states = text.claims(rows.texts, truth.references.names)
+    changes, states = text.claims(rows.texts, truth.references.findings)
     everything, omitted = np.ones(states.shape, bool), ~truth.mentioned[rows.case]
     if candidate.scores is not None and candidate.scores.finding_prob is not None:
         scores = candidate.scores

@@ -148,7 +148,7 @@ class References:
         by_state = np.stack([self.changed(f) for f in self.names], axis=1)
         from_words = np.array([row.get("counterfactual") is None for row in self.rows])
         for i in np.flatnonzero(np.isnan(by_state).any(1) | from_words):
-            said = rules.changes(self.rows[i]["interpretation"])
+            said = rules.changes(self.rows[i]["interpretation"], findings=self.findings)
             by_state[i] = [said.get(f, 0) for f in self.names]
         return by_state
 

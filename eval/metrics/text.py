@@ -20,21 +20,21 @@ from progemu_jax.text import rules
 from progemu_jax.text.findings import columns_of, other_sides
 
 
-def claims(texts, names):
-    """Claims of each text on the findings of these names [F].
+def claims(texts, findings):
+    """Claims of each text on the F `Finding`s.
 
     Returns:
       changes: float [N, F], +1, -1, or 0 where the text claims no change.
       states: float [N, F], 1 present, 0 absent, NaN not stated.
     """
-    changes, states = np.zeros((len(texts), len(names))), np.full((len(texts), len(names)), np.nan)
+    changes, states = np.zeros((len(texts), len(findings))), np.full((len(texts), len(findings)), np.nan)
     seen = {}
     for i, text in enumerate(texts):
         if text not in seen:
-            change, state = rules.changes(text), rules.states(text)
+            change, state = rules.changes(text, findings=findings), rules.states(text, findings)
             seen[text] = (
-                [change.get(f) or 0 for f in names],
-                [np.nan if state.get(f) is None else float(state[f]) for f in names],
+                [change.get(f.name) or 0 for f in findings],
+                [np.nan if state.get(f.name) is None else float(state[f.name]) for f in findings],
             )
         changes[i], states[i] = seen[text]
     return changes, states

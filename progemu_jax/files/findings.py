@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from progemu_jax.errors import UserError
@@ -31,3 +32,8 @@ def write(folder: str | os.PathLike, found: tuple[Finding, ...]) -> None:
         records.delete(path)
     else:
         records.write_json(path, findings.to_rows(found))
+
+
+def beside(found: tuple[Finding, ...]) -> dict[str, Callable[[Path], None]]:
+    """What writes the file into an export, by its name (`checkpoints.export.export`); {} for the phantom's list."""
+    return {} if found == PHANTOM else {NAME: lambda path: write(path.parent, found)}

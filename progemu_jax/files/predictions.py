@@ -18,6 +18,7 @@ from tqdm import tqdm
 from progemu_jax import provenance
 from progemu_jax.errors import UserError
 from progemu_jax.files import records
+from progemu_jax.text.findings import PHANTOM, Finding
 from progemu_jax.text.understood import understood
 
 REJECTED = "rejected.jsonl"
@@ -62,6 +63,7 @@ def write_predictions(
     model: str = "",
     check: Callable[[Case], None] = lambda case: None,
     name: str = "sampling",
+    findings: tuple[Finding, ...] = PHANTOM,
 ) -> Path:
     """Predicts all cases, batch by batch, into `folder`; goes on where an earlier, killed call stopped.
 
@@ -70,7 +72,7 @@ def write_predictions(
     same, `model`, the hash of the weights, and what the rules read in the prompt (`progemu_jax.provenance`).
 
     check: raises UserError for a case that cannot be asked for. Such a case is named in `rejected.jsonl` and the others
-    go on; when no case is left, that is a UserError.
+    go on; when no case is left, that is a UserError. findings: of the cohort.
 
     Returns the path of predictions.jsonl.
     """
@@ -97,7 +99,7 @@ def write_predictions(
                 image = None
                 if out.image is not None:
                     image = f"images/{case.pair_id}-{case.sample}.png"
-                    read = understood(case.prompt).summary()
+                    read = understood(case.prompt, findings).summary()
                     provenance.write_png(folder / image, out.image, model=model, understood=read, **facts)
                 row = {"pair_id": case.pair_id, **facts, "text": out.text, "image": image}
                 file.write(json.dumps(row) + "\n")

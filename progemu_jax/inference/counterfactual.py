@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from progemu_jax.data.sources import safe_id
 from progemu_jax.errors import UserError
 from progemu_jax.files.predictions import Case, Prediction, write_predictions
+from progemu_jax.text.findings import PHANTOM, Finding
 from progemu_jax.text.understood import Understood, understood
 
 
@@ -92,6 +93,7 @@ class Counterfactual:
       given: uint8 [H, W], the prior's pixels as given, at the model's size; None when codes or nothing were given.
       settings: seed, checkpoint and sampling, as PNG files carry them; free_codes counts each future's free places.
       model_hash: gives the hash of the weights (`CounterfactualModel.hash`), which takes a moment for a large model.
+      findings: that the model was trained on.
     """
 
     images: np.ndarray
@@ -104,6 +106,7 @@ class Counterfactual:
     given: np.ndarray | None
     settings: dict[str, Any]
     model_hash: Callable[[], str] = dataclasses.field(repr=False)
+    findings: tuple[Finding, ...] = dataclasses.field(default=PHANTOM, repr=False)
 
     @cached_property
     def understood(self) -> Understood:
@@ -113,7 +116,7 @@ class Counterfactual:
         words that were not read; `unknown`, findings that no model was trained on; `warning`, a sentence or None.
         `understood.to_dict()` is the same for JSON.
         """
-        return understood(self.prompt)
+        return understood(self.prompt, self.findings)
 
     @property
     def difference(self) -> np.ndarray:

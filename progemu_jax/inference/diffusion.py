@@ -23,6 +23,7 @@ from progemu_jax.convert.diffusers import transfer as diffusers_transfer
 from progemu_jax.devices import sharding
 from progemu_jax.devices.sharding import in_batches
 from progemu_jax.errors import UserError
+from progemu_jax.files import findings as findings_file
 from progemu_jax.files.predictions import Case
 from progemu_jax.files.settings import from_dict, to_dict
 from progemu_jax.inference import request
@@ -35,6 +36,7 @@ from progemu_jax.models.text_encoder import TextEncoder, TextEncoderConfig
 from progemu_jax.models.unet import UNetConfig
 from progemu_jax.sampling.diffusion import DiffusionSampling, first_noise, generate
 from progemu_jax.text import text_tokenizers
+from progemu_jax.text.findings import PHANTOM, Finding
 
 BATCH = 16  # images that are encoded or decoded at a time
 LARGEST = 8192  # side of an image
@@ -126,9 +128,11 @@ class DiffusionModel:
         policy: DiffusionSampling,
         image_size: int,
         name: str,
+        findings: tuple[Finding, ...] = PHANTOM,
     ):
         self.params, self.config, self.codec, self.text = params, config, codec, text
         self.schedule, self.policy, self.image_size, self.name = schedule, policy, image_size, name
+        self.findings = findings  # of the cohort that it was trained on
         self.mesh: jax.sharding.Mesh | None = None
         step = config.factor * codec.config.factor
         if image_size % step or not 0 < image_size <= LARGEST:
@@ -198,7 +202,7 @@ class DiffusionModel:
             prior = gray(prior, (self.image_size, self.image_size))
         cases = [Case("request", prior, read, sample) for sample in range(num_samples)]
         self.check(cases[0])
-        request.warn_unread(prompt)
+        request.warn_unread(prompt, self.findings)
         return Counterfactual(
             images=self.sample(cases, seed, policy).images,
             texts=None,
@@ -210,6 +214,7 @@ class DiffusionModel:
             given=prior,
             settings={"seed": seed, "checkpoint": self.name, "sampling": to_dict(policy)},
             model_hash=lambda: self.hash,
+            findings=self.findings,
         )
 
     def sample(self, cases: Sequence[Case], seed: int = 0, policy: DiffusionSampling | None = None) -> Samples:
@@ -273,6 +278,7 @@ def load(path: Path) -> DiffusionModel:
             schedule = from_dict(Schedule, config["schedule"], "schedule")
             policy, size = from_dict(DiffusionSampling, config["policy"], "sampling"), int(config["image_size"])
             name = f"{path.name}@{config['hash'][:12]}"
+        listed = findings_file.read(found[components.UNET])
         parts = {kind: (params, model) for kind, (params, _, model) in loaded.items()}
         for params, _ in parts.values():
             params.pop(components.UNUSED, None)
@@ -281,11 +287,11 @@ def load(path: Path) -> DiffusionModel:
         _require_all_parts(path, pipeline.parts)
         parts = {kind: (part.params(), part.model) for kind, part in pipeline.parts.items()}
         tokenizer, schedule, policy = pipeline.text_tokens(), pipeline.schedule, DiffusionSampling()
-        size, name = diffusers_transfer.image_size(pipeline), path.name
+        size, name, listed = diffusers_transfer.image_size(pipeline), path.name, PHANTOM
     if tokenizer is None:
         raise UserError(f"{path}: holds no text tokenizer; put vocab.txt (or vocab.json, merges.txt) into tokenizer/")
     codec, text = Codec(*parts[components.AUTOENCODER]), TextStates(*parts[components.TEXT_ENCODER], tokenizer)
-    return DiffusionModel(*parts[components.UNET], codec, text, schedule, policy, size, name)
+    return DiffusionModel(*parts[components.UNET], codec, text, schedule, policy, size, name, listed)
 
 
 def _require_all_parts(path: Path, parts: Any) -> None:

@@ -19,6 +19,7 @@ from progemu_jax.convert.emu3 import folder as emu3_folder
 from progemu_jax.convert.emu3 import transfer as emu3_transfer
 from progemu_jax.convert.emu3.image_processor import ImageProcessor
 from progemu_jax.errors import UserError
+from progemu_jax.files import findings as findings_file
 from progemu_jax.files.predictions import Case
 from progemu_jax.files.settings import from_dict, to_dict
 from progemu_jax.inference import request
@@ -34,7 +35,7 @@ from progemu_jax.sampling.engine import Engine
 from progemu_jax.sampling.policy import Sampling
 from progemu_jax.text import findings, rules
 from progemu_jax.text.controls import DUMMY_PRIOR
-from progemu_jax.text.findings import NO_CHANGE
+from progemu_jax.text.findings import NO_CHANGE, PHANTOM
 from progemu_jax.text.sequence import Layout
 
 
@@ -88,7 +89,7 @@ class ProgEmu(Sampler):
         """
         asked = self._checked([prompt], num_samples, seed, mask, text, sampling)
         codes, given = self._codes_of(prior)
-        request.warn_unread(prompt)
+        request.warn_unread(prompt, self.findings)
         cases = [Case("request", codes, asked.prompts[0], sample, given) for sample in range(asked.num_samples)]
         return self._futures(asked, [prompt], cases, given)[0]
 
@@ -117,7 +118,7 @@ class ProgEmu(Sampler):
             )
         asked = self._checked(list(prompts.values()), num_samples, seed, mask, text, sampling, together=len(prompts))
         codes, given = self._codes_of(prior)
-        request.warn_unread(prompt)
+        request.warn_unread(prompt, self.findings)
         samples = range(asked.num_samples)
         cases = [Case("request", codes, graded, sample, given) for graded in asked.prompts for sample in samples]
         return dict(zip(prompts, self._futures(asked, asked.prompts, cases, given), strict=True))
@@ -144,7 +145,7 @@ class ProgEmu(Sampler):
         asked = self._checked(prompts, num_samples, seed, mask, text, sampling)
         codes, given = self._codes_of(prior)
         for prompt in dict.fromkeys(prompts):
-            request.warn_unread(prompt)
+            request.warn_unread(prompt, self.findings)
         priors, pixels, out = [codes] * asked.num_samples, [given] * asked.num_samples, []
         for step, (prompt, read) in enumerate(zip(prompts, asked.prompts, strict=True)):
             name = f"request/{step}" if step else "request"
@@ -290,6 +291,7 @@ class ProgEmu(Sampler):
                     given=given,
                     settings=settings,
                     model_hash=lambda: self.hash,
+                    findings=self.findings,
                 )
             )
         return out
@@ -322,6 +324,7 @@ def load(path: str | os.PathLike, tokenizer: str | os.PathLike | None = None, qu
     names = ("params", "config", "layout", "vocabulary", "tokenizer", "stops")
     name = f"{Path(path).name}@{parts['hash'][:12]}"
     rest = {"policy": parts.get("policy", Sampling()), "slack": parts.get("slack", 0.0), "name": name}
+    rest["findings"] = parts.get("findings", PHANTOM)
     return ProgEmu(**{key: parts.get(key) for key in names}, **rest)
 
 
@@ -357,6 +360,7 @@ def _load_parts(path: Path, only: str | None = None) -> dict[str, Any]:
                 "stops": tuple(config["stops"]) if config.get("stops") else None,
                 "slack": Reader(folder / "export.json", config).number("slack", 0.0),
                 "hash": str(config["hash"]),
+                "findings": findings_file.read(folder),
             }
     return parts
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from progemu_jax.errors import PromptWarning, UserError
-from progemu_jax.text.understood import KNOWN, understood
+from progemu_jax.text.findings import PHANTOM, Finding
+from progemu_jax.text.understood import known, understood
 
 LONGEST_PROMPT = 10_000  # characters; the model's own limit, in tokens, is lower and checked by `sequence`
 MOST_SAMPLES = 1024
@@ -48,14 +49,15 @@ def prompt(text: Any, *, empty: bool = False) -> str:
     return text.lower() if text.isupper() else text
 
 
-def warn_unread(text: str) -> None:
+def warn_unread(text: str, findings: tuple[Finding, ...] = PHANTOM) -> None:
     """A `PromptWarning` where the rules understood nothing of a prompt, or it names a finding of no model's training.
 
-    For the person who calls the caller of this. Nothing else depends on it.
+    For the person who calls the caller of this. Nothing else depends on it. findings: of the model's cohort.
     """
-    found = understood(text)
+    found = understood(text, findings)
     if found.warning and (found.unknown or not found.read):
-        remedy = f"Ask for {', '.join(KNOWN[:-1])} or {KNOWN[-1]}."
+        names = known(findings)
+        remedy = f"Ask for {', '.join(names[:-1])} or {names[-1]}."
         warnings.warn(f"prompt {text[:60]!r}: {found.warning} {remedy}", PromptWarning, stacklevel=3)
 
 

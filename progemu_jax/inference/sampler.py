@@ -26,6 +26,7 @@ from progemu_jax.sampling.generate import generate, prepare
 from progemu_jax.sampling.policy import Sampling
 from progemu_jax.sampling.prompts import pad_prompts
 from progemu_jax.text import sequence
+from progemu_jax.text.findings import PHANTOM, Finding
 from progemu_jax.text.sequence import Layout
 from progemu_jax.text.vocabulary import TEXT_FILE, VISION_FILE, Vocabulary
 
@@ -40,8 +41,9 @@ class Sampler:
     """Tokenizer, transformer and vocabulary, and what they do with a batch of cases.
 
     A part that the folder did not hold is None, and what needs it is a UserError. `stops`: ids that end a text
-    (None: EOS). `slack`: how far the follow-ups that it learnt from lean to their priors (`Tokenizer.tokenize`). The
-    parameters as decoding reads them are made for the first request and kept (`prepared`).
+    (None: EOS). `slack`: how far the follow-ups that it learnt from lean to their priors (`Tokenizer.tokenize`).
+    `findings`: of the cohort that it was trained on. The parameters as decoding reads them are made for the first
+    request and kept (`prepared`).
     """
 
     def __init__(
@@ -55,10 +57,11 @@ class Sampler:
         name: str,
         stops: tuple[int, ...] | None = None,
         slack: float = 0.0,
+        findings: tuple[Finding, ...] = PHANTOM,
     ):
         self.params, self.config, self.layout = params, config, layout
         self.vocabulary, self.tokenizer, self.policy, self.name = vocabulary, tokenizer, policy, name
-        self.slack = slack
+        self.slack, self.findings = slack, findings
         self.grammar = vocabulary and Grammar.of(vocabulary, stops)
         self.mesh: jax.sharding.Mesh | None = None
         self._prepared: tuple[Any, tuple[Any, TransformerConfig]] | None = None  # of which parameters, and what

@@ -17,13 +17,15 @@ from progemu_jax.data import batches
 from progemu_jax.data.answers import Answers
 from progemu_jax.devices import hosts
 from progemu_jax.errors import UserError
+from progemu_jax.files import findings as findings_file
 from progemu_jax.files import records
 from progemu_jax.files.predictions import Case, Prediction, merge_predictions, write_predictions
 from progemu_jax.files.settings import to_dict
 from progemu_jax.inference.counterfactual import CounterfactualModel
 from progemu_jax.text.controls import contradicting_change, contradicting_prompt, contradicting_sentence
 from progemu_jax.text.findings import NO_CHANGE
-from progemu_jax.text.restate import Change, changes_of
+from progemu_jax.text.prompt_changes import changes_of
+from progemu_jax.text.restate import Change
 
 CONTROLS = ("shuffled-prompts", "contradicting-prompts", "null-prompt")  # of every system
 ANSWERS = "{}-answers"  # predictions folder of the rendered true answers to a control's prompts
@@ -79,6 +81,8 @@ def predict_systems(
     """
     c = config.sample
     common = {"batch_size": c.batch_size, "seed": c.seed, "checkpoint": model.name, "model": model.hash}
+    findings = findings_file.read(workdir / "data/references")
+    common["findings"] = findings
     answers = Answers.of_run(workdir, config.data.image_size) if set(c.systems) & {own, *CONTROLS} else None
 
     def predict(cases: list[Case]) -> list[Prediction]:
@@ -92,7 +96,7 @@ def predict_systems(
         if name in CONTROLS:
             asked, changes = control_prompts(name, config, workdir, examples, prompts, model.check)
         elif name == own:
-            changes = [changes_of(prompt) for prompt in prompts]
+            changes = [changes_of(prompt, findings=findings) for prompt in prompts]
             changes = None if None in changes else changes
         prior = (priors or {}).get(name)
         cases = [
@@ -168,6 +172,7 @@ def contradictions(
     Raises UserError for a pair that has no reference.
     """
     asked, priors = {}, {e["pair_id"]: e["prior"] for e in examples}
+    findings = findings_file.read(workdir / "data/references")
 
     def fits(pair_id: str, text: str) -> bool:
         try:
@@ -181,9 +186,12 @@ def contradictions(
             continue
         course = (row.get("states_before"), row.get("states_after"), row["prompt"], row["pair_id"])
         if check:
-            asked[row["pair_id"]] = contradicting_sentence(*course, fits=partial(fits, row["pair_id"]))
+            asked[row["pair_id"]] = contradicting_sentence(
+                *course, fits=partial(fits, row["pair_id"]), findings=findings
+            )
         else:  # such a prompt names no grade
-            asked[row["pair_id"]] = contradicting_prompt(*course), replace(contradicting_change(*course), grade=None)
+            change = replace(contradicting_change(*course, findings), grade=None)
+            asked[row["pair_id"]] = contradicting_prompt(*course, findings), change
     lost = [e["pair_id"] for e in examples if e["pair_id"] not in asked]
     if lost:
         raise UserError(

@@ -22,8 +22,9 @@ from progemu_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from progemu_jax.models.noise_schedule import Schedule
 from progemu_jax.models.text_encoder import TextEncoder, TextEncoderConfig
 from progemu_jax.models.unet import UNet, UNetConfig
-from progemu_jax.text import restate
 from progemu_jax.text.controls import DUMMY_PRIOR
+from progemu_jax.text.findings import PHANTOM, Finding
+from progemu_jax.text.prompt_changes import restated
 from progemu_jax.text.text_tokenizers import TextTokenizer
 from progemu_jax.training import optim
 from progemu_jax.training.loop import TrainConfig
@@ -42,7 +43,7 @@ class DiffusionConfig:
       crop: reach of the random crop, as a share of the side; a pair moves as one. The paper also flips left and
         right, which makes every side in the text wrong: there is no flip here.
       schedule: of the noise.
-      restate: share of the pairs' training prompts that are told in other words (`text.restate.restated`); 0: as the
+      restate: share of the pairs' training prompts that are told in other words (`prompt_changes.restated`); 0: as the
         shards have them. Of "description" alone: an impression is no prompt.
     """
 
@@ -67,11 +68,17 @@ class DiffusionConfig:
 
 
 def packer(
-    task: DiffusionConfig, tokenizer: TextTokenizer, length: int, text_of: Callable[[dict], str], train: bool
+    task: DiffusionConfig,
+    tokenizer: TextTokenizer,
+    length: int,
+    text_of: Callable[[dict], str],
+    train: bool,
+    findings: tuple[Finding, ...] = PHANTOM,
 ) -> Callable[[dict[str, Any], np.random.Generator], dict[str, np.ndarray]]:
     """Example of a shard -> {prior, image uint8 [S, S]; tokens int32, mask bool [length]}.
 
-    A single image (no key "followup") gets the constant-128 prior. text_of: the prompt of an example.
+    A single image (no key "followup") gets the constant-128 prior. text_of: the prompt of an example. findings:
+    of the cohort.
     """
 
     def transform(example: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -82,7 +89,7 @@ def packer(
             both = shifted(both, rng, max(1, int(image.shape[0] * task.crop)))
         text = text_of(example)
         if train and task.restate and task.prompt == "description" and "followup" in example:
-            text = restate.restated(text, rng, task.restate, example.get("interpretation", ""))
+            text = restated(text, rng, task.restate, example.get("interpretation", ""), findings=findings)
         tokens, mask = tokenizer([text], length)
         return {"prior": both[0], "image": both[1], "tokens": tokens[0], "mask": mask[0]}
 

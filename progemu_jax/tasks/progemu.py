@@ -20,9 +20,10 @@ from progemu_jax.models.transformer import Transformer, TransformerConfig
 from progemu_jax.tasks import lora
 from progemu_jax.tasks.lora import TuneConfig
 from progemu_jax.tasks.reading import ReadingConfig, changed_tokens
-from progemu_jax.text import restate, rules, sequence
-from progemu_jax.text.findings import NO_CHANGE
+from progemu_jax.text import rules, sequence
+from progemu_jax.text.findings import NO_CHANGE, PHANTOM, Finding
 from progemu_jax.text.plain import statements
+from progemu_jax.text.prompt_changes import restated
 from progemu_jax.text.sequence import Kind, Layout
 from progemu_jax.text.vocabulary import Vocabulary
 from progemu_jax.training import optim
@@ -52,7 +53,7 @@ class ProgEmuConfig:
       init_from_codebook: embeddings of visual tokens start as a projection of the tokenizer's code vectors and of
         their squared norms, so that codes that look alike start alike.
       loss_chunk: tokens of each row that go through the head at a time (`kernels.head_loss`).
-      restate: share of training prompts that are told in other words (`text.restate.restated`); 0: as the shards
+      restate: share of training prompts that are told in other words (`text.prompt_changes.restated`); 0: as the shards
         have them.
       word_dropout: BPE-dropout of training prompts (`Vocabulary.encode`).
       dictionary: share of the rows of words alone that say what a word means (`tasks.words`).
@@ -101,13 +102,14 @@ def packer(
     codebook: np.ndarray,
     train: bool,
     reading: ReadingConfig | None = None,
+    findings: tuple[Finding, ...] = PHANTOM,
 ) -> Callable[[dict[str, Any], np.random.Generator], dict[str, np.ndarray]]:
     """Example of a token shard -> packed row with its loss `weights` f32 [length]; augmented when `train`.
 
     An example whose interpretation is None teaches the image alone.
 
     codebook: f32 [Q, E] code vectors, for the distances of `changed_weight`. reading: rows without a prompt have a
-    structured report as text (`tasks.reading`).
+    structured report as text (`tasks.reading`). findings: of the cohort.
     """
     codebook = np.asarray(codebook, np.float32)
     apart = 2 * codebook.var(0).sum()  # mean squared distance of two random codes
@@ -131,8 +133,14 @@ def packer(
         reads = bool(task.read) and rng.random() < task.read
         null, empty = rng.random() < task.null_prompt, rng.random() < task.empty_prompt
         if task.restate:
-            prompt = restate.restated(
-                prompt, rng, task.restate, text, fits=lambda new: fits(new, text), complete=task.complete
+            prompt = restated(
+                prompt,
+                rng,
+                task.restate,
+                text,
+                fits=lambda new: fits(new, text),
+                complete=task.complete,
+                findings=findings,
             )
         prompt = rules.augment(prompt, rng, task.shuffle_sentences, 0.0)
         text = rules.augment(text, rng, task.shuffle_sentences, task.drop_negative)
@@ -140,7 +148,7 @@ def packer(
 
     def structured(text: str) -> tuple[str, np.ndarray | None]:
         """The text of a row without a prompt, and what tells a change in it."""
-        said = statements(text) if reading else None
+        said = statements(text, findings) if reading else None
         told = " ".join(part for part, _ in said or ())
         return (told, changed_tokens(vocab, said)) if said and room(told) >= 0 else (text, None)
 
@@ -161,7 +169,7 @@ def packer(
         elif change is not None:
             row["weights"][row["kinds"] == Kind.TEXT] += reading.changed_weight * change
         elif task.omitted_weight:
-            told = omitted_tokens(vocab, example["prompt"], text)
+            told = omitted_tokens(vocab, example["prompt"], text, findings)
             row["weights"][row["kinds"] == Kind.TEXT] += task.omitted_weight * told
         if reads:
             row["weights"][(row["kinds"] != Kind.TEXT) & (row["kinds"] != Kind.EOS)] = 0
@@ -174,19 +182,19 @@ def packer(
     return transform
 
 
-def omitted_tokens(vocab: Vocabulary, prompt: str, text: str) -> np.ndarray:
+def omitted_tokens(vocab: Vocabulary, prompt: str, text: str, findings: tuple[Finding, ...] = PHANTOM) -> np.ndarray:
     """Which tokens of a text stand in a sentence on a finding that the prompt does not name: f32 of 0 and 1."""
     out: list[np.ndarray] = []
-    for number, (sentence, omitted) in enumerate(_omitted_sentences(prompt, text)):
+    for number, (sentence, omitted) in enumerate(_omitted_sentences(prompt, text, findings)):
         out.append(np.full(len(vocab.encode(f" {sentence}" if number else sentence)), omitted, np.float32))
     told, tokens = np.concatenate(out) if out else np.zeros(0, np.float32), len(vocab.encode(text))
     return np.pad(told, (0, max(0, tokens - len(told))))[:tokens]
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def _omitted_sentences(prompt: str, text: str) -> tuple[tuple[str, bool], ...]:
-    named = {m.finding for m in rules.mentions(prompt)}
-    return tuple((s, any(m.finding not in named for m in rules.mentions(s))) for s in rules.sentences(text))
+def _omitted_sentences(prompt: str, text: str, findings: tuple[Finding, ...]) -> tuple[tuple[str, bool], ...]:
+    named = {m.finding for m in rules.mentions(prompt, findings)}
+    return tuple((s, any(m.finding not in named for m in rules.mentions(s, findings))) for s in rules.sentences(text))
 
 
 def soft_codes(codebook: np.ndarray, soften: float, start: int) -> SoftCodes:

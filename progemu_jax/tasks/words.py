@@ -22,7 +22,7 @@ from progemu_jax.tasks.embeddings import first_projection, word_embeddings
 from progemu_jax.tasks.progemu import ProgEmuConfig, ProgEmuTask
 from progemu_jax.tasks.word_vectors import WordVectors
 from progemu_jax.text import restate, sequence
-from progemu_jax.text.findings import FINDINGS, GRADES
+from progemu_jax.text.findings import GRADES, PHANTOM, Finding, has_place
 from progemu_jax.text.plain import plain
 from progemu_jax.text.restate import Change
 from progemu_jax.text.sequence import Kind, Layout
@@ -54,14 +54,14 @@ class Draws(Sequence):
         return {"held_out": range(self.number)[index] >= 0 and self.held_out}
 
 
-def drawn_changes(rng: np.random.Generator) -> list[Change]:
+def drawn_changes(rng: np.random.Generator, findings: tuple[Finding, ...] = PHANTOM) -> list[Change]:
     """Up to three changes of findings, each direction, side and grade as often as another."""
     out = []
-    for finding in rng.permutation(len(FINDINGS))[: rng.choice(len(_COUNTS), p=_COUNTS)]:
-        name, direction = FINDINGS[finding], _DIRECTIONS[rng.integers(len(_DIRECTIONS))]
+    for finding in rng.permutation(len(findings))[: rng.choice(len(_COUNTS), p=_COUNTS)]:
+        name, direction = findings[finding].name, _DIRECTIONS[rng.integers(len(_DIRECTIONS))]
         graded = direction != "resolved" and rng.random() < 0.4
         side = zone = None
-        if name in ("atelectasis", "consolidation"):
+        if has_place(name):
             side = (None, None, "left", "right", "both")[rng.integers(5)]
             zone = (None, None, *restate.ZONES)[rng.integers(5)] if side in ("left", "right") else None
         out.append(Change(name, direction, GRADES[rng.integers(len(GRADES))] if graded else None, side, zone))
@@ -102,7 +102,7 @@ def row_length(task: ProgEmuConfig) -> int:
 
 
 def packer(
-    vocab: Vocabulary, layout: Layout, task: ProgEmuConfig
+    vocab: Vocabulary, layout: Layout, task: ProgEmuConfig, findings: tuple[Finding, ...] = PHANTOM
 ) -> Callable[[dict[str, Any], np.random.Generator], dict[str, np.ndarray]]:
     """Item of `Draws` -> row for `ProgEmuTask`: training wordings with slips, or held-out ones."""
     length = row_length(task)
@@ -116,12 +116,14 @@ def packer(
             if task.dictionary and not held_out and rng.random() < task.dictionary:
                 word, near = looked_up(rng)
                 return vocab.encode(word, rng, task.word_dropout), vocab.encode(near)
-            changes = drawn_changes(rng)
+            changes = drawn_changes(rng, findings)
             if held_out:
-                words = vocab.encode(restate.restate(changes, rng, "held-out"))
+                words = vocab.encode(restate.restate(changes, rng, "held-out", findings=findings))
             else:
-                words = vocab.encode(restate.restate(changes, rng, noise=0.05, asides=0.1), rng, task.word_dropout)
-            answer = vocab.encode(plain(changes))
+                words = vocab.encode(
+                    restate.restate(changes, rng, noise=0.05, asides=0.1, findings=findings), rng, task.word_dropout
+                )
+            answer = vocab.encode(plain(changes, findings))
             if max(len(words), len(answer)) <= task.prompt_budget:
                 return words, answer
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from progemu_jax.text.findings import FINDINGS, GRADES, PRESENT
+from progemu_jax.text.findings import GRADES, PHANTOM, PRESENT, Finding, names
 from progemu_jax.text.restate import HELD, Change, restate
 from progemu_jax.text.rules import LARGE, MODERATE, changes
 
@@ -29,26 +29,31 @@ def mean_image(images: Iterable[np.ndarray]) -> np.ndarray:
     return np.round(total / count).astype(np.uint8)
 
 
-def contradicting_prompt(before: dict | None, after: dict | None, prompt: str, key: str) -> str:
+def contradicting_prompt(
+    before: dict | None, after: dict | None, prompt: str, key: str, findings: tuple[Finding, ...] = PHANTOM
+) -> str:
     """A possible course of the same prior that is the opposite of the real one, in a prompt of one sentence.
 
     Args:
-      before, after: finding of FINDINGS -> severity, as in the references; a finding left out is unknown.
+      before, after: name of a finding -> severity, as in the references; a finding left out is unknown.
       prompt: the real prompt; used for findings whose states are unknown.
       key: case id; where several findings could be contradicted, it decides which one.
+      findings: of the cohort.
 
     A finding that got better or went away gets worse; one that got worse or stayed resolves; where the prior shows
     none, one appears that really stayed away.
     """
-    word, finding = _contradiction(before or {}, after or {}, prompt, key)
+    word, finding = _contradiction(before or {}, after or {}, prompt, key, findings)
     return f"{word} {finding}."
 
 
-def contradicting_change(before: dict | None, after: dict | None, prompt: str, key: str) -> Change:
+def contradicting_change(
+    before: dict | None, after: dict | None, prompt: str, key: str, findings: tuple[Finding, ...] = PHANTOM
+) -> Change:
     """The course of `contradicting_prompt` with a grade: a new finding has one by the key, one that gets worse the
     next above what it was, where that is known and not severe already. Arguments as there."""
     before = before or {}
-    word, finding = _contradiction(before, after or {}, prompt, key)
+    word, finding = _contradiction(before, after or {}, prompt, key, findings)
     direction = {"Worsening": "worse", "Resolved": "resolved", "New": "new"}[word]
     grade = None
     if direction == "new":
@@ -66,6 +71,7 @@ def contradicting_sentence(
     part: str = "train",
     held: Collection[str] = HELD,
     fits: Callable[[str], bool] = lambda text: True,
+    findings: tuple[Finding, ...] = PHANTOM,
 ) -> tuple[str, Change]:
     """A sentence in free language and the change that it says, the same for the same key; part, held: see `restate`.
 
@@ -73,19 +79,19 @@ def contradicting_sentence(
     read in it, and that fit (short enough for a model). After 32 that do not, it is `contradicting_prompt`.
     """
     rng = np.random.default_rng(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big"))
-    change = contradicting_change(before, after, prompt, key)
+    change = contradicting_change(before, after, prompt, key, findings)
     known = {f: v >= PRESENT for f, v in (before or {}).items() if v is not None}
     said = {change.finding: -1 if change.direction == "resolved" else 1}
     for _ in range(32):
-        text = restate([change], rng, part, held=held)
-        if {f: sign for f, sign in changes(text, known).items() if sign} == said and fits(text):
+        text = restate([change], rng, part, held=held, findings=findings)
+        if {f: sign for f, sign in changes(text, known, findings).items() if sign} == said and fits(text):
             return text, change
-    return contradicting_prompt(before, after, prompt, key), replace(change, grade=None)
+    return contradicting_prompt(before, after, prompt, key, findings), replace(change, grade=None)
 
 
-def _contradiction(before: dict, after: dict, prompt: str, key: str) -> tuple[str, str]:
+def _contradiction(before: dict, after: dict, prompt: str, key: str, findings: tuple) -> tuple[str, str]:
     """("Worsening", "Resolved" or "New", finding)."""
-    known = [f for f in FINDINGS if before.get(f) is not None and after.get(f) is not None]
+    known = [f for f in names(findings) if before.get(f) is not None and after.get(f) is not None]
     there = [f for f in known if before[f] >= PRESENT]
     better = [f for f in there if after[f] <= before[f] - PRESENT]
     absent = [f for f in known if before[f] < PRESENT and after[f] < PRESENT]
@@ -95,13 +101,13 @@ def _contradiction(before: dict, after: dict, prompt: str, key: str) -> tuple[st
         return "Resolved", _pick(there, key)
     if absent:
         return "New", _pick(absent, key)
-    said = changes(prompt)
+    said = changes(prompt, findings=findings)
     moved = [f for f in said if said[f]]
     if not moved:
-        return "New", _pick(FINDINGS, key)
+        return "New", _pick(names(findings), key)
     finding = _pick(moved, key)
     return ("Resolved" if said[finding] > 0 else "Worsening"), finding
 
 
-def _pick(names, key):
-    return names[sum(key.encode()) % len(names)]
+def _pick(options, key):
+    return options[sum(key.encode()) % len(options)]

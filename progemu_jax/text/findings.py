@@ -93,12 +93,17 @@ def label_columns(findings: tuple[Finding, ...]) -> tuple[str, ...]:
     return CHEXPERT if findings == PHANTOM else tuple(dict.fromkeys(f.label for f in findings))
 
 
-_EVERYWHERE = ("cardiomegaly", "pulmonary edema")
+_EVERYWHERE = (
+    "cardiomegaly", "pulmonary edema", "enlarged cardiomediastinum", "hiatal hernia", "COPD signs", "aortic elongation",
+    "aortic atheromatosis", "scoliosis", "kyphosis", "support devices",
+)  # fmt: skip
 
 
 def has_place(name: str) -> bool:
-    """Whether texts say where in the chest the finding of this name is: not of one that has its side in its name, nor
-    of the heart's size or edema."""
+    """Whether texts say where in the chest the finding of this name is.
+
+    Not of one that has its side in its name, nor of what is in one place or in all: the heart's size, edema.
+    """
     return name not in _EVERYWHERE and name.split(" ")[0] not in SIDES
 
 

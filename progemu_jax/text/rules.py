@@ -125,12 +125,8 @@ def spoken_of(mention: Mention, findings: Findings) -> Findings:
 
 def _columns(mention: Mention, findings: Findings) -> list[str]:
     """Names of the findings that a mention speaks of; [] when its side is needed and open."""
-    found = spoken_of(mention, findings)
-    if mention.side == "both" or mention.plural or mention.present is False:
-        sides = {"left", "right", None} if mention.side not in ("left", "right") else {mention.side, None}
-    else:
-        sides = {mention.side, None}
-    return [f.name for f in found if f.side in sides]
+    every = mention.side == "both" or (mention.side is None and (mention.plural or mention.present is False))
+    return [f.name for f in spoken_of(mention, findings) if every or f.side in (mention.side, None)]
 
 
 def _states(found: list[Mention], findings: Findings) -> dict[str, bool]:

@@ -160,7 +160,7 @@ TERMS: list[tuple[Term, str]] = [
     (Term("Lung Opacity", "plain"), rf"(?:{_OPACITY})|infiltrat(?:es?|ions?)|haziness|haze"),
     (
         Term(None, "other"),
-        r"lung volumes?|inspirat(?:ion|ory effort|ory)|aeration|ventilation|mediastin(?:um"
+        r"lung volumes?(?! loss)|inspirat(?:ion|ory effort|ory)|aeration|ventilation|mediastin(?:um"
         r"|al(?: contours?| silhouette)?)|hil(?:um|a|ar(?: contours?)?)|aort(?:a|ic(?: knob| arch"
         r"| calcifications?)?)|hemi-?diaphragms?|diaphragms?|(?:osseous|bony|skeletal)(?: structures"
         r"| abnormalit(?:y|ies))?|spine|scoliosis|ribs?|trachea|scar(?:ring)?|hernia|emphysema|copd"

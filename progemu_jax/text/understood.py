@@ -8,16 +8,13 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 
 from progemu_jax.text import lexicon, rules
-from progemu_jax.text.findings import CHEXPERT_OF, FINDINGS
+from progemu_jax.text.findings import PHANTOM, Finding
 from progemu_jax.text.parse import Mention
+from progemu_jax.text.terms import further, read_as
 
 _NEAR = {"Pneumonia": "consolidation", "Lung Opacity": "consolidation"}
-_BARE = {name: name.partition(" ")[2] if name in FINDINGS[:4] else name for name in FINDINGS}
-KNOWN = tuple(dict.fromkeys(_BARE.values()))
-"""What a prompt can ask for: the findings that models are trained on, without sides."""
 MOST_READ, MOST_REST = 16, 200
 """Statements, and characters of the rest, that `Understood.summary` keeps."""
-_OF = {observation: _BARE[name] for name, observation in CHEXPERT_OF.items()}
 
 # Findings that no model of this project is trained on: what to call them, and the words for them.
 _OTHERS = {
@@ -102,27 +99,39 @@ class Understood:
         return replace(self, read=self.read[:MOST_READ], rest=self.rest[:MOST_REST]).to_dict()
 
 
-def understood(prompt: str) -> Understood:
+def known(findings: tuple[Finding, ...] = PHANTOM) -> tuple[str, ...]:
+    """What a prompt can ask a model for: the findings that it was trained on, without sides."""
+    return tuple(dict.fromkeys(f.noun for f in findings))
+
+
+def understood(prompt: str, findings: tuple[Finding, ...] = PHANTOM) -> Understood:
     """Reads a prompt by the rules (`rules.mentions`). A report is read as well, but its warning means little.
+
+    findings: of the cohort that the model was trained on.
 
     The warning tells, in this order: a finding that no model was trained on, two statements that contradict each
     other, a side that is missing where it is needed, nothing understood. An empty prompt has none.
     """
     read: dict[Read, None] = {}  # each once, in order
     for sentence in rules.sentences(prompt):
-        found = [r for mention in rules.mentions(sentence) if (r := _read(mention)) is not None]
+        found = [r for mention in rules.mentions(sentence, findings) if (r := _read(mention, findings))]
         if not found and rules.says_no_change(sentence):
             found = [Read("", None, None, None, "same")]
         read |= dict.fromkeys(found)
-    named = _OTHER.finditer(_CAUSE.sub(" ", prompt))
+    own = {read_as(f) for f in findings}
+    named = [
+        m for m in _OTHER.finditer(_CAUSE.sub(" ", prompt))
+        if not any(a.kind == "TERM" and a.value.finding in own for a in lexicon.atoms(m.group(), further(findings)))
+    ]  # fmt: skip
     unknown = tuple(dict.fromkeys(list(_OTHERS)[int(m.lastgroup[1:])] for m in named))
-    warning = _warning(prompt, read, unknown)
-    return Understood(tuple(read), _rest(prompt), unknown, warning)
+    sided = {f.noun for f in findings if f.side}
+    return Understood(tuple(read), _rest(prompt, findings), unknown, _warning(prompt, read, unknown, sided))
 
 
-def _read(mention: Mention) -> Read | None:
-    finding = _OF.get(mention.finding) or _NEAR.get(mention.finding)
-    if finding is None:
+def _read(mention: Mention, findings: tuple[Finding, ...]) -> Read | None:
+    found = rules.spoken_of(mention, findings)
+    finding = found[0].noun if found else _NEAR.get(mention.finding)
+    if finding not in known(findings):
         return None
     side = "both" if mention.side is None and mention.plural else mention.side
     return Read(finding, side, mention.zone, *grade_and_direction(mention))
@@ -135,7 +144,7 @@ def grade_and_direction(mention: Mention) -> tuple[str | None, str]:
     return rules.grade_of(mention.severity), mention.direction
 
 
-def _warning(prompt: str, read: Collection[Read], unknown: tuple[str, ...]) -> str | None:
+def _warning(prompt: str, read: Collection[Read], unknown: tuple[str, ...], sided: set[str]) -> str | None:
     if not prompt.strip():
         return None
     if unknown:
@@ -150,19 +159,19 @@ def _warning(prompt: str, read: Collection[Read], unknown: tuple[str, ...]) -> s
         return f"The prompt says different things of {torn[0]}: the rules cannot tell which one is meant."
     if not read:
         return "The rules understood nothing of this prompt: the image may show anything."
-    sided = [r.finding for r in read if r.finding in ("pleural effusion", "pneumothorax") and not r.side]
-    sided = [
-        f for f in sided if any(r.finding == f and r.direction not in ("absent", "resolved", "same") for r in read)
+    open_side = [r.finding for r in read if r.finding in sided and not r.side]
+    open_side = [
+        f for f in open_side if any(r.finding == f and r.direction not in ("absent", "resolved", "same") for r in read)
     ]
-    if sided:
-        return f"The prompt does not say on which side the {sided[0]} is: the model chooses one."
+    if open_side:
+        return f"The prompt does not say on which side the {open_side[0]} is: the model chooses one."
     return None
 
 
-def _rest(prompt: str) -> str:
+def _rest(prompt: str, findings: tuple[Finding, ...]) -> str:
     words = []
     for sentence in rules.sentences(prompt):
-        for atom in lexicon.atoms(sentence):
+        for atom in lexicon.atoms(sentence, further(findings)):
             if atom.kind == "WORD" and atom.text.strip("'.-_") not in _IDLE and not atom.text.isdigit():
                 words.append(atom.text)
     return " ".join(words)

@@ -16,6 +16,7 @@ One line a form, common ones first. A line reads `[*] [letter] form [| form for 
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 
@@ -236,6 +237,79 @@ CONSOLIDATION = _nouns("""
     k pneumonic change
 """)
 
+PNEUMONIA = _nouns("""
+    k pneumonia
+    k a pneumonia | pneumonias
+    * k a lung infection | lung infections ~degree
+    k an infectious process | infectious processes
+    k bronchopneumonia
+""")
+
+INFILTRATION = _nouns("""
+    k an infiltrate | infiltrates
+    k infiltration
+    k a pulmonary infiltrate | pulmonary infiltrates
+    * k a lung infiltrate | lung infiltrates
+    k infiltration of {w}
+""")
+
+MASS = _nouns("""
+    s a mass | masses ~size
+    s a lung mass | lung masses ~size
+    s a pulmonary mass | pulmonary masses ~size
+    * s a mass lesion | mass lesions ~size
+    s a mass in {w} ~size
+""")
+
+NODULE = _nouns("""
+    s a nodule | nodules ~size
+    s a pulmonary nodule | pulmonary nodules ~size
+    s a lung nodule | lung nodules ~size
+    * s a nodular opacity | nodular opacities ~size
+    s a nodule in {w} ~size
+""")
+
+EMPHYSEMA = _nouns("""
+    s emphysema
+    s pulmonary emphysema
+    s pl emphysematous changes
+    * s pl emphysematous changes of the lung
+    s an emphysematous change | emphysematous changes
+""")
+
+FIBROSIS = _nouns("""
+    s pulmonary fibrosis
+    s fibrosis
+    s pl fibrotic changes
+    * s interstitial fibrosis
+    s lung fibrosis
+""")
+
+THICKENING = _nouns("""
+    s pleural thickening
+    s thickening of the pleura
+    * s a pleural thickening | pleural thickenings
+""")
+
+HERNIA = _nouns("""
+    s a hiatal hernia | hiatal hernias ~size
+    s a hernia | hernias ~size
+    * s a hiatus hernia | hiatus hernias ~size
+""")
+
+OPACITY = _nouns("""
+    k a lung opacity | lung opacities
+    k an opacity | opacities
+    k opacification of {w}
+    * k a hazy opacity | hazy opacities
+""")
+
+LESION = _nouns("""
+    s a lung lesion | lung lesions ~size
+    s a pulmonary lesion | pulmonary lesions ~size
+    * s a lesion of the lung | lesion of the lungs ~size
+""")
+
 NOUNS = {
     "pleural effusion": EFFUSION,
     "pneumothorax": PNEUMOTHORAX,
@@ -244,7 +318,32 @@ NOUNS = {
     "atelectasis": ATELECTASIS,
     "consolidation": CONSOLIDATION,
 }
-"""Finding without its side -> its forms."""
+"""Finding of the phantom, without its side -> its forms."""
+FURTHER = {
+    "pneumonia": PNEUMONIA,
+    "infiltration": INFILTRATION,
+    "infiltrates": INFILTRATION,
+    "mass": MASS,
+    "nodule": NODULE,
+    "emphysema": EMPHYSEMA,
+    "pulmonary fibrosis": FIBROSIS,
+    "pleural thickening": THICKENING,
+    "hiatal hernia": HERNIA,
+    "lung opacity": OPACITY,
+    "lung lesion": LESION,
+}
+"""The same of findings that other cohorts have."""
+
+
+@functools.cache
+def of(noun: str) -> tuple[Noun, ...]:
+    """The forms of a finding without its side; one that no table has is said by its name alone."""
+    for table in (NOUNS, FURTHER):
+        if noun in table:
+            return table[noun]
+    number = "plural" if noun.endswith("s") and not noun.endswith(("is", "us", "ss")) else "mass"
+    return tuple(Noun(noun, "", number, "s", "degree", held, ()) for held in (False, True))
+
 
 # Where a sided finding is; `{n}` is the noun.
 SIDES = {

@@ -14,7 +14,8 @@ from progemu_jax.tasks.word_vectors import WordVectors
 from progemu_jax.text import restate, sequence, vocabulary, wording_frames, wording_nouns, wordings
 from progemu_jax.text.findings import FINDINGS, NO_CHANGE
 from progemu_jax.text.plain import plain
-from progemu_jax.text.restate import Change, changes_of
+from progemu_jax.text.prompt_changes import changes_of
+from progemu_jax.text.restate import Change
 from progemu_jax.text.sequence import Kind, Layout
 from progemu_jax.training.loop import TrainConfig
 
@@ -101,7 +102,7 @@ def test_sentences_of_a_row_see_themselves_alone(vocab):
 
 def test_held_out_rows_have_nothing_of_training_and_training_nothing_held_out(vocab, monkeypatch):
     change = Change("left pneumothorax", "worse")
-    monkeypatch.setattr(words, "drawn_changes", lambda rng: [change])
+    monkeypatch.setattr(words, "drawn_changes", lambda rng, findings: [change])
     verbs = {form for f in wordings.FAMILIES["worse"] if f.held for form in wordings.surface_forms(f)}
     nouns = {form for n in wording_nouns.NOUNS["pneumothorax"] if n.held for form in (n.text, n.many) if form}
     verbs, nouns = ("|".join(re.escape(form.lower()).replace(r"\{s\}", "left") for form in f) for f in (verbs, nouns))
@@ -111,7 +112,7 @@ def test_held_out_rows_have_nothing_of_training_and_training_nothing_held_out(vo
             assert re.search(rf"\b(?:{nouns})\b", prompt.lower()), prompt
         for prompt, _ in sentences(vocab, packed(vocab, DRAWN, seed)):
             assert not re.search(rf"\b(?:{verbs}|{nouns})\b", prompt.lower()), prompt
-    monkeypatch.setattr(words, "drawn_changes", lambda rng: [])
+    monkeypatch.setattr(words, "drawn_changes", lambda rng, findings: [])
     frames = [f for f in wording_frames.NOTHING if f.startswith("* ")]
     starts = tuple(f.removeprefix("* ").split("{")[0] for f in frames)
     for prompt, answer in sentences(vocab, packed(vocab, HELD)):
@@ -184,7 +185,7 @@ def test_slips_and_asides_are_of_training_alone(vocab, monkeypatch):
     real = restate.restate
     monkeypatch.setattr(restate, "restate", lambda *a, **k: asked.append((a[2:], k)) or real(*a, **k))
     packed(vocab, HELD)
-    assert {(part, bool(k)) for part, k in asked} == {(("held-out",), False)}
+    assert {(part, frozenset(k)) for part, k in asked} == {(("held-out",), frozenset({"findings"}))}
 
 
 def test_the_projection_of_vectors_is_learnt_and_what_follows_keeps_it(vocab):

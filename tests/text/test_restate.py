@@ -14,9 +14,20 @@ from progemu_jax.data.phantom.reports import report
 from progemu_jax.data.phantom.train_radiology_vocabulary import random_change
 from progemu_jax.data.progression import progression
 from progemu_jax.errors import UserError
-from progemu_jax.text import controls, noise, restate, rules, vocabulary, wording_frames, wording_nouns, wordings
+from progemu_jax.text import (
+    controls,
+    noise,
+    prompt_changes,
+    restate,
+    rules,
+    vocabulary,
+    wording_frames,
+    wording_nouns,
+    wordings,
+)
 from progemu_jax.text.findings import FINDINGS, NO_CHANGE
-from progemu_jax.text.restate import Change, changes_of, restated
+from progemu_jax.text.prompt_changes import changes_of, restated
+from progemu_jax.text.restate import Change
 from progemu_jax.text.understood import understood
 
 FAMILIES = [f for table in wordings.FAMILIES.values() for f in table]
@@ -193,7 +204,7 @@ def test_the_same_generator_gives_the_same_words():
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"finding": "nodule", "direction": "new"},
+        {"finding": "nodule", "direction": "up"},
         {"finding": "cardiomegaly", "direction": "up"},
         {"finding": "cardiomegaly", "direction": "resolved", "grade": "mild"},
         {"finding": "cardiomegaly", "direction": "new", "zone": "upper"},
@@ -249,7 +260,7 @@ def test_restated_keeps_what_it_does_not_understand():
 
 def test_a_complete_prompt_names_every_change_of_the_interpretation(monkeypatch):
     said = []
-    monkeypatch.setattr(restate, "restate", lambda changes, *rest, **more: said.append(tuple(changes)) or "told")
+    monkeypatch.setattr(prompt_changes, "restate", lambda changes, *rest, **more: said.append(tuple(changes)) or "told")
 
     def changes(told, complete):
         said.clear()

@@ -4,7 +4,7 @@ import itertools
 import json
 
 from progemu_jax.text.findings import FINDINGS
-from progemu_jax.text.understood import KNOWN, MOST_READ, MOST_REST, understood
+from progemu_jax.text.understood import MOST_READ, MOST_REST, known, understood
 
 
 def test_a_statement_that_is_repeated_is_read_once():
@@ -27,6 +27,6 @@ def test_the_summary_is_whole_where_it_is_short_and_cut_where_it_is_long():
 
 
 def test_what_can_be_asked_for_is_read():
-    for name in KNOWN:
+    for name in known():
         assert [r.finding for r in understood(f"New left {name}.").read] == [name]
-    assert len(KNOWN) == len(FINDINGS) - 2  # two of them have two sides
+    assert len(known()) == len(FINDINGS) - 2  # two of them have two sides

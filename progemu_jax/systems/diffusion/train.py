@@ -16,6 +16,7 @@ from progemu_jax.convert import components
 from progemu_jax.convert.diffusers import folder as diffusers_folder
 from progemu_jax.data import batches
 from progemu_jax.errors import UserError
+from progemu_jax.files import findings as findings_file
 from progemu_jax.files import records
 from progemu_jax.files.predictions import Case
 from progemu_jax.files.settings import to_dict
@@ -63,6 +64,7 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
     frozen, codec, text_model, tokenizer = frozen_parts(workdir)
     text_of, length = prompt_reader(config, workdir), text_model.text_length
     null = tuple(x[0] for x in tokenizer([""], length))
+    findings = findings_file.read(shards)
     identity = {"model": c.model, "task": c.task, "codec": codec, "text_encoder": text_model}
 
     def fit_stage(name: str, train_config: TrainConfig, before: Any) -> Any:
@@ -73,7 +75,7 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
             task,
             train_config,
             (batches.examples(shards, kind, "train"), batches.examples(shards, "pairs", "validation")),
-            tuple(packer(c.task, tokenizer, length, text_of, on) for on in (True, False)),
+            tuple(packer(c.task, tokenizer, length, text_of, on, findings) for on in (True, False)),
             workdir / "train" / name,
             mesh,
             show=lambda state, cases: pictures(task.inference_params(state), cases),
@@ -106,4 +108,4 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
         "prompt": c.task.prompt,
         "hash": records.digest({**identity, "stage1": to_dict(c.stage1), "stage2": to_dict(c.stage2)}),
     }
-    export.export(params, export_config, workdir / components.IN_RUN[components.UNET])
+    export.export(params, export_config, workdir / components.IN_RUN[components.UNET], findings_file.beside(findings))

@@ -31,7 +31,6 @@ from progemu_jax.tasks import refine as preference
 from progemu_jax.tasks.embeddings import code_embeddings, first_projection, word_embeddings
 from progemu_jax.tasks.progemu import ProgEmuTask, packer
 from progemu_jax.tasks.refine import PreferenceTask
-from progemu_jax.text.findings import PHANTOM
 from progemu_jax.training.loop import TrainConfig
 
 
@@ -40,6 +39,7 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
     vocabulary, layout, model = model_parts(config)
     shards, c = workdir / "data/shards", config.progemu
     start, coder = language_start(config), load_tokenizer(workdir)
+    findings = findings_file.read(shards)
     slack = leaning(config, coder, shards)  # first: later the tokenizer may lie on a mesh, which rounds otherwise
     identity = {"model": model, "task": c.task, "layout": layout, "tune": c.tune}
     reading = c.reading if c.reading.train.steps else None
@@ -77,7 +77,7 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
         task = words.WordsTask(
             model, task, train_config, vocabulary.visual_start, codebook, c.tune, fixed, vectors=known
         )
-        pack = words.packer(vocabulary, layout, c.task)
+        pack = words.packer(vocabulary, layout, c.task, findings)
         learnt, held_out = words.Draws(1 << 20), words.Draws(words.HELD_OUT, held_out=True)
         state = fit_on_examples(
             task,
@@ -107,7 +107,10 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
                 batches.examples(shards, "tokens", split)
                 for split in ("train_single" if name == "stage1" else "train", "validation")
             ),
-            tuple(packer(vocabulary, layout, how, codebook, train=on, reading=reads) for on in (True, False)),
+            tuple(
+                packer(vocabulary, layout, how, codebook, train=on, reading=reads, findings=findings)
+                for on in (True, False)
+            ),
             workdir / "train" / name,
             mesh,
             show=lambda state, cases: pictures(merged(task.params(state)), cases),
@@ -122,7 +125,10 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
         task = PreferenceTask(
             c.refine, vocabulary, layout, model, c.task, cfg, vocabulary.visual_start, codebook, c.tune, fixed
         )
-        pack, check = (packer(vocabulary, layout, c.task, codebook, train=on, reading=reading) for on in (True, False))
+        pack, check = (
+            packer(vocabulary, layout, c.task, codebook, train=on, reading=reading, findings=findings)
+            for on in (True, False)
+        )
         pairs, held_out = (batches.examples(shards, "tokens", split) for split in ("train", "validation"))
         state = fit_on_examples(
             task,
@@ -168,9 +174,7 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
     }
     folder = workdir / components.IN_RUN[components.LANGUAGE_MODEL]
     # Always: what a later version of the package has built in may have other ids.
-    beside = {components.VOCABULARY: vocabulary.save}
-    if (of_cohort := findings_file.read(workdir / "data/shards")) != PHANTOM:
-        beside[findings_file.NAME] = lambda path: findings_file.write(path.parent, of_cohort)
+    beside = {components.VOCABULARY: vocabulary.save, **findings_file.beside(findings)}
     export.export(merged(params), export_config, folder, beside)
     if model.lora_rank:
         adapter, whole = workdir / "train/adapter", export.whole(params)

@@ -31,7 +31,7 @@ class TestText:
         assert names[4:] == [None] * 4
 
     def test_claims_are_read_from_words(self):
-        changes, states = text.claims(["New left pleural effusion. Stable cardiomegaly.", ""], findings.FINDINGS)
+        changes, states = text.claims(["New left pleural effusion. Stable cardiomegaly.", ""], findings.PHANTOM)
         np.testing.assert_array_equal(changes, np.concatenate([row(left_pleural_effusion=1), np.zeros((1, 8))]))
         assert states[0, 0] == 1
         assert states[0, findings.FINDINGS.index("cardiomegaly")] == 1
