@@ -43,7 +43,7 @@ def get_config():
                 "task": {**TASK, "length": 768, "prompt_budget": 64},
                 "words": {"steps": 50, "learning_rate": 1e-3, "optimizer": "muon", **train},
                 "stage1": {"steps": 50, "learning_rate": 1e-3, **train},
-                "stage2": {"steps": 100, "learning_rate": 1e-3, "eval_every": 100, **train},
+                "stage2": {"steps": 700, "learning_rate": 1e-3, "eval_every": 350, **train},
                 "reading": {"train": {"steps": 30, "learning_rate": 1e-3, **train}},
             },
             "scorer": {
@@ -62,7 +62,7 @@ def get_config():
                 "batch_size": 8,
                 "policy": {
                     "temperature": 0.7, "top_k": 64, "guidance": 2.0, "keep_prior": True,
-                    "text_temperature": 0.0, "max_text": 60,
+                    "text_temperature": 0.0, "max_text": 96,
                 },
             },
             "evaluate": {
