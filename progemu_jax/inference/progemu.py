@@ -110,7 +110,7 @@ class ProgEmu(Sampler):
         effusion." with small, moderate, large); prior, seed and noise are the same for all, so that what differs is the
         grade's doing. Arguments as for `counterfactual`. UserError also for a prompt without such a finding.
         """
-        prompts = {grade: rules.with_grade(request.prompt(prompt), grade) for grade in findings.GRADES}
+        prompts = {grade: rules.with_grade(request.prompt(prompt), grade, self.findings) for grade in findings.GRADES}
         if None in prompts.values():
             raise UserError(
                 "prompt: names no finding whose grade can be set; say what is new or worse, "

@@ -71,10 +71,6 @@ CHEXPERT = (
 """The 14 CheXpert observations, in the column order of `mimic-cxr-2.0.0-chexpert.csv.gz`."""
 CHEXPERT_OF = {f.name: f.label for f in PHANTOM}
 """FINDINGS name -> CheXpert observation."""
-NOUN_OF = {f.name: f.noun for f in PHANTOM}
-"""FINDINGS name -> the name without its side."""
-SIDED = tuple(dict.fromkeys(f.label for f in PHANTOM if f.side))
-"""Observations that have a side of their own in FINDINGS."""
 NO_CHANGE = "No significant change."
 """The prompt of a pair without any change; also what a system is asked when nothing shall change."""
 PRESENT = 0.15

@@ -9,7 +9,7 @@ import functools
 import re
 
 from progemu_jax.text import lexicon
-from progemu_jax.text.findings import CHEXPERT, CHEXPERT_OF, GRADES, PHANTOM, SIDED, Finding, has_place, names
+from progemu_jax.text.findings import CHEXPERT, GRADES, PHANTOM, Finding, has_place, names
 from progemu_jax.text.parse import Mention, parse
 from progemu_jax.text.terms import further, read_as
 
@@ -331,24 +331,21 @@ def grade_of(severity: float) -> str:
     return GRADES[int(severity >= MODERATE) + int(severity >= LARGE)]
 
 
-def grade_word(observation: str, grade: str) -> str:
-    """The word for a grade of GRADES: fluid and air have sizes (small, moderate, large), the others degrees."""
-    return {"mild": "small", "severe": "large"}.get(grade, grade) if observation in SIDED else grade
-
-
-def with_grade(text: str, grade: str) -> str | None:
+def with_grade(text: str, grade: str, findings: Findings = PHANTOM) -> str | None:
     """The text with every finding that it says is there, and not unchanged, at one grade of GRADES.
 
     "New left pleural effusion." becomes "New large left pleural effusion.", "Increased edema, now mild." becomes
     "Increased edema, now severe."; what is absent, resolved or unchanged keeps its words. None when the text has no
     such finding, or the rules do not read the result as that grade with everything else as before.
+    findings: of the cohort; each has its own words for the grades.
     """
-    found = mentions(text)
-    moving = [m for m in found if m.present and m.change != 0 and m.finding in CHEXPERT_OF.values()]
+    found = mentions(text, findings)
+    words = {read_as(f): f.grades[GRADES.index(grade)] for f in findings}
+    moving = [m for m in found if m.present and m.change != 0 and m.finding in words]
     if not moving:
         return None
-    graded = " ".join(_sentence_with_grade(sentence, grade) for sentence in sentences(text))
-    read = mentions(graded)
+    graded = " ".join(_sentence_with_grade(sentence, words, findings) for sentence in sentences(text))
+    read = mentions(graded, findings)
     if len(read) != len(found):
         return None
     low, high = {"mild": (0.0, MODERATE), "moderate": (MODERATE, LARGE), "severe": (LARGE, 1.01)}[grade]
@@ -365,12 +362,13 @@ def with_grade(text: str, grade: str) -> str | None:
     return graded
 
 
-def _sentence_with_grade(sentence: str, grade: str) -> str:
-    moving = {m.finding for m in mentions(sentence) if m.present and m.change != 0} & {*CHEXPERT_OF.values()}
+def _sentence_with_grade(sentence: str, words: dict[str, str], findings: Findings) -> str:
+    """words: {what a mention has for a finding: the grade's word}."""
+    moving = {m.finding for m in mentions(sentence, findings) if m.present and m.change != 0} & words.keys()
     lower = sentence.lower()
     if not moving or len(lower) != len(sentence):
         return sentence
-    found = lexicon.spans(lower)
+    found = lexicon.spans(lower, further(findings))
     terms = [i for i, (atom, _) in enumerate(found) if atom.kind == "TERM" and atom.value.finding in moving]
     edits: list[tuple[int, int, str]] = []  # start, end, text instead
     graded = set()
@@ -384,11 +382,11 @@ def _sentence_with_grade(sentence: str, grade: str) -> str:
         # "small effusion" belongs to what follows, "effusion, now small" to what stands before it.
         j = after if after is not None and "JOIN" not in between else max((k for k in named if k < i), default=after)
         if j in terms:
-            edits.append((start, end, grade_word(found[j][0].value.finding, grade)))
+            edits.append((start, end, words[found[j][0].value.finding]))
             graded.add(j)
     for j in (j for j in terms if j not in graded):
         finding, form = found[j][0].value[:2]
-        word = grade_word(finding, grade)
+        word = words[finding]
         moved = any(atom.kind == "CHANGE" and atom.value in ("up", "down") for atom, _ in found)
         if len(terms) == 1 and (moved or form not in ("plain", "many")):
             at = len(sentence.rstrip(" .!"))

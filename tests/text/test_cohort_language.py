@@ -134,3 +134,12 @@ def test_what_has_a_place():
     assert has_place("nodule")
     assert has_place("pleural effusion")
     assert not any(map(has_place, ("left pleural effusion", "cardiomegaly", "pulmonary edema", "scoliosis")))
+
+
+def test_a_grade_is_set_in_the_findings_own_words():
+    assert rules.with_grade("New nodule.", "severe", NIH) == "New large nodule."
+    assert (
+        rules.with_grade("Increased infiltration, now mild.", "moderate", NIH)
+        == "Increased infiltration, now moderate."
+    )
+    assert rules.with_grade("New nodule.", "severe") is None
