@@ -35,6 +35,9 @@ def serve():
                 connection.recv(2**20)
                 for part in parts():
                     connection.sendall(part)
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(2**16):  # closing over an unread half of the request would cut the answer off
+                    pass
 
         def accept():
             with contextlib.suppress(OSError):
