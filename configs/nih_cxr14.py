@@ -7,70 +7,26 @@ takes a cohort of labels, how well the tokenizer rebuilds held-out patients (to 
 see docs/scaling.md.
 """
 
-from ml_collections import ConfigDict
-
-from progemu_jax.configs.common import TASK, TOKENIZER, TRANSFORMER
+from progemu_jax.configs import open_cxr
 
 
 def get_config():
     """See the module."""
-    train = {"batch_size": 8, "final_learning_rate": 5e-5, "weight_decay": 0.05, "save_every": 200}
-    return ConfigDict(
-        {
-            "name": "NIH ChestX-ray14: every stage on films with labels alone",
-            "vocabulary": "radiology",
-            "data": {
-                "source": "nih_cxr14",
-                "root": "",
-                "journeys": {
-                    "pairs": "both",
-                    "views": ("PA", "AP"),
-                    "finding": False,
-                    "split": "hash",
-                    "validation": 0.15,
-                    "test": 0.25,
-                },
-                "no_change_share": 0.5,
-                "tree_size": 256,
-                "image_size": 128,
-            },
-            "tokenizer": {
-                "model": TOKENIZER,
-                "train": {"steps": 2000, "learning_rate": 1e-3, "eval_every": 1000, **train},
-            },
-            "decoder": {"train": {"steps": 300, "learning_rate": 1e-3, **train}},
-            "progemu": {
-                "model": {**TRANSFORMER, "learned_positions": 768},
-                "task": {**TASK, "length": 768, "prompt_budget": 64},
-                "words": {"steps": 50, "learning_rate": 1e-3, "optimizer": "muon", **train},
-                "stage1": {"steps": 50, "learning_rate": 1e-3, **train},
-                "stage2": {"steps": 700, "learning_rate": 1e-3, "eval_every": 350, **train},
-                "reading": {"train": {"steps": 30, "learning_rate": 1e-3, **train}},
-            },
-            "scorer": {
-                "train": {
-                    "steps": 300, "learning_rate": 1e-3, "eval_every": 100,
-                    **train, "batch_size": 32,
-                },
-            },
-            "identity": {
-                "train": {
-                    "steps": 300, "learning_rate": 1e-3, "eval_every": 100, "warmup_steps": 20,
-                    **train, "batch_size": 32,
-                },
-            },
-            "sample": {
-                "batch_size": 8,
-                "policy": {
-                    "temperature": 0.7, "top_k": 64, "guidance": 2.0, "keep_prior": True,
-                    "text_temperature": 0.0, "max_text": 96,
-                },
-            },
-            "evaluate": {
-                "caveats": (
-                    "A few hundred films: no quality bar for the edits. Labels were mined from reports by NIH and are "
-                    "right in about 90 %.",
-                ),
-            },
-        }
-    )  # fmt: skip
+    config = open_cxr.get_config()
+    config.name = "NIH ChestX-ray14: every stage on films with labels alone"
+    config.data.update(source="nih_cxr14", no_change_share=0.5, tree_size=256)
+    config.data.journeys.update(views=("PA", "AP"), split="hash")
+    del config.data.journeys.duplicates
+    config.tokenizer.train.update(steps=2000, eval_every=1000)
+    config.decoder.train.steps = 300
+    config.progemu.words.steps = config.progemu.stage1.steps = 50
+    config.progemu.stage2.update(steps=700, eval_every=350)
+    train = {**config.decoder.train, "batch_size": 32, "eval_every": 100}
+    config.scorer = {"train": train}
+    config.identity = {"train": {**train, "warmup_steps": 20}}
+    config.sample.policy.max_text = 96
+    config.evaluate.caveats = (
+        "A few hundred films: no quality bar for the edits. Labels were mined from reports by NIH and are right in "
+        "about 90 %.",
+    )
+    return config

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 
-from progemu_jax.text.findings import NO_CHANGE, SIDES, Finding
+from progemu_jax.text.findings import NO_CHANGE, SIDES, Finding, is_plural
 from progemu_jax.text.rules import LARGE, MODERATE
 
 PROMPT_WORDS, INTERPRETATION_WORDS = 12, 35
@@ -120,7 +120,7 @@ def _phrase(rng, change: Change, noun: str | None = None) -> str:
     graded, plain = _WORDS[change.kind]
     degree, noun = _degree(change), noun or change.noun
     options = graded if degree and graded else plain
-    has = "have" if noun.endswith("s") and not noun.endswith(("ss", "is", "us")) else "has"
+    has = "have" if is_plural(noun) else "has"
     text = options[rng.randrange(len(options))].format(g=degree, n=noun, has=has)
     return text[0].upper() + text[1:] + "."
 

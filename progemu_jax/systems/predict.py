@@ -80,9 +80,10 @@ def predict_systems(
     Where examples have "pixels", the prior's image, a tokenizer that paints with it gets them.
     """
     c = config.sample
-    common = {"batch_size": c.batch_size, "seed": c.seed, "checkpoint": model.name, "model": model.hash}
     findings = findings_file.read(workdir / "data/references")
-    common["findings"] = findings
+    common = {
+        "batch_size": c.batch_size, "seed": c.seed, "checkpoint": model.name, "model": model.hash, "findings": findings,
+    }  # fmt: skip
     answers = Answers.of_run(workdir, config.data.image_size) if set(c.systems) & {own, *CONTROLS} else None
 
     def predict(cases: list[Case]) -> list[Prediction]:

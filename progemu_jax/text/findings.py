@@ -100,7 +100,18 @@ def has_place(name: str) -> bool:
 
     Not of one that has its side in its name, nor of what is in one place or in all: the heart's size, edema.
     """
-    return name not in _EVERYWHERE and name.split(" ")[0] not in SIDES
+    return name not in _EVERYWHERE and side_and_noun(name)[0] is None
+
+
+def side_and_noun(name: str) -> tuple[str | None, str]:
+    """The side in a finding's name, None where it has none, and the rest."""
+    side, _, noun = name.partition(" ")
+    return (side, noun) if side in SIDES else (None, name)
+
+
+def is_plural(noun: str) -> bool:
+    """Whether a noun is of many, by its end: "support devices", not "atelectasis" or "pneumothorax"."""
+    return noun.endswith("s") and not noun.endswith(("ss", "is", "us"))
 
 
 def other_sides(findings: tuple[Finding, ...]) -> list[int]:

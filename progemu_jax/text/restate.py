@@ -20,7 +20,7 @@ from progemu_jax.text import noise as slips
 from progemu_jax.text import rules, wordings
 from progemu_jax.text import wording_frames as frames
 from progemu_jax.text import wording_nouns as nouns
-from progemu_jax.text.findings import GRADES, PHANTOM, Finding, has_place
+from progemu_jax.text.findings import GRADES, PHANTOM, Finding, has_place, side_and_noun
 from progemu_jax.text.wording_nouns import Noun
 from progemu_jax.text.wordings import DIRECTIONS, Family
 
@@ -58,8 +58,7 @@ class Change:
     @property
     def noun(self) -> str:
         """The finding without its side."""
-        side, _, noun = self.finding.partition(" ")
-        return noun if side in ("left", "right") else self.finding
+        return side_and_noun(self.finding)[1]
 
 
 def restate(
@@ -115,7 +114,7 @@ def _merged(changes: list[Change], rng) -> list[Change]:
     """Both sides with one fate are told as one, mostly."""
     out: list[Change] = []
     for change in changes:
-        side, _, what = change.finding.partition(" ")
+        side, what = side_and_noun(change.finding)
         other = f"{ {'left': 'right', 'right': 'left'}.get(side) } {what}"
         twin = next((c for c in out if c.finding == other and replace(c, finding=change.finding) == change), None)
         if twin is not None and rng.random() < 0.85:
@@ -235,8 +234,9 @@ def _nouns_of(what: str, direction: str, held: bool) -> tuple[Noun, ...]:
 
 
 def _placed(noun: Noun, change: Change, rng, short: bool) -> str | None:
-    if noun.kind in "efpg" or "{s}" in noun.text or change.noun != change.finding:
-        side = change.side or (change.finding.split(" ")[0] if change.noun != change.finding else None)
+    own_side, _ = side_and_noun(change.finding)
+    if noun.kind in "efpg" or "{s}" in noun.text or own_side:
+        side = change.side or own_side
         if side is None:
             return None if "{s}" in noun.text else noun.text
         if change.zone and "{s}" in noun.text:
@@ -388,7 +388,7 @@ def _clause(change: Change, rng, held: bool) -> str:
     adverb = f"{_pick(rng, wordings.ADVERBS[change.grade])} " if change.grade else ""
     text = _pick(rng, options)
     text = text.format(
-        s=change.finding.split(" ")[0], w=place, W=place, h=adverb, t=_when([change], rng),
+        s=side_and_noun(change.finding)[0], w=place, W=place, h=adverb, t=_when([change], rng),
         g=_tails(style, change.grade if moved else None, "is", "it", rng)["g"],
     )  # fmt: skip
     if change.direction == "new" and change.grade and what != "cardiomegaly":

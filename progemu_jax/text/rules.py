@@ -107,9 +107,9 @@ def mentions(text: str, findings: Findings = PHANTOM) -> list[Mention]:
 @functools.lru_cache(maxsize=256)  # states, changes and grades of one text are asked for one after the other
 def _mentions(text: str, findings: Findings) -> tuple[Mention, ...]:
     out: list[Mention] = []
-    last = None
+    last, terms = None, further(findings)
     for sentence in sentences(text):
-        found = parse(sentence, last, further(findings))
+        found = parse(sentence, last, terms)
         last = found[-1] if found else None
         out += found
     return tuple(out)

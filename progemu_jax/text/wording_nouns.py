@@ -20,6 +20,8 @@ import functools
 import re
 from dataclasses import dataclass
 
+from progemu_jax.text.findings import is_plural
+
 
 @dataclass(frozen=True)
 class Noun:
@@ -341,7 +343,7 @@ def of(noun: str) -> tuple[Noun, ...]:
     for table in (NOUNS, FURTHER):
         if noun in table:
             return table[noun]
-    number = "plural" if noun.endswith("s") and not noun.endswith(("is", "us", "ss")) else "mass"
+    number = "plural" if is_plural(noun) else "mass"
     return tuple(Noun(noun, "", number, "s", "degree", held, ()) for held in (False, True))
 
 

@@ -24,6 +24,15 @@ def table(path: Path, header, rows) -> None:
         csv.writer(file).writerows([header, *rows])
 
 
+def edit(path: Path, *pairs: tuple[str, str]) -> None:
+    """Puts the second of each pair where its first stands first; it must stand there."""
+    text = path.read_text()
+    for old, new in pairs:
+        assert old in text
+        text = text.replace(old, new, 1)
+    path.write_text(text)
+
+
 def nih(root: Path, patients: int = 6, studies: int = 3, size: int = 64, archives: bool = False) -> Path:
     """Every second film sick, in the order of follow-up numbers, against the order of the names.
 

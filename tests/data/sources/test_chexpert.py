@@ -3,7 +3,7 @@
 import pytest
 from support import cohorts
 from support.cohorts import QUIET, read
-from support.label_cohorts import chexpert
+from support.label_cohorts import chexpert, edit
 
 from progemu_jax.data.batches import Examples
 from progemu_jax.data.build import build, read_cohort
@@ -14,13 +14,6 @@ from progemu_jax.errors import UserError
 from progemu_jax.text.findings import CHEXPERT
 
 SICK = "train/patient00001/study2/view1_frontal.jpg,Female,60,Frontal,PA,"
-
-
-def edit(root, old, new):
-    path = root / "train.csv"
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new, 1))
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +67,7 @@ def test_both_sizes_read_alike(cohort, tmp_path):
 )
 def test_a_broken_row_is_rejected_with_its_reason(tmp_path, old, new, reason):
     root = chexpert(tmp_path, patients=2)
-    edit(root, old, new)
+    edit(root / "train.csv", (old, new))
     studies, rejected = read("chexpert", root, views=("PA",))
     assert len(studies) == 5
     assert [r.path for r in rejected if reason in r.reason] == ["train.csv:4"]

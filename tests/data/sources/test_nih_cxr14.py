@@ -6,7 +6,7 @@ import re
 import pytest
 from support import label_cohorts
 from support.cohorts import NIH, QUIET, read
-from support.label_cohorts import nih
+from support.label_cohorts import edit, nih
 
 from progemu_jax.data import tree
 from progemu_jax.data.batches import Examples
@@ -19,13 +19,6 @@ from progemu_jax.errors import UserError
 from progemu_jax.files import findings as findings_file
 
 TABLE = "Data_Entry_2017_v2020.csv"
-
-
-def edit(root, old, new, table=TABLE):
-    path = root / table
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new, 1))
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +62,7 @@ def test_splits_are_by_patient_and_leave_validation_to_the_hash(cohort):
 
 def test_a_patient_of_both_lists_is_left_out(tmp_path):
     root = nih(tmp_path, patients=4)
-    edit(root, "00000001_001.png\n", "", "train_val_list.txt")
+    edit(root / "train_val_list.txt", ("00000001_001.png\n", ""))
     with open(root / "test_list.txt", "a") as file:
         file.write("00000001_001.png\n")
     found = read_cohort("nih_cxr14", root, Options(split="csv"))
@@ -100,7 +93,7 @@ def test_archives_and_the_earlier_table_read_alike(cohort, tmp_path):
 )
 def test_a_broken_row_is_rejected_with_its_reason(tmp_path, old, new, reason):
     root = nih(tmp_path, patients=2)
-    edit(root, old, new)
+    edit(root / TABLE, (old, new))
     studies, rejected = read("nih_cxr14", root, views=("PA",))
     assert len(studies) == 5
     assert reason in rejected[0].reason
@@ -116,7 +109,7 @@ def test_an_image_without_a_row_is_counted(tmp_path):
 
 def test_an_age_of_no_patient_is_unknown(tmp_path):
     root = nih(tmp_path, patients=1)
-    edit(root, ",50,", ",411,")
+    edit(root / TABLE, (",50,", ",411,"))
     assert [s.age for s in read("nih_cxr14", root)[0]] == [None, 50.0, 50.0]
 
 
@@ -138,7 +131,7 @@ def test_a_wrong_root_is_one_line(tmp_path):
     with pytest.raises(UserError, match="no image in images/"):
         read("nih_cxr14", tmp_path)
     nih(tmp_path, patients=1)
-    edit(tmp_path, "Finding Labels", "Findings")
+    edit(tmp_path / TABLE, ("Finding Labels", "Findings"))
     with pytest.raises(UserError, match="column 'Finding Labels' is missing"):
         read("nih_cxr14", tmp_path)
 

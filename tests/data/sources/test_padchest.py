@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.cohorts import QUIET, SECRET, chest, files, read
-from support.label_cohorts import PAD_SICK, PAD_TABLE, padchest
+from support.label_cohorts import PAD_SICK, PAD_TABLE, edit, padchest
 
 from progemu_jax.data import radiograph
 from progemu_jax.data.batches import Examples
@@ -17,18 +17,9 @@ from progemu_jax.data.sources.label_findings import PADCHEST as LIST
 from progemu_jax.errors import UserError
 
 
-def edit(root, *pairs):
-    path = root / PAD_TABLE
-    text = path.read_text()
-    for old, new in pairs:
-        assert old in text
-        text = text.replace(old, new, 1)
-    path.write_text(text)
-
-
 def labelled(root, labels, sentences):
     """The study whose row has these cells, or why there is none."""
-    edit(root, (PAD_SICK[0], labels), (PAD_SICK[1], sentences))
+    edit(root / PAD_TABLE, (PAD_SICK[0], labels), (PAD_SICK[1], sentences))
     studies, rejected = read("padchest", root)
     return rejected[0].reason if rejected else studies[1]
 
