@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from progemu_jax.errors import UserError
 from progemu_jax.tasks.word_vectors import WordVectors
 
 
@@ -63,4 +64,21 @@ def first_projection(words: WordVectors, width: int, seed: int) -> np.ndarray:
     spread = (words.vectors[:, :kept] @ rotation).std()
     out = np.zeros((words.vectors.shape[1], width), np.float32)
     out[:kept] = rotation / spread
+    return out
+
+
+def known_projection(params: Any, words: WordVectors, scale: float) -> np.ndarray:
+    """f32 [D, M]: the projection that `word_embeddings` made the embeddings of trained parameters with.
+
+    Raises:
+      UserError: their embeddings of words are no projection of these vectors.
+    """
+    rows = np.asarray(params["embed_tokens"], np.float32)[words.tokens]
+    out = np.linalg.lstsq(words.vectors * scale, rows, rcond=None)[0]
+    missed = np.square(words.vectors @ out * scale - rows).mean()
+    if missed > 1e-3 * np.square(rows).mean():
+        raise UserError(
+            "config.progemu.init: these weights were trained without word vectors; "
+            "set config.progemu.task.word_vectors=False"
+        )
     return out

@@ -68,7 +68,7 @@ def split(params: Mapping[str, Any], model: TransformerConfig, tune: TuneConfig)
 
 def _below(part: str, before: int) -> bool:
     """Whether a parameter, by the first part of its name, lies below layer `before`."""
-    if part == "embed_tokens":
+    if part in ("embed_tokens", "word_proj"):
         return True
     number = part.removeprefix(f"{STACKED}_")
     return number.isdigit() and int(number) < before

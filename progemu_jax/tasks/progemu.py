@@ -6,7 +6,7 @@ import contextlib
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,10 @@ from progemu_jax.kernels.head_loss import SoftCodes
 from progemu_jax.models import transformer
 from progemu_jax.models.transformer import Transformer, TransformerConfig
 from progemu_jax.tasks import lora
+from progemu_jax.tasks.embeddings import first_projection, word_embeddings
 from progemu_jax.tasks.lora import TuneConfig
 from progemu_jax.tasks.reading import ReadingConfig, changed_tokens
+from progemu_jax.tasks.word_vectors import WordVectors
 from progemu_jax.text import rules, sequence
 from progemu_jax.text.findings import NO_CHANGE, PHANTOM, Finding
 from progemu_jax.text.plain import statements
@@ -28,6 +30,9 @@ from progemu_jax.text.sequence import Kind, Layout
 from progemu_jax.text.vocabulary import Vocabulary
 from progemu_jax.training import optim
 from progemu_jax.training.loop import TrainConfig
+
+PROJECTION = "word_proj"  # of words' vectors onto embeddings, among the parameters while they are trained
+NOISE = 0x776F7264  # folded into a step's key: the vectors' noise is not dropout's
 
 
 @dataclass(frozen=True)
@@ -48,8 +53,9 @@ class ProgEmuConfig:
       soften: what is learnt of a code that differs from the prior's is spread over the codes that look like it, by a
         Gaussian of their distances: its squared width, in mean squared distances of a code from its nearest
         neighbour. Any of them would have done. 0: the exact code, as in ProgEmu.
-      word_vectors: embeddings of whole words start as the vectors that stand beside the vocabulary
-        (`tasks.word_vectors`), and stay so: a word that no prompt had is taken for those that are near to it.
+      word_vectors: embeddings of whole words are the vectors that stand beside the vocabulary (`tasks.word_vectors`)
+        under one learnt projection: a word that no prompt had is taken for those that are near to it.
+      vector_noise: of these vectors in training, drawn anew each step: its standard deviation, where theirs is 1.
       init_from_codebook: embeddings of visual tokens start as a projection of the tokenizer's code vectors and of
         their squared norms, so that codes that look alike start alike.
       loss_chunk: tokens of each row that go through the head at a time (`kernels.head_loss`).
@@ -79,6 +85,7 @@ class ProgEmuConfig:
     changed_weight: float = 0.0
     soften: float = 0.0
     word_vectors: bool = False
+    vector_noise: float = 0.0
     init_from_codebook: bool = False
     loss_chunk: int = 256
     restate: float = 0.0
@@ -218,10 +225,12 @@ class ProgEmuTask:
 
     visual_start, codebook (f32 [Q, E]) are those of the tokenizer; needed when `task.soften` is positive.
     tune: which parameters are trained. The state holds those as "params" and the others as "frozen".
-    fixed: ids of tokens whose embeddings stay as they are.
+    vectors: what the embeddings of words are made of (`ProgEmuConfig.word_vectors`). Their projection, `PROJECTION`, is
+    one more parameter beside the model's; the rows of the table that it makes are written by `params`.
     """
 
-    name, logical_axes = "progemu", transformer.LOGICAL_AXES
+    name = "progemu"
+    logical_axes: ClassVar = {**transformer.LOGICAL_AXES, PROJECTION: (None, "embed")}
 
     def __init__(
         self,
@@ -231,12 +240,9 @@ class ProgEmuTask:
         visual_start: int = 0,
         codebook: np.ndarray | None = None,
         tune: TuneConfig | None = None,
-        fixed: np.ndarray | None = None,
+        vectors: WordVectors | None = None,
     ):
-        self.fixed = None
-        if fixed is not None:
-            self.fixed = np.zeros((model.padded_vocab_size or model.vocab_size, 1), bool)
-            self.fixed[fixed] = True
+        self.vectors = vectors
         self.model_config, self.config, self.train, self.tune = model, task, train, tune or TuneConfig()
         self.soft = soft_codes(codebook, task.soften, visual_start) if task.soften else None
         self.model, self.mesh = Transformer(model), None
@@ -261,13 +267,26 @@ class ProgEmuTask:
 
     def from_params(self, params: Any) -> dict[str, Any]:
         """The state that starts from given parameters, with a fresh optimizer."""
+        if self.vectors is not None and PROJECTION not in params:
+            width = params["embed_tokens"].shape[1]
+            params = {**params, PROJECTION: jnp.asarray(first_projection(self.vectors, width, self.train.seed))}
         trained, frozen = lora.split(params, self.model_config, self.tune)
         state = optim.start(self.optimizer, self.train, trained)
         return {**state, "frozen": frozen} if frozen else state
 
     def params(self, state: dict[str, Any]) -> Any:
         """All parameters of a state, averaged where the training averages (`train.ema`)."""
-        return lora.join(optim.averaged(state), state.get("frozen", {}))
+        return self._projected(lora.join(optim.averaged(state), state.get("frozen", {})))
+
+    def _projected(self, params: Any, key: jax.Array | None = None) -> Any:
+        """Parameters whose embeddings of words are the vectors' projection. key: draws the vectors' noise."""
+        if self.vectors is None:
+            return params
+        vectors, noise = jnp.asarray(self.vectors.vectors), self.config.vector_noise
+        if noise and key is not None:
+            vectors += noise * jax.random.normal(jax.random.fold_in(key, NOISE), vectors.shape)
+        words = self.vectors._replace(vectors=vectors)
+        return word_embeddings(params, words, params[PROJECTION], self.model_config.initializer_range)
 
     def state_shardings(self, mesh: Any, abstract: Any) -> Any:
         """Parameters and optimizer state by the rules table of `progemu_jax.devices.sharding`."""
@@ -283,7 +302,7 @@ class ProgEmuTask:
         much as the others. embedded: see `Transformer`.
         """
         with self._on_mesh():
-            return self._loss(params, batch, key, every, embedded)
+            return self._loss(self._projected(params, key), batch, key, every, embedded)
 
     def _on_mesh(self) -> contextlib.AbstractContextManager:
         return jax.sharding.use_abstract_mesh(self.mesh) if self.mesh else contextlib.nullcontext()
@@ -357,13 +376,7 @@ class ProgEmuTask:
                 key,
                 self.train.accumulate,
             )
-        fixed = self.fixed is not None and "embed_tokens" in trained
-        if fixed:
-            grads = {**grads, "embed_tokens": jnp.where(self.fixed, 0, grads["embed_tokens"])}
         new = optim.advance(self.optimizer, self.train, state, grads)
-        if fixed:  # not by weight decay either
-            table = jnp.where(self.fixed, trained["embed_tokens"], new["params"]["embed_tokens"])
-            new = {**new, "params": {**new["params"], "embed_tokens": table}}
         return new, {"loss": loss, "grad_norm": optim.global_norm(grads), **metrics}
 
     def _few_rows(self, trained: Any, tokens: int) -> bool:
@@ -377,7 +390,7 @@ class ProgEmuTask:
         few = 4 * tokens * looked_up <= self.model_config.vocab_size
         alone = self.train.accumulate == 1 and self.train.optimizer == "adamw"
         cpu = sharding.platform(self.mesh) == "cpu"
-        whole = tied or self.fixed is not None
+        whole = tied or self.vectors is not None
         return cpu and few and alone and not split and not whole and "embed_tokens" in trained
 
     def _gradient_by_rows(

@@ -12,15 +12,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from progemu_jax.tasks.embeddings import first_projection, word_embeddings
-from progemu_jax.tasks.progemu import ProgEmuConfig, ProgEmuTask
-from progemu_jax.tasks.word_vectors import WordVectors
+from progemu_jax.tasks.progemu import ProgEmuConfig
 from progemu_jax.text import restate, sequence
 from progemu_jax.text.findings import GRADES, PHANTOM, Finding, has_place
 from progemu_jax.text.plain import plain
@@ -32,7 +28,6 @@ from progemu_jax.text.wordings import inflected
 LENGTH = 128  # tokens of a row, at least
 DICTIONARY = BUILT_IN / "dictionary.txt"
 HELD_OUT = 512  # rows of the evaluation
-_PROJECTION = "word_proj"  # among the parameters while words are learnt
 _DIRECTIONS = ("new", "worse", "better", "resolved")
 _COUNTS = (0.05, 0.65, 0.24, 0.06)  # how many findings a prompt names: none, one, two, three
 
@@ -151,32 +146,3 @@ def packer(
             at = row.stop
 
     return transform
-
-
-class WordsTask(ProgEmuTask):
-    """The task of these rows. With vectors of words, their projection onto embeddings is learnt; `params` has them
-    projected, and whatever is trained next keeps them so (`ProgEmuTask`'s `fixed`)."""
-
-    logical_axes: ClassVar = {**ProgEmuTask.logical_axes, _PROJECTION: (None, "embed")}
-
-    def __init__(self, *args: Any, vectors: WordVectors | None = None, **options: Any):
-        super().__init__(*args, **options)
-        self.vectors = vectors
-
-    def from_params(self, params: Any) -> dict[str, Any]:
-        if self.vectors is not None:
-            width = params["embed_tokens"].shape[1]
-            params = {**params, _PROJECTION: jnp.asarray(first_projection(self.vectors, width, self.train.seed))}
-        return super().from_params(params)
-
-    def params(self, state: dict[str, Any]) -> Any:
-        return self._projected(super().params(state))
-
-    def _projected(self, params: Any) -> Any:
-        if _PROJECTION not in params:
-            return params
-        others = {name: leaf for name, leaf in params.items() if name != _PROJECTION}
-        return word_embeddings(others, self.vectors, params[_PROJECTION], self.model_config.initializer_range)
-
-    def _hidden(self, params: Any, batch: dict[str, jax.Array], key: Any, embedded: Any = None) -> jax.Array:
-        return super()._hidden(self._projected(params), batch, key, embedded)

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from support.initial import initial
 
+from progemu_jax.errors import UserError
 from progemu_jax.models.transformer import TransformerConfig
 from progemu_jax.tasks import words
-from progemu_jax.tasks.progemu import ProgEmuConfig, ProgEmuTask
+from progemu_jax.tasks.embeddings import known_projection
+from progemu_jax.tasks.progemu import PROJECTION, ProgEmuConfig, ProgEmuTask
 from progemu_jax.tasks.word_vectors import WordVectors
 from progemu_jax.text import restate, sequence, vocabulary, wording_frames, wording_nouns, wordings
 from progemu_jax.text.findings import FINDINGS, NO_CHANGE
@@ -188,7 +190,7 @@ def test_slips_and_asides_are_of_training_alone(vocab, monkeypatch):
     assert {(part, frozenset(k)) for part, k in asked} == {(("held-out",), frozenset({"findings"}))}
 
 
-def test_the_projection_of_vectors_is_learnt_and_what_follows_keeps_it(vocab):
+def test_the_projection_of_vectors_is_learnt_in_every_stage(vocab):
     model = TransformerConfig(
         vocab_size=vocab.size, hidden_size=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8,
         intermediate_size=24,
@@ -196,17 +198,39 @@ def test_the_projection_of_vectors_is_learnt_and_what_follows_keeps_it(vocab):
     config = ProgEmuConfig(length=words.LENGTH, weight_prompt=0.0, weight_structure=0.0)
     rng = np.random.default_rng(0)
     known = np.unique(packed(vocab)["tokens"])[10:30].astype(np.int32)
-    vectors = WordVectors(known, rng.standard_normal((len(known), 24)).astype(np.float32))
+    vectors = WordVectors(known, rng.standard_normal((len(known), 12)).astype(np.float32))
     train = TrainConfig(steps=4, warmup_steps=0, learning_rate=1e-2)
-    task = words.WordsTask(model, config, train, fixed=known, vectors=vectors)
-    state = initial(task.init)
+    task = ProgEmuTask(model, config, train, vectors=vectors)
     batch = {name: values[None] for name, values in packed(vocab).items()}
-    new, _ = jax.jit(task.train_step)(state, batch, jax.random.key(1))
-    first, then = (np.asarray(task.params(s)["embed_tokens"]) for s in (state, new))
-    assert (first != then)[known].all()
-    projection = np.asarray(new["params"]["word_proj"])
-    np.testing.assert_allclose(then[known], 0.02 * vectors.vectors @ projection, atol=1e-6)
-    assert task.params(new).keys() == initial(ProgEmuTask(model, config, train).init)["params"].keys()
-    after = ProgEmuTask(model, config, train, fixed=known)
-    last, _ = jax.jit(after.train_step)(after.from_params(task.params(new)), batch, jax.random.key(1))
-    np.testing.assert_array_equal(np.asarray(last["params"]["embed_tokens"])[known], then[known])
+    state, tables = initial(task.init), []
+    for _ in range(2):  # the second stage goes on from the first one's projection
+        tables.append(np.asarray(task.params(state)["embed_tokens"]))
+        np.testing.assert_allclose(
+            tables[-1][known], 0.02 * vectors.vectors @ np.asarray(state["params"][PROJECTION]), atol=1e-6
+        )
+        new, _ = jax.jit(task.train_step)(state, batch, jax.random.key(1))
+        state = task.from_params(task.params(new))
+        np.testing.assert_array_equal(state["params"][PROJECTION], new["params"][PROJECTION])
+    assert (tables[0] != tables[1])[known].all()
+    params = task.params(state)
+    np.testing.assert_allclose(known_projection(params, vectors, 0.02), params[PROJECTION], atol=1e-4)
+    with pytest.raises(UserError, match="word_vectors=False"):
+        known_projection(initial(ProgEmuTask(model, config, train).init)["params"], vectors, 0.02)
+
+
+def test_noise_of_vectors_is_drawn_in_training_alone(vocab):
+    model = TransformerConfig(
+        vocab_size=vocab.size, hidden_size=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8,
+        intermediate_size=24,
+    )  # fmt: skip
+    known = np.unique(packed(vocab)["tokens"])[10:30].astype(np.int32)
+    vectors = WordVectors(known, np.random.default_rng(0).standard_normal((len(known), 12)).astype(np.float32))
+    batch = {name: values[None] for name, values in packed(vocab).items()}
+    clean, noisy = (
+        ProgEmuTask(model, ProgEmuConfig(length=words.LENGTH, vector_noise=noise), TrainConfig(), vectors=vectors)
+        for noise in (0.0, 0.5)
+    )
+    params = clean.params(initial(clean.init))
+    losses = [float(noisy.loss(params, batch, jax.random.key(k))[0]) for k in (1, 1, 2)]
+    assert losses[0] == losses[1] != losses[2]
+    assert float(clean.loss(params, batch, jax.random.key(1))[0]) == float(noisy.loss(params, batch, None)[0])

@@ -28,8 +28,8 @@ from progemu_jax.systems.progemu.image_tokens import leaning
 from progemu_jax.systems.progemu.model_config import language_start, load_tokenizer, model_parts, resized
 from progemu_jax.tasks import lora, word_vectors, words
 from progemu_jax.tasks import refine as preference
-from progemu_jax.tasks.embeddings import code_embeddings, first_projection, word_embeddings
-from progemu_jax.tasks.progemu import ProgEmuTask, packer
+from progemu_jax.tasks.embeddings import code_embeddings, known_projection
+from progemu_jax.tasks.progemu import PROJECTION, ProgEmuTask, packer
 from progemu_jax.tasks.refine import PreferenceTask
 from progemu_jax.training.loop import TrainConfig
 
@@ -46,37 +46,33 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
     read = {"reading": dataclasses.replace(reading, train=TrainConfig())} if reading else {}  # of what is trained later
     codebook = np.asarray(coder.variables["params"]["quantize"]["embedding"])
     known = word_vectors.load(config.vocabulary, vocabulary.text_size) if c.task.word_vectors else None
-    fixed = known.tokens if known else None
     # Of the model that is exported: LoRA merged, layers apart.
     plain = dataclasses.replace(model, lora_rank=0, scan_layers=False, padded_vocab_size=None)
 
     def first() -> Any:
         if start is not None:
-            return resized(start.variables(), model.padded_vocab_size or model.vocab_size)
+            params = resized(start.variables(), model.padded_vocab_size or model.vocab_size)
+            return {**params, PROJECTION: known_projection(params, known, model.initializer_range)} if known else params
         params = transformer.init_params(model, jax.random.key(c.stage1.seed))
-        if known:
-            projection = first_projection(known, model.hidden_size, c.stage1.seed)
-            params = word_embeddings(params, known, projection, model.initializer_range)
         if not c.task.init_from_codebook:
             return params
         return code_embeddings(params, codebook, vocabulary.visual_start, c.stage1.seed)
 
     def merged(params: Any) -> Any:
         params = resized(lora.merge(params, model)[0], model.vocab_size)
+        params.pop(PROJECTION, None)
         return transformer.unstack_layers(params) if model.scan_layers else params
 
     def placed(task: Any, params: Any) -> Any:
         """The first state, made where it will lie: no device holds a whole copy of a large model."""
-        params = jax.device_put(params, sharding.param_shardings(params, transformer.LOGICAL_AXES, mesh))
+        params = jax.device_put(params, sharding.param_shardings(params, task.logical_axes, mesh))
         shardings = task.state_shardings(mesh, jax.eval_shape(task.from_params, params))
         return jax.jit(task.from_params, out_shardings=shardings)(params)
 
     def fit_words(train_config: TrainConfig) -> Any:
         length = words.row_length(c.task)
         task = dataclasses.replace(c.task, length=length, weight_prompt=0.0, weight_structure=0.0, soften=0.0)
-        task = words.WordsTask(
-            model, task, train_config, vocabulary.visual_start, codebook, c.tune, fixed, vectors=known
-        )
+        task = ProgEmuTask(model, task, train_config, vocabulary.visual_start, codebook, c.tune, known)
         pack = words.packer(vocabulary, layout, c.task, findings)
         learnt, held_out = words.Draws(1 << 20), words.Draws(words.HELD_OUT, held_out=True)
         state = fit_on_examples(
@@ -97,9 +93,8 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
             return fit_words(train_config)
         reads = reading if name == "reading" else None
         how = dataclasses.replace(c.task, read=reads.share, empty_prompt=0.0) if reads else c.task
-        task = ProgEmuTask(model, how, train_config, vocabulary.visual_start, codebook, c.tune, fixed)
-        drawn = not (c.task.init_from_codebook or c.task.word_vectors)
-        born = start is None and before is None and drawn  # made where it will lie
+        task = ProgEmuTask(model, how, train_config, vocabulary.visual_start, codebook, c.tune, known)
+        born = start is None and before is None and not c.task.init_from_codebook  # made where it will lie
         state = fit_on_examples(
             task,
             train_config,
@@ -123,7 +118,7 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
         """The parameters after training on a round's futures, beside pairs."""
         cfg = c.refine.train
         task = PreferenceTask(
-            c.refine, vocabulary, layout, model, c.task, cfg, vocabulary.visual_start, codebook, c.tune, fixed
+            c.refine, vocabulary, layout, model, c.task, cfg, vocabulary.visual_start, codebook, c.tune, known
         )
         pack, check = (
             packer(vocabulary, layout, c.task, codebook, train=on, reading=reading, findings=findings)

@@ -145,7 +145,7 @@ def test_a_run_learns_words_first_and_from_its_own_futures_last(toy, tmp_path):
         assert (drawn["reference"] < 0).all()
     known = word_vectors.load("english", vocabulary.load("english").text_size)
     rows = np.asarray(export.load_export(train / "export")[0]["embed_tokens"])[known.tokens]
-    projection = np.linalg.lstsq(known.vectors, rows, rcond=None)[0]  # one of all words, which nothing moved since
+    projection = np.linalg.lstsq(known.vectors, rows, rcond=None)[0]  # one of all words, in every stage
     np.testing.assert_allclose(known.vectors @ projection, rows, atol=1e-5)
     assert rows.std() > 0.01
     told = json.loads((train / "refine0/futures.json").read_text())
