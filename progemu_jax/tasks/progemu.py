@@ -32,7 +32,6 @@ from progemu_jax.training import optim
 from progemu_jax.training.loop import TrainConfig
 
 PROJECTION = "word_proj"  # of words' vectors onto embeddings, among the parameters while they are trained
-NOISE = 0x776F7264  # folded into a step's key: the vectors' noise is not dropout's
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,6 @@ class ProgEmuConfig:
         neighbour. Any of them would have done. 0: the exact code, as in ProgEmu.
       word_vectors: embeddings of whole words are the vectors that stand beside the vocabulary (`tasks.word_vectors`)
         under one learnt projection: a word that no prompt had is taken for those that are near to it.
-      vector_noise: of these vectors in training, drawn anew each step: its standard deviation, where theirs is 1.
       init_from_codebook: embeddings of visual tokens start as a projection of the tokenizer's code vectors and of
         their squared norms, so that codes that look alike start alike.
       loss_chunk: tokens of each row that go through the head at a time (`kernels.head_loss`).
@@ -85,7 +83,6 @@ class ProgEmuConfig:
     changed_weight: float = 0.0
     soften: float = 0.0
     word_vectors: bool = False
-    vector_noise: float = 0.0
     init_from_codebook: bool = False
     loss_chunk: int = 256
     restate: float = 0.0
@@ -278,15 +275,11 @@ class ProgEmuTask:
         """All parameters of a state, averaged where the training averages (`train.ema`)."""
         return self._projected(lora.join(optim.averaged(state), state.get("frozen", {})))
 
-    def _projected(self, params: Any, key: jax.Array | None = None) -> Any:
-        """Parameters whose embeddings of words are the vectors' projection. key: draws the vectors' noise."""
+    def _projected(self, params: Any) -> Any:
+        """Parameters whose embeddings of words are the vectors' projection."""
         if self.vectors is None:
             return params
-        vectors, noise = jnp.asarray(self.vectors.vectors), self.config.vector_noise
-        if noise and key is not None:
-            vectors += noise * jax.random.normal(jax.random.fold_in(key, NOISE), vectors.shape)
-        words = self.vectors._replace(vectors=vectors)
-        return word_embeddings(params, words, params[PROJECTION], self.model_config.initializer_range)
+        return word_embeddings(params, self.vectors, params[PROJECTION], self.model_config.initializer_range)
 
     def state_shardings(self, mesh: Any, abstract: Any) -> Any:
         """Parameters and optimizer state by the rules table of `progemu_jax.devices.sharding`."""
@@ -302,7 +295,7 @@ class ProgEmuTask:
         much as the others. embedded: see `Transformer`.
         """
         with self._on_mesh():
-            return self._loss(self._projected(params, key), batch, key, every, embedded)
+            return self._loss(self._projected(params), batch, key, every, embedded)
 
     def _on_mesh(self) -> contextlib.AbstractContextManager:
         return jax.sharding.use_abstract_mesh(self.mesh) if self.mesh else contextlib.nullcontext()

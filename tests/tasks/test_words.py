@@ -216,21 +216,3 @@ def test_the_projection_of_vectors_is_learnt_in_every_stage(vocab):
     np.testing.assert_allclose(known_projection(params, vectors, 0.02), params[PROJECTION], atol=1e-4)
     with pytest.raises(UserError, match="word_vectors=False"):
         known_projection(initial(ProgEmuTask(model, config, train).init)["params"], vectors, 0.02)
-
-
-def test_noise_of_vectors_is_drawn_in_training_alone(vocab):
-    model = TransformerConfig(
-        vocab_size=vocab.size, hidden_size=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8,
-        intermediate_size=24,
-    )  # fmt: skip
-    known = np.unique(packed(vocab)["tokens"])[10:30].astype(np.int32)
-    vectors = WordVectors(known, np.random.default_rng(0).standard_normal((len(known), 12)).astype(np.float32))
-    batch = {name: values[None] for name, values in packed(vocab).items()}
-    clean, noisy = (
-        ProgEmuTask(model, ProgEmuConfig(length=words.LENGTH, vector_noise=noise), TrainConfig(), vectors=vectors)
-        for noise in (0.0, 0.5)
-    )
-    params = clean.params(initial(clean.init))
-    losses = [float(noisy.loss(params, batch, jax.random.key(k))[0]) for k in (1, 1, 2)]
-    assert losses[0] == losses[1] != losses[2]
-    assert float(clean.loss(params, batch, jax.random.key(1))[0]) == float(noisy.loss(params, batch, None)[0])
