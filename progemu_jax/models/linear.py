@@ -29,6 +29,7 @@ INPUTS = {
     "down_proj": (0,),
     "prior_proj": (0,),
     "beside_proj": (0,),
+    "mix_proj": (0,),
     "lm_head": (1,),
 }
 

@@ -27,8 +27,8 @@ from jax.ad_checkpoint import checkpoint_name
 from progemu_jax.devices.sharding import constrain, platform
 from progemu_jax.kernels import attention as attention_
 from progemu_jax.kernels.attention import IMPLEMENTATIONS, attend, self_attend
+from progemu_jax.models import diagonal_head, linear
 from progemu_jax.models import layers as nnl
-from progemu_jax.models import linear
 
 Params = Mapping[str, Any]
 
@@ -38,6 +38,7 @@ LOGICAL_AXES = {
     "lm_head": ("vocab", "embed"),
     "prior_proj": ("embed", None),
     "beside_proj": ("embed", None),
+    "mix_proj": ("embed", None),
     "changed_embed": ("embed",),
     "position_embed": (None, "embed"),
     "q_proj": ("embed", "heads", "head"),
@@ -54,6 +55,7 @@ ADDITIONS = {  # config fields that Emu3 has not, and their parameters
     "prior_alignment": ("prior_proj",),
     "prior_beside": ("beside_proj", "changed_embed"),
     "learned_positions": ("position_embed",),
+    "diagonal": (diagonal_head.NAME,),
 }
 LORA_A, LORA_B = "_lora_a", "_lora_b"  # what the names of A [inputs, rank] and B [rank, outputs] of a projection end in
 for _name in LORA_TARGETS:
@@ -79,6 +81,7 @@ class TransformerConfig:
       differ, so that what changed is seen at each place and need not be looked up in the prior (not in Emu3).
     learned_positions: adds a learnt vector to each token of the first so many position ids (the last one's to those
       beyond), so that a small model knows the place in the image without deriving it (not in Emu3: none when 0).
+    diagonal: a second head, for anti-diagonal decoding (`models.diagonal_head`; not in Emu3: none when off).
     attention: of tokens over themselves: "xla" (blocks of queries), "cudnn" (flash attention on NVIDIA GPUs), "splash"
       (on TPUs), or "auto": the flash kernel where the backend has one that takes these sizes (`kernels.attention`).
     attention_block: queries that attend at a time with "xla".
@@ -109,6 +112,7 @@ class TransformerConfig:
     prior_alignment: bool = False
     prior_beside: bool = False
     learned_positions: int = 0
+    diagonal: bool = False
     initializer_range: float = 0.02
     attention: str = "auto"
     attention_block: int = 128
@@ -418,8 +422,9 @@ def _look_up(table: jax.Array, tokens: jax.Array, dtype: Any) -> jax.Array:
 
 def init_params(cfg: TransformerConfig, key: jax.Array) -> Params:
     """Fresh parameters, a plain dict of arrays of cfg.param_dtype."""
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    return Transformer(cfg).init(key, tokens)["params"]
+    params = Transformer(cfg).init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+    own = {diagonal_head.NAME: diagonal_head.init_params(cfg, key)} if cfg.diagonal else {}
+    return {**params, **own}
 
 
 def head(params: Params, rows: tuple[int, int] | None = None) -> linear.Weight:

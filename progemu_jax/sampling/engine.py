@@ -26,6 +26,7 @@ from progemu_jax.models import transformer
 from progemu_jax.models.transformer import Transformer, TransformerConfig
 from progemu_jax.sampling.policy import Sampling, draw, guide, pick, restrict, two_steps
 from progemu_jax.sampling.prompts import Prompts
+from progemu_jax.text.diagonals import diagonals
 from progemu_jax.text.sequence import Layout
 from progemu_jax.text.vocabulary import Vocabulary
 
@@ -75,6 +76,7 @@ class State:
       codes: int32 [B, h w], drawn or kept; others are 0 until drawn.
       cache: of R rows (`transformer.init_cache`); length counts the tokens whose keys and values are valid.
       hidden: [R, M], last hidden state of the last token fed: what the next token is drawn from.
+      front: [R, h, M], of the last code fed of each image row, with `mode="diagonal"` (else [R, 0, M]).
       position: int32 [R], rotary position of the next token to feed.
       place: int32 [B], places of the image that were fed, 0..I + 2.
       text: int32 [B, max_text], -1 where nothing was written.
@@ -89,6 +91,7 @@ class State:
     codes: jax.Array
     cache: Params
     hidden: jax.Array
+    front: jax.Array
     position: jax.Array
     place: jax.Array
     text: jax.Array
@@ -108,7 +111,9 @@ class Engine:
 
     @property
     def chunk(self) -> int:
-        """Most tokens of one pass: an image row and its EOL."""
+        """Most tokens of one pass: an image row and its EOL; a diagonal with an EOL, or the last one."""
+        if self.policy.diagonal:
+            return diagonals(self.layout.height, self.layout.width).rows.shape[1]
         return max(4, self.layout.width + 1)
 
     def cache_slots(self, slots: int) -> int:
@@ -144,6 +149,7 @@ class Engine:
             codes=jnp.where(keep, codes.reshape(cases, -1), 0),
             cache=cache,
             hidden=jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0],
+            front=jnp.zeros((rows, self.layout.height * self.policy.diagonal, hidden.shape[-1]), hidden.dtype),
             position=jnp.max(prompts.positions, axis=1) + 1,
             place=zeros,
             text=jnp.full((cases, self.policy.max_text), -1, jnp.int32),
@@ -152,28 +158,31 @@ class Engine:
             passes=zeros,
         )
 
-    def forward(self, params: Params, state: State, tokens: jax.Array) -> tuple[jax.Array, Params]:
+    def forward(
+        self, params: Params, state: State, tokens: jax.Array, places: jax.Array | None = None
+    ) -> tuple[jax.Array, Params]:
         """One pass over the next tokens int32 [B, T] of every case; the state is left as it is.
 
-        T is at most `chunk`, or the policy's `verified` where that is more.
+        T is at most `chunk`, or the policy's `verified` where that is more. places: int32 [B, T], those that the tokens
+        fill, in the row order; None: the next ones.
 
         Returns (hidden [R, T, M], cache with the T tokens written behind each row's length). `commit` then says how
         many of them count: those behind are overwritten by the next pass, which is all there is to a roll-back.
         """
-        ahead = jnp.arange(tokens.shape[1])
-        after = state.place[:, None] + ahead + 1  # the place that the token after each is for
+        places = state.place[:, None] + jnp.arange(tokens.shape[1]) if places is None else places
+        first = state.position - self._rows(state.place)  # rotary position of place 0
         size = state.aligned.shape[1]
 
         def priors(places: jax.Array) -> jax.Array:
-            found = jnp.take_along_axis(state.aligned, self._rows(jnp.minimum(places, size - 1)), axis=1)
+            found = jnp.take_along_axis(state.aligned, self._rows(jnp.clip(places, 0, size - 1)), axis=1)
             return jnp.where(self._rows(places < size), found, -1)
 
         hidden, cache = Transformer(self.model).apply(
             {"params": params},
             self._rows(tokens),
-            state.position[:, None] + ahead,
-            aligned=priors(after),
-            beside=priors(after - 1),
+            first[:, None] + self._rows(places),
+            aligned=priors(places + 1),  # the place that the token after each is for, in the row order
+            beside=priors(places),
             cache=state.cache,
         )
         return hidden, cache

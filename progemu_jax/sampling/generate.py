@@ -14,7 +14,7 @@ from jax.sharding import Mesh, PartitionSpec
 from progemu_jax.devices import sharding
 from progemu_jax.models import linear, transformer
 from progemu_jax.models.transformer import TransformerConfig
-from progemu_jax.sampling import memory, speculation
+from progemu_jax.sampling import diagonal, memory, speculation
 from progemu_jax.sampling.engine import Engine, Grammar, Params, head_name
 from progemu_jax.sampling.policy import Sampling
 from progemu_jax.sampling.prompts import Prompts
@@ -66,7 +66,11 @@ Program = Callable[[Params, Prompts, jax.Array, jax.Array, jax.Array], Generated
 @functools.cache
 def program(engine: Engine, text: bool) -> Program:
     """The device program of a request, jitted; text: False leaves the text out."""
-    decode_image = speculation.decode_image if engine.policy.draft != "none" else Engine.decode_image
+    decode_image = Engine.decode_image
+    if engine.policy.diagonal:
+        decode_image = diagonal.decode_image
+    elif engine.policy.draft != "none":
+        decode_image = speculation.decode_image
 
     def run(params: Params, prompts: Prompts, keys: jax.Array, keep: jax.Array, codes: jax.Array) -> Generated:
         state = decode_image(engine, params, engine.prefill(params, prompts, keys, keep, codes))

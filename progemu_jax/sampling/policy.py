@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+MODES = ("rows", "diagonal")
 DRAFTS = ("none", "prior", "jacobi")
 COUPLINGS = ("gumbel", "maximal", "independent")
 
@@ -28,6 +29,10 @@ class Sampling:
       text_temperature, text_top_k, text_guidance: the same for text tokens.
       max_text: text tokens after which a stop is forced.
       min_text: text tokens before a stop is allowed (Emu3: allowed from the third token on).
+      mode: "rows" draws the image's codes one after the other, exactly as the model was trained. "diagonal" draws all
+        codes of an anti-diagonal in one pass (`text.diagonals`), h + w - 1 passes for h x w codes: codes of a diagonal
+        do not see each other, so that its images are of another distribution, close to the first as far as the
+        diagonal head has learnt it. It needs a model with one (`config.progemu.diagonal`).
       draft: "none" decodes the image code by code; with drafts, a pass verifies `window` tokens at once, and the
         result's distribution stays the same: "prior" guesses the prior's code at the same place, "jacobi" starts
         from it and goes on from what the pass before has predicted.
@@ -46,6 +51,7 @@ class Sampling:
     text_guidance: float = 1.0
     max_text: int = 200
     min_text: int = 2
+    mode: str = "rows"
     draft: str = "none"
     coupling: str = "gumbel"
     window: int = 16
@@ -59,11 +65,17 @@ class Sampling:
             raise ValueError(f"top_k={min(self.top_k, self.text_top_k)}: expected 0 (all) or more")
         if not 0 <= self.min_text <= self.max_text or self.max_text < 1:
             raise ValueError(f"min_text={self.min_text}, max_text={self.max_text}: expected 0 <= min <= max, max >= 1")
-        for name, choices in (("draft", DRAFTS), ("coupling", COUPLINGS)):
+        for name, choices in (("mode", MODES), ("draft", DRAFTS), ("coupling", COUPLINGS)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(choices)}")
         if not 2 <= self.window <= 4096:
             raise ValueError(f"window={self.window}: expected 2..4096")
+        if self.diagonal and self.draft != "none":
+            raise ValueError(f"draft={self.draft!r}: mode='diagonal' takes no drafts; leave one of them out")
+
+    @property
+    def diagonal(self) -> bool:
+        return self.mode == "diagonal"
 
     @property
     def verified(self) -> int:

@@ -21,7 +21,7 @@ from jax import lax
 from progemu_jax.errors import UserError
 from progemu_jax.models import transformer
 from progemu_jax.models.transformer import TransformerConfig
-from progemu_jax.sampling import memory
+from progemu_jax.sampling import diagonal, memory
 from progemu_jax.sampling.engine import Engine, Grammar, Params, State
 from progemu_jax.sampling.generate import prepare
 from progemu_jax.sampling.policy import Sampling
@@ -82,7 +82,7 @@ def _programs(engine: Engine, text: bool) -> tuple[Callable[..., State], ...]:
         length = put(0, rows, state.cache["length"], one.cache["length"])
         new = {"cache": {"k": cache("k"), "v": cache("v"), "length": length}}
         for field in dataclasses.fields(State):
-            if field.name in ("aligned", "hidden", "position"):
+            if field.name in ("aligned", "hidden", "front", "position"):
                 new[field.name] = put(0, rows, getattr(state, field.name), getattr(one, field.name))
             elif field.name != "cache":
                 new[field.name] = getattr(state, field.name).at[slot].set(getattr(one, field.name)[0])
@@ -93,7 +93,8 @@ def _programs(engine: Engine, text: bool) -> tuple[Callable[..., State], ...]:
             turn, state = carry
             return (turn < engine.layout.width) & ((state.place < size) | ~state.done).any()
 
-        return lax.while_loop(busy, lambda c: (c[0] + 1, engine.step(params, c[1], text=text)), (0, state))[1]
+        step = diagonal.step if engine.policy.diagonal else Engine.step
+        return lax.while_loop(busy, lambda c: (c[0] + 1, step(engine, params, c[1], text=text)), (0, state))[1]
 
     def empty(one: State, slots: int) -> State:
         state = jax.tree.map(lambda x: jnp.repeat(x, slots, axis=0), dataclasses.replace(one, cache=None))
