@@ -19,6 +19,7 @@ from progemu_jax.models.vqgan import VQGANConfig
 from progemu_jax.sampling.diffusion import DiffusionSampling
 from progemu_jax.sampling.policy import Sampling
 from progemu_jax.tasks.autoencoder import AutoencoderLossConfig
+from progemu_jax.tasks.diagonal import DiagonalConfig
 from progemu_jax.tasks.diffusion import DiffusionConfig
 from progemu_jax.tasks.lora import TuneConfig
 from progemu_jax.tasks.prior_decoder import PriorDecoderLossConfig
@@ -114,7 +115,8 @@ class LanguageModelConfig:
       tune: which parameters are trained; LoRA is `model.lora_rank`.
       words: the training before stage 1 on the words of prompts alone (`tasks.words`); steps=0 skips it.
       reading: the training after stage 2 that teaches to read the images (`tasks.reading`).
-      refine: rounds of learning from its own best futures, at the end (`tasks.refine`).
+      refine: rounds of learning from its own best futures (`tasks.refine`).
+      diagonal: what anti-diagonal decoding needs, trained on the finished model (`tasks.diagonal`).
     """
 
     init: str = ""
@@ -126,6 +128,7 @@ class LanguageModelConfig:
     stage2: TrainConfig = field(default_factory=TrainConfig)  # pairs
     reading: ReadingConfig = field(default_factory=ReadingConfig)
     refine: RefineConfig = field(default_factory=RefineConfig)
+    diagonal: DiagonalConfig = field(default_factory=DiagonalConfig)
 
 
 @dataclass(frozen=True)

@@ -314,6 +314,7 @@ class ProgEmuTask:
             batch["tokens"][:, :-1],
             batch["positions"][:, :-1],
             aligned=batch["aligned"][:, :-1],
+            beside=batch["beside"][:, :-1] if "beside" in batch else None,
             segments=batch["segments"][:, :-1] if "segments" in batch else batch["kinds"][:, :-1] != Kind.PAD,
             deterministic=key is None or self.model_config.dropout == 0,
             rngs=None if key is None else {"dropout": key},

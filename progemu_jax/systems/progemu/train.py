@@ -23,7 +23,7 @@ from progemu_jax.inference.progemu import ProgEmu
 from progemu_jax.models import transformer
 from progemu_jax.systems.fitting import fit_curriculum, fit_on_examples, side_by_side
 from progemu_jax.systems.meshes import local_mesh
-from progemu_jax.systems.progemu import refine
+from progemu_jax.systems.progemu import diagonal, refine
 from progemu_jax.systems.progemu.image_tokens import leaning
 from progemu_jax.systems.progemu.model_config import language_start, load_tokenizer, model_parts, resized
 from progemu_jax.tasks import lora, word_vectors, words
@@ -139,6 +139,23 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
         )
         return task.params(state)
 
+    def fit_diagonal(task: Any, train_config: TrainConfig, both: Any, name: str, before: Any) -> Any:
+        """The parameters after a training for the diagonal order."""
+        state = fit_on_examples(
+            task,
+            train_config,
+            tuple(batches.examples(shards, "tokens", split) for split in ("train", "validation")),
+            tuple(
+                both(packer(vocabulary, layout, c.task, codebook, train=on, reading=reading, findings=findings))
+                for on in (True, False)
+            ),
+            workdir / "train" / name,
+            mesh,
+            init_state=lambda: placed(task, before),
+            config={**identity, **read, "text": c.diagonal.text},
+        )
+        return task.params(state)
+
     def pictures(params: Any, cases: list[dict]) -> np.ndarray:
         coder.variables = jax.device_put(coder.variables, sharding.replicated(mesh))  # where the parameters lie
         made = sampler(params).sample([Case(e["pair_id"], e["prior"], e["prompt"]) for e in cases]).images
@@ -154,9 +171,14 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
         local = local_mesh(config)
         coder = load_tokenizer(workdir, painter=bool(config.decoder.train.steps))
         params = refine.rounds(config, workdir, lambda params: sampler(merged(params)).on(local), fit_refined, params)
+    if c.diagonal.head.steps:
+        params = {name: leaf for name, leaf in lora.merge(params, model)[0].items() if name != PROJECTION}
+        params = diagonal.fit(c.diagonal, vocabulary, layout, model, c.task, fit_diagonal, params)
+        plain = dataclasses.replace(plain, diagonal=True)
     before = {"words": to_dict(c.words)} if c.words.steps else {}
     before |= {"reading": to_dict(reading)} if reading else {}
     before |= {"refine": to_dict(c.refine)} if c.refine.rounds else {}
+    before |= {"diagonal": to_dict(c.diagonal)} if c.diagonal.head.steps else {}
     export_config = {
         "kind": components.LANGUAGE_MODEL,
         "model": to_dict(plain),
