@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from progemu_jax.errors import UserError
 from progemu_jax.models import transformer
 from progemu_jax.models.transformer import Transformer, TransformerConfig
 from progemu_jax.sampling.policy import Sampling, draw, guide, pick, restrict, two_steps
@@ -108,6 +109,13 @@ class Engine:
     layout: Layout
     grammar: Grammar
     policy: Sampling
+
+    def __post_init__(self):
+        if self.policy.diagonal and not self.model.diagonal:
+            raise UserError(
+                "mode='diagonal': the model has no head for it; train one (config.progemu.diagonal.head.steps) "
+                "or leave mode='rows'"
+            )
 
     @property
     def chunk(self) -> int:

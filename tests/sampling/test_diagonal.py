@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from progemu_jax.errors import UserError
 from progemu_jax.models import diagonal_head, transformer
 from progemu_jax.models.transformer import Transformer, TransformerConfig
-from progemu_jax.sampling.engine import Grammar
+from progemu_jax.sampling.engine import Engine, Grammar
 from progemu_jax.sampling.generate import generate
 from progemu_jax.sampling.policy import Sampling, guide, pick, restrict
 from progemu_jax.sampling.prompts import pad_prompts
@@ -183,7 +184,11 @@ def test_neighbours_in_packed_rows():
     assert (row["above"][others] == -1).all()
 
 
-def test_drafts_are_refused():
+def test_drafts_and_models_without_the_head_are_refused(parts):
+    words, config, _ = parts
+    plain = dataclasses.replace(config, diagonal=False)
+    with pytest.raises(UserError, match="the model has no head for it"):
+        Engine(plain, LAYOUT, Grammar.of(words), WARM)
     with pytest.raises(ValueError, match="takes no drafts"):
         Sampling(mode="diagonal", draft="jacobi")
     with pytest.raises(ValueError, match="mode='fast'"):

@@ -130,7 +130,8 @@ def test_a_run_learns_words_first_and_from_its_own_futures_last(toy, tmp_path):
         "progemu.refine.requests": 6,
         "progemu.refine.futures": 2, "progemu.refine.scorer.images": 64, "progemu.refine.scorer.valid_images": 16,
         "progemu.refine.scorer.net.severity": True, "progemu.refine.scorer.net.widths": "(8, 16)",
-        **{f"progemu.{part}.{k}": v for part in ("words", "reading.train", "refine.train", "refine.scorer.train")
+        **{f"progemu.{part}.{k}": v for part in ("words", "reading.train", "refine.train", "refine.scorer.train",
+                                                 "diagonal.head", "diagonal.whole")
            for k, v in small.items()},
     }  # fmt: skip
     stages = ("--stages=reward,train", *(f"--config.{key}={value}" for key, value in keys.items()))
@@ -148,6 +149,11 @@ def test_a_run_learns_words_first_and_from_its_own_futures_last(toy, tmp_path):
     projection = np.linalg.lstsq(known.vectors, rows, rcond=None)[0]  # one of all words, in every stage
     np.testing.assert_allclose(known.vectors @ projection, rows, atol=1e-5)
     assert rows.std() > 0.01
+    model = progemu_jax.load(tmp_path / "run")
+    image = np.random.default_rng(0).integers(0, 256, (32, 32), np.uint8)
+    one, other = (model.counterfactual(image, "New edema.", seed=1, mode=mode) for mode in ("rows", "diagonal"))
+    assert one.images.shape == other.images.shape == (1, 32, 32)
+    assert (one.codes != other.codes).any()
     told = json.loads((train / "refine0/futures.json").read_text())
     assert len(told) == 6
     assert all(row["prompt"] for row in told)
