@@ -122,6 +122,7 @@ def test_a_run_learns_words_first_and_from_its_own_futures_last(toy, tmp_path):
     shutil.copytree(toy / "run", tmp_path / "run", ignore=shutil.ignore_patterns("train", "predictions", "scores"))
     small = {"steps": 2, "batch_size": 4, "warmup_steps": 0}
     keys = {
+        "sample.policy.mode": "diagonal", "progemu.diagonal.head.steps": 2, "progemu.diagonal.head.batch_size": 4,
         "progemu.task.restate": 0.7, "progemu.task.dictionary": 0.3, "progemu.task.complete": 0.5,
         "progemu.task.identity": 0.1, "progemu.task.read": 0.2, "progemu.task.omitted_weight": 1.0,
         "vocabulary": "english", "progemu.task.word_vectors": True,
