@@ -238,17 +238,27 @@ class Writer:
       folder: exists.
       shards: {file name: {tensor name: (dtype name, shape)}}.
       stem: what the index of several files is named after.
+      apart: further files, as `shards`, that the index does not name.
     """
 
     def __init__(
-        self, folder: Path, shards: Mapping[str, Mapping[str, tuple[str, tuple[int, ...]]]], stem: str = "model"
+        self,
+        folder: Path,
+        shards: Mapping[str, Mapping[str, tuple[str, tuple[int, ...]]]],
+        stem: str = "model",
+        apart: Mapping[str, Mapping[str, tuple[str, tuple[int, ...]]]] | None = None,
     ):
         self._places, self._left = {}, {}
         files = {}
-        for file in (*shards, f"{stem}.safetensors"):
+        if both := set(shards) & set(apart or {}):
+            raise UserError(
+                f"{min(both)!r}: the index names some of its tensors and not others; convert its source again"
+            )
+        every = {**shards, **(apart or {})}
+        for file in (*every, f"{stem}.safetensors"):
             if not plain(file) or not file.endswith(".safetensors"):
                 raise UserError(f"{file!r}: is no name of a safetensors file in the folder to be written")
-        for file, entries in shards.items():
+        for file, entries in every.items():
             header, at = {"__metadata__": {"format": "pt"}}, 0
             for name, (dtype, shape) in entries.items():
                 end = at + math.prod(shape) * DTYPES[dtype].itemsize
@@ -262,9 +272,11 @@ class Writer:
             for name in entries:
                 start, end = header[name]["data_offsets"]
                 self._places[name], self._left[name] = (folder / file, 8 + len(text) + start), end - start
-                files[name] = file
+                if file in shards:
+                    files[name] = file
         if set(shards) != {f"{stem}.safetensors"}:
-            index = {"metadata": {"total_size": sum(self._left.values())}, "weight_map": dict(sorted(files.items()))}
+            size = sum(self._left[name] for name in files)
+            index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(files.items()))}
             (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
     def write(self, name: str, block: np.ndarray, row: int = 0) -> None:

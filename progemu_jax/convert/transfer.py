@@ -88,6 +88,7 @@ class Outgoing:
       entries: {our leaf: Entry}.
       dtypes: {tensor: (dtype, shape)}, buffers included.
       files: {tensor: file} of the source; {}: they are shared out anew.
+      apart: {tensor: file} of those in files that no index names.
       buffers: {tensor: array} of what is no parameter.
       content_hash: of the source's tensors; None where there is none, or it is of another dialect.
     """
@@ -97,6 +98,7 @@ class Outgoing:
     entries: dict[str, Entry]
     dtypes: dict[str, tuple[str, tuple[int, ...]]]
     files: dict[str, str]
+    apart: dict[str, str]
     buffers: dict[str, np.ndarray]
     content_hash: str | None
 
@@ -108,6 +110,7 @@ def outgoing(
     entries: Iterable[Entry],
     source: Mapping[str, Any] | None,
     buffers: Mapping[str, np.ndarray] | None = None,
+    apart: Mapping[str, str] | None = None,
 ) -> Outgoing:
     """An export with the names, dtypes, files and buffers of its source, where there is one.
 
@@ -116,21 +119,34 @@ def outgoing(
       entries: in the names of the dialect that is written, which the source's replace.
       source: the export's `source_record`, or None.
       buffers: what a folder without a source is to have.
+      apart: {leaf: file} of parameters in files that no index names, whether the source had them or not.
     """
     entries = {entry.leaf: entry for entry in entries}
-    files, buffers = {}, dict(buffers or {})
+    files, buffers, apart = {}, dict(buffers or {}), apart or {}
     dtypes = {}
     with reading(export):
         if source:
-            entries = {leaf: replace(entry, name=source["names"][leaf]) for leaf, entry in entries.items()}
+            kept = {leaf: source["names"][leaf] for leaf in entries if leaf not in apart}
+            entries = {leaf: replace(entry, name=kept.get(leaf, entry.name)) for leaf, entry in entries.items()}
             files, buffers = source["files"], safetensors.unpacked_buffers(source["buffers"])
         for leaf, entry in entries.items():
-            dtype = source["dtypes"][leaf] if source else safetensors.NAMES[tree[leaf][1]]
+            as_it_was = source and (leaf not in apart or leaf in source["dtypes"])
+            dtype = source["dtypes"][leaf] if as_it_was else safetensors.NAMES[tree[leaf][1]]
             dtypes[entry.name] = dtype, entry.tensor_shape
         for name, array in buffers.items():
             dtypes[name] = safetensors.NAMES[str(array.dtype)], array.shape
-        safetensors.files_of(dtypes, files)  # knows every dtype, and has a file for each
-        return Outgoing(kind, export, entries, dtypes, files, buffers, source and source["content_hash"])
+        out = Outgoing(
+            kind,
+            export,
+            entries,
+            dtypes,
+            dict(files),
+            {entries[leaf].name: file for leaf, file in apart.items()},
+            buffers,
+            source and source["content_hash"],
+        )
+        _files([out])  # knows every dtype, and has a file for each
+        return out
 
 
 def write_folder(parts: Sequence[Outgoing], folder: Path, stem: str = "model") -> bool:
@@ -138,12 +154,20 @@ def write_folder(parts: Sequence[Outgoing], folder: Path, stem: str = "model") -
 
     stem: what the files are called, where the sources do not say.
     """
-    dtypes = {name: entry for part in parts for name, entry in part.dtypes.items()}
-    files = {name: file for part in parts for name, file in part.files.items()}
-    writer = safetensors.Writer(folder, safetensors.files_of(dtypes, files, stem), stem)
+    indexed, apart = _files(parts, stem)
+    writer = safetensors.Writer(folder, indexed, stem, apart)
     unchanged = [_write_part(part, writer) == part.content_hash for part in parts]
     writer.close()
     return all(unchanged)
+
+
+def _files(parts: Sequence[Outgoing], stem: str = "model") -> tuple[dict, dict]:
+    """({file: {tensor: (dtype, shape)}} of what is indexed, the same of what is not)."""
+    apart = {name: file for part in parts for name, file in part.apart.items()}
+    files = {name: file for part in parts for name, file in part.files.items()}
+    dtypes = {name: entry for part in parts for name, entry in part.dtypes.items()}
+    indexed = safetensors.files_of({name: dtypes[name] for name in dtypes if name not in apart}, files, stem)
+    return indexed, safetensors.files_of({name: dtypes[name] for name in apart}, apart) if apart else {}
 
 
 def _write_part(part: Outgoing, writer: safetensors.Writer) -> str:

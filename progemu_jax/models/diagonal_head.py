@@ -8,7 +8,7 @@ arXiv 2605.09430).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,7 @@ from flax import linen as nn
 from progemu_jax.models import layers as nnl
 from progemu_jax.models import linear
 
-if TYPE_CHECKING:
-    from progemu_jax.models.transformer import TransformerConfig
+Config = Any  # a `transformer.TransformerConfig`; that file imports this one
 
 NAME = "diagonal_head"  # among the transformer's parameters
 
@@ -31,7 +30,7 @@ class DiagonalHead(nn.Module):
     place that is told, 0 without one.
     """
 
-    cfg: TransformerConfig
+    cfg: Config
 
     @nn.compact
     def __call__(
@@ -54,20 +53,18 @@ class DiagonalHead(nn.Module):
         return jnp.where((has_left & has_above)[:, None], both, one)
 
 
-def width(cfg: TransformerConfig) -> int:
+def width(cfg: Config) -> int:
     """Channels of the feed-forward: those of a layer's, at most twice the model's."""
     return min(cfg.intermediate_size, 2 * cfg.hidden_size)
 
 
-def init_params(cfg: TransformerConfig, key: jax.Array) -> Any:
+def init_params(cfg: Config, key: jax.Array) -> Any:
     """Fresh parameters: the mean of the states on the left and above, until something is learnt."""
     row, none = jnp.zeros((1, cfg.hidden_size), jnp.dtype(cfg.dtype)), jnp.zeros(1, bool)
     return DiagonalHead(cfg).init(key, row, row, none, none, row)["params"]
 
 
-def told(
-    cfg: TransformerConfig, params: Any, hidden: jax.Array, left: jax.Array, above: jax.Array, prior: jax.Array
-) -> jax.Array:
+def told(cfg: Config, params: Any, hidden: jax.Array, left: jax.Array, above: jax.Array, prior: jax.Array) -> jax.Array:
     """States [B, N, M] that tell N codes of each row, of its tokens' states [B, T, M].
 
     params: the transformer's, with the head's under `NAME`. left, above: int32 [B, N] indices of tokens, -1: none.

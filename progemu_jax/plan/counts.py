@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from progemu_jax.config import Config
 from progemu_jax.devices.accelerators import PLANNED
+from progemu_jax.models import diagonal_head
 from progemu_jax.models.transformer import TransformerConfig
 from progemu_jax.tasks.progemu import ProgEmuConfig
 from progemu_jax.text import vocabulary
@@ -28,15 +29,26 @@ class Program:
         return math.prod(self.mesh)
 
 
-def model_of(config: Config, tensor: int) -> tuple[TransformerConfig, Layout, ProgEmuConfig]:
-    """(transformer config, layout, task config); the vocabulary's size is taken as the config gives it."""
+def model_of(config: Config, tensor: int, sampled: bool = False) -> tuple[TransformerConfig, Layout, ProgEmuConfig]:
+    """(transformer config, layout, task config); the vocabulary's size is taken as the config gives it.
+
+    sampled: of the finished model, with the head of anti-diagonal decoding where that is trained at the end.
+    """
     model, task = config.progemu.model, config.progemu.task
     size = model.vocab_size or vocabulary.load(config.vocabulary or None, config.tokenizer.model.codebook_size).size
     side = config.data.image_size // config.tokenizer.model.factor
     model = dataclasses.replace(model, vocab_size=size, max_length=task.length)
     if model.padded_vocab_size is None and size % tensor:
         model = dataclasses.replace(model, padded_vocab_size=-(-size // tensor) * tensor)
+    if sampled and config.progemu.diagonal.head.steps:
+        model = dataclasses.replace(model, diagonal=True)
     return model, Layout(side, side, task.length, task.prompt_budget), task
+
+
+def diagonal_parameters(model: TransformerConfig) -> int:
+    """Parameters of the head of anti-diagonal decoding that multiply, 0 without one."""
+    m, f = model.hidden_size, diagonal_head.width(model)
+    return (2 * 3 * m * f + f * m + 3 * m * m) * model.diagonal
 
 
 def prompt_slots(layout: Layout) -> int:
@@ -76,21 +88,25 @@ def count(model: TransformerConfig, layout: Layout, program: Program, config: Co
         return {"tokens": tokens, "flops": 3 * forward * tokens, "flops_done": done * tokens, "moved": moved}
     policy = config.sample.policy
     rows = parts * program.rows * (2 if policy.guided else 1)
-    slots, steps = prompt_slots(layout), layout.height * layout.width + policy.max_text
+    slots, size, own = prompt_slots(layout), layout.height * layout.width, diagonal_parameters(model) * policy.diagonal
+    passes = layout.height + layout.width - 1 if policy.diagonal else size
+    steps = passes + policy.max_text
     tokens = rows * (slots + layout.image_tokens + policy.max_text)
     seen = (slots + layout.image_tokens + policy.max_text) / 2
     codes = 2 * model.hidden_size * config.tokenizer.model.codebook_size  # of the head, its visual rows alone
-    flops = tokens * model.num_layers * (2 * p["layer"] + 4 * width * seen) + rows * steps * codes
+    flops = tokens * model.num_layers * (2 * p["layer"] + 4 * width * seen) + rows * (size + policy.max_text) * codes
+    flops += rows * size * 2 * own
     cache = model.num_layers * 2 * model.num_kv_heads * model.head_dim * bytes_each  # a token
     local = rows / parts
     layers = bytes_each * model.num_layers * p["layer"] + codes / 2 * bytes_each
     moved = steps * (layers + local * cache * (slots + layout.image_tokens / 2)) / program.mesh[2]
+    moved += passes * bytes_each * own / program.mesh[2]
     return {"tokens": tokens, "flops": flops, "flops_done": flops, "moved": moved, "cases": parts * program.rows}
 
 
 def row_by_formula(program: Program, config: Config) -> dict:
     """A GPU's row: memory and bytes sent by formula. Attention is taken as fused: its scores are not stored."""
-    model, layout, _ = model_of(config, program.mesh[2])
+    model, layout, _ = model_of(config, program.mesh[2], program.program == "sample")
     data, fsdp, tensor = program.mesh
     p = parameters(model)
     each = 2 if model.param_dtype == "bfloat16" else 4
@@ -129,6 +145,7 @@ def row_by_formula(program: Program, config: Config) -> dict:
         slots = prompt_slots(layout) + layout.image_tokens + config.sample.policy.max_text
         cache = local * slots * model.num_layers * 2 * model.num_kv_heads * model.head_dim * each / tensor
         weights = each * (model.num_layers * p["layer"] / tensor + p["tables"])
+        weights += each * diagonal_parameters(model) / tensor
         layer = local * prompt_slots(layout) * (8 * model.hidden_size + 4 * model.intermediate_size / tensor) * 2
         memory = {"weights": weights, "cache": cache, "activations": layer}
         reduced = local * (slots) * model.hidden_size * 2 * 2 * model.num_layers

@@ -37,7 +37,7 @@ def compiled_row(program: Program, config: Config) -> dict:
         name = f"{program.target}:{PLANNED[program.target].topologies[program.devices]}"
         devices = topologies.get_topology_desc(name, platform="tpu").devices
     mesh = Mesh(np.asarray(devices).reshape(program.mesh), sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 3)
-    model, layout, task = model_of(config, program.mesh[2])
+    model, layout, task = model_of(config, program.mesh[2], program.program == "sample")
     build = {"train": _training_step, "sample": _sampler}[program.program]
     started = time.monotonic()
     function, arguments = build(program, config, model, layout, task, mesh)

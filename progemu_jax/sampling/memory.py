@@ -19,7 +19,7 @@ def bytes_per_case(engine: Engine, slots: int) -> int:
 
     Cache: keys and values of each row's prompt `slots`, image, text and spare slots. Prefill: the residual stream, the
     widest layer, and one block of attention scores. Draw: scores of the widest range of the vocabulary, four times
-    (guided, restricted, noise), for each token that a pass verifies.
+    (guided, restricted, noise), for each token that a pass verifies, or image row of a diagonal.
     """
     model, grammar, policy = engine.model, engine.grammar, engine.policy
     rows, width = 1 + policy.guided, jnp.dtype(model.dtype).itemsize
@@ -28,7 +28,7 @@ def bytes_per_case(engine: Engine, slots: int) -> int:
     wide = 4 * model.hidden_size + 3 * model.intermediate_size + 3 * model.num_heads * model.head_dim
     prefill = slots * width * wide + 2 * 4 * model.num_heads * min(model.attention_block, slots) * slots
     draw = 4 * 4 * max(stop - start for start, stop in (grammar.visual_rows, grammar.text_rows))
-    draw *= max(1, policy.verified)
+    draw *= engine.layout.height if policy.diagonal else max(1, policy.verified)
     return rows * (cache + max(prefill, draw))
 
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from progemu_jax.checkpoints import arrays
 from progemu_jax.errors import UserError
+from progemu_jax.models import diagonal_head
 from progemu_jax.models.transformer import LORA_A, LORA_B, STACKED, TransformerConfig
 
 
@@ -36,7 +37,8 @@ class TuneConfig:
 def split(params: Mapping[str, Any], model: TransformerConfig, tune: TuneConfig) -> tuple[dict, dict]:
     """(trained, frozen): the parameters in two nested dicts, frozen {} when all are trained; `join` undoes it.
 
-    Of stacked layers (`scan_layers`) the last ones are rows of the same arrays, in both dicts.
+    The head of anti-diagonal decoding is frozen: it has a training of its own (`tasks.diagonal`). Of stacked
+    layers (`scan_layers`) the last ones are rows of the same arrays, in both dicts.
 
     Raises:
       UserError: more layers than there are, a name to freeze that no parameter has, nothing left to train.
@@ -55,7 +57,7 @@ def split(params: Mapping[str, Any], model: TransformerConfig, tune: TuneConfig)
         part = name.split(".")[0]
         if model.lora_rank:
             (trained if name.endswith((LORA_A, LORA_B)) else frozen)[name] = leaf
-        elif part in tune.freeze or (before and _below(part, before)):
+        elif part in (*tune.freeze, diagonal_head.NAME) or (before and _below(part, before)):
             frozen[name] = leaf
         elif before and part == STACKED:
             frozen[name], trained[name] = leaf[:before], leaf[before:]

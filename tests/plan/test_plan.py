@@ -59,6 +59,25 @@ def test_fake_devices_and_counted_rows(tmp_path, no_tpu_compiler, capsys):
     assert "| train | 8 H100 SXM | 2 x 2 x 2 |" in out
 
 
+def test_a_diagonal_a_pass(tmp_path, no_tpu_compiler, monkeypatch):
+    """The finished model has the head; an image is 4 + 4 - 1 passes in place of 16."""
+    monkeypatch.setattr(plan, "PROGRAMS", ("sample",))
+    config = small("H100", "v5p", tensor=2)
+    config.progemu.diagonal = {"head": {"steps": 1}}
+    assert from_dict(Config, config).sample.policy.guided
+    drawn = counts.Program("sample", (4, 1, 2), 1, "H100")
+    by_code = counts.row_by_formula(drawn, from_dict(Config, config))
+    config.sample.policy.mode = "diagonal"
+    found = rows(config, tmp_path)
+    assert found["sample", "cpu"]["sent"]["all-reduce"] > 0  # it compiled
+    counted, head = found["sample", "H100"], 7 * 64 * 64 + 3 * 64 * 64  # gate, up and down of 64 channels; mix
+    assert counted["flops"] - by_code["flops"] == pytest.approx(4 * 2 * 16 * 2 * head)  # cases, guidance, codes
+    assert counted["moved"] == pytest.approx((7 + 4) / (16 + 4) * by_code["moved"] + 7 * 2 * head / 2)
+    assert counted["memory"]["weights"] == by_code["memory"]["weights"]
+    trained, _, _ = counts.model_of(from_dict(Config, config), 2)  # by stages 1 and 2
+    assert counts.diagonal_parameters(trained) == 0
+
+
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra tpu-plan")
 def test_a_slice_is_compiled_for_by_its_own_compiler(tmp_path):
     found = rows(small("v5p", fsdp=2), tmp_path)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from progemu_jax.errors import UserError
-from progemu_jax.models import diagonal_head, transformer
+from progemu_jax.models import diagonal_head, linear, transformer
 from progemu_jax.models.transformer import Transformer, TransformerConfig
 from progemu_jax.sampling.engine import Engine, Grammar
 from progemu_jax.sampling.generate import generate
@@ -85,6 +85,21 @@ def test_decode_equals_forward(parts, priors, guidance, keep_prior):
         keys = jax.vmap(lambda k, i=i: jax.random.fold_in(jax.random.key(np.uint32(i)), k))(np.arange(12))
         drawn = pick(restrict(scores, policy.temperature, policy.top_k), keys, policy.temperature)
         assert np.asarray(drawn).reshape(3, 4).tolist() == out.codes[i].tolist()
+
+
+def test_int8_weights_decode_as_their_forward_pass(parts, priors):
+    words, config, params = parts
+    small = linear.quantize(params)
+    head = small[diagonal_head.NAME]
+    assert all(isinstance(value, linear.Int8) for name, value in head.items() if name != "prior_layernorm")
+    policy = dataclasses.replace(WARM, guidance=3.0)
+    out = sample((words, config, small), priors[:1], policy, [0])
+    scores = scores_by_forward((words, config, small), priors[0], out.codes[0], policy)
+    keys = jax.vmap(lambda k: jax.random.fold_in(jax.random.key(np.uint32(0)), k))(np.arange(12))
+    drawn = pick(restrict(scores, policy.temperature, policy.top_k), keys, policy.temperature)
+    assert np.asarray(drawn).reshape(3, 4).tolist() == out.codes[0].tolist()
+    whole = scores_by_forward(parts, priors[0], out.codes[0], policy)
+    assert 0 < jnp.linalg.norm(scores - whole) / jnp.linalg.norm(whole) < 0.1
 
 
 def test_passes_are_the_diagonals_and_the_text(parts, priors):

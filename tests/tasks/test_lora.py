@@ -114,6 +114,15 @@ def test_last_layers_and_frozen_parameters_stay(scan):
     assert sum(x.size for x in jax.tree.leaves(last["opt_state"])) < sum(x.size for x in jax.tree.leaves(after))
 
 
+def test_the_diagonal_head_stays_as_it_is():
+    """No loss but its own reaches it, and weight decay would shrink it."""
+    model = dataclasses.replace(MODEL, diagonal=True)
+    trained, frozen = lora.split(shapes(model), model, TuneConfig())
+    assert set(frozen) == {"diagonal_head"}
+    assert set(trained) == set(shapes(MODEL))
+    assert lora.join(trained, frozen) == shapes(model)
+
+
 def test_senseless_choices_are_named():
     for tune, words in (
         (TuneConfig(last_layers=3), "has 2 layers"),

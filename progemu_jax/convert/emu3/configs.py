@@ -141,7 +141,7 @@ def write_language_model(cfg: TransformerConfig, where: str, dialect: str, ids: 
     ids: pad, bos, eos and, for the original dialect, img, boi, eoi, eol, eof.
     """
     for name in ADDITIONS:
-        if getattr(cfg, name):
+        if getattr(cfg, name) and name != "diagonal":  # which has a file of its own, and no word in the config
             raise UserError(f"{where}: {name} has no place in Emu3's format; train without it")
     if cfg.padded_vocab_size not in (None, cfg.vocab_size):
         raise UserError(f"{where}: padded_vocab_size={cfg.padded_vocab_size} has no place in Emu3's format")

@@ -6,9 +6,10 @@ config describes; the data are read later, tensor by tensor. Nothing in a folder
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,8 @@ def _language_model(path: Path, values: Mapping[str, Any], found: dict[str, Tens
         raise UserError(
             f"{path / CONFIG}: num_hidden_layers={model.num_layers}, but the weights have {layers}; use theirs"
         )
+    has_head = os.path.lexists(path / names.HEAD_FILE)
+    model = replace(model, diagonal=has_head)
     entries = language_entries(model, prefixes)
     if model.tie_embeddings:  # some savers write the shared table twice
         head = f"{prefixes[1]}lm_head.weight"
@@ -120,7 +123,18 @@ def _language_model(path: Path, values: Mapping[str, Any], found: dict[str, Tens
         found = {name: t for name, t in found.items() if name != head}
         if extra is not None:
             raise UserError(f"{extra.file}: tensor {head}: the config ties the head to the embeddings; remove it")
-    return _part(path, LANGUAGE_MODEL, model, entries, found)
+    part = _part(path, LANGUAGE_MODEL, model, [e for e in entries if not names.of_diagonal_head(e.leaf)], found)
+    if not has_head:
+        return part
+    file = path / names.HEAD_FILE
+    own, tensors, _ = checked_tensors(
+        [e for e in entries if names.of_diagonal_head(e.leaf)],
+        safetensors.read_header(safetensors.inside(file)),
+        file,
+        is_buffer=lambda name: False,
+        remedy="use the one that was written with these weights, or delete it and decode in the row order alone",
+    )
+    return replace(part, entries=part.entries + own, tensors=part.tensors | tensors)
 
 
 def _tokenizer(path: Path, values: Mapping[str, Any], dialect: str, found: dict[str, Tensor], prefix: str) -> Part:

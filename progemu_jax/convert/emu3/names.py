@@ -2,7 +2,8 @@
 
 Our names are dotted paths ("layers_3.self_attn.q_proj", "params.encoder.down_0.block_1.conv1.kernel"). Checkpoints come
 in two dialects: "original" (Emu3's and ProgEmu's own repositories) and "transformers" (the library of that name), the
-latter with prefixes that changed between versions.
+latter with prefixes that changed between versions. What Emu3 has not, the head of anti-diagonal decoding, has a file of
+its own that no index names.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ from __future__ import annotations
 import re
 
 from progemu_jax.convert.components import Entry
+from progemu_jax.models import diagonal_head
 
 # (prefix of the layers and embeddings, prefix of the head); the first of a dialect is the one we write.
 LANGUAGE_PREFIXES = {
     "original": (("model.", ""),),
     "transformers": (("text_model.model.", "text_model."), ("model.text_model.", "")),
 }
+HEAD_FILE = f"{diagonal_head.NAME}.safetensors"
 TOKENIZER_PREFIXES = {"original": ("",), "transformers": ("vqmodel.", "model.vqmodel.", "")}
 
 
@@ -27,10 +30,15 @@ def language_entries(shapes: dict[str, tuple[int, ...]], prefix: str, head_prefi
             name = f"{head_prefix}lm_head.weight"
         else:
             path = re.sub(r"^layers_(\d+)", r"layers.\1", leaf.removesuffix(".scale"))
-            name = f"{prefix}{path}.weight"
+            name = f"{'' if of_diagonal_head(leaf) else prefix}{path}.weight"
         table = leaf in ("embed_tokens", "lm_head") or leaf.endswith(".scale")
         entries.append(Entry(leaf, shape, name, "same" if table else "linear"))
     return entries
+
+
+def of_diagonal_head(leaf: str) -> bool:
+    """Whether a parameter lies in `HEAD_FILE`."""
+    return leaf.startswith(f"{diagonal_head.NAME}.")
 
 
 _LAST = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}

@@ -130,7 +130,8 @@ class Target:
         means = (e for e in entries if e.leaf.startswith("batch_stats.") and e.leaf.endswith(".mean"))
         counts = {e.name.removesuffix("running_mean") + "num_batches_tracked": np.zeros((), np.int64) for e in means}
         source = config["source"] if self.as_source else None
-        return transfer.outgoing(kind, where, tree, entries, source, buffers=counts), values
+        apart = {e.leaf: names.HEAD_FILE for e in entries if names.of_diagonal_head(e.leaf)}
+        return transfer.outgoing(kind, where, tree, entries, source, buffers=counts, apart=apart), values
 
     def vocabulary(self) -> Vocabulary | None:
         """The text tokenizer that belongs to the language model, or None."""

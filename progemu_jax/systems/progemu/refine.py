@@ -65,7 +65,7 @@ def ranked_futures(config: Config, workdir: Path, model: ProgEmu, number: int) -
     priors, before = model.tokenize(pixels), _scores(scorer, pixels)
     requests = [preference.drawn_request(severity, rng, c.nothing) for severity in before["finding_severity"]]
     prompts = [_fitting(model, request, rng) for request in requests]
-    policy = dataclasses.replace(config.sample.policy, temperature=c.temperature, guidance=c.guidance)
+    policy = dataclasses.replace(model.policy, temperature=c.temperature, guidance=c.guidance)
     plain = dataclasses.replace(config.progemu.task, soften=0.0)  # likelihoods are of the exact codes
     task = preference.PreferenceTask(c, model.vocabulary, model.layout, model.config, plain, c.train)
     likelihoods = jax.jit(task.log_likelihoods)

@@ -40,7 +40,7 @@ class ProgEmu:
 
     def trained(self, config: Config) -> dict[str, TrainConfig]:
         painter = {"decoder.train": config.decoder.train} if config.decoder.train.steps else {}
-        r, reading = config.progemu.refine, config.progemu.reading.train
+        r, reading, d = config.progemu.refine, config.progemu.reading.train, config.progemu.diagonal
         refined = {"progemu.refine.train": r.train, "progemu.refine.scorer.train": r.scorer.train} if r.rounds else {}
         return {
             "tokenizer.train": config.tokenizer.train,
@@ -50,6 +50,7 @@ class ProgEmu:
             "progemu.stage2": config.progemu.stage2,
             **({"progemu.reading.train": reading} if reading.steps else {}),
             **refined,
+            **{f"progemu.diagonal.{name}": x for name, x in (("head", d.head), ("whole", d.whole)) if x.steps},
             "scorer.train": config.scorer.train,
             **({"identity.train": config.identity.train} if config.identity.train.steps else {}),
         }
@@ -81,6 +82,10 @@ class ProgEmu:
         c = config.tokenizer
         TokenizerTask(coder, c.loss, c.train, size, c.freeze, perceptual=perceptual(config))
         _, layout, model = model_parts(config)
+        if config.sample.policy.diagonal and not (model.diagonal or config.progemu.diagonal.head.steps):
+            raise UserError(
+                "config.sample.policy.mode='diagonal': no head is trained; give config.progemu.diagonal.head.steps"
+            )
         try:
             jax.eval_shape(
                 lambda: lora.split(transformer.init_params(model, jax.random.key(0)), model, config.progemu.tune)

@@ -163,7 +163,8 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
         return side_by_side(prior, made, followup)
 
     def sampler(params: Any) -> ProgEmu:
-        return ProgEmu(params, plain, layout, vocabulary, coder, config.sample.policy, "training")
+        policy = dataclasses.replace(config.sample.policy, mode="rows")  # the head of the other is trained last
+        return ProgEmu(params, plain, layout, vocabulary, coder, policy, "training")
 
     stages = {"words": c.words, "stage1": c.stage1, "stage2": c.stage2}
     params = fit_curriculum(stages | ({"reading": reading.train} if reading else {}), fit_stage)

@@ -85,6 +85,10 @@ def test_a_run_with_rounds_has_a_training_scorer_of_its_own():
     trained = ProgEmu().trained(config)
     assert {"progemu.refine.train", "progemu.refine.scorer.train"} <= trained.keys()
     assert not [name for name in ProgEmu().trained(asked(progemu__refine__rounds=0)) if "refine" in name]
+    assert not [name for name in trained if "diagonal" in name]
+    diagonal = asked(progemu__diagonal={"head": {"steps": 1}}, sample__policy__mode="diagonal")
+    ProgEmu().check(diagonal)
+    assert "progemu.diagonal.head" in ProgEmu().trained(diagonal)
 
 
 @pytest.mark.parametrize(
@@ -95,6 +99,7 @@ def test_a_run_with_rounds_has_a_training_scorer_of_its_own():
         ({"data__source": "mimic_cxr"}, "no training scorer"),
         ({"progemu__refine__scorer__net__severity": False}, "severity=False"),
         ({"progemu__words__steps": 5, "progemu__task__prompt_budget": 0}, "config.progemu.task.prompt_budget"),
+        ({"sample__policy__mode": "diagonal"}, r"config\.progemu\.diagonal\.head\.steps"),
     ],
 )
 def test_what_cannot_be_is_one_line(keys, words):

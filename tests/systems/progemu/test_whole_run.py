@@ -122,6 +122,7 @@ def test_a_run_learns_words_first_and_from_its_own_futures_last(toy, tmp_path):
     shutil.copytree(toy / "run", tmp_path / "run", ignore=shutil.ignore_patterns("train", "predictions", "scores"))
     small = {"steps": 2, "batch_size": 4, "warmup_steps": 0}
     keys = {
+        "sample.policy.mode": "diagonal",
         "progemu.task.restate": 0.7, "progemu.task.dictionary": 0.3, "progemu.task.complete": 0.5,
         "progemu.task.identity": 0.1, "progemu.task.read": 0.2, "progemu.task.omitted_weight": 1.0,
         "vocabulary": "english", "progemu.task.word_vectors": True,
@@ -131,7 +132,7 @@ def test_a_run_learns_words_first_and_from_its_own_futures_last(toy, tmp_path):
         "progemu.refine.futures": 2, "progemu.refine.scorer.images": 64, "progemu.refine.scorer.valid_images": 16,
         "progemu.refine.scorer.net.severity": True, "progemu.refine.scorer.net.widths": "(8, 16)",
         **{f"progemu.{part}.{k}": v for part in ("words", "reading.train", "refine.train", "refine.scorer.train",
-                                                 "diagonal.head", "diagonal.whole")
+                                                 "diagonal.head")
            for k, v in small.items()},
     }  # fmt: skip
     stages = ("--stages=reward,train", *(f"--config.{key}={value}" for key, value in keys.items()))
