@@ -1,13 +1,14 @@
 """Weights in 4 bits: NF4 with double quantisation, as QLoRA holds a base that is not trained.
 
 Dettmers et al. 2023 (arXiv:2305.14314), section 3. A block of 64 weights is divided by its largest magnitude, and each
-takes the nearest of 16 levels, quantiles of a normal distribution (appendix E): 4 bits. The magnitudes take 8 bits each,
+takes the nearest of 16 levels, quantiles of a normal distribution (appendix E): 4 bits. The magnitudes take 8 bits,
 evenly spaced between the least and the greatest of 256 of them, which are float32: 4.129 bits a weight together.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from typing import Any
 
@@ -55,7 +56,7 @@ def _blocked(shape: tuple[int, ...], inputs: int) -> tuple[bool, int, tuple[int,
 
 
 def pack(weight: jax.Array, inputs: int) -> NF4:
-    """A float weight [*inputs, *outputs] in 4 bits; each weight takes the level nearest to it under the packed scale."""
+    """A float weight [*inputs, *outputs] in 4 bits: each takes the level nearest to it under the packed magnitude."""
     even, at, blocked = _blocked(weight.shape, inputs)
     values = weight.astype(jnp.float32)
     if not even:
@@ -65,7 +66,7 @@ def pack(weight: jax.Array, inputs: int) -> NF4:
     absmax, offset, scale = _pack_absmax(jnp.abs(values).max(at).reshape(-1))
     largest = _unpack_absmax(absmax, offset, scale, blocked, at)
     values = values / jnp.where(largest > 0, largest, 1.0)
-    between = [(a + b) / 2 for a, b in zip(LEVELS, LEVELS[1:], strict=False)]
+    between = [(a + b) / 2 for a, b in itertools.pairwise(LEVELS)]
     low, high = jnp.split(sum((values > x).astype(jnp.uint8) for x in between), 2, axis=at)
     kept = list(weight.shape) if even else [-1]
     kept[inputs - 1 if even else 0] = -1
