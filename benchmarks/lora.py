@@ -1,6 +1,6 @@
-"""LoRA against a full fine-tune on the phantom; prints JSON lines.
+"""LoRA against a full fine-tune on the phantom, or on a base of 4 bits against one in bfloat16; prints JSON lines.
 
-    python benchmarks/lora.py --run=runs/phantom [--steps=200] [--rank=8]
+    python benchmarks/lora.py --run=runs/phantom [--steps=200] [--rank=8] [--part=nf4]
 
 The trained model of a phantom run meets another kind of picture: its pairs mirrored, codes from right to left and the
 words "left" and "right" exchanged. It is fine-tuned on mirrored training pairs, fully and with LoRA, with the same
@@ -8,6 +8,10 @@ batches, and the run's own loss is taken on all mirrored validation pairs. Learn
 best of --rates, and so has LoRA. The last row compares: validation loss, bytes of optimizer state, and the largest
 difference of the logits of the merged export and of the adapter: as they are computed, and with the same float32
 weights in float64, which is what merging costs.
+
+With --part=nf4 both fine-tunes are LoRA's, with the best of --lora-rates each: on the run's weights in bfloat16, and in
+4 bits (`config.progemu.model.lora_base`). The last row compares validation losses, the bytes of what is frozen, and the
+loss before the first step.
 """
 
 import argparse
@@ -53,10 +57,9 @@ def mirror(example):
 class Tuning:
     """One fine-tune: task, data and final parameters."""
 
-    def __init__(self, args, config, rank, rate):
-        config = dataclasses.replace(
-            config, model=dataclasses.replace(config.model, lora_rank=rank, lora_alpha=2.0 * rank)
-        )
+    def __init__(self, args, config, rank, rate, **model):
+        model = dataclasses.replace(config.model, lora_rank=rank, lora_alpha=2.0 * rank, **model)
+        config = dataclasses.replace(config, model=model)
         run = Path(args.run)
         coder = Tokenizer.load(run / "tokenizer/export")
         codebook = np.asarray(coder.variables["params"]["quantize"]["embedding"])
@@ -75,7 +78,7 @@ class Tuning:
         )
         packs = {on: packer(words, layout, config.task, codebook, train=on) for on in (True, False)}
         self.pack = {on: (lambda e, rng, on=on: packs[on](mirror(e), rng)) for on in packs}
-        self.params = start.variables()
+        self.params = lora.based(start.variables(), self.model)
 
     def batches(self, split, on, repeat):
         return batches.example_batches(
@@ -104,10 +107,12 @@ class Tuning:
             state, _ = step(state, batch, jax.random.key(index))
         row = {
             "fine_tune": f"LoRA, rank {self.rank}" if self.rank else "full",
+            "base": f"{self.model.lora_base} {self.model.param_dtype}",
             "learning_rate": self.rate,
             "steps": self.train.steps,
             "validation_loss_before": round(before, 4),
             "validation_loss": round(self.evaluate(state), 4),
+            "frozen_bytes": sum(x.nbytes for x in jax.tree.leaves(state.get("frozen", {}))),
             "optimizer_bytes": sum(x.nbytes for x in jax.tree.leaves(state["opt_state"])),
             "trained_parameters": sum(x.size for x in jax.tree.leaves(state["params"])),
         }
@@ -162,26 +167,36 @@ def main():
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--rates", default="1e-3", help="of the full fine-tune")
     parser.add_argument("--lora-rates", default="4e-3")
+    parser.add_argument("--part", choices=("full", "nf4"), default="full", help="what LoRA is compared with")
     args = parser.parse_args()
     config = from_dict(Config, json.loads((Path(args.run) / "config.json").read_text()))
     args.layout = model_parts(config)[1]
-    best = {}
-    for rank, rates in ((0, args.rates), (args.rank, args.lora_rates)):
-        for rate in rates.split(","):
-            tuning = Tuning(args, config.progemu, rank, float(rate))
-            row = tuning()
-            if rank not in best or row["validation_loss"] < best[rank][0]["validation_loss"]:
-                best[rank] = row, tuning
-    full, ours = best[0][0], best[args.rank][0]
-    print(
-        json.dumps(
-            {
-                "validation_loss_ratio": round(ours["validation_loss"] / full["validation_loss"], 4),
-                "optimizer_memory_ratio": round(ours["optimizer_bytes"] / full["optimizer_bytes"], 4),
-                **best[args.rank][1].merged_difference(),
-            }
+
+    def best(rates, rank, **model):
+        """(row, fine-tune) of the rate with the lowest validation loss."""
+        found = [
+            (tuning(), tuning) for tuning in (Tuning(args, config.progemu, rank, float(r), **model) for r in rates)
+        ]
+        return min(found, key=lambda pair: pair[0]["validation_loss"])
+
+    rates, lora_rates = args.rates.split(","), args.lora_rates.split(",")
+    if args.part == "nf4":
+        (whole, _), (small, _) = (
+            best(lora_rates, args.rank, param_dtype="bfloat16", lora_base=base) for base in ("full", "nf4")
         )
-    )
+        result = {
+            "validation_loss_difference": round(small["validation_loss"] - whole["validation_loss"], 4),
+            "before": round(small["validation_loss_before"] - whole["validation_loss_before"], 4),
+            "frozen_bytes_ratio": round(small["frozen_bytes"] / whole["frozen_bytes"], 4),
+        }
+    else:
+        (full, _), (ours, tuning) = best(rates, 0), best(lora_rates, args.rank)
+        result = {
+            "validation_loss_ratio": round(ours["validation_loss"] / full["validation_loss"], 4),
+            "optimizer_memory_ratio": round(ours["optimizer_bytes"] / full["optimizer_bytes"], 4),
+            **tuning.merged_difference(),
+        }
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import math
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def flatten(tree: Any) -> dict[str, Any]:
-    """{dotted path: leaf} of a pytree."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+def flatten(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
+    """{dotted path: leaf} of a pytree; is_leaf: what else is not gone into."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 

@@ -15,7 +15,8 @@ from progemu_jax.convert.emu3 import names as emu3_names
 from progemu_jax.errors import UserError
 from progemu_jax.files import records
 from progemu_jax.models import transformer
-from progemu_jax.models.transformer import LORA_A, LORA_B, TransformerConfig
+from progemu_jax.models.linear import LORA_A, LORA_B
+from progemu_jax.models.transformer import TransformerConfig
 
 
 def export_peft(params: Mapping[str, Any], model: TransformerConfig, directory: str | os.PathLike, base: str) -> None:

@@ -38,7 +38,8 @@ class Accelerator:
 
 
 # NVIDIA's data sheets of H100 SXM and H200 SXM (NVLink 900 GB/s both directions together; one 400 Gb/s network port a
-# GPU in a DGX); Google's pages on TPU v5p (ICI 4,800 Gb/s a chip) and v6e (3,584 Gb/s).
+# GPU in a DGX), of L40S, and its whitepaper on the Ada architecture for RTX 4090 (both: PCIe 4.0, 16 lanes); Google's
+# pages on TPU v5p (ICI 4,800 Gb/s a chip) and v6e (3,584 Gb/s).
 ACCELERATORS = {
     "H100": Accelerator("H100 SXM", ("H100",), 989e12, 80 * GB, 3.35e12, 450e9, 8, 50e9),
     "H200": Accelerator("H200 SXM", ("H200",), 989e12, 141 * GB, 4.8e12, 450e9, 8, 50e9),
@@ -51,14 +52,23 @@ ACCELERATORS = {
         600e9,
         8960,
         600e9,
-        {8: "2x2x2", 64: "4x4x4", 256: "4x8x8"},
+        {1: "1x1x1", 8: "2x2x2", 64: "4x4x4", 256: "4x8x8"},
     ),
     "v6e": Accelerator(
-        "TPU v6e", ("TPU v6",), 918e12, 32 * GB, 1.64e12, 448e9, 256, 448e9, {8: "2x4", 64: "8x8", 256: "16x16"}
+        "TPU v6e",
+        ("TPU v6",),
+        918e12,
+        32 * GB,
+        1.64e12,
+        448e9,
+        256,
+        448e9,
+        {1: "1x1", 8: "2x4", 64: "8x8", 256: "16x16"},
     ),
     "H100 PCIe": Accelerator("H100 PCIe", ("H100 PCIe",), 756e12),
     "A100": Accelerator("A100", ("A100",), 312e12),
-    "L40S": Accelerator("L40S", ("L40S",), 362e12),
+    "L40S": Accelerator("L40S", ("L40S",), 362e12, 48 * GB, 864e9, 32e9, 8, 32e9),
+    "RTX 4090": Accelerator("RTX 4090", ("RTX 4090",), 165e12, 24 * GB, 1008e9, 32e9, 8, 32e9),
     "v5e": Accelerator("TPU v5e", ("TPU v5 lite", "TPU v5e"), 197e12),
     "v4": Accelerator("TPU v4", ("TPU v4",), 275e12),
 }

@@ -34,6 +34,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import CustomVJPPrimal
 from jax.sharding import PartitionSpec
 
 from progemu_jax.devices.sharding import RULES, platform
@@ -237,11 +238,11 @@ def scan_logits(part: _Part, tokens: _Tokens, with_gradient: bool) -> tuple[jax.
 
 
 def slopes(
-    part: _Part, tokens: _Tokens, sums: _Sums, log_z: jax.Array, norm: jax.Array, d_table: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+    part: _Part, tokens: _Tokens, sums: _Sums, log_z: jax.Array, norm: jax.Array, d_table: jax.Array | None
+) -> tuple[jax.Array, jax.Array | None]:
     """(d loss / d states [N, D], of this device's rows alone; d_table f32 [v, D] with that of the chunk added)."""
 
-    def one(j: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def one(j: jax.Array, carry: tuple) -> tuple:
         back, d_table = carry
         start, head, known, near = part.rows(j, tokens.target)
         wanted = (start + jnp.arange(part.block) == tokens.row[:, None]).astype(jnp.float32)
@@ -252,6 +253,8 @@ def slopes(
         slope = jnp.where((tokens.weight > 0)[:, None] & known, tokens.weight[:, None] * (shares - wanted), 0.0)
         slope = jax.lax.optimization_barrier(slope.astype(part.dtype))  # once for both products
         back += jnp.einsum("NV,VD->ND", slope, head, preferred_element_type=jnp.float32)
+        if d_table is None:
+            return back, None
         more = matmul.outer(slope, tokens.states, tokens.columns)
         so_far = jax.lax.dynamic_slice_in_dim(d_table, start, part.block)
         return back, jax.lax.dynamic_update_slice_in_dim(d_table, so_far + more, start, 0)
@@ -270,26 +273,28 @@ class _Head(NamedTuple):
     def __call__(self, hidden: jax.Array, table: jax.Array, items: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         @jax.custom_vjp
         def total(hidden: jax.Array, table: jax.Array) -> tuple:
-            return self._over_mesh(hidden, table, items, False)[:2]
+            return self._over_mesh(hidden, table, items, 0)
 
-        def forward(hidden: jax.Array, table: jax.Array) -> tuple:
-            loss, nll, *gradients = self._over_mesh(hidden, table, items, True)
+        def forward(hidden: CustomVJPPrimal, table: CustomVJPPrimal) -> tuple:
+            # A head that is not trained has no gradient: it would be a table in float32, and a third of the work.
+            loss, nll, *gradients = self._over_mesh(hidden.value, table.value, items, 1 + table.perturbed)
             return (loss, nll), gradients
 
         def backward(gradients: list[jax.Array], cotangents: tuple[jax.Array, jax.Array]) -> tuple:
-            return tuple((g * cotangents[0]).astype(g.dtype) for g in gradients)
+            d_hidden, *d_table = ((g * cotangents[0]).astype(g.dtype) for g in gradients)
+            return d_hidden, *(d_table or [None])
 
-        total.defvjp(forward, backward)
+        total.defvjp(forward, backward, symbolic_zeros=True)
         return total(hidden, table)
 
     def _over_mesh(
-        self, hidden: jax.Array, table: jax.Array, items: dict[str, jax.Array], with_gradient: bool
+        self, hidden: jax.Array, table: jax.Array, items: dict[str, jax.Array], gradients: int
     ) -> tuple[jax.Array, ...]:
-        """(loss, nll, and with_gradient those of hidden and table); on a mesh, each device its rows and ids."""
+        """(loss, nll, and gradients: 1, of hidden; 2, of the table, too); on a mesh, each device its rows and ids."""
         most = jnp.max(jnp.sum(items["counted"], axis=1))
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.empty or mesh.size == 1:
-            return self._on_device(hidden, table, items, most, with_gradient, (), (), ())
+            return self._on_device(hidden, table, items, most, gradients, (), (), ())
         sizes = dict(mesh.shape)
 
         def axes(name: str, size: int) -> tuple[str, ...]:
@@ -299,9 +304,9 @@ class _Head(NamedTuple):
 
         rows, ids, wide = axes("batch", hidden.shape[0]), axes("vocab", table.shape[0]), axes("embed", table.shape[1])
         wide = wide if set(wide) <= set(rows) else ()
-        run = functools.partial(self._on_device, with_gradient=with_gradient, rows=rows, ids=ids, wide=wide)
+        run = functools.partial(self._on_device, gradients=gradients, rows=rows, ids=ids, wide=wide)
         batch, head = PartitionSpec(rows or None), PartitionSpec(ids or None, None)
-        outs = (PartitionSpec(), batch, *((batch, PartitionSpec(ids or None, wide or None)) * with_gradient))
+        outs = (PartitionSpec(), batch, *(batch, PartitionSpec(ids or None, wide or None))[:gradients])
         specs = (batch, head, {name: batch for name in items}, PartitionSpec())
         return jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=outs, check_vma=False)(
             hidden, table, items, most
@@ -313,7 +318,7 @@ class _Head(NamedTuple):
         table: jax.Array,
         items: dict[str, jax.Array],
         most: jax.Array,
-        with_gradient: bool,
+        gradients: int,
         rows: tuple[str, ...],
         ids: tuple[str, ...],
         wide: tuple[str, ...],
@@ -339,9 +344,10 @@ class _Head(NamedTuple):
 
             cuts = {name: cut(x).reshape(-1) for name, x in items.items()}
             states = cut(hidden).reshape(-1, width)
-            columns, row = matmul.transposed(states), cuts["target"] - first_id
+            columns = matmul.transposed(states) if gradients > 1 else None
+            row = cuts["target"] - first_id
             tokens = _Tokens(states, columns, row=row, **{"soft": None, **cuts})
-            log_z, exact, sums = scan_logits(part, tokens, with_gradient)
+            log_z, exact, sums = scan_logits(part, tokens, gradients > 0)
             learnt, norm = exact, sums.norm
             if self.soft is not None:
                 norm = jnp.maximum(part.over_ids(jax.lax.psum, norm), 1e-30)
@@ -349,20 +355,20 @@ class _Head(NamedTuple):
             # `where`, not a product: 0 * inf would let a padded position poison the batch.
             loss += jnp.sum(jnp.where(tokens.weight > 0, tokens.weight * learnt, 0.0))
             nll = put(nll, jnp.where(tokens.counted, exact, 0.0).reshape(-1, self.chunk))
-            if not with_gradient:
+            if not gradients:
                 return loss, nll, d_hidden, d_table
             back, d_table = slopes(part, tokens, sums, log_z, norm, d_table)
             back = part.over_ids(jax.lax.psum, back).astype(hidden.dtype).reshape(-1, self.chunk, width)
             return loss, nll, put(d_hidden, back), d_table
 
         carry = (jnp.zeros((), jnp.float32), jnp.zeros(hidden.shape[:2], jnp.float32), None, None)
-        if with_gradient:
-            carry = (*carry[:2], jnp.zeros_like(hidden), jnp.zeros(table.shape, jnp.float32))
+        if gradients:
+            carry = (*carry[:2], jnp.zeros_like(hidden), jnp.zeros(table.shape, jnp.float32) if gradients > 1 else None)
         loss, nll, d_hidden, d_table = jax.lax.fori_loop(0, -(-most // self.chunk), one, carry)
         if rows:
             loss = jax.lax.psum(loss, rows)
-        if not with_gradient:
-            return loss, nll
+        if gradients < 2:
+            return (loss, nll, d_hidden)[: 2 + gradients]
         if wide:
             d_table = jax.lax.psum_scatter(d_table, wide, scatter_dimension=1, tiled=True)
         if rest := tuple(axis for axis in rows if axis not in wide):

@@ -1,4 +1,4 @@
-"""Weights of linear maps in the forms that decoding reads them in: plain arrays, int8, or laid out for a CPU.
+"""Weights of linear maps in their forms: plain arrays, int8, laid out for a CPU, 4 bits with LoRA's beside them.
 
 `einsum` takes any of them, so that the transformer has one forward pass for all.
 """
@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -13,10 +14,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from progemu_jax.devices.sharding import data_parts
 from progemu_jax.kernels import matmul
+from progemu_jax.models import nf4
+from progemu_jax.models.layers import fan_in
+from progemu_jax.models.nf4 import NF4
 
 # Input axes of each linear map, by the last part of its path: the others are output channels.
 INPUTS = {
@@ -32,6 +37,8 @@ INPUTS = {
     "mix_proj": (0,),
     "lm_head": (1,),
 }
+_OUTSIDE = ("prior_proj", "beside_proj", "lm_head")  # of INPUTS, those that lie in no layer
+LORA_A, LORA_B = "_lora_a", "_lora_b"  # what the names of A [inputs, rank] and B [rank, outputs] of a projection end in
 
 
 @jax.tree_util.register_dataclass
@@ -59,7 +66,7 @@ class Packed:
     outputs: tuple[int, ...] = dataclasses.field(metadata={"static": True})
 
 
-Weight = jax.Array | Int8 | Packed
+Weight = jax.Array | Int8 | Packed | NF4
 
 INPUTS_FIRST = re.compile(r".(.+),\1(.+)->.\2")  # specs of `einsum` whose weight has its input axes in front
 
@@ -68,9 +75,22 @@ def weight(module: nn.Module, name: str, init: Callable, shape: tuple[int, ...],
     """`module.param`, or the weight of another form that the parameters hold under this name."""
     if module.has_variable("params", name):
         value = module.get_variable("params", name)
-        if isinstance(value, Int8 | Packed):
+        if isinstance(value, Int8 | Packed | NF4):
             return value
     return module.param(name, init, shape, dtype)
+
+
+def low_rank(module: nn.Module, name: str, rows: jax.Array, outputs: tuple[int, ...]) -> jax.Array | float:
+    """What LoRA adds to projection `name` of a module with `cfg`: `[R, ...]` -> `[R, *outputs]`; 0.0 without it."""
+    cfg = module.cfg
+    if not cfg.lora_rank or name not in cfg.lora_targets:
+        return 0.0
+    inputs, rank = rows.shape[1:], cfg.lora_rank
+    init = fan_in(*range(len(inputs)))
+    a = module.param(name + LORA_A, init, (*inputs, rank), jnp.float32).reshape(-1, rank)
+    b = module.param(name + LORA_B, nn.initializers.zeros, (rank, *outputs), jnp.float32).reshape(rank, -1)
+    low = rows.reshape(rows.shape[0], -1) @ a.astype(rows.dtype)
+    return ((low @ b.astype(rows.dtype)) * (cfg.lora_alpha / rank)).reshape(-1, *outputs)
 
 
 def einsum(spec: str, x: jax.Array, w: Weight, out: Any = None) -> jax.Array:
@@ -79,6 +99,8 @@ def einsum(spec: str, x: jax.Array, w: Weight, out: Any = None) -> jax.Array:
     Of the spec, the first letter is the rows of x, all others of x are contracted, and w's own are the result's.
     """
     out = out or x.dtype
+    if isinstance(w, NF4):
+        return _einsum_nf4(spec, jnp.dtype(x.dtype), jnp.dtype(out), x, w)
     if isinstance(w, Packed):
         return _packed(x.reshape(len(x), -1), w).reshape(-1, *w.outputs).astype(out)
     if isinstance(w, Int8):
@@ -91,6 +113,28 @@ def einsum(spec: str, x: jax.Array, w: Weight, out: Any = None) -> jax.Array:
         y = matmul.product(whole, x.reshape(len(x), -1), w.reshape(math.prod(x.shape[1:]), -1))
         return y.reshape(-1, *w.shape[x.ndim - 1 :]).astype(out)
     return jnp.einsum(spec, x, w.astype(x.dtype), preferred_element_type=out)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _einsum_nf4(spec: str, dtype: Any, out: Any, x: jax.Array, w: NF4) -> jax.Array:
+    """`einsum` of x, of dtype. For the gradient of x the weight is unpacked again: what is kept of it is 4 bits."""
+    return einsum(spec, x, nf4.unpack(w, dtype), out)
+
+
+def _einsum_nf4_forward(spec: str, dtype: Any, out: Any, x: jax.Array, w: NF4) -> tuple[jax.Array, NF4]:
+    return _einsum_nf4(spec, dtype, out, x, w), w
+
+
+def _einsum_nf4_backward(spec: str, dtype: Any, out: Any, w: NF4, gradient: jax.Array) -> tuple[jax.Array, None]:
+    del out
+    given, of_weight, result = re.split(",|->", spec)
+    gradient = gradient.astype(dtype)
+    sums = jnp.float32 if matmul.wants_rows(gradient) else dtype
+    back = f"{result},{of_weight}->{given}"
+    return jnp.einsum(back, gradient, nf4.unpack(w, dtype), preferred_element_type=sums).astype(dtype), None
+
+
+_einsum_nf4.defvjp(_einsum_nf4_forward, _einsum_nf4_backward)
 
 
 def _packed(x: jax.Array, w: Packed) -> jax.Array:
@@ -140,6 +184,32 @@ def pack_all(params: Mapping[str, Any]) -> dict[str, Any]:
         else (pack(value, INPUTS[name]) if name in INPUTS and name != "lm_head" else value)
         for name, value in params.items()
     }
+
+
+def quantize_layers(params: Mapping[str, Any]) -> dict[str, Any]:
+    """`NF4` of every projection of the layers, LoRA's left as they are; what is NF4 already stays.
+
+    Layers may be stacked; one at a time is then made float32. NumPy arrays give NumPy arrays, so that no device holds
+    all of a model that was read.
+    """
+
+    def walk(tree: Mapping[str, Any], stacked: bool) -> dict[str, Any]:
+        return {name: one(name, value, stacked or name == "layers") for name, value in tree.items()}
+
+    def one(name: str, value: Any, stacked: bool) -> Any:
+        if isinstance(value, Mapping):
+            return walk(value, stacked)
+        if name not in INPUTS or name in _OUTSIDE or isinstance(value, NF4):
+            return value
+        packed = _nf4(value, len(INPUTS[name]), stacked)
+        return jax.device_get(packed) if isinstance(value, np.ndarray) else packed
+
+    return walk(params, False)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _nf4(value: jax.Array, inputs: int, stacked: bool) -> NF4:
+    return jax.lax.map(lambda layer: nf4.pack(layer, inputs), value) if stacked else nf4.pack(value, inputs)
 
 
 def _int8(value: jax.Array, axes: list[int]) -> Int8:

@@ -29,6 +29,7 @@ from progemu_jax.kernels import attention as attention_
 from progemu_jax.kernels.attention import IMPLEMENTATIONS, attend, self_attend
 from progemu_jax.models import diagonal_head, linear
 from progemu_jax.models import layers as nnl
+from progemu_jax.models.linear import LORA_A, LORA_B, low_rank
 
 Params = Mapping[str, Any]
 
@@ -57,7 +58,6 @@ ADDITIONS = {  # config fields that Emu3 has not, and their parameters
     "learned_positions": ("position_embed",),
     "diagonal": (diagonal_head.NAME,),
 }
-LORA_A, LORA_B = "_lora_a", "_lora_b"  # what the names of A [inputs, rank] and B [rank, outputs] of a projection end in
 for _name in LORA_TARGETS:
     _axes, _inputs = LOGICAL_AXES[_name], 2 if _name == "o_proj" else 1
     LOGICAL_AXES |= {_name + LORA_A: (*_axes[:_inputs], None), _name + LORA_B: (None, *_axes[_inputs:])}
@@ -89,6 +89,8 @@ class TransformerConfig:
       layer's input, "attention" its output too, which is the costly part of long sequences, or "dots", every product
       with a weight.
     lora_rank: adds x A B lora_alpha / lora_rank to the projections lora_targets (LoRA, Hu et al. 2021); 0: none.
+    lora_base: how the layers' projections lie beside LoRA's, which alone are trained: "full", in param_dtype, or "nf4",
+      in 4 bits (QLoRA, Dettmers et al. 2023; `models.nf4`).
     padded_vocab_size: rows of both vocabulary tables when they must divide by a mesh axis (None: vocab_size).
     """
 
@@ -120,13 +122,14 @@ class TransformerConfig:
     lora_rank: int = 0
     lora_alpha: float = 16.0
     lora_targets: tuple[str, ...] = LORA_TARGETS
+    lora_base: str = "full"
 
     def __post_init__(self):
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} is odd; rotary embedding needs an even head_dim")
-        choices = {"attention": IMPLEMENTATIONS, "remat_policy": tuple(_SAVED)}
+        choices = {"attention": IMPLEMENTATIONS, "remat_policy": tuple(_SAVED), "lora_base": ("full", "nf4")}
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose among {', '.join(known)}")
@@ -137,6 +140,8 @@ class TransformerConfig:
             raise ValueError(f"lora_targets: {unknown[0]!r} is unknown; choose among {', '.join(LORA_TARGETS)}")
         if self.lora_rank < 0 or (self.lora_rank and not self.lora_targets):
             raise ValueError(f"lora_rank={self.lora_rank} with lora_targets={self.lora_targets}: give both, or rank 0")
+        if self.lora_base != "full" and not self.lora_rank:
+            raise ValueError(f"lora_base={self.lora_base!r} without LoRA: nothing could be trained; give lora_rank")
 
 
 # What `remat_policy` keeps from the forward pass.
@@ -170,19 +175,6 @@ def emu3_8b(**overrides) -> TransformerConfig:
         ),
         **overrides,
     )
-
-
-def low_rank(module: nn.Module, name: str, rows: jax.Array, outputs: tuple[int, ...]) -> jax.Array | float:
-    """What LoRA adds to projection `name` of a module with `cfg`: `[R, ...]` -> `[R, *outputs]`; 0.0 without it."""
-    cfg = module.cfg
-    if not cfg.lora_rank or name not in cfg.lora_targets:
-        return 0.0
-    inputs, rank = rows.shape[1:], cfg.lora_rank
-    init = nnl.fan_in(*range(len(inputs)))
-    a = module.param(name + LORA_A, init, (*inputs, rank), jnp.float32).reshape(-1, rank)
-    b = module.param(name + LORA_B, nn.initializers.zeros, (rank, *outputs), jnp.float32).reshape(rank, -1)
-    low = rows.reshape(rows.shape[0], -1) @ a.astype(rows.dtype)
-    return ((low @ b.astype(rows.dtype)) * (cfg.lora_alpha / rank)).reshape(-1, *outputs)
 
 
 class Attention(nn.Module):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from progemu_jax.config import Config
 from progemu_jax.devices.accelerators import PLANNED
-from progemu_jax.models import diagonal_head
+from progemu_jax.models import diagonal_head, nf4
 from progemu_jax.models.transformer import TransformerConfig
 from progemu_jax.tasks.progemu import ProgEmuConfig
 from progemu_jax.text import vocabulary
@@ -57,35 +57,61 @@ def prompt_slots(layout: Layout) -> int:
 
 
 def parameters(model: TransformerConfig) -> dict[str, int]:
-    """Parameters that multiply: in one layer, in the head; and of both vocabulary tables."""
-    m, f, d = model.hidden_size, model.intermediate_size, model.head_dim
-    layer = m * d * (2 * model.num_heads + 2 * model.num_kv_heads) + 3 * m * f
+    """Parameters that multiply: in one layer, LoRA's in one, in the head; and of both vocabulary tables."""
+    m, f = model.hidden_size, model.intermediate_size
+    q, kv = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+    ends = {"q_proj": (m, q), "k_proj": (m, kv), "v_proj": (m, kv), "o_proj": (q, m)}
+    ends |= {"gate_proj": (m, f), "up_proj": (m, f), "down_proj": (f, m)}
     table = m * (model.padded_vocab_size or model.vocab_size)
-    return {"layer": layer, "head": table, "tables": table * (1 if model.tie_embeddings else 2)}
+    return {
+        "layer": sum(math.prod(sizes) for sizes in ends.values()),
+        "lora": model.lora_rank * sum(sum(ends[name]) for name in model.lora_targets),
+        "head": table,
+        "tables": table * (1 if model.tie_embeddings else 2),
+    }
+
+
+def _bytes_each(model: TransformerConfig) -> tuple[int, float]:
+    """Bytes of a parameter, and of one of a layer's projections as it is held."""
+    each = 2 if model.param_dtype == "bfloat16" else 4
+    four_bits = 1 / 2 + 1 / nf4.BLOCK + 8 / (nf4.BLOCK * nf4.GROUP)
+    return each, four_bits if model.lora_base == "nf4" else each
+
+
+# What the backward pass computes again, by the model's `remat_policy`.
+_AGAIN = {"nothing": "the layers", "attention": "the layers but attention", "dots": "the layers but their products"}
 
 
 def count(model: TransformerConfig, layout: Layout, program: Program, config: Config) -> dict:
     """FLOPs of the whole program: `flops` (the model's), `flops_done` (with recomputation); tokens; memory traffic.
 
     Forward: 2 a parameter and token, and 2 heads x head size a token and key it sees, twice (scores, values). Backward
-    is twice that; rematerialisation runs the layers' forward pass once more. Memory traffic of activations is taken as
-    30 reads or writes of [tokens, hidden] a layer, all passes together: a guess, which arithmetic hides.
+    is twice that, but once for weights that LoRA leaves as they are; rematerialisation runs the layers' forward pass
+    once more. Memory traffic of activations is taken as 30 reads or writes of [tokens, hidden] a layer, all passes
+    together: a guess, which arithmetic hides.
     """
     p, parts = parameters(model), program.mesh[0] * program.mesh[1]
     width, length = model.num_heads * model.head_dim, layout.length
-    bytes_each = 2 if model.param_dtype == "bfloat16" else 4
-    weights = bytes_each * (model.num_layers * p["layer"] + p["head"])
+    bytes_each, held = _bytes_each(model)
+    weights = model.num_layers * p["layer"] * held + p["head"] * bytes_each
     if program.program == "train":
         accumulate = config.progemu.stage2.accumulate
         tokens = parts * program.rows * accumulate * length
-        layers = model.num_layers * (2 * p["layer"] + 2 * width * length)
-        forward = layers + 2 * p["head"]
-        done = 3 * forward + (layers if model.remat else 0)
-        # A device reads the weights in each of three passes, and reads and writes its share of weights and moments.
+        layers = model.num_layers * (2 * (p["layer"] + p["lora"]) + 2 * width * length)
+        model_flops = 3 * (layers + 2 * p["head"])
+        if model.lora_rank:
+            model_flops -= 2 * (model.num_layers * p["layer"] + p["head"])
+        # A device reads the weights in each of three passes, and reads and writes its share of weights and moments;
+        # those in 4 bits it writes in bfloat16, and reads these.
         shards = program.mesh[1] * program.mesh[2]
-        moved = 3 * weights / program.mesh[2] * accumulate + 8 * weights / shards
+        learnt = 4 * model.num_layers * p["lora"] if model.lora_rank else weights
+        unpacked = 2 * 2 * model.num_layers * p["layer"] if model.lora_base == "nf4" else 0
+        moved = 3 * (weights + unpacked) / program.mesh[2] * accumulate + 8 * learnt / shards
         moved += model.num_layers * program.rows * accumulate * length * model.hidden_size * 2 * 30 / program.mesh[2]
-        return {"tokens": tokens, "flops": 3 * forward * tokens, "flops_done": done * tokens, "moved": moved}
+        done = model_flops + (layers if model.remat else 0)
+        again = _AGAIN[model.remat_policy] if model.remat else "nothing"
+        counted = {"tokens": tokens, "flops": model_flops * tokens, "flops_done": done * tokens, "moved": moved}
+        return counted | {"recomputed": again, "offloaded": "nothing"}
     policy = config.sample.policy
     rows = parts * program.rows * (2 if policy.guided else 1)
     slots, size, own = prompt_slots(layout), layout.height * layout.width, diagonal_parameters(model) * policy.diagonal
@@ -109,25 +135,27 @@ def row_by_formula(program: Program, config: Config) -> dict:
     model, layout, _ = model_of(config, program.mesh[2], program.program == "sample")
     data, fsdp, tensor = program.mesh
     p = parameters(model)
-    each = 2 if model.param_dtype == "bfloat16" else 4
-    total = each * (model.num_layers * p["layer"] + p["tables"])
+    each, held = _bytes_each(model)
+    base = model.num_layers * p["layer"] * held + p["tables"] * each
     counted = count(model, layout, program, config)
     if program.program == "train":
-        train = config.progemu.stage2
-        moments = 2 * (2 if train.moment_dtype == "bfloat16" or each == 2 else 4) / each
+        train, task = config.progemu.stage2, config.progemu.task
         tokens = program.rows * layout.length
-        state = total * (1 + moments) / (fsdp * tensor)
-        grads = total / (fsdp * tensor)
-        whole = (
-            2 * each * p["layer"] / tensor + 2 * each * p["head"] / tensor
-        )  # gathered: two layers; head, its gradient
-        saved = model.num_layers * tokens * model.hidden_size * 2  # inputs of the layers
-        layer = tokens * (8 * model.hidden_size + 4 * model.intermediate_size / tensor) * 2
-        logits = 1024 * (model.padded_vocab_size or model.vocab_size) / tensor * 4 * 2
-        memory = {"state": state, "gradients": grads, "gathered": whole, "activations": saved + layer, "logits": logits}
+        learnt, wide = (4 * model.num_layers * p["lora"], 4) if model.lora_rank else (base, each)
+        moments = 2 * (2 if train.moment_dtype == "bfloat16" or wide == 2 else 4) / wide
+        memory = {
+            "state": ((base if model.lora_rank else 0) + learnt * (1 + moments)) / (fsdp * tensor),
+            "gradients": learnt * (2 if train.accumulate > 1 else 1) / (fsdp * tensor),
+            **_weights_at_hand(model, program, p, each),
+            "activations": _activations(model, tokens, tensor),
+            "logits": program.rows
+            * task.loss_chunk
+            * ((model.padded_vocab_size or model.vocab_size) / tensor * 2 + 2**16),
+        }
+        total = learnt if model.lora_rank else base
         micro = train.accumulate
         sent = {
-            "all-gather": micro * 2 * total / tensor * (fsdp - 1) / fsdp,
+            "all-gather": micro * 2 * base / tensor * (fsdp - 1) / fsdp,
             "reduce-scatter": micro * total / tensor * (fsdp - 1) / fsdp,
             "all-reduce (data)": 2 * total / (fsdp * tensor) * (data - 1) / data,
             "all-reduce (tensor)": micro
@@ -144,7 +172,7 @@ def row_by_formula(program: Program, config: Config) -> dict:
         local = program.rows * (2 if config.sample.policy.guided else 1)
         slots = prompt_slots(layout) + layout.image_tokens + config.sample.policy.max_text
         cache = local * slots * model.num_layers * 2 * model.num_kv_heads * model.head_dim * each / tensor
-        weights = each * (model.num_layers * p["layer"] / tensor + p["tables"])
+        weights = each * (model.num_layers * p["layer"] / tensor + p["tables"])  # of the merged model
         weights += each * diagonal_parameters(model) / tensor
         layer = local * prompt_slots(layout) * (8 * model.hidden_size + 4 * model.intermediate_size / tensor) * 2
         memory = {"weights": weights, "cache": cache, "activations": layer}
@@ -155,6 +183,23 @@ def row_by_formula(program: Program, config: Config) -> dict:
         **dataclasses.asdict(program), "kind": "analytic", "memory": memory,
         "sent": {name: value for name, value in sent.items() if value}, **counted,
     }  # fmt: skip
+
+
+def _weights_at_hand(model: TransformerConfig, program: Program, p: dict[str, int], each: int) -> dict[str, float]:
+    """Bytes of weights beside the state: what is gathered, two layers and the head; unpacked, one layer; gradients."""
+    _, fsdp, tensor = program.mesh
+    if model.lora_rank:
+        found = {"unpacked": 2 * p["layer"] / tensor} if model.lora_base == "nf4" else {}
+        return found | ({"gathered": (2 * p["layer"] + p["head"]) * each / tensor} if fsdp > 1 else {})
+    return {"gathered": 2 * each * (p["layer"] + p["head"]) / tensor}  # of the head, its gradient, too
+
+
+def _activations(model: TransformerConfig, tokens: int, tensor: int) -> float:
+    """Bytes: what the forward pass leaves for the backward one, the widest moment of one layer, states and slopes."""
+    m, q, kv = model.hidden_size, model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+    saved = {"nothing": 0, "attention": q / tensor, "dots": (q + 2 * kv + 2 * model.intermediate_size) / tensor + 2 * m}
+    layers = model.num_layers * tokens * (m + saved[model.remat_policy]) * 2
+    return layers + tokens * (8 * m + 4 * model.intermediate_size / tensor) * 2 + 3 * tokens * m * 2
 
 
 def roofline(row: dict, name: str) -> dict[str, float]:

@@ -125,6 +125,8 @@ def _line(row: dict) -> str:
     text = f"{row['program']} on {math.prod(row['mesh'])} {row['target']} ({where}), {row['kind']}: sends GB: {sent}"
     if "memory" in row:
         text += "; memory GB: " + ", ".join(f"{k} {v / GB:.2f}" for k, v in row["memory"].items())
+    if "recomputed" in row:
+        text += f"; computed again: {row['recomputed']}; offloaded: {row['offloaded']}"
     return text + (f"; compiled in {row['seconds_to_compile']} s" if "seconds_to_compile" in row else "")
 
 

@@ -25,6 +25,7 @@ from progemu_jax.plan.counts import Program, count, model_of, prompt_slots
 from progemu_jax.sampling.engine import Engine, Grammar
 from progemu_jax.sampling.generate import mesh_program, unstacked
 from progemu_jax.sampling.prompts import Prompts
+from progemu_jax.tasks import lora
 from progemu_jax.tasks.progemu import ProgEmuConfig, ProgEmuTask
 from progemu_jax.text.sequence import Layout
 
@@ -35,7 +36,8 @@ def compiled_row(program: Program, config: Config) -> dict:
         devices = jax.devices()
     else:
         name = f"{program.target}:{PLANNED[program.target].topologies[program.devices]}"
-        devices = topologies.get_topology_desc(name, platform="tpu").devices
+        one = {"chips_per_host_bounds": (1, 1, 1)} if program.devices == 1 else {}
+        devices = topologies.get_topology_desc(name, platform="tpu", **one).devices
     mesh = Mesh(np.asarray(devices).reshape(program.mesh), sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 3)
     model, layout, task = model_of(config, program.mesh[2], program.program == "sample")
     build = {"train": _training_step, "sample": _sampler}[program.program]
@@ -88,6 +90,7 @@ def _sampler(
     codebook, policy = config.tokenizer.model.codebook_size, config.sample.policy
     start = model.vocab_size - codebook
     grammar = Grammar(*range(4), text_size=start - 8, visual_start=start, codebook_size=codebook, stops=(start - 1,))
+    model = lora.plain(model)
     prepared = dataclasses.replace(model, scan_layers=False)
 
     def init(key: jax.Array) -> Any:

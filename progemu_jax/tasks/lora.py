@@ -1,13 +1,15 @@
 """Fine-tuning on little memory: which parameters are trained, and what becomes of LoRA's afterwards.
 
 A task keeps the parameters that are trained apart from those that are not: gradients, optimizer state and moving
-averages exist for the former alone. LoRA itself (Hu et al. 2021) is in `models.transformer`: with `lora_rank` a
-projection W has two more parameters, `<name>_lora_a` and `<name>_lora_b`, and computes x W + x A B alpha / rank.
+averages exist for the former alone. LoRA itself (Hu et al. 2021) is in `models.linear`: with `lora_rank` a
+projection W has two more parameters, `<name>_lora_a` and `<name>_lora_b`, and computes x W + x A B alpha / rank. With
+`lora_base="nf4"` W is held in 4 bits (QLoRA, Dettmers et al. 2023; `models.nf4`).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,8 +18,10 @@ import jax.numpy as jnp
 
 from progemu_jax.checkpoints import arrays
 from progemu_jax.errors import UserError
-from progemu_jax.models import diagonal_head
-from progemu_jax.models.transformer import LORA_A, LORA_B, STACKED, TransformerConfig
+from progemu_jax.models import diagonal_head, linear, nf4
+from progemu_jax.models.linear import LORA_A, LORA_B
+from progemu_jax.models.nf4 import NF4
+from progemu_jax.models.transformer import STACKED, TransformerConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +38,16 @@ class TuneConfig:
     freeze: tuple[str, ...] = ()
 
 
+def plain(model: TransformerConfig) -> TransformerConfig:
+    """The config of the model without LoRA, as `merge` gives it."""
+    return dataclasses.replace(model, lora_rank=0, lora_base="full")
+
+
+def based(params: Mapping[str, Any], model: TransformerConfig) -> dict:
+    """Parameters with the projections of the layers as `model.lora_base` says; those in 4 bits already stay."""
+    return linear.quantize_layers(params) if model.lora_base == "nf4" else dict(params)
+
+
 def split(params: Mapping[str, Any], model: TransformerConfig, tune: TuneConfig) -> tuple[dict, dict]:
     """(trained, frozen): the parameters in two nested dicts, frozen {} when all are trained; `join` undoes it.
 
@@ -43,7 +57,7 @@ def split(params: Mapping[str, Any], model: TransformerConfig, tune: TuneConfig)
     Raises:
       UserError: more layers than there are, a name to freeze that no parameter has, nothing left to train.
     """
-    flat = arrays.flatten(params)
+    flat = arrays.flatten(params, is_leaf=nf4.is_nf4)
     layers = model.num_layers
     if not 0 <= tune.last_layers <= layers:
         raise UserError(f"tune.last_layers={tune.last_layers}: the model has {layers} layers; give 0..{layers}")
@@ -90,25 +104,47 @@ def join(trained: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict:
 
 
 def merge(params: Mapping[str, Any], model: TransformerConfig) -> tuple[dict, TransformerConfig]:
-    """Parameters with W + A B alpha / rank in the place of W, A and B, and the config of that plain model."""
-    plain = dataclasses.replace(model, lora_rank=0)
+    """Parameters with W + A B alpha / rank in the place of W, A and B, and the config of that plain model.
+
+    What was in 4 bits is of `model.param_dtype`, and in NumPy where one host has all of it: a device that trains on
+    4 bits may not hold the model whole.
+    """
     if not model.lora_rank:
-        return dict(params), plain
-    flat = arrays.flatten(params)
+        return dict(params), model
+    flat = arrays.flatten(params, is_leaf=nf4.is_nf4)
     out = {name: leaf for name, leaf in flat.items() if not name.endswith((LORA_A, LORA_B))}
-    for name, a in flat.items():
-        if name.endswith(LORA_A):
-            base = name.removesuffix(LORA_A)
-            out[base] = _merged(out[base], a, flat[base + LORA_B], model)
-    return arrays.unflatten(out), plain
+    for name, weight in out.items():
+        if name + LORA_A in flat:
+            out[name] = _merged(weight, model, flat[name + LORA_A], flat[name + LORA_B])
+        elif isinstance(weight, NF4):
+            out[name] = _merged(weight, model)
+    return arrays.unflatten(out), plain(model)
 
 
-def _merged(weight: jax.Array, a: jax.Array, b: jax.Array, model: TransformerConfig) -> jax.Array:
-    stacked = a.ndim + b.ndim - 2 > weight.ndim  # all three have the layer axis
-
-    def one(weight: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
-        added = a.reshape(-1, model.lora_rank) @ b.reshape(model.lora_rank, -1) * (model.lora_alpha / model.lora_rank)
-        return (weight.astype(jnp.float32) + added.reshape(weight.shape)).astype(weight.dtype)
-
+def _merged(weight: jax.Array | NF4, model: TransformerConfig, *low_rank: jax.Array) -> Any:
+    """One weight with LoRA's A and B added, or none."""
+    if isinstance(weight, NF4):
+        stacked = weight.offset.ndim > 1
+    else:  # all three have the layer axis
+        stacked = sum(x.ndim for x in low_rank) - 2 > weight.ndim
     with jax.default_matmul_precision("highest"):
-        return jax.vmap(one)(weight, a, b) if stacked else one(weight, a, b)
+        merged = _merge(weight, low_rank, model, stacked)
+    return jax.device_get(merged) if isinstance(weight, NF4) and merged.is_fully_addressable else merged
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _merge(
+    weight: jax.Array | NF4, low_rank: tuple[jax.Array, ...], model: TransformerConfig, stacked: bool
+) -> jax.Array:
+    def one(layer: tuple) -> jax.Array:
+        weight, low_rank = layer
+        dtype = jnp.dtype(model.param_dtype) if isinstance(weight, NF4) else weight.dtype
+        weight = nf4.unpack(weight, jnp.float32) if isinstance(weight, NF4) else weight.astype(jnp.float32)
+        if low_rank:
+            a, b = low_rank
+            added = a.reshape(-1, model.lora_rank) @ b.reshape(model.lora_rank, -1)
+            weight += (added * (model.lora_alpha / model.lora_rank)).reshape(weight.shape)
+        return weight.astype(dtype)
+
+    layers = (weight, low_rank)
+    return jax.lax.map(one, layers) if stacked else one(layers)  # one at a time: in float32 they take much memory

@@ -267,6 +267,7 @@ class ProgEmuTask:
         if self.vectors is not None and PROJECTION not in params:
             width = params["embed_tokens"].shape[1]
             params = {**params, PROJECTION: jnp.asarray(first_projection(self.vectors, width, self.train.seed))}
+        params = lora.based(params, self.model_config)
         trained, frozen = lora.split(params, self.model_config, self.tune)
         state = optim.start(self.optimizer, self.train, trained)
         return {**state, "frozen": frozen} if frozen else state

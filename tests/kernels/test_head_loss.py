@@ -90,6 +90,21 @@ def test_head_equals_the_whole_with_gradients(tokens, chunk, padded, monkeypatch
     np.testing.assert_allclose(nll, np.where(weights > 0, exact, 0.0), rtol=1e-5)
 
 
+def test_a_head_that_is_not_trained_has_no_gradient(tokens, monkeypatch):
+    """Nothing of its table's size is made."""
+    monkeypatch.setattr(head_loss, "BLOCK_ON_CPU", 4)
+    hidden, head, labels, weights = map(jnp.asarray, tokens)
+
+    def loss(h, t):
+        return head_loss.head_cross_entropy(h, t, labels, weights, chunk=4)[0]
+
+    def sizes(wanted):
+        text = str(jax.make_jaxpr(jax.grad(loss, argnums=wanted))(hidden, head.T))
+        return text.count("f32[11,5] = ")
+
+    assert sizes((0, 1)) > sizes(0) == 0
+
+
 def test_head_weighs_the_gradient_of_what_follows(tokens):
     hidden, head, labels, weights = map(jnp.asarray, tokens)
 
@@ -152,10 +167,13 @@ def test_head_on_a_mesh_gives_the_same(tokens):
         return head_loss.head_cross_entropy(h, t, labels, weights, chunk=4, vocab_size=11)[0]
 
     expected = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(hidden, table)
+    states = jax.value_and_grad(loss)  # of a head that is not trained
     placed = [jax.device_put(x, jax.sharding.NamedSharding(mesh, sharding.spec(axes))) for x, axes in (
         (hidden, ("batch", None, None)), (table, ("vocab", None)))]  # fmt: skip
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        found = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(*placed)
+        found, (value, slope) = (jax.jit(f)(*placed) for f in (jax.value_and_grad(loss, argnums=(0, 1)), states))
+    np.testing.assert_array_equal(slope, found[1][0])
+    assert float(value) == float(found[0])
     for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
 

@@ -2,15 +2,18 @@
 
 import importlib.util
 import json
+import math
 
+import jax
 import pytest
 
 from progemu_jax import run
 from progemu_jax.config import Config
-from progemu_jax.configs import demo, progemu_8b
+from progemu_jax.configs import demo, progemu_8b, progemu_8b_nf4
 from progemu_jax.errors import UserError
 from progemu_jax.files.settings import from_dict
 from progemu_jax.plan import counts, plan
+from progemu_jax.tasks.progemu import ProgEmuTask
 
 SIZES = {
     "hidden_size": 64, "num_layers": 1, "num_heads": 2, "num_kv_heads": 2, "head_dim": 128, "intermediate_size": 64,
@@ -119,6 +122,25 @@ def test_the_8b_model_is_counted_as_it_is():
     assert found["tokens"] == 64 * 9216
     dense = 6 * (model.num_layers * parts["layer"] + parts["head"])
     assert found["flops"] == pytest.approx(found["tokens"] * (dense + 6 * 32 * 4096 * 9216))
+
+
+def test_the_8b_model_is_fine_tuned_on_one_card():
+    """LoRA on 4 bits: what is counted as the state is the state's bytes but for norms; 22 GB hold all of it."""
+    config = from_dict(Config, progemu_8b_nf4.get_config())
+    row = counts.row_by_formula(counts.Program("train", (1, 1, 1), 1, "RTX 4090"), config)
+    model, layout, task = counts.model_of(config, 1)
+    state = jax.eval_shape(ProgEmuTask(model, task, config.progemu.stage2).init, jax.random.key(0))
+    held = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    assert row["memory"]["state"] == pytest.approx(held, rel=1e-4)
+    assert layout.length == 9216
+    assert row["memory"]["total"] < 22e9
+    assert (row["recomputed"], row["offloaded"]) == ("the layers", "nothing")
+    assert "| train | 1 RTX 4090 | 1 x 1 x 1 | " in plan.table([row])
+    assert plan.table([row]).splitlines()[-1].split(" | ")[4] == "yes"
+    full = from_dict(Config, {**progemu_8b_nf4.get_config(), "progemu": progemu_8b.get_config().progemu})
+    more = counts.row_by_formula(counts.Program("train", (1, 1, 1), 1, "RTX 4090"), full)
+    assert more["memory"]["total"] > 50e9
+    assert row["flops"] / row["tokens"] == pytest.approx(more["flops"] / more["tokens"] * 2 / 3, rel=0.1)
 
 
 def test_rooflines_take_the_network_where_the_fast_links_end():

@@ -11,15 +11,20 @@ from support.initial import initial
 from support.language_model import MODEL, TRAIN, batch, changed, logits
 
 from progemu_jax.checkpoints.arrays import flatten
+from progemu_jax.checkpoints.resume import Checkpoints
+from progemu_jax.config import Config
 from progemu_jax.convert import peft
 from progemu_jax.convert.emu3 import folder as emu3_folder
+from progemu_jax.devices import sharding
 from progemu_jax.errors import UserError
-from progemu_jax.models import transformer
+from progemu_jax.files.settings import from_dict
+from progemu_jax.models import nf4, transformer
 from progemu_jax.tasks import lora
 from progemu_jax.tasks.lora import TuneConfig
 from progemu_jax.tasks.progemu import ProgEmuConfig, ProgEmuTask
 
 LORA = dataclasses.replace(MODEL, lora_rank=4, lora_alpha=8.0)
+QLORA = dataclasses.replace(LORA, lora_base="nf4")
 
 
 def trained(model=MODEL, tune=None, steps=3, **more):
@@ -141,3 +146,79 @@ def test_average_of_a_lora_run_is_what_is_evaluated():
     assert changed(averaged, raw)
     loss = jax.jit(lambda params: task.loss(params, batch(), None, every=True)[0])
     assert float(jax.jit(task.eval_step)(state, batch())["loss"]) == pytest.approx(float(loss(averaged)), rel=1e-6)
+
+
+def plain_base(params):
+    """The same parameters with the weights that the 4 bits stand for."""
+    return jax.tree.map(
+        lambda x: jax.vmap(lambda one: nf4.unpack(one, np.float32))(x) if nf4.is_nf4(x) else x,
+        params,
+        is_leaf=nf4.is_nf4,
+    )
+
+
+def test_gradients_on_4_bits_are_those_on_the_weights_they_stand_for():
+    """And no program holds all layers' weights unpacked, though none of it is computed again."""
+    model = dataclasses.replace(QLORA, scan_layers=True)
+    task, state, _ = trained(model, steps=0)
+    state["params"] = jax.tree.map(lambda x: np.random.default_rng(1).normal(size=x.shape) / 8, state["params"])
+    params = task.params(state)
+    full = ProgEmuTask(dataclasses.replace(model, lora_base="full"), task.config, task.train)
+
+    def slope(task, params):
+        learnt, frozen = lora.split(params, task.model_config, TuneConfig())
+        step = jax.jit(jax.grad(lambda x, frozen: task.loss(lora.join(x, frozen), batch(), None)[0]))
+        return step(learnt, frozen), step.lower(learnt, frozen).compile().as_text()
+
+    (found, text), (expected, other) = slope(task, params), slope(full, plain_base(params))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert np.abs(b).max() > 1e-4
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    unpacked = ("f32[2,32,48]", "f32[2,48,32]", "f32[2,4,8,32]", "f32[2,32,4,8]")
+    assert all(shape in other for shape in unpacked)
+    assert not any(shape in text for shape in unpacked)
+    assert "u8[2,1536]" in text
+
+
+def test_training_on_4_bits_leaves_the_base_and_merges_into_a_plain_model(tmp_path):
+    task, first, last = trained(QLORA)
+    assert changed(first["frozen"], last["frozen"]) == set()
+    params = task.params(last)
+    merged, plain = lora.merge(params, QLORA)
+    assert plain == dataclasses.replace(MODEL, lora_alpha=LORA.lora_alpha)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), merged) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), shapes(MODEL)
+    )
+    np.testing.assert_allclose(logits(merged, plain), logits(params, QLORA), atol=1e-5)
+    stacked, scanned = transformer.stack_layers(params), dataclasses.replace(QLORA, scan_layers=True)
+    again = transformer.unstack_layers(lora.merge(stacked, scanned)[0])
+    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(merged), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    assert lora.based(params, QLORA)["layers_0"]["mlp"]["up_proj"] is params["layers_0"]["mlp"]["up_proj"]
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(3, last)
+        checkpoints.wait()
+        _, back, _ = checkpoints.restore(jax.eval_shape(task.init, jax.random.key(0)))
+    assert jax.tree.structure(back) == jax.tree.structure(last)
+    assert not changed(back, last)
+
+
+def test_4_bits_on_a_mesh_train_as_on_one_device():
+    model = dataclasses.replace(QLORA, hidden_size=64, scan_layers=True)
+    task, first, _ = trained(model, steps=0)
+    mesh = sharding.make_mesh(1, 2, 2, devices=jax.devices()[:4])
+    step = jax.jit(task.train_step)
+    (_, alone), key = step(first, batch(), jax.random.key(0)), jax.random.key(0)
+    where = task.state_shardings(mesh, jax.eval_shape(task.init, key))
+    assert where["frozen"]["layers"]["self_attn"]["q_proj"].codes.spec == jax.P(None, "fsdp", "tensor", None)
+    state, given = jax.device_put(first, where), jax.device_put(batch(), sharding.batch_sharding(mesh))
+    _, split = jax.jit(task.train_step, out_shardings=(where, None))(state, given, key)
+    for name in ("loss", "grad_norm"):
+        np.testing.assert_allclose(split[name], alone[name], rtol=1e-5)
+
+
+def test_4_bits_without_lora_are_refused():
+    with pytest.raises(UserError, match=r"config\.progemu\.model: lora_base='nf4' without LoRA: .*; give lora_rank"):
+        from_dict(Config, {"progemu": {"model": {"lora_base": "nf4"}}})
+    with pytest.raises(UserError, match="lora_base='int4' is unknown; choose among full, nf4"):
+        from_dict(Config, {"progemu": {"model": {"lora_base": "int4", "lora_rank": 2}}})

@@ -25,7 +25,7 @@ from progemu_jax.text.vocabulary import Vocabulary
 OURS = {
     LANGUAGE_MODEL: (
         "dropout", "dtype", "param_dtype", "remat", "remat_policy", "scan_layers", "attention", "attention_block",
-        "lora_rank", "lora_alpha", "lora_targets",
+        "lora_rank", "lora_alpha", "lora_targets", "lora_base",
     ),
     TOKENIZER: ("dropout", "dtype", "param_dtype"),
 }  # fmt: skip

@@ -44,7 +44,7 @@ def model_parts(config: Config) -> tuple:
         model = dataclasses.replace(model, vocab_size=vocabulary.size, max_length=task.length)
         return vocabulary, layout, _padded(model, config.mesh.tensor)
     where, model = f"config.progemu.init={config.progemu.init}", start.model
-    vocabulary = load(config.vocabulary) if config.vocabulary else start.vocabulary
+    vocabulary = load(config.vocabulary, coder.codebook_size) if config.vocabulary else start.vocabulary
     if vocabulary is None:
         raise UserError(f"{where}: has no text tokenizer; put {TEXT_FILE} and {VISION_FILE} beside it")
     if vocabulary.size > model.vocab_size:

@@ -102,7 +102,7 @@ class ProgEmu:
     def check_mesh(self, config: Config, mesh: Mesh) -> None:
         if mesh.size > 1:
             model = model_parts(config)[2]
-            abstract = jax.eval_shape(lambda: transformer.init_params(model, jax.random.key(0)))
+            abstract = jax.eval_shape(lambda: lora.based(transformer.init_params(model, jax.random.key(0)), model))
             sharding.param_shardings(abstract, transformer.LOGICAL_AXES, mesh)
 
     def stages(self, config: Config, slices: Slices) -> list[Stage]:

@@ -47,7 +47,7 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
     codebook = np.asarray(coder.variables["params"]["quantize"]["embedding"])
     known = word_vectors.load(config.vocabulary, vocabulary.text_size) if c.task.word_vectors else None
     # Of the model that is exported: LoRA merged, layers apart.
-    plain = dataclasses.replace(model, lora_rank=0, scan_layers=False, padded_vocab_size=None)
+    plain = dataclasses.replace(lora.plain(model), scan_layers=False, padded_vocab_size=None)
 
     def first() -> Any:
         if start is not None:
@@ -65,6 +65,7 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
 
     def placed(task: Any, params: Any) -> Any:
         """The first state, made where it will lie: no device holds a whole copy of a large model."""
+        params = lora.based(params, model)
         params = jax.device_put(params, sharding.param_shardings(params, task.logical_axes, mesh))
         shardings = task.state_shardings(mesh, jax.eval_shape(task.from_params, params))
         return jax.jit(task.from_params, out_shardings=shardings)(params)
@@ -195,5 +196,5 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
     beside = {components.VOCABULARY: vocabulary.save, **findings_file.beside(findings)}
     export.export(merged(params), export_config, folder, beside)
     if model.lora_rank:
-        adapter, whole = workdir / "train/adapter", export.whole(params)
-        hosts.on_first_host(lambda: peft.export_peft(whole, model, adapter, c.init or str(folder)), str(adapter))
+        adapter, learnt = workdir / "train/adapter", export.whole(lora.split(params, model, c.tune)[0])
+        hosts.on_first_host(lambda: peft.export_peft(learnt, model, adapter, c.init or str(folder)), str(adapter))

@@ -9,13 +9,15 @@ from support.language_model import MODEL, logits
 
 from progemu_jax.checkpoints import export
 from progemu_jax.checkpoints.arrays import flatten
+from progemu_jax.config import Config
 from progemu_jax.errors import UserError
-from progemu_jax.files.settings import to_dict
+from progemu_jax.files.settings import from_dict, to_dict
 from progemu_jax.models import transformer
 from progemu_jax.models.transformer import TransformerConfig
 from progemu_jax.models.vqgan import VQGANConfig
 from progemu_jax.sampling.policy import Sampling
 from progemu_jax.systems.progemu.initial_weights import open_folder
+from progemu_jax.systems.progemu.model_config import model_parts
 from progemu_jax.text import vocabulary
 
 
@@ -50,3 +52,12 @@ def test_a_start_that_is_none_is_one_line(tmp_path):
     language_export(tmp_path / "lm")
     with pytest.raises(UserError, match=r"config\.tokenizer\.init=.*holds no tokenizer"):
         open_folder(str(tmp_path / "lm"), "tokenizer", VQGANConfig())
+
+
+def test_a_built_in_vocabulary_takes_the_tokenizers_number_of_codes(tiny_folder):
+    """Named in the config, as the phantom's configs do."""
+    start = {"init": str(tiny_folder)}
+    task = {"length": 112, "prompt_budget": 24}
+    config = {"vocabulary": str(vocabulary.BUILT_IN), "data": {"image_size": 32}, "tokenizer": start}
+    config = from_dict(Config, config | {"progemu": start | {"task": task}})
+    assert model_parts(config)[0].codebook_size == 64

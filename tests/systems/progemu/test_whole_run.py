@@ -57,20 +57,30 @@ def test_a_complete_run_is_left_alone(toy):
 
 
 @pytest.mark.slow
-def test_a_run_starts_from_another_ones_weights_with_lora(toy, tmp_path):
-    """The tokenizer as it is, the language model with LoRA: the export is the merged model, the adapter is PEFT's."""
+@pytest.mark.parametrize("base", ["full", "nf4"])
+def test_a_run_starts_from_another_ones_weights_with_lora(toy, tmp_path, base):
+    """The tokenizer as it is, the language model with LoRA: the export is the merged model, the adapter is PEFT's.
+
+    In 4 bits every projection of the layers is another one, and nothing else.
+    """
     shutil.copytree(toy / "run/data", tmp_path / "run/data")
     shutil.rmtree(tmp_path / "run/data/shards/icg_cxr/tokens")
     start = toy / "run"
     keys = {
         "tokenizer.init": start, "tokenizer.train.steps": 0, "progemu.init": start, "progemu.model.lora_rank": 2,
-        "progemu.model.lora_targets": "('q_proj', 'up_proj')", "progemu.task.init_from_codebook": False,
-        "progemu.stage1.steps": 0, "progemu.stage2.steps": 2, "progemu.stage2.show_every": 2,
+        "progemu.model.lora_base": base, "progemu.model.lora_targets": "('q_proj', 'up_proj')",
+        "progemu.task.init_from_codebook": False, "progemu.stage1.steps": 0, "progemu.stage2.steps": 2,
+        "progemu.stage2.show_every": 2,
     }  # fmt: skip
     flags = [f"--config.{key}={value}" for key, value in keys.items()]
     out = run(toy, tmp_path / "run", "--stages=tokenizer,tokens,train", *flags)
     assert out.returncode == 0, out.stdout + out.stderr
-    for part, expected in (("tokenizer", set()), ("train", {"layers_0.self_attn.q_proj", "layers_0.mlp.up_proj"})):
+    moved = {"layers_0.self_attn.q_proj", "layers_0.mlp.up_proj"}
+    if base == "nf4":
+        moved |= {f"layers_0.self_attn.{name}_proj" for name in "kvo"} | {
+            f"layers_0.mlp.{x}_proj" for x in ("gate", "down")
+        }
+    for part, expected in (("tokenizer", set()), ("train", moved)):
         old, new = (export.load_export(folder / part / "export")[0] for folder in (start, tmp_path / "run"))
         old, new = arrays.flatten(old), arrays.flatten(new)
         assert old.keys() == new.keys()
