@@ -1,5 +1,6 @@
 """Compiled programs on disk: whose, of which processor, how much of it; and that they compute the same."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -108,6 +109,16 @@ def test_without_a_folder_to_write_the_run_goes_on(cache, monkeypatch, capsys):
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert str(cache / "progemu_jax") in said
+
+
+def test_a_folder_that_is_there_but_takes_no_file_is_one_line(cache, monkeypatch, capsys):
+    def refuse(**where):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    compilation.folder().mkdir(parents=True)
+    monkeypatch.setattr(compilation.tempfile, "TemporaryFile", refuse)
+    assert compilation.keep_programs() is None
+    assert capsys.readouterr().err == f"compiled programs are not kept: {compilation.folder()}: Read-only file system\n"
 
 
 def test_a_user_without_a_home_gets_no_folder_called_tilde(cache, monkeypatch, capsys):
