@@ -161,7 +161,8 @@ class Sampler:
         keep, codes, text: as `sampling.generate.generate` takes them. UserError names a case that cannot be sampled.
 
         The batch is filled up to a `sharding.bucket` with its last case, which then goes the same way several times:
-        that takes no further pass. At one bucket a case's result depends on nothing but the case and the seed.
+        that takes no further pass. At one bucket, and one of prompt slots (`pad_prompts`), a case's result depends on
+        nothing but the case and the seed.
         """
         seed, policy = request.seed(seed), policy or self.policy
         for case in cases:

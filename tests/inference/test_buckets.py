@@ -38,8 +38,9 @@ def test_a_future_more_compiles_nothing_and_the_first_ones_stay(model, prior):
 
 def test_cases_kept_codes_and_texts_do_not_depend_on_what_fills_the_batch(model):
     rng = np.random.default_rng(1)
-    priors, given, keep = rng.integers(0, CODES, (2, 8, *GRID)), rng.integers(0, CODES, (8, *GRID)), rng.random((8, *GRID)) < 0.5
-    cases = [Case(f"p{i}", priors[0, i], ["New edema.", PROMPT][i % 2]) for i in range(8)]
+    priors, given = rng.integers(0, CODES, (2, 8, *GRID))
+    keep = rng.random(given.shape) < 0.5
+    cases = [Case(f"p{i}", priors[i], ["New edema.", PROMPT][i % 2]) for i in range(8)]
     eight = model.sample(cases, 3, keep=keep, codes=given)
     before = len(PROGRAMS)
     for count in (5, 7):
