@@ -1,17 +1,19 @@
-"""Compiled programs are kept on disk, so that a stage, or a run, that comes after another compiles nothing anew.
+"""Compiled programs are kept on disk, so that a stage, a run or a model that comes after another compiles nothing anew.
 
 The folder is the user's, one for each jaxlib and kind of processor: a CPU's program is machine code, and that of one
 kind of processor may crash on another. Within it JAX tells programs apart, by their text, compiler and flags.
 
 Environment:
-  PROGEMU_JAX_COMPILATION_CACHE=off (or 0)   nothing is kept
-  JAX_COMPILATION_CACHE_DIR                  the user's own folder, in which nothing is looked after
-  XDG_CACHE_HOME                             instead of ~/.cache
+  PROGEMU_CACHE=DIR           instead of ~/.cache/progemu_jax; off (or 0): nothing is kept
+  JAX_COMPILATION_CACHE_DIR   the user's own folder, in which nothing is looked after
+  XDG_CACHE_HOME              instead of ~/.cache
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import functools
 import hashlib
 import os
 import platform
@@ -26,29 +28,34 @@ from pathlib import Path
 
 import jax
 
-SWITCH, OWN_FOLDER = "PROGEMU_JAX_COMPILATION_CACHE", "JAX_COMPILATION_CACHE_DIR"
+from progemu_jax.errors import shown
+
+SETTING, OWN_FOLDER = "PROGEMU_CACHE", "JAX_COMPILATION_CACHE_DIR"
+OFF = ("0", "off", "no", "false")
 MOST_BYTES = 2**30  # of a folder, when a process starts; what has not been used for longest goes
 LEAST_SECONDS = 0.2  # of compilation; reading a program back takes hundredths
 
 
 def keep_programs() -> Path | None:
-    """Lets JAX keep compiled programs, from now on; call it before the first is compiled.
+    """Lets JAX keep compiled programs, from now on; call it before the first is compiled. Commands do, and `load`.
 
-    Returns the folder, or None when none is kept or the folder is the user's own. A folder that cannot be written is
-    one line on stderr, and the run goes on without.
+    Returns the folder, or None when nothing is kept, or where was settled before: by the user, or by an earlier call.
+    A folder that cannot be written is one line on stderr, once, and all goes on without.
     """
-    if os.environ.get(SWITCH, "").lower() in ("0", "off", "no", "false") or os.environ.get(OWN_FOLDER):
+    if os.environ.get(SETTING, "").lower() in OFF or os.environ.get(OWN_FOLDER):
         return None
     if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
         return None  # the program that we are in has decided
     where = folder()
     try:
+        if not where.is_absolute():
+            raise FileNotFoundError(errno.ENOENT, "this user has no home")
         where.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryFile(dir=where):
             pass
         tidy(where)
     except OSError as error:
-        print(f"compiled programs are not kept: {where}: {error.strerror or error}", file=sys.stderr)
+        _say_once(f"compiled programs are not kept: {where}: {error.strerror or error}")
         return None
     # A damaged entry (its writer was killed) is compiled anew, which is no news; `tidy` takes it away.
     warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
@@ -63,11 +70,17 @@ def keep_programs() -> Path | None:
     return where
 
 
+@functools.cache
+def _say_once(line: str) -> None:
+    print(shown(line), file=sys.stderr)
+
+
 def folder() -> Path:
-    """Where this user's programs for this jaxlib and processor lie."""
-    home = os.environ.get("XDG_CACHE_HOME")
+    """Where this user's programs for this jaxlib and processor lie; no absolute path for a user without a home."""
+    home, given = os.environ.get("XDG_CACHE_HOME"), os.environ.get(SETTING, "")
     base = Path(home) if home and os.path.isabs(home) else Path(os.path.expanduser("~")) / ".cache"
-    return base / "progemu_jax" / f"jaxlib-{metadata.version('jaxlib')}-{processor()}"
+    base = Path(os.path.expanduser(given)).absolute() if given and given.lower() not in OFF else base / "progemu_jax"
+    return base / f"jaxlib-{metadata.version('jaxlib')}-{processor()}"
 
 
 def processor() -> str:

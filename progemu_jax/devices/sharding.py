@@ -207,17 +207,33 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def bucket(count: int, mesh: Mesh | None = None) -> int:
+    """Rows that so many cases are computed as, so that few shapes compile: 1, 2, 4, 8 or a multiple of 8.
+
+    On a mesh these are the rows of each data part, where every part has a case.
+    """
+    parts = data_parts(mesh) if mesh is not None else 1
+    parts = parts if count >= parts else 1
+    each = -(-count // parts)
+    return parts * (1 << max(each - 1, 0).bit_length() if each <= 8 else -(-each // 8) * 8)
+
+
+def fill(rows: np.ndarray, size: int) -> np.ndarray:
+    """[N, ...] -> [size, ...]: the last row again and again."""
+    return np.concatenate([rows, np.repeat(rows[-1:], size - len(rows), axis=0)])
+
+
 def in_batches(
     function: Callable[..., Any], *items: np.ndarray, batch_size: int, mesh: Mesh | None = None
 ) -> np.ndarray:
-    """Maps over slices of one size (the last padded), so that one program is compiled; on a mesh each is split."""
+    """Maps over slices of one size (the last filled up), a `bucket`, so that few programs are compiled; on a mesh each
+    is split."""
     count = len(items[0])
-    size = min(batch_size, count)
+    size = min(batch_size, bucket(count, mesh))
     parts = []
     for start in range(0, count, size):
         chunk = [x[start : start + size] for x in items]
-        n = len(chunk[0])
-        padded = [np.concatenate([x, np.repeat(x[:1], size - n, axis=0)]) for x in chunk]
-        padded = place(padded, mesh) if mesh else padded
-        parts.append(np.asarray(function(*padded))[:n])
+        filled = [fill(x, size) for x in chunk]
+        filled = place(filled, mesh) if mesh else filled
+        parts.append(np.asarray(function(*filled))[: len(chunk[0])])
     return np.concatenate(parts)

@@ -220,7 +220,8 @@ class DiffusionModel:
     def sample(self, cases: Sequence[Case], seed: int = 0, policy: DiffusionSampling | None = None) -> Samples:
         """One image per case, in one batch; `Case.prior` is an image uint8 [S, S].
 
-        UserError names a case that cannot be sampled.
+        UserError names a case that cannot be sampled. The batch is filled up to a `sharding.bucket` with its last case;
+        at one bucket of cases and one of texts a case's result depends on nothing but the case and the seed.
         """
         seed, policy, prior = request.seed(seed), policy or self.policy, None
         if policy.steps > self.schedule.steps:
@@ -228,15 +229,17 @@ class DiffusionModel:
         for case in cases:
             with request.prefix_errors(f"case {case.pair_id}"):
                 self.check(case)
+        count = len(cases)
+        batch = [*cases, *cases[-1:] * (sharding.bucket(count, self.mesh) - count)]
         if self.config.conditioned:
-            prior = self.codec.encode(np.stack([case.prior for case in cases]))
+            prior = self.codec.encode(np.stack([case.prior for case in batch]))
         # Equal texts, the empty one among them, are encoded once.
-        texts = list(dict.fromkeys([case.prompt for case in cases] + [""]))
-        states, mask = self.text(texts)
-        rows = np.asarray([texts.index(case.prompt) for case in cases])
+        texts = list(dict.fromkeys([case.prompt for case in batch] + [""]))
+        states, mask = self.text(texts + [""] * (sharding.bucket(len(texts)) - len(texts)))
+        rows = np.asarray([texts.index(case.prompt) for case in batch])
         null = texts.index("")
         mask, null_mask = (mask[rows], mask[null]) if self.text.config.masked else (None, None)
-        keys = jax.vmap(jax.random.key)(np.asarray([c.fold(seed) for c in cases], np.uint32))
+        keys = jax.vmap(jax.random.key)(np.asarray([c.fold(seed) for c in batch], np.uint32))
         side = self.image_size // self.codec.config.factor
         noise = first_noise(keys, (side, side, self.config.out_channels))
         latents = generate(
@@ -252,7 +255,7 @@ class DiffusionModel:
             null_mask,
             mesh=self.mesh,
         )
-        return Samples(self.codec.decode(np.asarray(latents)))
+        return Samples(self.codec.decode(np.asarray(latents)[:count]))
 
 
 _KINDS = {

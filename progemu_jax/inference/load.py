@@ -7,6 +7,7 @@ from pathlib import Path
 
 from progemu_jax import pretrained
 from progemu_jax.convert import folders
+from progemu_jax.devices import compilation
 from progemu_jax.errors import UserError
 from progemu_jax.inference import diffusion, progemu
 from progemu_jax.inference.diffusion import DiffusionModel
@@ -29,6 +30,8 @@ def load(
     The default sampling policy is the one in a run's config.json, so that a later change of `config.sample.policy`
     counts; an export alone has the policy that it was trained with.
 
+    From the first call on, what JAX compiles in this process is kept on disk (`devices.compilation`).
+
     Raises:
       UserError: nothing there that can be loaded, naming what is missing.
     """
@@ -38,6 +41,7 @@ def load(
     for name, folder in (("path", path), ("tokenizer", tokenizer)):
         if folder is not None or name == "path":
             _check_name(name, folder)
+    compilation.keep_programs()
     if not folders.is_diffusion(Path(path)):
         return progemu.load(path, tokenizer, quantize)
     if tokenizer is not None:

@@ -18,6 +18,7 @@ from progemu_jax.convert.config_reader import Reader
 from progemu_jax.convert.emu3 import folder as emu3_folder
 from progemu_jax.convert.emu3 import transfer as emu3_transfer
 from progemu_jax.convert.emu3.image_processor import ImageProcessor
+from progemu_jax.devices import sharding
 from progemu_jax.errors import UserError
 from progemu_jax.files import findings as findings_file
 from progemu_jax.files.predictions import Case
@@ -227,7 +228,8 @@ class ProgEmu(Sampler):
         policy = self.policy_with(**(sampling or {}))
         with request.prefix_errors("num_samples"):
             engine = Engine(self.config, self.layout, self.grammar, policy)
-            memory.check(engine, num_samples * together, self.layout.length - self.layout.image_tokens)
+            rows = sharding.bucket(num_samples * together, self.mesh)
+            memory.check(engine, rows, self.layout.length - self.layout.image_tokens)
         return _Request(read, num_samples, seed, policy, mask, text)
 
     def _codes_of(

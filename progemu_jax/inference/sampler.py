@@ -159,19 +159,25 @@ class Sampler:
         """One counterfactual per case, in one batch; a case's prior of None drops prior and prompt (null prompt).
 
         keep, codes, text: as `sampling.generate.generate` takes them. UserError names a case that cannot be sampled.
+
+        The batch is filled up to a `sharding.bucket` with its last case, which then goes the same way several times:
+        that takes no further pass. At one bucket, and one of prompt slots (`pad_prompts`), a case's result depends on
+        nothing but the case and the seed.
         """
         seed, policy = request.seed(seed), policy or self.policy
         for case in cases:
             with request.prefix_errors(f"case {case.pair_id}"):
                 self.check(case)
+        count, size = len(cases), sharding.bucket(len(cases), self.mesh)
+        batch = [*cases, *cases[-1:] * (size - count)]
         prompts = pad_prompts(
             self.vocabulary,
             self.layout,
-            [c.prior for c in cases],
-            [c.prompt for c in cases],
+            [c.prior for c in batch],
+            [c.prompt for c in batch],
             policy=policy,
         )
-        keys = jax.vmap(jax.random.key)(np.asarray([c.fold(seed) for c in cases], np.uint32))
+        keys = jax.vmap(jax.random.key)(np.asarray([c.fold(seed) for c in batch], np.uint32))
         out = generate(
             *self.prepared(),
             self.layout,
@@ -179,14 +185,14 @@ class Sampler:
             policy,
             prompts,
             keys,
-            keep=keep,
-            codes=codes,
+            keep=None if keep is None else sharding.fill(keep, size),
+            codes=None if codes is None else sharding.fill(codes, size),
             text=text,
             mesh=self.mesh,
         )
-        rows = np.asarray(out.text) if text else ()
+        rows = np.asarray(out.text)[:count] if text else ()
         texts = [self.vocabulary.decode([int(t) for t in row if t >= 0]).strip() for row in rows]
-        drawn = np.asarray(out.codes)
+        drawn = np.asarray(out.codes)[:count]
         return Samples(self._images(drawn, cases), texts if text else None, drawn)
 
     def _images(self, codes: np.ndarray, cases: Sequence[Case]) -> np.ndarray:

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from progemu_jax.devices import sharding
 from progemu_jax.errors import UserError
 from progemu_jax.models import transformer
 from progemu_jax.sampling.engine import Engine
@@ -52,7 +53,7 @@ def check(engine: Engine, cases: int, slots: int, free: int | None = None) -> No
     """
     each, free = bytes_per_case(engine, slots), available() if free is None else free
     if free is not None and cases * each > free:
-        fit = free // each
+        fit = next((n for n in range(free // each, 0, -1) if sharding.bucket(n) <= free // each), 0)
         remedy = f"ask for at most {fit} at a time" if fit else "use a shorter max_text, or a device with more memory"
         raise UserError(
             f"{cases} samples at a time need about {cases * each / GIB:.1f} GiB for cache and logits, "

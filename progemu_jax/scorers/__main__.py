@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from progemu_jax.devices import compilation
 from progemu_jax.errors import UserError, exit_status
 from progemu_jax.files import records
 from progemu_jax.files.command_line import Parser
@@ -39,6 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--cache", metavar="DIR", help="default: <references>/scores/cache")
     args = parser.parse_args(argv)
     references = Path(args.references)
+    compilation.keep_programs()
 
     def work():
         source = source_of(records.read_rows(references / "references.jsonl", "pair_id"))

@@ -1,5 +1,6 @@
 """Compiled programs on disk: whose, of which processor, how much of it; and that they compute the same."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -21,7 +22,7 @@ SETTINGS = (
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """A home for caches of its own; JAX's settings as they were, afterwards."""
-    for name in (compilation.SWITCH, compilation.OWN_FOLDER, *map(str.upper, SETTINGS)):
+    for name in (compilation.SETTING, compilation.OWN_FOLDER, *map(str.upper, SETTINGS)):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     before = {name: getattr(jax.config, name) for name in SETTINGS}
@@ -67,12 +68,24 @@ def test_programs_are_kept_in_the_users_cache(cache):
     assert jax.config.jax_compilation_cache_dir == str(where)
 
 
-@pytest.mark.parametrize("name", [compilation.SWITCH, compilation.OWN_FOLDER])
+@pytest.mark.parametrize("name", [compilation.SETTING, compilation.OWN_FOLDER])
 def test_the_environment_has_the_last_word(cache, monkeypatch, name):
     monkeypatch.setenv(name, "off")
     assert compilation.keep_programs() is None
     assert jax.config.jax_compilation_cache_dir is None
     assert not list(cache.iterdir())
+
+
+def test_the_environment_names_a_folder(cache, monkeypatch):
+    usual = compilation.folder()
+    for given, base in ((str(cache / "mine"), cache / "mine"), ("here", cache / "here"), ("~/c", cache / "home/c")):
+        monkeypatch.chdir(cache)
+        monkeypatch.setenv("HOME", str(cache / "home"))
+        monkeypatch.setenv(compilation.SETTING, given)
+        assert compilation.folder() == base / usual.name
+    assert compilation.keep_programs() == cache / "home/c" / usual.name
+    monkeypatch.setenv(compilation.SETTING, "OFF")
+    assert compilation.folder() == usual
 
 
 def test_a_program_that_chose_a_folder_keeps_it(cache):
@@ -91,10 +104,30 @@ def test_a_users_threshold_stays(cache, monkeypatch):
 def test_without_a_folder_to_write_the_run_goes_on(cache, monkeypatch, capsys):
     (cache / "progemu_jax").write_text("a file")
     assert compilation.keep_programs() is None
+    assert compilation.keep_programs() is None
     assert jax.config.jax_compilation_cache_dir is None
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert str(cache / "progemu_jax") in said
+
+
+def test_a_folder_that_is_there_but_takes_no_file_is_one_line(cache, monkeypatch, capsys):
+    def refuse(**where):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    compilation.folder().mkdir(parents=True)
+    monkeypatch.setattr(compilation.tempfile, "TemporaryFile", refuse)
+    assert compilation.keep_programs() is None
+    assert capsys.readouterr().err == f"compiled programs are not kept: {compilation.folder()}: Read-only file system\n"
+
+
+def test_a_user_without_a_home_gets_no_folder_called_tilde(cache, monkeypatch, capsys):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # what it does where there is neither HOME nor entry
+    monkeypatch.chdir(cache)
+    assert compilation.keep_programs() is None
+    assert "no home" in capsys.readouterr().err
+    assert not list(cache.iterdir())
 
 
 def test_what_was_not_used_for_longest_goes_first(tmp_path):
@@ -141,7 +174,7 @@ print(hashlib.sha256(np.asarray(w).tobytes()).hexdigest(), len(hits) > 0)
 def test_kept_programs_compute_the_same_bits_on_two_devices(cache):
     flags = "--xla_force_host_platform_device_count=2 --xla_cpu_multi_thread_eigen=false"
     outs = []
-    for more in ({compilation.SWITCH: "0"}, {}, {}):
+    for more in ({compilation.SETTING: "0"}, {}, {}):
         env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", **more}
         done = subprocess.run([sys.executable, "-c", PROGRAM], env=env, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr

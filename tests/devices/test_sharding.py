@@ -66,3 +66,22 @@ def test_placing_and_sharding_a_batch():
     assert sharding.place(x[:3], mesh).is_fully_replicated  # the last batch of an evaluation
     with pytest.raises(UserError, match="batch=6 does not divide over the 4 devices"):
         sharding.shard_batch(x[:6], mesh)
+
+
+def test_cases_are_computed_in_buckets():
+    assert [sharding.bucket(n) for n in (1, 2, 3, 4, 5, 8, 9, 16, 17, 64, 65)] == [1, 2, 4, 4, 8, 8, 16, 16, 24, 64, 72]
+    two, six = abstract_mesh(2, 1, 4), abstract_mesh(2, 3, 1)
+    assert [sharding.bucket(n, two) for n in (1, 2, 3, 5, 17)] == [1, 2, 4, 8, 32]  # of each part, where both have one
+    assert [sharding.bucket(n, six) for n in (3, 5, 6, 7, 13)] == [4, 8, 6, 12, 24]
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(1, [1]), (3, [4]), (5, [5]), (7, [5, 5])])
+def test_the_last_batch_is_filled_up_and_cut_off_again(count, sizes):
+    seen, rows = [], np.arange(2 * count).reshape(count, 2)
+
+    def double(x, y):
+        seen.append(len(x))
+        return x + y
+
+    np.testing.assert_array_equal(sharding.in_batches(double, rows, rows, batch_size=5), 2 * rows)
+    assert seen == sizes
