@@ -98,7 +98,7 @@ def main():
 
 
 def inputs(batch, size, tokens, width=768):
-    """What is denoised, float32: latents [B, size, size, 4] of noise and prior, states of the texts [B, tokens, width]."""
+    """What is denoised, float32: latents [B, size, size, 4] of noise and prior, states of texts [B, tokens, width]."""
     rng = np.random.default_rng(0)
     shapes = {"noise": (batch, size, size, 4), "prior": (batch, size, size, 4)}
     shapes |= {"text": (batch, tokens, width), "null_text": (tokens, width)}
