@@ -44,6 +44,7 @@ PARTS = {
     "unet": ("models", 40),
     "agreement": ("agreement", 40),
 }
+INNER = {"reference": ("agreement", 0)}  # what a part starts itself
 SIZES = ("full", "smallest")
 SPARE = 3.0  # seconds that a part has in hand before its process is killed
 
@@ -102,7 +103,7 @@ def here(parts, size, until, write):
         run = Run(part, size, until, write)
 
         def start(run=run, part=part):
-            return getattr(importlib.import_module(f"gpu_parts.{PARTS[part][0]}"), part)(run)
+            return getattr(importlib.import_module(f"gpu_parts.{(PARTS | INNER)[part][0]}"), part)(run)
 
         run.attempt(part, start)
         good &= not run.failed
@@ -168,7 +169,7 @@ def main():
     parser.add_argument("--until", type=float, help=argparse.SUPPRESS)
     args = parser.parse_args()
     parts = args.only.split(",")
-    if unknown := sorted(set(parts) - set(PARTS)):
+    if unknown := sorted(set(parts) - set(PARTS | INNER)):
         parser.error(f"--only={args.only}: no part {unknown[0]}; choose among {', '.join(PARTS)}")
     with tempfile.TemporaryDirectory() as folder:
         installed(folder)

@@ -63,7 +63,7 @@ def tokenizer(run):
     for dtype in ("bfloat16",) if run.smallest else ("bfloat16", "float32"):
         config = vqgan.emu3_vq(dtype=dtype, **(tiny if run.smallest else {}))
         shapes = jax.eval_shape(lambda config=config: vqgan.init_variables(config, jax.random.key(0)))
-        model = Tokenizer(tools.on_device(shapes), config)
+        model = Tokenizer(jax.device_put(tools.on_host(shapes)), config)
         codes = np.random.default_rng(1).integers(0, config.codebook_size, (batch, *(side // config.factor,) * 2))
         calls[f"encode {dtype}"] = lambda model=model: model.tokenize(images)
         calls[f"decode {dtype}"] = lambda model=model, codes=codes: model.detokenize(codes, rgb=True)
@@ -78,7 +78,7 @@ def unet(run):
     tiny = unets.UNetConfig(in_channels=8, channels=(8, 16), attention=(False, True), heads=2, cross_attention_dim=16)
     config, side, steps, tokens = (tiny, 4, 2, 3) if run.smallest else (unets.sd15(in_channels=8), 64, 50, 77)
     shapes = jax.eval_shape(lambda: unets.init_params(config, jax.random.key(0)))
-    params, calls = tools.on_device(shapes, "bfloat16"), {}
+    params, calls = jax.device_put(tools.on_host(shapes, jnp.bfloat16)), {}
     for batch in (1,) if run.smallest else (1, 4):
         x = diffusion.inputs(batch, side, tokens, config.cross_attention_dim)
         calls[batch] = diffusion.our_steps(params, config, "bfloat16", x, steps)

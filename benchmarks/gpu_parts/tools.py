@@ -53,12 +53,16 @@ def on_device(shapes, dtype=None, std=0.02):
     return jax.tree_util.tree_map_with_path(leaf, shapes)
 
 
-def on_host(shapes, std=0.2):
-    """float32 weights like a tree of shapes, the same bits on every machine."""
+def on_host(shapes, dtype=np.float32, std=0.02):
+    """Weights like a tree of shapes, the same bits everywhere: parts of one row of normal numbers.
+
+    For models of many shapes, for each of which `on_device` compiles.
+    """
+    normal = np.random.default_rng(0).standard_normal(1 << 20, dtype=np.float32)
 
     def leaf(path, x):
-        values = np.random.default_rng(_number(path)).standard_normal(x.shape)
-        return (1 + 0.1 * np.abs(values) if path[-1].key in _ONES else std * values).astype(np.float32)
+        values = np.resize(normal[_number(path) % (1 << 19) :], x.shape)
+        return (1 + 0.1 * np.abs(values) if path[-1].key in _ONES else std * values).astype(dtype)
 
     return jax.tree_util.tree_map_with_path(leaf, shapes)
 
