@@ -1,7 +1,7 @@
 """The system on one NVIDIA GPU in at most 8 minutes, compilation included; JSON lines.
 
     make gpu        # or: python benchmarks/gpu.py [--seconds=480] [--only=peer,emu3] [--out=FILE]
-    python benchmarks/gpu.py --size=smallest    # the same parts in small, on any device, in seconds
+    make gpu SIZE=small     # the same with tiny models, on any device: does everything run? smallest: a part of it
 
 | Part | What is measured | Seconds |
 | --- | --- | --- |
@@ -45,15 +45,16 @@ PARTS = {
     "agreement": ("agreement", 40),
 }
 INNER = {"reference": ("agreement", 0)}  # what a part starts itself
-SIZES = ("full", "smallest")
+SIZES = ("full", "small", "smallest")
 SPARE = 3.0  # seconds that a part has in hand before its process is killed
 
 
 class Run:
-    """What a part needs: `smallest`, `say` of a row, `left` seconds."""
+    """What a part needs: `small`, whether models are tiny; `few`, whether some will do; `say` a row; `left` seconds."""
 
     def __init__(self, part, size, until, write):
-        self.part, self.size, self.smallest, self.until, self.write = part, size, size == "smallest", until, write
+        self.part, self.size, self.until, self.write = part, size, until, write
+        self.small, self.few = size != "full", size == "smallest"
         self.failed = False
 
     def left(self):

@@ -7,6 +7,7 @@ each row of output says how many those were. The prompt's own pass is timed once
 """
 
 import dataclasses
+import functools
 import time
 from typing import Any, NamedTuple
 
@@ -22,12 +23,12 @@ from progemu_jax.sampling import generate, speculation
 from progemu_jax.sampling.policy import Sampling
 from progemu_jax.sampling.prompts import Prompts, pad_prompts
 
-SMALLEST = {
+SMALL = {
     "hidden_size": 32, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1, "head_dim": 16, "intermediate_size": 48,
     "max_length": 256, "dtype": "float32", "param_dtype": "float32",
 }  # fmt: skip
 BATCH = 8  # cases at a time
-SOME = ("plain", "int8", "jacobi", "diagonal")  # modes of the smallest size
+SOME = ("plain", "jacobi", "diagonal")  # modes of the smallest size
 
 
 class Mode(NamedTuple):
@@ -62,17 +63,22 @@ class Setting:
     def diagonal(self):
         return "mode" in self.mode.policy
 
+    @functools.cached_property
+    def keys(self):
+        return jax.vmap(jax.random.key)(np.arange(self.mode.batch, dtype=np.uint32))
+
+    @functools.cached_property
+    def shapes(self):
+        """Of the state, without its keys."""
+        return dataclasses.replace(jax.eval_shape(self.prefill, self.params, self.prompts), keys=None)
+
     def begin(self, place):
         """The state in which so many places of the image, and the prompt, went through the model."""
-        cases, grid = self.mode.batch, (self.mode.batch, self.engine.layout.height, self.engine.layout.width)
-        keys = jax.vmap(jax.random.key)(np.arange(cases, dtype=np.uint32))
-        arguments = self.prompts, keys, jnp.zeros(grid, bool), jnp.zeros(grid, jnp.int32)
-        shapes = jax.eval_shape(self.engine.prefill, self.params, *arguments)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), dataclasses.replace(shapes, keys=None))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.shapes)
         lengths = self.prompts.valid.sum(-1, dtype=np.int32)
         return dataclasses.replace(
             zeros,
-            keys=keys,
+            keys=self.keys,
             aligned=jnp.asarray(self.prompts.aligned.reshape(len(lengths), -1)),
             cache={**zeros.cache, "length": jnp.asarray(lengths + place)},
             text=jnp.full_like(zeros.text, -1),
@@ -94,23 +100,21 @@ class Setting:
         return self.engine.decode_text(params, state)
 
     def prefill(self, params, prompts):
-        cases, layout = self.mode.batch, self.engine.layout
-        keys = jax.vmap(jax.random.key)(jnp.arange(cases, dtype=jnp.uint32))
-        grid = (cases, layout.height, layout.width)
-        return self.engine.prefill(params, prompts, keys, jnp.zeros(grid, bool), jnp.zeros(grid, jnp.int32)).hidden
+        grid = (self.mode.batch, self.engine.layout.height, self.engine.layout.width)
+        return self.engine.prefill(params, prompts, self.keys, jnp.zeros(grid, bool), jnp.zeros(grid, jnp.int32))
 
 
 def settings(run):
     """The modes that this version has, in order of worth, and the words of a text."""
-    side, words = (3, 4) if run.smallest else (64, 100)
-    case = dataclasses.replace(decode.STANDING, side=side, text=4 if run.smallest else 40)
+    side, words = (3, 4) if run.small else (64, 100)
+    case = dataclasses.replace(decode.STANDING, side=side, text=4 if run.small else 40)
     config = transformer.emu3_8b(scan_layers=False, remat=False, dropout=0.0)
-    config = dataclasses.replace(config, **(SMALLEST if run.smallest else {}))
+    config = dataclasses.replace(config, **(SMALL if run.small else {}))
     case = dataclasses.replace(case, max_position_embeddings=config.max_length)
     vocabulary, layout, prior, prompt = decode.parts(case)
     grammar, prepared, found = engines.Grammar.of(vocabulary), {}, []
     for mode in MODES:
-        if run.smallest and mode.name not in SOME:
+        if run.few and mode.name not in SOME:
             continue
         if not set(mode.policy) <= {field.name for field in dataclasses.fields(Sampling)}:
             run.say(mode=mode.name, skipped=f"Sampling has no field {' and '.join(mode.policy)} in this version")
@@ -157,9 +161,9 @@ def emu3(run):
     for setting in found:  # images first: they are what takes the time
         start = jax.eval_shape(lambda s=setting: s.begin(0))
         jobs[setting.mode.name, "image"] = lambda s=setting, x=start: program(s.image, s.params, x)
-    jobs["plain", "prompt"] = lambda s=found[0]: program(s.prefill, s.params, s.prompts)
+    jobs["plain", "prompt"] = lambda s=found[0]: program(lambda *x: s.prefill(*x).hidden, s.params, s.prompts)
     for setting in found:
-        if setting.engine.policy.draft == "none" and not setting.diagonal and not (run.smallest and setting.mode.int8):
+        if setting.engine.policy.draft == "none" and not setting.diagonal:
             start = jax.eval_shape(lambda s=setting: s.begin(0))
             jobs[setting.mode.name, "text"] = lambda s=setting, x=start: program(s.text, s.params, x)
     programs = tools.at_once(run, jobs)

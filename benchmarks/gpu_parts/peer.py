@@ -9,7 +9,7 @@ import jax
 
 from gpu_parts import tools
 
-SMALLEST = decode.Case(
+SMALL = decode.Case(
     hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
     max_position_embeddings=128, side=3, text=4, top_k=16,
 )  # fmt: skip
@@ -26,7 +26,7 @@ def peer(run):
     gpu = jax.default_backend() == "gpu"
     if gpu and not torch.cuda.is_available():
         return run.say(skipped="JAX sees a GPU, torch does not")
-    case, chosen = (SMALLEST, decode.OURS[1:3]) if run.smallest else (decode.STANDING, decode.OURS)
+    case, chosen = (SMALL, decode.OURS[1:3]) if run.small else (decode.STANDING, decode.OURS)
     speed = tools.bandwidth() or tools.copy_bandwidth(1 << 16)
     run.say(case=case.tokens, torch=torch.__version__, memory_bytes_per_second=speed)
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
@@ -37,11 +37,11 @@ def peer(run):
         comparison.chosen = [row for row in chosen if row[0] in ready]
         comparison.warm = True
         comparison.warm_peer()
-        for index in range(1 if run.smallest else ROUNDS):
+        for index in range(1 if run.small else ROUNDS):
             began = time.time()
             comparison.round(index)
             comparison.summary()
             if run.left() < 1.5 * (time.time() - began):
                 break
-        if run.smallest or run.left() > 40:
+        if run.small or run.left() > 40:
             comparison.check_greedy()

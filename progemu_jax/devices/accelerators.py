@@ -38,7 +38,8 @@ class Accelerator:
 
 
 # NVIDIA's data sheets of H100 and H200 SXM (NVLink 900 GB/s both directions together; one 400 Gb/s network port a GPU
-# in a DGX), H100 PCIe, A100 of 40 GB (SXM and PCIe) and of 80 GB, and L40S; Google's pages on TPU v5p (ICI 4,800 Gb/s a chip) and v6e (3,584 Gb/s).
+# in a DGX), H100 PCIe, A100 of 40 GB and of 80 GB, and L40S; Google's pages on TPU v5p (ICI 4,800 Gb/s a chip) and v6e
+# (3,584 Gb/s).
 ACCELERATORS = {
     "H100": Accelerator("H100 SXM", ("H100",), 989e12, 80 * GB, 3.35e12, 450e9, 8, 50e9),
     "H200": Accelerator("H200 SXM", ("H200",), 989e12, 141 * GB, 4.8e12, 450e9, 8, 50e9),
