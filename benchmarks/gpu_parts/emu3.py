@@ -52,20 +52,17 @@ MODES = (
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """A mode with its prompts and parameters."""
+    """A mode with its parameters, prompts, and keys of its cases."""
 
     mode: Mode
     engine: engines.Engine
     prompts: Prompts
     params: Any
+    keys: jax.Array
 
     @property
     def diagonal(self):
         return "mode" in self.mode.policy
-
-    @functools.cached_property
-    def keys(self):
-        return jax.vmap(jax.random.key)(np.arange(self.mode.batch, dtype=np.uint32))
 
     @functools.cached_property
     def shapes(self):
@@ -127,7 +124,8 @@ def settings(run):
         if prepared[key]:
             params, model = prepared[key]
             prompts = pad_prompts(vocabulary, layout, [prior] * mode.batch, [prompt] * mode.batch, policy=policy)
-            found.append(Setting(mode, engines.Engine(model, layout, grammar, policy), prompts, params))
+            keys = jax.vmap(jax.random.key)(np.arange(mode.batch, dtype=np.uint32))
+            found.append(Setting(mode, engines.Engine(model, layout, grammar, policy), prompts, params, keys))
     return found, words
 
 
