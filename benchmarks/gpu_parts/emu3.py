@@ -110,7 +110,7 @@ def settings(run):
     case = dataclasses.replace(case, max_position_embeddings=config.max_length)
     vocabulary, layout, prior, prompt = decode.parts(case)
     grammar, prepared, found = engines.Grammar.of(vocabulary), {}, []
-    for mode in MODES:
+    for mode in sorted(MODES, key=lambda mode: not mode.int8):  # int8's first: it is made of a copy in bfloat16
         if run.few and mode.name not in SOME:
             continue
         if not set(mode.policy) <= {field.name for field in dataclasses.fields(Sampling)}:
@@ -126,7 +126,7 @@ def settings(run):
             prompts = pad_prompts(vocabulary, layout, [prior] * mode.batch, [prompt] * mode.batch, policy=policy)
             keys = jax.vmap(jax.random.key)(np.arange(mode.batch, dtype=np.uint32))
             found.append(Setting(mode, engines.Engine(model, layout, grammar, policy), prompts, params, keys))
-    return found, words
+    return sorted(found, key=lambda setting: MODES.index(setting.mode)), words
 
 
 def weights(mode, config, extra, grammar, prepared):
