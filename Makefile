@@ -28,7 +28,7 @@ LOCKED := $(PIP) --require-hashes
 EDITABLE := $(PIP) --no-deps --no-build-isolation -e .
 
 .PHONY: help setup try demo demo-quick phantom tables test audit lock soak fuzz test-beam bench-cohort parity-eval coverage \
-  known-systems parity bench-vq bench-decode bench-train bench-diffusion bench-convert lint format clean
+  known-systems parity bench-vq bench-decode bench-train bench-diffusion bench-convert gpu lint format clean
 
 help:
 	@echo "make setup       virtual environment in $(VENV) from the hashed lock (Python 3.11 or newer)"
@@ -55,6 +55,8 @@ help:
 	@echo "make bench-vq    image tokenizer beside transformers' on the same weights; bench-convert: 4.3 GB in and out"
 	@echo "make bench-decode sampling beside transformers' Emu3 with the reference's grammar callback, same weights"
 	@echo "make bench-train one training step beside transformers' Emu3: speed and memory (Python 3.11, $(PARITY_VENV))"
+	@echo "make gpu         speeds on one NVIDIA GPU in at most 8 minutes, by PYTHON=$(PYTHON), which has JAX for CUDA; needs no"
+	@echo "                 set-up; SIZE=small: the same with tiny models, on any device: benchmarks/results/gpu-DEVICE.jsonl"
 	@echo "make lint        ruff, nothing is changed; make format changes"
 	@echo "make clean       removes build products and caches; keeps $(VENV) and runs/"
 
@@ -186,6 +188,10 @@ bench-diffusion: $(PARITY_VENV)/.progemu-installed
 
 bench-convert: setup
 	$(PY) benchmarks/convert.py
+
+# No set-up: the lock holds JAX for CPU, and the script needs no installed project.
+gpu:
+	$(PYTHON) benchmarks/gpu.py $(if $(SIZE),--size=$(SIZE)) $(if $(ONLY),--only=$(ONLY))
 
 lint: setup
 	$(PY) -m ruff check .

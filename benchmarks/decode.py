@@ -17,6 +17,7 @@ import argparse
 import dataclasses
 import json
 import os
+import statistics
 import sys
 import tempfile
 import time
@@ -24,23 +25,36 @@ from pathlib import Path
 
 import child
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # a library that waits leaves the cores to the other
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
+CODES, TEXT_IDS = 32_768, 151_851  # rows of the head for codes, and for words and stops
 
-SIZES = {
-    "vocab_size": 184_622,
-    "hidden_size": 512,
-    "intermediate_size": 1408,
-    "num_hidden_layers": 8,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "max_position_embeddings": 1024,
-    "pad_token_id": 151_643,
-    "bos_token_id": 151_849,
-    "eos_token_id": 151_850,
-}
-SIDE, TEXT, TOP_K, CODES = 16, 40, 2048, 32_768
-TOKENS = SIDE * (SIDE + 1) + 2 + TEXT
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What is sampled: sizes of the model (transformers' names), codes a side, text tokens in and as many out."""
+
+    hidden_size: int = 512
+    intermediate_size: int = 1408
+    num_hidden_layers: int = 8
+    num_attention_heads: int = 8
+    num_key_value_heads: int = 4
+    max_position_embeddings: int = 1024
+    side: int = 16
+    text: int = 40
+    top_k: int = 2048
+
+    @property
+    def sizes(self):
+        """Of `Emu3TextConfig`."""
+        own = {k: v for k, v in dataclasses.asdict(self).items() if k not in ("side", "text", "top_k")}
+        return own | {"vocab_size": 184_622, "pad_token_id": 151_643, "bos_token_id": 151_849, "eos_token_id": 151_850}
+
+    @property
+    def tokens(self):
+        """Of the result, with EOL, EOF and EOI."""
+        return self.side * (self.side + 1) + 2 + self.text
+
+
+STANDING = Case()
 # (name, dtype, quantize, guidance, batch)
 OURS = [
     (f"{short} g{guidance} b{batch}", dtype, quantize, float(guidance), batch)
@@ -57,29 +71,29 @@ OURS = [
 PEER = [(f"{s} g{g} b1", d, float(g)) for s, d in (("bf16", "bfloat16"), ("f32", "float32")) for g in (1, 3)]
 
 
-def parts():
-    """Vocabulary (Emu3's ids, made-up words), layout, prior codes, prompt of TEXT tokens."""
+def parts(case=STANDING):
+    """Vocabulary (Emu3's ids, made-up words), layout, prior codes, prompt of as many tokens as the case says."""
     import numpy as np
 
     sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-    from emu3_reference import many_ranks
+    from support.emu3_reference import many_ranks
 
     from progemu_jax.text import sequence
     from progemu_jax.text.vocabulary import Vocabulary, visual_token
 
     names = ["<|image token|>", "<|image start|>", "<|image end|>"]
     words = Vocabulary(many_ranks(), [*names, *(visual_token(i) for i in range(CODES))])
-    prompt = "x" * TEXT
-    while len(words.encode(prompt)) != TEXT:
-        prompt = prompt + "\n" if len(words.encode(prompt)) < TEXT else prompt[:-1]
-    prior = np.random.default_rng(0).integers(0, CODES, (SIDE, SIDE))
-    return words, sequence.Layout(SIDE, SIDE, SIZES["max_position_embeddings"]), prior, prompt
+    prompt = "x" * case.text
+    while len(words.encode(prompt)) != case.text:
+        prompt = prompt + "\n" if len(words.encode(prompt)) < case.text else prompt[:-1]
+    prior = np.random.default_rng(0).integers(0, CODES, (case.side, case.side))
+    return words, sequence.Layout(case.side, case.side, case.max_position_embeddings), prior, prompt
 
 
 class Ours:
     """Our side: one call samples a batch and returns (seconds, tokens of the first case)."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, case=STANDING):
         import jax
 
         from progemu_jax.convert.emu3 import folder as emu3_folder
@@ -87,7 +101,8 @@ class Ours:
         self.version = jax.__version__
         part = next(iter(emu3_folder.open_folder(Path(folder)).parts.values()))
         self.params, self.config = part.params(), part.model
-        self.vocabulary, self.layout, self.prior, self.prompt = parts()
+        self.case = case
+        self.vocabulary, self.layout, self.prior, self.prompt = parts(case)
         self.ready = {}
 
     def __call__(self, dtype, quantize, guidance, batch, greedy, seed):
@@ -106,17 +121,21 @@ class Ours:
             params = jax.tree.map(lambda x: x.astype(dtype), self.params)
             if quantize:
                 params = linear.quantize(params)
-            self.ready[dtype, quantize] = generate.prepare(params, config, grammar)
+            params, config = generate.prepare(params, config, grammar)
+            self.ready[dtype, quantize] = jax.device_put(params), config
         params, config = self.ready[dtype, quantize]
-        heat = 0.0 if greedy else 1.0
+        heat, top_k, text = 0.0 if greedy else 1.0, self.case.top_k, self.case.text
         policy = Sampling(
-            temperature=heat, text_temperature=heat, top_k=TOP_K, text_top_k=TOP_K, guidance=guidance,
-            text_guidance=guidance, max_text=TEXT, min_text=TEXT,
+            temperature=heat, text_temperature=heat, top_k=top_k, text_top_k=top_k, guidance=guidance,
+            text_guidance=guidance, max_text=text, min_text=text,
         )  # fmt: skip
         start = time.perf_counter()
         prompts = pad_prompts(self.vocabulary, self.layout, [self.prior] * batch, [self.prompt] * batch, policy=policy)
         keys = jax.vmap(jax.random.key)(np.arange(seed, seed + batch, dtype=np.uint32))
-        out = jax.block_until_ready(generate.generate(params, config, self.layout, grammar, policy, prompts, keys))
+        exact = dtype == "float32" and jax.default_backend() == "gpu"  # by itself JAX takes TF32, PyTorch does not
+        with jax.default_matmul_precision("highest" if exact else None):
+            out = generate.generate(params, config, self.layout, grammar, policy, prompts, keys)
+        out = jax.block_until_ready(out)
         seconds = time.perf_counter() - start
         image = sequence.image_body(self.vocabulary, np.asarray(out.codes[0]))
         return seconds, [int(t) for t in (*image, *np.asarray(out.text[0]))], int(out.passes[0])
@@ -125,27 +144,28 @@ class Ours:
 class Peer:
     """`transformers`: generate() with prefix_allowed_tokens_fn; guidance by its own processor (a second model call)."""
 
-    def __init__(self, model):
+    def __init__(self, model, case=STANDING, device="cpu"):
         import torch
 
         from progemu_jax.text import sequence
 
-        self.models = {"float32": model}
-        words, layout, prior, prompt = parts()
+        self.models, self.case = {"float32": model.to(device)}, case
+        words, layout, prior, prompt = parts(case)
         ids = [sequence.prompt_tokens(words, layout, p, prompt)["tokens"] for p in (prior, None)]
-        self.prompt, self.null = (torch.from_numpy(x.astype("int64"))[None] for x in ids)
-        self.visual = torch.arange(words.visual_start, words.visual_start + CODES)
-        self.text = torch.arange(words.text_size)
-        self.single = {name: torch.tensor([getattr(words, name)]) for name in ("eol", "eof", "eoi")}
+        self.prompt, self.null = (torch.from_numpy(x.astype("int64"))[None].to(device) for x in ids)
+        self.visual = torch.arange(words.visual_start, words.visual_start + CODES, device=device)
+        self.text = torch.arange(words.text_size, device=device)
+        self.single = {n: torch.tensor([getattr(words, n)], device=device) for n in ("eol", "eof", "eoi")}
 
     def allowed(self, _, tokens):
         place = len(tokens) - self.prompt.shape[1]
-        size = SIDE * (SIDE + 1)
+        side = self.case.side
+        size = side * (side + 1)
         if place < size:
-            return self.single["eol"] if place % (SIDE + 1) == SIDE else self.visual
+            return self.single["eol"] if place % (side + 1) == side else self.visual
         return self.single[("eof", "eoi")[place - size]] if place < size + 2 else self.text
 
-    def __call__(self, dtype, guidance, greedy, seed, count=TOKENS):
+    def __call__(self, dtype, guidance, greedy, seed, count=None):
         import torch
         from transformers.generation.logits_process import (
             LogitsProcessorList,
@@ -155,7 +175,8 @@ class Peer:
         if dtype not in self.models:
             self.models[dtype] = copy_of(self.models["float32"], dtype)
         model = self.models[dtype]
-        options = {"do_sample": False} if greedy else {"do_sample": True, "top_k": TOP_K, "temperature": 1.0}
+        count = count or self.case.tokens
+        options = {"do_sample": False} if greedy else {"do_sample": True, "top_k": self.case.top_k, "temperature": 1.0}
         processors = LogitsProcessorList()
         if guidance != 1:
             processors.append(UnbatchedClassifierFreeGuidanceLogitsProcessor(guidance, model, self.null))
@@ -171,7 +192,8 @@ class Peer:
             use_cache=True,
             **options,
         )
-        return time.perf_counter() - start, out[0, self.prompt.shape[1] :].tolist()
+        tokens = out[0, self.prompt.shape[1] :].tolist()  # waits for a GPU
+        return time.perf_counter() - start, tokens
 
 
 def copy_of(model, dtype):
@@ -201,13 +223,14 @@ def least_bytes(sizes, side, codes, vocabulary, prompts, text, weight, cache, ba
     return side * side, per_code, text, per_word
 
 
-def bytes_per_token(name, guidance, batch):
-    """Least bytes moved for a token of the standing case, forced ones counted as tokens (they need no pass)."""
-    kind, prompt = name.split()[0], 1 + 2 * 7 + SIDE * (SIDE + 1) + 2 + TEXT
-    weight = {"f32": 4, "bf16": 2, "int8": 1}[kind]
+def bytes_per_token(case, name, guidance, batch):
+    """Least bytes moved for a token of a case, forced ones counted as tokens (they need no pass)."""
+    kind, side = name.split()[0], case.side
+    prompt = 1 + 2 * 7 + side * (side + 1) + 2 + case.text
+    weight, cache = {"f32": 4, "bf16": 2, "int8": 1}[kind], 4 if kind == "f32" else 2
     rows = [prompt, 8] if guidance != 1 else [prompt]
-    passes = least_bytes(SIZES, SIDE, CODES, 151_851, rows, TEXT, weight, 4 if kind == "f32" else 2, batch)
-    return (passes[0] * passes[1] + passes[2] * passes[3]) / (TOKENS * batch)
+    passes = least_bytes(case.sizes, side, CODES, TEXT_IDS, rows, case.text, weight, cache, batch)
+    return (passes[0] * passes[1] + passes[2] * passes[3]) / (case.tokens * batch)
 
 
 def plan():
@@ -226,7 +249,7 @@ def plan():
         ("bfloat16, batch 8", 2, [prompt], 8),
         ("int8 weights", 1, [prompt], 1),
     ):
-        codes, per_code, words, per_word = least_bytes(sizes, 64, CODES, 151_851, rows, 100, weight, 2, batch)
+        codes, per_code, words, per_word = least_bytes(sizes, 64, CODES, TEXT_IDS, rows, 100, weight, 2, batch)
         emit(plan=name, prompt_tokens=prompt, image_passes=codes, text_passes=words, gigabytes_a_code=per_code / 1e9,
              gigabytes_a_word=per_word / 1e9, terabytes=(codes * per_code + words * per_word) / 1e12,
              seconds_at_4800_gigabytes=(codes * per_code + words * per_word) / 4.8e12)  # fmt: skip
@@ -257,78 +280,116 @@ def main():
     parser.add_argument("--plan", action="store_true")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # a library that waits leaves the cores to the other
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     if args.plan:
         return plan()
     if args.serve:
         ours = Ours(args.serve)
         return child.serve(ours.version, ours)
 
-    import numpy as np
     import torch
-    from transformers import Emu3ForCausalLM, Emu3TextConfig
 
     torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    model = Emu3ForCausalLM(Emu3TextConfig(**SIZES, attention_dropout=0.0)).eval()
-    model.generation_config.eos_token_id = None  # its length is given
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        model.save_pretrained(folder)
+        model = peer_model(folder)
         ours = child.Child(args.worker, __file__, "--serve", folder) if args.worker else Ours(folder)
         version = ours.hello if args.worker else ours.version
         peer, speed = Peer(model), bandwidth()
-        chosen = [row for row in OURS if args.only in row[0]]
-        emit(case=SIZES | {"side": SIDE, "text": TEXT, "top_k": TOP_K, "tokens": TOKENS}, jax=version,
+        emit(case=dataclasses.asdict(STANDING) | {"tokens": STANDING.tokens}, jax=version,
              torch=torch.__version__, threads=args.threads, memory_bytes_per_second=speed)  # fmt: skip
-        rows = {}
-        for dtype in ("float32", "bfloat16"):  # peer's warm-up
-            for guidance in (1.0, 3.0):
-                peer(dtype, guidance, False, 0, 4)
+        comparison = Comparison(STANDING, ours, peer, [row for row in OURS if args.only in row[0]], speed)
+        comparison.warm_peer()
         for index in range(args.rounds):
-            pending = [
-                (name, rest) for name, *rest in PEER if any(o[0].endswith(name.split()[1] + " b1") for o in chosen)
-            ]
-            for name, dtype, quantize, guidance, batch in chosen:
-                arguments = (dtype, quantize, guidance, batch, False)
-                if not index:
-                    ours(*arguments, 7)  # compiles
-                seconds, _, passes = ours(*arguments, 100 * index)
-                rows.setdefault(("ours", name), []).append(seconds / batch)
-                emit(side="ours", setup=name, round=index, seconds=seconds, tokens_per_second=TOKENS * batch / seconds,
-                     cases_per_minute=60 * batch / seconds, passes=passes)  # fmt: skip
-                if pending:
-                    peer_name, (peer_dtype, peer_guidance) = pending.pop(0)
-                    run_peer(peer, rows, index, peer_name, peer_dtype, peer_guidance)
-            for peer_name, (peer_dtype, peer_guidance) in pending:
-                run_peer(peer, rows, index, peer_name, peer_dtype, peer_guidance)
-    medians = {key: float(np.median(values)) for key, values in rows.items()}
-    for name, _, _, guidance, batch in chosen:
-        moved = bytes_per_token(name, guidance, batch)
-        rate = TOKENS / medians["ours", name]
-        emit(setup=name, tokens_per_second=rate, megabytes_per_token=moved / 1e6, of_bandwidth=rate * moved / speed)
-    for label, guidance, batch in (("batch 1", 1, 1), ("batch 1, guidance 3", 3, 1), ("batch 8, cases", 1, 8)):
-        mine = {n: v for (side, n), v in medians.items() if side == "ours" and n.endswith(f" g{guidance} b{batch}")}
-        exact = {n: v for n, v in mine.items() if not n.startswith("int8")}
-        theirs = {n: v for (side, n), v in medians.items() if side == "peer" and f" g{guidance} " in n}
-        if exact and theirs:
-            best, other = min(exact, key=exact.get), min(theirs, key=theirs.get)
-            more = {n: theirs[other] / v for n, v in mine.items() if n.startswith("int8")}
-            emit(ratio=label, value=theirs[other] / exact[best], ours=best, peer=other,
-                 peer_tokens_per_second=TOKENS / theirs[other], with_int8=next(iter(more.values()), None))  # fmt: skip
-    with torch.inference_mode():
-        check_greedy(ours, peer)
+            comparison.round(index)
+        comparison.summary()
+        comparison.check_greedy()
 
 
-def check_greedy(ours, peer):
-    """Prints how many greedy tokens of the standing case are the peer's, float32 on both sides."""
-    _, wanted = peer("float32", 1.0, True, 0)
-    _, got, _ = ours("float32", "", 1.0, 1, True, 0)
-    emit(greedy_tokens_equal=sum(a == b for a, b in zip(got, wanted, strict=True)), of=TOKENS)
+def peer_model(folder, case=STANDING):
+    """`transformers`' Emu3 with random weights, which are also written to a folder."""
+    import torch
+    from transformers import Emu3ForCausalLM, Emu3TextConfig
+
+    torch.manual_seed(0)
+    model = Emu3ForCausalLM(Emu3TextConfig(**case.sizes, attention_dropout=0.0)).eval()
+    model.generation_config.eos_token_id = None  # its length is given
+    model.save_pretrained(folder)
+    return model
 
 
-def run_peer(peer, rows, index, name, dtype, guidance):
-    seconds, _ = peer(dtype, guidance, False, 100 * index)
-    rows.setdefault(("peer", name), []).append(seconds)
-    emit(side="peer", setup=name, round=index, seconds=seconds, tokens_per_second=TOKENS / seconds)
+class Comparison:
+    """Both sides in turn; `rows` has the seconds of every run, of a whole case.
+
+    chosen: rows of OURS. speed: bytes a second that the device reads. say: called with the fields of a row of output.
+    """
+
+    def __init__(self, case, ours, peer, chosen, speed, say=emit):
+        self.case, self.ours, self.peer, self.chosen, self.speed, self.say = case, ours, peer, chosen, speed, say
+        self.rows, self.warm = {}, False
+
+    def warm_peer(self):
+        for dtype in ("float32", "bfloat16"):
+            for guidance in (1.0, 3.0):
+                self.peer(dtype, guidance, False, 0, 4)
+
+    def warm_ours(self, setup):
+        """Compiles a row of OURS, if it is not yet."""
+        _, dtype, quantize, guidance, batch = setup
+        self.ours(dtype, quantize, guidance, batch, False, 7)
+
+    def round(self, index):
+        """Every setup once: one of ours, one of the peer's, ..."""
+        ends = {row[0].split()[1] for row in self.chosen}
+        pending = [row for row in PEER if row[0].split()[1] in ends]
+        for setup in self.chosen:
+            name, dtype, quantize, guidance, batch = setup
+            if not self.warm:
+                self.warm_ours(setup)
+            seconds, _, passes = self.ours(dtype, quantize, guidance, batch, False, 100 * index)
+            self.rows.setdefault(("ours", name), []).append(seconds / batch)
+            self.say(side="ours", setup=name, round=index, seconds=seconds, passes=passes,
+                     tokens_per_second=self.case.tokens * batch / seconds,
+                     cases_per_minute=60 * batch / seconds)  # fmt: skip
+            if pending:
+                self._peer_round(index, *pending.pop(0))
+        for row in pending:
+            self._peer_round(index, *row)
+        self.warm = True
+
+    def _peer_round(self, index, name, dtype, guidance):
+        seconds, _ = self.peer(dtype, guidance, False, 100 * index)
+        self.rows.setdefault(("peer", name), []).append(seconds)
+        self.say(side="peer", setup=name, round=index, seconds=seconds,
+                 tokens_per_second=self.case.tokens / seconds)  # fmt: skip
+
+    def summary(self):
+        """Shares of the memory's speed, and ratios of the best dtype of each side, by the medians so far."""
+        tokens = self.case.tokens
+        medians = {key: statistics.median(values) for key, values in self.rows.items()}
+        for name, _, _, guidance, batch in self.chosen:
+            moved = bytes_per_token(self.case, name, guidance, batch)
+            rate = tokens / medians["ours", name]
+            self.say(setup=name, tokens_per_second=rate, megabytes_per_token=moved / 1e6,
+                     of_bandwidth=rate * moved / self.speed)  # fmt: skip
+        for label, guidance, batch in (("batch 1", 1, 1), ("batch 1, guidance 3", 3, 1), ("batch 8, cases", 1, 8)):
+            end = f" g{guidance} b{batch}"
+            mine = {n: v for (side, n), v in medians.items() if side == "ours" and n.endswith(end)}
+            exact = {n: v for n, v in mine.items() if not n.startswith("int8")}
+            theirs = {n: v for (side, n), v in medians.items() if side == "peer" and f" g{guidance} " in n}
+            if exact and theirs:
+                best, other = min(exact, key=exact.get), min(theirs, key=theirs.get)
+                more = {n: theirs[other] / v for n, v in mine.items() if n.startswith("int8")}
+                self.say(ratio=label, value=theirs[other] / exact[best], ours=best, peer=other,
+                         peer_tokens_per_second=tokens / theirs[other],
+                         with_int8=next(iter(more.values()), None))  # fmt: skip
+
+    def check_greedy(self):
+        """Says how many greedy tokens are the peer's, float32 on both sides."""
+        _, wanted = self.peer("float32", 1.0, True, 0)
+        _, got, _ = self.ours("float32", "", 1.0, 1, True, 0)
+        same = sum(a == b for a, b in zip(got, wanted, strict=True))
+        self.say(greedy_tokens_equal=same, of=self.case.tokens)
 
 
 if __name__ == "__main__":

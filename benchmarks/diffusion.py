@@ -23,9 +23,6 @@ from pathlib import Path
 import child
 import numpy as np
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # a library that waits leaves the cores to the other
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
 RESULT = "result.npy"
 
 
@@ -38,6 +35,8 @@ def main():
     parser.add_argument("--dtypes")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # a library that waits leaves the cores to the other
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     if args.serve:
         return serve(Path(args.serve), args.steps)
 
@@ -55,15 +54,7 @@ def main():
         "block_out_channels": (w, 2 * w, 4 * w, 4 * w),
         "sample_size": args.size,
     }
-    rng = np.random.default_rng(0)
-    shape = (args.batch, args.size, args.size, 4)
-    x = {
-        "noise": rng.standard_normal(shape),
-        "prior": rng.standard_normal(shape),
-        "text": rng.standard_normal((args.batch, args.tokens, 768)),
-        "null_text": rng.standard_normal((args.tokens, 768)),
-    }
-    x = {k: v.astype(np.float32) for k, v in x.items()}
+    x = inputs(args.batch, args.size, args.tokens)
     unet = UNet2DConditionModel(**config).eval()
     scheduler = DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1,
@@ -106,6 +97,14 @@ def main():
     print(json.dumps(summary))
 
 
+def inputs(batch, size, tokens, width=768):
+    """What is denoised, float32: latents [B, size, size, 4] of noise and prior, states of texts [B, tokens, width]."""
+    rng = np.random.default_rng(0)
+    shapes = {"noise": (batch, size, size, 4), "prior": (batch, size, size, 4)}
+    shapes |= {"text": (batch, tokens, width), "null_text": (tokens, width)}
+    return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+
+
 def timed(call):
     """(seconds, result) of a call."""
     start = time.perf_counter()
@@ -117,13 +116,16 @@ def serve(folder, steps):
     """Our side: a dtype goes in, seconds come out, the result lies in a file."""
     import jax
 
+    from progemu_jax.convert.diffusers import folder as diffusers_folder
+
     with np.load(folder / "inputs.npz") as file:
         x = dict(file)
-    calls = {}
+    part = next(iter(diffusers_folder.open_folder(folder).parts.values()))
+    params, calls = part.params(), {}
 
     def answer(dtype):
         if dtype not in calls:
-            calls[dtype] = our_steps(folder, dtype, x, steps)
+            calls[dtype] = our_steps(params, part.model, dtype, x, steps)
         seconds, result = timed(calls[dtype])
         np.save(folder / RESULT, result)
         return seconds
@@ -131,19 +133,17 @@ def serve(folder, steps):
     child.serve(jax.__version__, answer)
 
 
-def our_steps(folder, dtype, x, steps):
-    """A call that denoises, with our UNet in a dtype; -> latents [B, h, w, 4]."""
+def our_steps(params, cfg, dtype, x, steps):
+    """A call that denoises `inputs`, with our UNet in a dtype; -> latents [B, h, w, 4]."""
     import dataclasses
 
     import jax
 
-    from progemu_jax.convert.diffusers import folder as diffusers_folder
     from progemu_jax.models.noise_schedule import Schedule
     from progemu_jax.sampling.diffusion import DiffusionSampling, generate
 
-    part = next(iter(diffusers_folder.open_folder(folder).parts.values()))
-    params = jax.tree.map(lambda leaf: leaf.astype(dtype), part.params())
-    cfg = dataclasses.replace(part.model, dtype=dtype, param_dtype=dtype)
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+    cfg = dataclasses.replace(cfg, dtype=dtype, param_dtype=dtype)
     policy = DiffusionSampling(steps=steps)
     return lambda: np.asarray(
         generate(params, cfg, Schedule(), policy, x["noise"], x["prior"], x["text"], x["null_text"])

@@ -22,26 +22,28 @@ import time
 
 import child
 
-from progemu_jax.main import use_all_cores
-
 SIZES = {
     "small": {"hidden_size": 512, "num_layers": 8, "num_heads": 8, "num_kv_heads": 4, "intermediate_size": 1408},
     "1b": {"hidden_size": 2048, "num_layers": 16, "num_heads": 16, "num_kv_heads": 8, "intermediate_size": 5632},
+    "smallest": {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1, "intermediate_size": 48}
+    | {"vocab_size": 512},
 }
 VOCABULARY = 184_622
 CHUNKS = {"float32": 160, "bfloat16": 320}  # tokens of each row at the head at a time: what is kept of them is as large
 RATE, DECAY = 1e-4, 0.1
 
 
-def tokens_of(batch, length):
+def tokens_of(batch, length, vocabulary=VOCABULARY):
     import numpy as np
 
-    return np.random.default_rng(0).integers(0, VOCABULARY, (batch, length)).astype(np.int32)
+    return np.random.default_rng(0).integers(0, vocabulary, (batch, length)).astype(np.int32)
 
 
 def ours(args, dtype, moments, size):
-    """A function that takes one step and returns the loss; and what to say of it."""
+    """A function that takes one step and returns the loss; what to say of it; the model's config."""
     if args.config == "small":  # one single-threaded device a core, the vocabulary split over them
+        from progemu_jax.main import use_all_cores
+
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
         use_all_cores()
     import jax
@@ -54,9 +56,10 @@ def ours(args, dtype, moments, size):
     from progemu_jax.training.loop import TrainConfig
 
     model = TransformerConfig(
-        vocab_size=VOCABULARY, head_dim=size["hidden_size"] // size["num_heads"], max_length=args.length, dtype=dtype,
-        remat=True, remat_policy="attention", scan_layers=True,
-        param_dtype="float32", **size,
+        head_dim=size["hidden_size"] // size["num_heads"], max_length=args.length, dtype=dtype, remat=True,
+        remat_policy="attention", scan_layers=True, param_dtype="float32", attention=args.attention,
+        attention_block=1024 if args.config == "1b" else 128,
+        **({"vocab_size": VOCABULARY} | size),
     )  # fmt: skip
     train = TrainConfig(
         steps=10**6, batch_size=args.batch, learning_rate=RATE, final_learning_rate=RATE, warmup_steps=0,
@@ -65,7 +68,7 @@ def ours(args, dtype, moments, size):
     chunk = args.chunk or CHUNKS[dtype]
     task = ProgEmuTask(model, ProgEmuConfig(length=args.length, loss_chunk=chunk), train)
     mesh = sharding.make_mesh(1, 1, jax.device_count()) if args.config == "small" else sharding.make_mesh()
-    tokens = tokens_of(args.batch, args.length)
+    tokens = tokens_of(args.batch, args.length, model.vocab_size)
     kinds = np.full(tokens.shape, Kind.VISUAL, np.int8)
     kinds[:, 0] = Kind.BOS
     batch = {
@@ -149,7 +152,7 @@ class Side:
     def __init__(self, args, side, dtype, moments):
         self.name = side if side == "theirs" else f"ours, {moments} moments"
         python = sys.executable if side == "theirs" else args.worker
-        options = [f"--{k}={getattr(args, k)}" for k in ("batch", "length", "chunk", "config")]
+        options = [f"--{k}={getattr(args, k)}" for k in ("batch", "length", "chunk", "config", "attention")]
         self.process = child.Child(python, __file__, f"--serve={side},{dtype},{moments}", *options)
         self.rates, self.cpu_rates, self.last = [], [], {}
 
@@ -189,7 +192,7 @@ def compare(args, dtype):
 
 
 def accelerator(args):
-    """Ours alone: tokens a second, MFU, peak device memory."""
+    """Ours alone: a row with tokens a second, MFU, peak device memory so far."""
     import jax
 
     from progemu_jax.devices import accelerators
@@ -205,8 +208,7 @@ def accelerator(args):
     peak = accelerators.peak_flops()
     row = {"config": args.config, "batch": args.batch, "length": args.length, **said, "tokens_per_second": round(rate)}
     row["mfu"] = round(rate * flops / (peak * jax.device_count()), 3) if peak else None
-    row["device_memory_gib"] = accelerators.memory_gib()
-    print(json.dumps(row))
+    return row | {"attention": args.attention, "device_memory_gib": accelerators.memory_gib()}
 
 
 def main():
@@ -214,6 +216,7 @@ def main():
     for name, value in (("blocks", 3), ("steps", 2), ("batch", 0), ("length", 0), ("chunk", 0)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--config", choices=sorted(SIZES), default="small")
+    parser.add_argument("--attention", default="auto")
     parser.add_argument("--products", default="float32,bfloat16")
     parser.add_argument("--worker", default=sys.executable)
     parser.add_argument("--serve", help=argparse.SUPPRESS)
@@ -228,7 +231,7 @@ def main():
         for dtype in args.products.split(","):
             compare(args, dtype)
     else:
-        accelerator(args)
+        print(json.dumps(accelerator(args)))
 
 
 if __name__ == "__main__":

@@ -15,15 +15,14 @@ import tempfile
 import time
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # a library that waits leaves the cores to the other
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     for name, value in (("size", 256), ("batch", 4), ("ch", 64), ("rounds", 3), ("threads", 2)):
         parser.add_argument(f"--{name}", type=int, default=value)
     args = parser.parse_args()
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # a library that waits leaves the cores to the other
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
     import jax
     import numpy as np
@@ -31,7 +30,7 @@ def main():
     from transformers import Emu3VQVAE, Emu3VQVAEConfig
 
     sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-    from emu3_reference import fill, pictures, uniform
+    from support.emu3_reference import fill, pictures, uniform
 
     import progemu_jax
 
@@ -46,28 +45,44 @@ def main():
     pixels = torch.from_numpy(images.astype(np.float32) / 127.5 - 1).permute(0, 3, 1, 2).contiguous()
     sizes, torch_codes = torch.tensor([size] * args.batch), torch.from_numpy(codes.astype(np.int64))
     calls = {
-        "encode": (lambda: ours.tokenize(images), lambda: torch.stack(vq.encode(pixels, sizes).image_tokens).numpy()),
-        "decode": (lambda: ours.detokenize(codes, rgb=True), lambda: vq.decode(torch_codes).numpy()),
+        "encode": {
+            "ours": lambda: ours.tokenize(images),
+            "transformers": lambda: torch.stack(vq.encode(pixels, sizes).image_tokens).numpy(),
+        },
+        "decode": {
+            "ours": lambda: ours.detokenize(codes, rgb=True),
+            "transformers": lambda: vq.decode(torch_codes).numpy(),
+        },
     }
     summary = {"size": args.size, "batch": args.batch, "ch": args.ch, "threads": args.threads, "jax": jax.__version__}
     with torch.inference_mode():
         for what, pair in calls.items():
-            results = [call() for call in pair]  # warm-up
-            rows = []
-            for index in range(args.rounds):
-                row = {"call": what, "round": index}
-                for name, call in zip(("ours", "transformers"), pair, strict=True):
-                    start = time.perf_counter()
-                    call()
-                    row[name] = args.batch / (time.perf_counter() - start)
-                rows.append(row)
-                print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}), flush=True)
-            for name in ("ours", "transformers"):
+            results = [call() for call in pair.values()]  # warm-up
+            rows = measure(what, pair, args.rounds, args.batch)
+            for name in pair:
                 summary[f"{what}_{name}"] = round(float(np.median([row[name] for row in rows])), 4)
             ratios = [row["ours"] / row["transformers"] for row in rows]
             summary[f"{what}_ratio"] = round(float(np.median(ratios)), 2)
             summary[f"{what}_agreement"] = agreement(what, *results)
     print(json.dumps(summary))
+
+
+def emit(**row):
+    print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}), flush=True)
+
+
+def measure(what, sides, rounds, batch, say=emit):
+    """A row a round with the images a second of each side; sides: {name: call on a batch of images}."""
+    rows = []
+    for index in range(rounds):
+        row = {"call": what, "round": index}
+        for name, call in sides.items():
+            start = time.perf_counter()
+            call()
+            row[name] = batch / (time.perf_counter() - start)
+        rows.append(row)
+        say(**row)
+    return rows
 
 
 def agreement(what, ours, theirs):

@@ -16,7 +16,7 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Accelerator:
-    """Public figures of one device (makers' data sheets); those that a plan alone needs are 0 where it has none.
+    """Public figures of one device (makers' data sheets); 0 where none is needed. A plan needs all of them.
 
     Attributes:
       kinds: parts of JAX's `device_kind` that name it; where several devices' fit, the longest counts.
@@ -37,9 +37,9 @@ class Accelerator:
     topologies: dict[int, str] = dataclasses.field(default_factory=dict, hash=False)
 
 
-# NVIDIA's data sheets of H100 SXM and H200 SXM (NVLink 900 GB/s both directions together; one 400 Gb/s network port a
-# GPU in a DGX), of L40S, and its whitepaper on the Ada architecture for RTX 4090 (both: PCIe 4.0, 16 lanes); Google's
-# pages on TPU v5p (ICI 4,800 Gb/s a chip) and v6e (3,584 Gb/s).
+# NVIDIA's data sheets of H100 and H200 SXM (NVLink 900 GB/s both directions together; one 400 Gb/s network port a GPU
+# in a DGX), H100 PCIe, A100 of 40 GB and of 80 GB, and L40S, its whitepaper on the Ada architecture for RTX 4090 (PCIe
+# 4.0, 16 lanes, as L40S); Google's pages on TPU v5p (ICI 4,800 Gb/s a chip) and v6e (3,584 Gb/s).
 ACCELERATORS = {
     "H100": Accelerator("H100 SXM", ("H100",), 989e12, 80 * GB, 3.35e12, 450e9, 8, 50e9),
     "H200": Accelerator("H200 SXM", ("H200",), 989e12, 141 * GB, 4.8e12, 450e9, 8, 50e9),
@@ -65,8 +65,10 @@ ACCELERATORS = {
         448e9,
         {1: "1x1", 8: "2x4", 64: "8x8", 256: "16x16"},
     ),
-    "H100 PCIe": Accelerator("H100 PCIe", ("H100 PCIe",), 756e12),
-    "A100": Accelerator("A100", ("A100",), 312e12),
+    "H100 PCIe": Accelerator("H100 PCIe", ("H100 PCIe",), 756e12, bandwidth=2.0e12),
+    "A100": Accelerator("A100 40GB", ("A100",), 312e12, bandwidth=1.555e12),
+    "A100 SXM 80GB": Accelerator("A100 SXM 80GB", ("A100-SXM4-80GB",), 312e12, bandwidth=2.039e12),
+    "A100 PCIe 80GB": Accelerator("A100 PCIe 80GB", ("A100 80GB PCIe",), 312e12, bandwidth=1.935e12),
     "L40S": Accelerator("L40S", ("L40S",), 362e12, 48 * GB, 864e9, 32e9, 8, 32e9),
     "RTX 4090": Accelerator("RTX 4090", ("RTX 4090",), 165e12, 24 * GB, 1008e9, 32e9, 8, 32e9),
     "v5e": Accelerator("TPU v5e", ("TPU v5 lite", "TPU v5e"), 197e12),
@@ -75,11 +77,16 @@ ACCELERATORS = {
 PLANNED = {name: one for name, one in ACCELERATORS.items() if one.memory}  # what `--stages=plan` can plan for
 
 
+def of_kind(device_kind: str) -> Accelerator | None:
+    """The table's row of a device that JAX calls so, or None."""
+    known = [(len(kind), name) for name, one in ACCELERATORS.items() for kind in one.kinds if kind in device_kind]
+    return ACCELERATORS[max(known)[1]] if known else None
+
+
 def peak_flops() -> float | None:
     """Dense bfloat16 FLOP/s of the first device, or None when it is not in the table (a CPU, say)."""
-    here = jax.devices()[0].device_kind
-    known = [(len(kind), one.flops) for one in ACCELERATORS.values() for kind in one.kinds if kind in here]
-    return max(known)[1] if known else None
+    here = of_kind(jax.devices()[0].device_kind)
+    return here.flops if here else None
 
 
 def memory_gib() -> float:
