@@ -4,13 +4,15 @@
 
 The standing case: hidden 512, 8 layers, 8 heads, 4 KV heads, FFN 1408, vocabulary 184,622; 16 x 16 prior codes and 40
 text tokens in, 16 x 16 codes and 40 text tokens out (314 tokens with EOL, EOF, EOI), top-k 2048, with and without
-guidance 3.0. PyTorch writes the random weights, progemu_jax.convert reads them. Both sides run in turn in one run on
-the same cores, each in float32 and bfloat16; ours also at batch 8. Compilation and a first short run are not counted;
-the prefill is. The peer's callback gets its lists of allowed ids as ready tensors and ends its EOL rule with the image.
+guidance 3.0; and, with a random second head, a diagonal of codes a pass (`mode="diagonal"`): the whole case, and the
+image alone beside the peer's time for the image. PyTorch writes the random weights, progemu_jax.convert reads them.
+Both sides run in turn in one run on the same cores, each in float32 and bfloat16; ours also at batch 8. Compilation and
+a first short run are not counted; the prefill is. The peer's callback gets its lists of allowed ids as ready tensors
+and ends its EOL rule with the image.
 
 --worker: another Python (with another JAX) that ours runs in, as a child process that waits while the peer runs.
 --plan: prints what one image and its text move at Emu3-8B's sizes, and the seconds on an H200, and ends.
---only: only setups whose name contains WORD (f32, bf16, int8; g1, g3; b1, b8).
+--only: only setups whose name contains WORD (f32, bf16, int8; g1, g3; b1, b8; rows, diagonal, image).
 """
 
 import argparse
@@ -68,6 +70,8 @@ OURS = [
         ("int8", "bfloat16", "int8", 1, 1),
     )
 ]
+MODES = ("rows", "diagonal", "diagonal image")  # what follows in a setup's name; image: without text
+OURS = [(f"{name} {mode}", *rest) for mode in MODES for name, *rest in OURS if mode == "rows" or rest[1] == ""]
 PEER = [(f"{s} g{g} b1", d, float(g)) for s, d in (("bf16", "bfloat16"), ("f32", "float32")) for g in (1, 3)]
 
 
@@ -105,11 +109,11 @@ class Ours:
         self.vocabulary, self.layout, self.prior, self.prompt = parts(case)
         self.ready = {}
 
-    def __call__(self, dtype, quantize, guidance, batch, greedy, seed):
+    def __call__(self, dtype, quantize, guidance, batch, greedy, seed, mode="rows", with_text=True):
         import jax
         import numpy as np
 
-        from progemu_jax.models import linear
+        from progemu_jax.models import diagonal_head, linear
         from progemu_jax.sampling import engine, generate
         from progemu_jax.sampling.policy import Sampling
         from progemu_jax.sampling.prompts import pad_prompts
@@ -117,8 +121,9 @@ class Ours:
 
         grammar = engine.Grammar.of(self.vocabulary)
         if (dtype, quantize) not in self.ready:
-            config = dataclasses.replace(self.config, dtype=dtype, param_dtype=dtype)
+            config = dataclasses.replace(self.config, dtype=dtype, param_dtype=dtype, diagonal=True)
             params = jax.tree.map(lambda x: x.astype(dtype), self.params)
+            params = {**params, diagonal_head.NAME: diagonal_head.init_params(config, jax.random.key(0))}
             if quantize:
                 params = linear.quantize(params)
             params, config = generate.prepare(params, config, grammar)
@@ -127,14 +132,14 @@ class Ours:
         heat, top_k, text = 0.0 if greedy else 1.0, self.case.top_k, self.case.text
         policy = Sampling(
             temperature=heat, text_temperature=heat, top_k=top_k, text_top_k=top_k, guidance=guidance,
-            text_guidance=guidance, max_text=text, min_text=text,
+            text_guidance=guidance, max_text=text, min_text=text, mode=mode,
         )  # fmt: skip
         start = time.perf_counter()
         prompts = pad_prompts(self.vocabulary, self.layout, [self.prior] * batch, [self.prompt] * batch, policy=policy)
         keys = jax.vmap(jax.random.key)(np.arange(seed, seed + batch, dtype=np.uint32))
         exact = dtype == "float32" and jax.default_backend() == "gpu"  # by itself JAX takes TF32, PyTorch does not
         with jax.default_matmul_precision("highest" if exact else None):
-            out = generate.generate(params, config, self.layout, grammar, policy, prompts, keys)
+            out = generate.generate(params, config, self.layout, grammar, policy, prompts, keys, text=with_text)
         out = jax.block_until_ready(out)
         seconds = time.perf_counter() - start
         image = sequence.image_body(self.vocabulary, np.asarray(out.codes[0]))
@@ -155,12 +160,15 @@ class Peer:
         self.prompt, self.null = (torch.from_numpy(x.astype("int64"))[None].to(device) for x in ids)
         self.visual = torch.arange(words.visual_start, words.visual_start + CODES, device=device)
         self.text = torch.arange(words.text_size, device=device)
+        self.image_done = 0.0  # when the last pass of an image had ended
         self.single = {n: torch.tensor([getattr(words, n)], device=device) for n in ("eol", "eof", "eoi")}
 
     def allowed(self, _, tokens):
         place = len(tokens) - self.prompt.shape[1]
         side = self.case.side
         size = side * (side + 1)
+        if place == size + 2:
+            self.image_done = time.perf_counter()
         if place < size:
             return self.single["eol"] if place % (side + 1) == side else self.visual
         return self.single[("eof", "eoi")[place - size]] if place < size + 2 else self.text
@@ -193,7 +201,17 @@ class Peer:
             **options,
         )
         tokens = out[0, self.prompt.shape[1] :].tolist()  # waits for a GPU
-        return time.perf_counter() - start, tokens
+        return time.perf_counter() - start, tokens, self.image_done - start
+
+
+def how(name):
+    """mode and with_text of `Ours`, by a setup's name."""
+    return ("diagonal" if "diagonal" in name else "rows"), not name.endswith("image")
+
+
+def tokens_of(case, name):
+    """Tokens that a setup makes a case."""
+    return case.tokens - case.text * name.endswith("image")
 
 
 def copy_of(model, dtype):
@@ -335,8 +353,8 @@ class Comparison:
 
     def warm_ours(self, setup):
         """Compiles a row of OURS, if it is not yet."""
-        _, dtype, quantize, guidance, batch = setup
-        self.ours(dtype, quantize, guidance, batch, False, 7)
+        name, dtype, quantize, guidance, batch = setup
+        self.ours(dtype, quantize, guidance, batch, False, 7, *how(name))
 
     def round(self, index):
         """Every setup once: one of ours, one of the peer's, ..."""
@@ -346,10 +364,10 @@ class Comparison:
             name, dtype, quantize, guidance, batch = setup
             if not self.warm:
                 self.warm_ours(setup)
-            seconds, _, passes = self.ours(dtype, quantize, guidance, batch, False, 100 * index)
+            seconds, _, passes = self.ours(dtype, quantize, guidance, batch, False, 100 * index, *how(name))
             self.rows.setdefault(("ours", name), []).append(seconds / batch)
             self.say(side="ours", setup=name, round=index, seconds=seconds, passes=passes,
-                     tokens_per_second=self.case.tokens * batch / seconds,
+                     tokens_per_second=tokens_of(self.case, name) * batch / seconds,
                      cases_per_minute=60 * batch / seconds)  # fmt: skip
             if pending:
                 self._peer_round(index, *pending.pop(0))
@@ -358,35 +376,42 @@ class Comparison:
         self.warm = True
 
     def _peer_round(self, index, name, dtype, guidance):
-        seconds, _ = self.peer(dtype, guidance, False, 100 * index)
+        seconds, _, image = self.peer(dtype, guidance, False, 100 * index)
         self.rows.setdefault(("peer", name), []).append(seconds)
-        self.say(side="peer", setup=name, round=index, seconds=seconds,
+        self.rows.setdefault(("peer", f"{name} image"), []).append(image)
+        self.say(side="peer", setup=name, round=index, seconds=seconds, seconds_of_image=image,
                  tokens_per_second=self.case.tokens / seconds)  # fmt: skip
 
     def summary(self):
         """Shares of the memory's speed, and ratios of the best dtype of each side, by the medians so far."""
-        tokens = self.case.tokens
         medians = {key: statistics.median(values) for key, values in self.rows.items()}
         for name, _, _, guidance, batch in self.chosen:
-            moved = bytes_per_token(self.case, name, guidance, batch)
-            rate = tokens / medians["ours", name]
-            self.say(setup=name, tokens_per_second=rate, megabytes_per_token=moved / 1e6,
-                     of_bandwidth=rate * moved / self.speed)  # fmt: skip
-        for label, guidance, batch in (("batch 1", 1, 1), ("batch 1, guidance 3", 3, 1), ("batch 8, cases", 1, 8)):
-            end = f" g{guidance} b{batch}"
-            mine = {n: v for (side, n), v in medians.items() if side == "ours" and n.endswith(end)}
-            exact = {n: v for n, v in mine.items() if not n.startswith("int8")}
-            theirs = {n: v for (side, n), v in medians.items() if side == "peer" and f" g{guidance} " in n}
-            if exact and theirs:
-                best, other = min(exact, key=exact.get), min(theirs, key=theirs.get)
-                more = {n: theirs[other] / v for n, v in mine.items() if n.startswith("int8")}
-                self.say(ratio=label, value=theirs[other] / exact[best], ours=best, peer=other,
-                         peer_tokens_per_second=tokens / theirs[other],
-                         with_int8=next(iter(more.values()), None))  # fmt: skip
+            rate = tokens_of(self.case, name) / medians["ours", name]
+            if name.endswith(" rows"):
+                moved = bytes_per_token(self.case, name, guidance, batch)
+                self.say(setup=name, tokens_per_second=rate, megabytes_per_token=moved / 1e6,
+                         of_bandwidth=rate * moved / self.speed)  # fmt: skip
+        ends = (("batch 1", 1, 1), ("batch 1, guidance 3", 3, 1), ("batch 8, cases", 1, 8))
+        for mode in MODES:
+            for label, guidance, batch in ends:
+                end = f" g{guidance} b{batch} {mode}"
+                mine = {n: v for (side, n), v in medians.items() if side == "ours" and n.endswith(end)}
+                exact = {n: v for n, v in mine.items() if not n.startswith("int8")}
+                image = mode.endswith("image")
+                theirs = {
+                    n: v for (side, n), v in medians.items()
+                    if side == "peer" and f" g{guidance} " in n and n.endswith("image") == image
+                }  # fmt: skip
+                if exact and theirs:
+                    best, other = min(exact, key=exact.get), min(theirs, key=theirs.get)
+                    more = {n: theirs[other] / v for n, v in mine.items() if n.startswith("int8")}
+                    self.say(ratio=f"{label}, {mode}", value=theirs[other] / exact[best], ours=best, peer=other,
+                             peer_tokens_per_second=tokens_of(self.case, other) / theirs[other],
+                             with_int8=next(iter(more.values()), None))  # fmt: skip
 
     def check_greedy(self):
         """Says how many greedy tokens are the peer's, float32 on both sides."""
-        _, wanted = self.peer("float32", 1.0, True, 0)
+        _, wanted, _ = self.peer("float32", 1.0, True, 0)
         _, got, _ = self.ours("float32", "", 1.0, 1, True, 0)
         same = sum(a == b for a, b in zip(got, wanted, strict=True))
         self.say(greedy_tokens_equal=same, of=self.case.tokens)
