@@ -23,8 +23,6 @@ def get_config():
         words_steps=600,
         decoder_steps=1000,
     )
-    config.vocabulary = "english"
-    config.progemu.task.word_vectors = True  # words that no prompt had are taken for those near to them
     config.progemu.model.update(num_layers=6, prior_beside=True)
     config.progemu.task.empty_prompt = 0.25  # rows that teach to read the images
     config.progemu.task.omitted_weight = 1.0

@@ -61,6 +61,7 @@ class ProgEmuConfig:
         have them.
       word_dropout: BPE-dropout of training prompts (`Vocabulary.encode`).
       dictionary: share of the rows of words alone that say what a word means (`tasks.words`).
+      rehearse: share of the rows of the later trainings, up to `reading`, that are rows of words alone.
       complete: how often a prompt that is told in other words names every change that the interpretation tells. What is
         not named then stays as it is, so that a model learns to leave it.
       identity: probability that the follow-up is the prior itself, and the prompt and text say that nothing changed.
@@ -88,13 +89,14 @@ class ProgEmuConfig:
     restate: float = 0.0
     word_dropout: float = 0.0
     dictionary: float = 0.0
+    rehearse: float = 0.0
     complete: float = 0.0
     identity: float = 0.0
     read: float = 0.0
     omitted_weight: float = 0.0
 
     def __post_init__(self):
-        for name in ("restate", "read", "dictionary", "complete", "identity"):
+        for name in ("restate", "read", "dictionary", "rehearse", "complete", "identity"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected a share, 0 to 1")
 

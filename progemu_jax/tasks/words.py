@@ -96,11 +96,36 @@ def row_length(task: ProgEmuConfig) -> int:
     return max(LENGTH, 2 * task.prompt_budget + 3)
 
 
+Packer = Callable[[dict[str, Any], np.random.Generator], dict[str, np.ndarray]]
+
+
+def rehearsing(
+    pack: Packer, vocab: Vocabulary, layout: Layout, task: ProgEmuConfig, findings: tuple[Finding, ...] = PHANTOM
+) -> Packer:
+    """A packer of pairs, of whose rows a share, `task.rehearse`, are rows of words: what these taught is kept."""
+    if not task.rehearse:
+        return pack
+    of_words, drawn = packer(vocab, layout, task, findings, task.length), Draws(1)[0]
+
+    def transform(example: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        row = of_words(drawn, rng) if rng.random() < task.rehearse else pack(example, rng)
+        return {"segments": (row["kinds"] != Kind.PAD).astype(np.int32), **row}
+
+    return transform
+
+
 def packer(
-    vocab: Vocabulary, layout: Layout, task: ProgEmuConfig, findings: tuple[Finding, ...] = PHANTOM
-) -> Callable[[dict[str, Any], np.random.Generator], dict[str, np.ndarray]]:
-    """Item of `Draws` -> row for `ProgEmuTask`: training wordings with slips, or held-out ones."""
-    length = row_length(task)
+    vocab: Vocabulary,
+    layout: Layout,
+    task: ProgEmuConfig,
+    findings: tuple[Finding, ...] = PHANTOM,
+    length: int | None = None,
+) -> Packer:
+    """Item of `Draws` -> row for `ProgEmuTask`: training wordings with slips, or held-out ones.
+
+    length: tokens of a row (None: `row_length`).
+    """
+    length = length or row_length(task)
     block = layout.image_tokens + len(sequence.header(vocab, layout.height, layout.width))
     boi = 1 + block + task.prompt_budget  # its position, with the prompt before it and the text one image later
     prompt_at, answer_at = 1 + block, boi + block

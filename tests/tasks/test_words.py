@@ -12,6 +12,7 @@ from progemu_jax.models.transformer import TransformerConfig
 from progemu_jax.tasks import words
 from progemu_jax.tasks.embeddings import known_projection
 from progemu_jax.tasks.progemu import PROJECTION, ProgEmuConfig, ProgEmuTask
+from progemu_jax.tasks.progemu import packer as pairs_packer
 from progemu_jax.tasks.word_vectors import WordVectors
 from progemu_jax.text import restate, sequence, vocabulary, wording_frames, wording_nouns, wordings
 from progemu_jax.text.findings import FINDINGS, NO_CHANGE
@@ -188,6 +189,24 @@ def test_slips_and_asides_are_of_training_alone(vocab, monkeypatch):
     monkeypatch.setattr(restate, "restate", lambda *a, **k: asked.append((a[2:], k)) or real(*a, **k))
     packed(vocab, HELD)
     assert {(part, frozenset(k)) for part, k in asked} == {(("held-out",), frozenset({"findings"}))}
+
+
+def test_a_share_of_the_rows_of_pairs_rehearses_words(vocab):
+    task = ProgEmuConfig(length=256, prompt_budget=BUDGET, rehearse=0.3)
+    rng = np.random.default_rng(0)
+    codebook, codes = rng.standard_normal((16, 3)), rng.integers(0, 16, (2, 2, 3))
+    example = {"prior": codes[0], "followup": codes[1], "prompt": "New edema.", "interpretation": "New edema."}
+    pack = words.rehearsing(pairs_packer(vocab, LAYOUT, task, codebook, train=True), vocab, LAYOUT, task)
+    rows = [pack(example, rng) for _ in range(400)]
+    assert all(row.keys() == rows[0].keys() for row in rows)
+    assert all(len(values) == 256 for row in rows for values in row.values())
+    of_words = [row for row in rows if row["segments"].max() > 1]
+    assert 0.22 < len(of_words) / len(rows) < 0.38
+    assert all((row["kinds"] != Kind.VISUAL).all() for row in of_words)
+    for row in rows:
+        assert ((row["segments"] > 0) == (row["kinds"] != Kind.PAD)).all()
+    plain = pairs_packer(vocab, LAYOUT, task, codebook, train=True)
+    assert words.rehearsing(plain, vocab, LAYOUT, ProgEmuConfig()) is plain
 
 
 def test_the_projection_of_vectors_is_learnt_in_every_stage(vocab):

@@ -164,7 +164,7 @@ def test_muon_makes_matrices_orthogonal_and_leaves_the_rest_to_adam():
 
 
 def test_muon_takes_the_linear_maps_of_a_transformer_by_the_axes_that_they_sum_over():
-    options = {"prior_alignment": True, "prior_beside": True, "learned_positions": 4}
+    options = {"prior_alignment": True, "prior_beside": True, "learned_positions": 4, "diagonal": True}
     params = jax.eval_shape(
         lambda: transformer.init_params(transformer.TransformerConfig(vocab_size=8, **options), jax.random.key(0))
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,7 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
         reads = reading if name == "reading" else None
         how = dataclasses.replace(c.task, read=reads.share, empty_prompt=0.0) if reads else c.task
         task = ProgEmuTask(model, how, train_config, vocabulary.visual_start, codebook, c.tune, known)
+        pack = functools.partial(packer, vocabulary, layout, how, codebook, reading=reads, findings=findings)
         born = start is None and before is None and not c.task.init_from_codebook  # made where it will lie
         state = fit_on_examples(
             task,
@@ -103,9 +105,9 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
                 batches.examples(shards, "tokens", split)
                 for split in ("train_single" if name == "stage1" else "train", "validation")
             ),
-            tuple(
-                packer(vocabulary, layout, how, codebook, train=on, reading=reads, findings=findings)
-                for on in (True, False)
+            (
+                words.rehearsing(pack(train=True), vocabulary, layout, how, findings),
+                pack(train=False),
             ),
             workdir / "train" / name,
             mesh,
