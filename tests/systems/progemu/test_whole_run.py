@@ -134,8 +134,8 @@ def test_a_run_learns_words_first_and_from_its_own_futures_last(toy, tmp_path):
     keys = {
         "sample.policy.mode": "diagonal",
         "progemu.task.restate": 0.7, "progemu.task.dictionary": 0.3, "progemu.task.rehearse": 0.2,
-        "progemu.task.complete": 0.5, "progemu.task.identity": 0.1, "progemu.task.read": 0.2, "progemu.task.omitted_weight": 1.0,
-        "vocabulary": "english", "progemu.task.word_vectors": True,
+        "progemu.task.complete": 0.5, "progemu.task.identity": 0.1, "progemu.task.read": 0.2,
+        "progemu.task.omitted_weight": 1.0, "vocabulary": "english", "progemu.task.word_vectors": True,
         "progemu.task.word_dropout": 0.1, "progemu.task.soften": 0.5, "progemu.stage1.steps": 0,
         "progemu.stage2.steps": 2, "progemu.stage2.optimizer": "muon", "progemu.refine.rounds": 1,
         "progemu.refine.requests": 6,
