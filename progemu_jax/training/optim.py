@@ -17,7 +17,7 @@ from progemu_jax.errors import UserError
 OPTIMIZERS = ("adamw", "adafactor", "muon")
 _MATRICES = {
     **dict.fromkeys(("q_proj", "k_proj", "v_proj"), 2),
-    **dict.fromkeys(("o_proj", "gate_proj", "up_proj", "down_proj", "prior_proj", "beside_proj"), 1),
+    **dict.fromkeys(("o_proj", "gate_proj", "up_proj", "down_proj", "prior_proj", "beside_proj", "mix_proj"), 1),
 }
 _UNDECAYED = ("scale", "bias")  # norms and biases; with scanned layers they have a second, stacking, axis
 

@@ -11,6 +11,7 @@ import pytest
 from progemu_jax.errors import UserError
 from progemu_jax.models import diagonal_head, linear, transformer
 from progemu_jax.models.transformer import Transformer, TransformerConfig
+from progemu_jax.sampling import diagonal
 from progemu_jax.sampling.engine import Engine, Grammar
 from progemu_jax.sampling.generate import generate
 from progemu_jax.sampling.policy import Sampling, guide, pick, restrict
@@ -109,6 +110,17 @@ def test_passes_are_the_diagonals_and_the_text(parts, priors):
     assert image.passes.tolist() == [3 + 4 - 1] * 3
     assert (image.codes == out.codes).all()
     assert len({c.tobytes() for c in sample(parts, priors[:1] * 4, WARM, range(4)).codes}) > 1
+
+
+def test_narrow_passes_draw_what_one_width_draws(parts, priors, monkeypatch):
+    assert diagonal._widths(17) == (6, 12, 17)
+    policy = dataclasses.replace(WARM, guidance=2.5)
+    one = sample(parts, priors, policy, range(3))
+    monkeypatch.setattr(diagonal, "_widths", lambda most: (1, 3, most))
+    other = sample(parts, priors, dataclasses.replace(policy, window=15), range(3))  # not the program of before
+    assert (other.codes == one.codes).all()
+    assert (other.text == one.text).all()
+    assert (other.passes == one.passes).all()
 
 
 def test_text_is_what_a_forward_pass_over_the_image_in_this_order_tells(parts, priors):
