@@ -37,7 +37,6 @@ INPUTS = {
     "mix_proj": (0,),
     "lm_head": (1,),
 }
-_OUTSIDE = ("prior_proj", "beside_proj", "lm_head")  # of INPUTS, those that lie in no layer
 LORA_A, LORA_B = "_lora_a", "_lora_b"  # what the names of A [inputs, rank] and B [rank, outputs] of a projection end in
 
 
@@ -194,17 +193,19 @@ def quantize_layers(params: Mapping[str, Any]) -> dict[str, Any]:
     """
 
     def walk(tree: Mapping[str, Any], stacked: bool) -> dict[str, Any]:
-        return {name: one(name, value, stacked or name == "layers") for name, value in tree.items()}
+        return {name: one(name, value, stacked) for name, value in tree.items()}
 
     def one(name: str, value: Any, stacked: bool) -> Any:
         if isinstance(value, Mapping):
             return walk(value, stacked)
-        if name not in INPUTS or name in _OUTSIDE or isinstance(value, NF4):
+        if name not in INPUTS or isinstance(value, NF4):
             return value
         packed = _nf4(value, len(INPUTS[name]), stacked)
         return jax.device_get(packed) if isinstance(value, np.ndarray) else packed
 
-    return walk(params, False)
+    return {
+        name: walk(value, name == "layers") if name.startswith("layers") else value for name, value in params.items()
+    }
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))

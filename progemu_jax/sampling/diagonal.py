@@ -83,9 +83,9 @@ def _drawn(engine: Engine, params: Params, state: State, d: jax.Array, here: jax
     row = jnp.minimum(jnp.maximum(d - columns + 1, 0)[:, None] + jnp.arange(width), height - 1)  # [B, width]
     column = d[:, None] - row
     inside = (column >= 0) & (column < columns) & here[:, None]
-    index = row * columns + jnp.clip(column, 0, columns - 1)
+    column = jnp.clip(column, 0, columns - 1)
+    index, places = row * columns + column, row * (columns + 1) + column
     free = inside & ~jnp.take_along_axis(state.keep, index, axis=1)
-    places = row * (columns + 1) + jnp.clip(column, 0, columns - 1)
     hidden = _told(engine, params, state, row, column, places)
     scores = engine.code_scores(params, state, hidden, places)
     keys = jax.vmap(lambda key, index: jax.vmap(lambda i: jax.random.fold_in(key, i))(index))(state.keys, index)

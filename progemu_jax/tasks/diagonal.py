@@ -20,7 +20,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from progemu_jax.models import diagonal_head, transformer
-from progemu_jax.tasks import lora
 from progemu_jax.tasks.progemu import ProgEmuTask
 from progemu_jax.text.diagonals import in_diagonals
 from progemu_jax.text.sequence import Kind, Layout
@@ -95,8 +94,7 @@ class DiagonalTask(ProgEmuTask):
         return {**optim.start(self.optimizer, self.train, trained), "frozen": frozen}
 
     def params(self, state: dict[str, Any]) -> Any:
-        joined = lora.join(optim.averaged(state), state["frozen"])
-        return {name: leaf for name, leaf in joined.items() if name != TEACHER}
+        return {name: leaf for name, leaf in super().params(state).items() if name != TEACHER}
 
     def _few_rows(self, trained: Any, tokens: int) -> bool:
         return False

@@ -11,6 +11,8 @@ import numpy as np
 from progemu_jax.errors import UserError
 from progemu_jax.tasks.word_vectors import WordVectors
 
+PROJECTION = "word_proj"  # of words' vectors onto embeddings, among the parameters while they are trained
+
 
 def code_embeddings(params: Any, codebook: np.ndarray, visual_start: int, seed: int) -> Any:
     """Parameters whose visual rows of embedding and head are a random projection of the codes' vectors.

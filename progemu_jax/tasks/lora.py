@@ -22,6 +22,7 @@ from progemu_jax.models import diagonal_head, linear, nf4
 from progemu_jax.models.linear import LORA_A, LORA_B
 from progemu_jax.models.nf4 import NF4
 from progemu_jax.models.transformer import STACKED, TransformerConfig
+from progemu_jax.tasks.embeddings import PROJECTION
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +85,7 @@ def split(params: Mapping[str, Any], model: TransformerConfig, tune: TuneConfig)
 
 def _below(part: str, before: int) -> bool:
     """Whether a parameter, by the first part of its name, lies below layer `before`."""
-    if part in ("embed_tokens", "word_proj"):
+    if part in ("embed_tokens", PROJECTION):
         return True
     number = part.removeprefix(f"{STACKED}_")
     return number.isdigit() and int(number) < before

@@ -18,7 +18,7 @@ from progemu_jax.kernels.head_loss import SoftCodes
 from progemu_jax.models import transformer
 from progemu_jax.models.transformer import Transformer, TransformerConfig
 from progemu_jax.tasks import lora
-from progemu_jax.tasks.embeddings import first_projection, word_embeddings
+from progemu_jax.tasks.embeddings import PROJECTION, first_projection, word_embeddings
 from progemu_jax.tasks.lora import TuneConfig
 from progemu_jax.tasks.reading import ReadingConfig, changed_tokens
 from progemu_jax.tasks.word_vectors import WordVectors
@@ -30,8 +30,6 @@ from progemu_jax.text.sequence import Kind, Layout
 from progemu_jax.text.vocabulary import Vocabulary
 from progemu_jax.training import optim
 from progemu_jax.training.loop import TrainConfig
-
-PROJECTION = "word_proj"  # of words' vectors onto embeddings, among the parameters while they are trained
 
 
 @dataclass(frozen=True)

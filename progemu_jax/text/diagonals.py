@@ -20,8 +20,6 @@ import numpy as np
 
 from progemu_jax.text.sequence import Kind, Layout
 
-FIELDS = ("beside", "left", "above")
-
 
 class Diagonals(NamedTuple):
     """I = h (w + 1) places of codes and EOLs, then EOF and EOI; D = h + w - 1 passes of at most T tokens.
@@ -78,10 +76,3 @@ def in_diagonals(row: dict[str, np.ndarray], layout: Layout) -> dict[str, np.nda
     left[at] = np.where(c > 0, index[place - 1], np.where(r == 0, start - 1, -1))
     above[at] = np.where(r > 0, index[np.maximum(place - layout.width - 1, 0)], -1)
     return {**out, "left": left, "above": above}
-
-
-def in_rows(row: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A packed row as it is, with the arrays that `in_diagonals` adds: of rows of both orders in one batch."""
-    none = np.full(len(row["tokens"]), -1, np.int32)
-    beside = np.pad(row["aligned"][:-1], (1, 0), constant_values=-1)
-    return {**row, "beside": beside, "left": none, "above": none.copy()}

@@ -10,8 +10,8 @@ from support.initial import initial
 from progemu_jax.errors import UserError
 from progemu_jax.models.transformer import TransformerConfig
 from progemu_jax.tasks import words
-from progemu_jax.tasks.embeddings import known_projection
-from progemu_jax.tasks.progemu import PROJECTION, ProgEmuConfig, ProgEmuTask
+from progemu_jax.tasks.embeddings import PROJECTION, known_projection
+from progemu_jax.tasks.progemu import ProgEmuConfig, ProgEmuTask
 from progemu_jax.tasks.progemu import packer as pairs_packer
 from progemu_jax.tasks.word_vectors import WordVectors
 from progemu_jax.text import restate, sequence, vocabulary, wording_frames, wording_nouns, wordings

@@ -29,8 +29,8 @@ from progemu_jax.systems.progemu.image_tokens import leaning
 from progemu_jax.systems.progemu.model_config import language_start, load_tokenizer, model_parts, resized
 from progemu_jax.tasks import lora, word_vectors, words
 from progemu_jax.tasks import refine as preference
-from progemu_jax.tasks.embeddings import code_embeddings, known_projection
-from progemu_jax.tasks.progemu import PROJECTION, ProgEmuTask, packer
+from progemu_jax.tasks.embeddings import PROJECTION, code_embeddings, known_projection
+from progemu_jax.tasks.progemu import ProgEmuTask, packer
 from progemu_jax.tasks.refine import PreferenceTask
 from progemu_jax.training.loop import TrainConfig
 
@@ -71,6 +71,11 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
         shardings = task.state_shardings(mesh, jax.eval_shape(task.from_params, params))
         return jax.jit(task.from_params, out_shardings=shardings)(params)
 
+    def packers(how: Any, reads: Any) -> tuple:
+        """Of pairs, for training and for evaluation."""
+        pack = functools.partial(packer, vocabulary, layout, how, codebook, reading=reads, findings=findings)
+        return pack(train=True), pack(train=False)
+
     def fit_words(train_config: TrainConfig) -> Any:
         length = words.row_length(c.task)
         task = dataclasses.replace(c.task, length=length, weight_prompt=0.0, weight_structure=0.0, soften=0.0)
@@ -96,7 +101,7 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
         reads = reading if name == "reading" else None
         how = dataclasses.replace(c.task, read=reads.share, empty_prompt=0.0) if reads else c.task
         task = ProgEmuTask(model, how, train_config, vocabulary.visual_start, codebook, c.tune, known)
-        pack = functools.partial(packer, vocabulary, layout, how, codebook, reading=reads, findings=findings)
+        pack, check = packers(how, reads)
         born = start is None and before is None and not c.task.init_from_codebook  # made where it will lie
         state = fit_on_examples(
             task,
@@ -105,10 +110,7 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
                 batches.examples(shards, "tokens", split)
                 for split in ("train_single" if name == "stage1" else "train", "validation")
             ),
-            (
-                words.rehearsing(pack(train=True), vocabulary, layout, how, findings),
-                pack(train=False),
-            ),
+            (words.rehearsing(pack, vocabulary, layout, how, findings), check),
             workdir / "train" / name,
             mesh,
             show=lambda state, cases: pictures(merged(task.params(state)), cases),
@@ -123,10 +125,7 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
         task = PreferenceTask(
             c.refine, vocabulary, layout, model, c.task, cfg, vocabulary.visual_start, codebook, c.tune, known
         )
-        pack, check = (
-            packer(vocabulary, layout, c.task, codebook, train=on, reading=reading, findings=findings)
-            for on in (True, False)
-        )
+        pack, check = packers(c.task, reading)
         pairs, held_out = (batches.examples(shards, "tokens", split) for split in ("train", "validation"))
         state = fit_on_examples(
             task,
@@ -148,10 +147,7 @@ def train(config: Config, workdir: Path, mesh: Mesh) -> None:
             task,
             train_config,
             tuple(batches.examples(shards, "tokens", split) for split in ("train", "validation")),
-            tuple(
-                both(packer(vocabulary, layout, c.task, codebook, train=on, reading=reading, findings=findings))
-                for on in (True, False)
-            ),
+            tuple(both(pack) for pack in packers(c.task, reading)),
             workdir / "train" / name,
             mesh,
             init_state=lambda: placed(task, before),
