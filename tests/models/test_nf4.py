@@ -104,9 +104,10 @@ def test_layers_are_packed_one_by_one_and_once():
     layer = {"self_attn": {"o_proj": (2, 64, 8)}, "mlp": {"up_proj": (64, 6)}, "norm": {"scale": (64,)}}
     layers = jax.tree.map(lambda s: RNG.normal(size=(3, *s)), layer, is_leaf=lambda x: isinstance(x, tuple))
     params = {"layers": layers, "lm_head": np.ones((64, 64)), "prior_proj": np.ones((64, 64))}
+    params["diagonal_head"] = {"gate_proj": np.ones((64, 64))}
     found = linear.quantize_layers(params)
     assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(found))
-    for name in ("lm_head", "prior_proj"):
+    for name in ("lm_head", "prior_proj", "diagonal_head"):  # no layer has them
         assert found[name] is params[name]
     for folder, name, inputs in (("self_attn", "o_proj", 2), ("mlp", "up_proj", 1)):
         stacked = found["layers"][folder][name]
