@@ -30,7 +30,7 @@ carried, too (`of_near`, `norm`).
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -155,26 +155,34 @@ class _Part(NamedTuple):
         """x of all parts of the vocabulary, reduced."""
         return reduce(x, self.ids) if self.ids else x
 
-    def rows(self, j: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
-        """Block j: first row, its rows [block, D], bool [block]: ids that count, soft shares [N, block] or None."""
+    def rows(self, j: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Block j: first row, its rows [block, D], bool [block]: ids that count."""
         count = len(self.table)
         start = jnp.minimum(j * self.block, count - self.block)  # the last block reaches back; what it has twice is out
         local = start + jnp.arange(self.block)
         known, names = local >= j * self.block, self.first_id + local
         if self.vocab_size is not None:
             known &= names < self.vocab_size
-        near = None
-        if self.soft is not None:
-            codes, count = names - self.soft.start, len(self.soft.codebook)
-            near = jnp.where((codes >= 0) & (codes < count) & known, self._near(targets, codes), 0.0)
-        return start, jax.lax.dynamic_slice_in_dim(self.table, start, self.block).astype(self.dtype), known, near
+        return start, jax.lax.dynamic_slice_in_dim(self.table, start, self.block).astype(self.dtype), known
 
-    def _near(self, targets: jax.Array, codes: jax.Array) -> jax.Array:
-        """exp(-|e_t - e_c|^2 / width) of the codes of targets [N] and codes [block] (clipped into range)."""
-        table = jnp.asarray(self.soft.codebook)
-        targets = jnp.clip(targets - self.soft.start, 0, len(table) - 1)
-        codes = jnp.clip(codes, 0, len(table) - 1)
-        return self.soft.similar(targets, codes)
+    def with_near(
+        self, start: jax.Array, known: jax.Array, targets: jax.Array, near: Callable[[jax.Array], Any], without: Any
+    ) -> Any:
+        """near(f32 [N, block]: exp(-|e_t - e_c|^2 / width) of targets [N] and a block's codes, 0 of other ids).
+
+        What a block without any code has is `without`: of a vocabulary most blocks have none, and this is dear.
+        """
+        if self.soft is None:
+            return without
+        count = len(self.soft.codebook)
+        codes = self.first_id + start + jnp.arange(self.block) - self.soft.start
+        here = (codes >= 0) & (codes < count) & known
+
+        def shares() -> Any:
+            similar = self.soft.similar(*(jnp.clip(x, 0, count - 1) for x in (targets - self.soft.start, codes)))
+            return near(jnp.where(here, similar, 0.0))
+
+        return jax.lax.cond(here.any(), shares, lambda: without)
 
 
 class _Tokens(NamedTuple):
@@ -205,7 +213,7 @@ def scan_logits(part: _Part, tokens: _Tokens, with_gradient: bool) -> tuple[jax.
 
     def one(j: jax.Array, sums: _Sums) -> _Sums:
         top, total, of_target, of_near, norm, kept = sums
-        start, head, known, near = part.rows(j, tokens.target)
+        start, head, known = part.rows(j)
         logits = jnp.einsum("ND,VD->NV", tokens.states, head, preferred_element_type=jnp.float32)
         logits = jnp.where(known, logits, -1e30)
         new_top = jnp.maximum(top, logits.max(-1))
@@ -221,8 +229,9 @@ def scan_logits(part: _Part, tokens: _Tokens, with_gradient: bool) -> tuple[jax.
         here = (tokens.row >= j * part.block) & (tokens.row < start + part.block)
         place = jnp.clip(tokens.row - start, 0, part.block - 1)
         of_target += jnp.where(here, jnp.take_along_axis(logits, place[:, None], 1)[:, 0], 0.0)
-        if near is not None:
-            of_near, norm = of_near + (near * logits).sum(-1), norm + near.sum(-1)
+        here = (zero, zero)
+        here = part.with_near(start, known, tokens.target, lambda x: ((x * logits).sum(-1), x.sum(-1)), here)
+        of_near, norm = of_near + here[0], norm + here[1]
         return _Sums(new_top, total, of_target, of_near, norm, kept)
 
     count = len(tokens.states)
@@ -244,10 +253,11 @@ def slopes(
 
     def one(j: jax.Array, carry: tuple) -> tuple:
         back, d_table = carry
-        start, head, known, near = part.rows(j, tokens.target)
+        start, head, known = part.rows(j)
         wanted = (start + jnp.arange(part.block) == tokens.row[:, None]).astype(jnp.float32)
-        if near is not None:
-            wanted = jnp.where(tokens.soft[:, None], near / norm[:, None], wanted)
+        wanted = part.with_near(
+            start, known, tokens.target, lambda x: jnp.where(tokens.soft[:, None], x / norm[:, None], wanted), wanted
+        )
         shares = jax.lax.bitcast_convert_type(sums.kept[0][j], part.dtype).astype(jnp.float32)
         shares = shares * jnp.exp(sums.kept[1][j] - log_z)[:, None]
         slope = jnp.where((tokens.weight > 0)[:, None] & known, tokens.weight[:, None] * (shares - wanted), 0.0)
@@ -261,6 +271,12 @@ def slopes(
 
     zeros = jnp.zeros(tokens.states.shape, jnp.float32)
     return jax.lax.fori_loop(0, part.blocks, one, (zeros, d_table))
+
+
+def _even_block(count: int, most: int) -> int:
+    """Rows of a block, at most `most`, so that the blocks of `count` rows overlap little; a multiple of 64."""
+    blocks, unit = -(-count // most), min(64, most)
+    return min(count, -(-count // (unit * blocks)) * unit)
 
 
 class _Head(NamedTuple):
@@ -329,7 +345,7 @@ class _Head(NamedTuple):
         wide, of the columns of the table's gradient.
         """
         count, width = table.shape
-        block = min(BLOCK_ON_CPU if platform() == "cpu" else BLOCK, count)
+        block = _even_block(count, BLOCK_ON_CPU if platform() == "cpu" else BLOCK)
         first_id = jax.lax.axis_index(ids) * count if ids else 0
         part = _Part(table, hidden.dtype, first_id, block, self.vocab_size, self.soft, ids)
 

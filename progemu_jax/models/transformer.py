@@ -361,7 +361,8 @@ class Transformer(nn.Module):
         if not deterministic and cfg.dropout > 0:
             x = attention_.dropout(x, cfg.dropout, self.make_rng("dropout"))
 
-        cos, sin = nnl.rope_angles(positions, cfg.head_dim, cfg.rope_theta)
+        # Once, not again in each layer.
+        cos, sin = jax.lax.optimization_barrier(nnl.rope_angles(positions, cfg.head_dim, cfg.rope_theta))
         layer_type = Layer
         if cfg.remat:
             layer_type = nn.remat(Layer, prevent_cse=not cfg.scan_layers, policy=_SAVED[cfg.remat_policy])

@@ -100,6 +100,25 @@ def test_a_kernel_asked_for_by_name_says_what_it_cannot_do():
         TransformerConfig(attention="flash")
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_gradient_of_causal_attention_is_that_of_attention_with_a_mask(packed):
+    """Two queries a key/value head; the second block of queries is shorter."""
+    key = jax.random.split(jax.random.key(0), 4)
+    q, g = (jax.random.normal(k, (2, 2, 2, 13, 4)) for k in key[:2])
+    k, v = (jax.random.normal(k, (2, 2, 13, 4)) for k in key[2:])
+    segments = jnp.repeat(jnp.array([[1, 2], [3, 3]]), jnp.array([5, 8]), axis=1) if packed else None
+    mask = jnp.tril(jnp.ones((13, 13), bool))
+    if packed:
+        mask = (mask & (segments[:, :, None] == segments[:, None]))[:, None, None]
+
+    def slopes(attend):
+        return jax.jit(jax.grad(lambda *x: (attend(*x) * g).sum(), argnums=(0, 1, 2)))(q, k, v)
+
+    found = slopes(lambda *x: attention.causal_attend(*x, segments, 8))
+    for a, b in zip(found, slopes(lambda *x: attention.attend(*x, mask)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
 @pytest.mark.parametrize(("policy", "scan"), [("nothing", False), ("attention", True), ("dots", True)])
 def test_what_is_computed_again_is_the_same(policy, scan):
     sizes = dict(vocab_size=32, hidden_size=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8,
