@@ -28,7 +28,7 @@ LOCKED := $(PIP) --require-hashes
 EDITABLE := $(PIP) --no-deps --no-build-isolation -e .
 
 .PHONY: help setup try demo demo-quick phantom tables test audit lock soak fuzz test-beam bench-cohort parity-eval coverage \
-  known-systems parity bench-vq bench-decode bench-train bench-diffusion bench-convert gpu lint format clean
+  known-systems parity bench-vq bench-decode bench-small bench-train bench-diffusion bench-convert gpu lint format clean
 
 help:
 	@echo "make setup       virtual environment in $(VENV) from the hashed lock (Python 3.11 or newer)"
@@ -54,6 +54,7 @@ help:
 	@echo "make bench-diffusion  denoising steps beside Diffusers' on the same weights"
 	@echo "make bench-vq    image tokenizer beside transformers' on the same weights; bench-convert: 4.3 GB in and out"
 	@echo "make bench-decode sampling beside transformers' Emu3 with the reference's grammar callback, same weights"
+	@echo "make bench-small one training step of the demo's two models beside an earlier commit and PyTorch, on a CPU"
 	@echo "make bench-train one training step beside transformers' Emu3: speed and memory (Python 3.11, $(PARITY_VENV))"
 	@echo "make gpu         speeds on one NVIDIA GPU in at most 8 minutes, by PYTHON=$(PYTHON), which has JAX for CUDA; needs no"
 	@echo "                 set-up; SIZE=small: the same with tiny models, on any device: benchmarks/results/gpu-DEVICE.jsonl"
@@ -179,6 +180,9 @@ bench-vq: $(PARITY_VENV)/.progemu-installed
 
 bench-decode: $(PARITY_VENV)/.progemu-installed
 	$(PARITY_PY) benchmarks/decode.py
+
+bench-small: $(PARITY_VENV)/.progemu-installed
+	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(PARITY_PY) benchmarks/small.py --torch=$(PARITY_PY)
 
 bench-train: $(PARITY_VENV)/.progemu-installed
 	$(PARITY_PY) benchmarks/train.py
