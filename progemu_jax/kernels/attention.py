@@ -1,7 +1,7 @@
 """Attention: causal and grouped-query (the transformer), multi-head (UNet, text encoder), over pixels (VQGAN).
 
 - `self_attend`: tokens over themselves, by the kernel that suits the backend: XLA, cuDNN's flash attention, or TPU
-  splash attention; `attend`: tokens over a cache.
+  splash attention; `write_cache`, `attend_cache`: tokens over a cache.
 - `multi_head_attention`: with any keys, no causality; `pixel_attention`: one head over the pixels of an image.
 
 Axis legend (einsum strings use these letters only)
@@ -151,24 +151,89 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 
 
 def attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, rate: float = 0.0, key: jax.Array | None = None
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: jax.Array,
+    rate: float = 0.0,
+    key: jax.Array | None = None,
+    keys: str = "BKSD",
 ) -> jax.Array:
     """Grouped-query attention with softmax in float32.
 
     q: `[B, K, G, T, D]`; k, v: `[B, K, S, D]`; mask: bool, broadcasts to `[B, 1, 1, T, S]`, True = seen;
-    rate, key: dropout of the attention probabilities -> `[B, K, G, T, D]`.
+    rate, key: dropout of the attention probabilities; keys: axes of k, see `cached_keys` -> `[B, K, G, T, D]`.
 
     The group axis is folded into the queries, so that each of the two products is one matrix product per
     key/value head with the batch axes in front, which XLA hands to the CPU's matrix routine as it is.
     """
     B, K, G, T, D = q.shape
     scale = jnp.asarray(D**-0.5, q.dtype)
-    scores = jnp.einsum("BKTD,BKSD->BKTS", (q * scale).reshape(B, K, G * T, D), k, preferred_element_type=jnp.float32)
+    rows = (q * scale).reshape(B, K, G * T, D)
+    scores = jnp.einsum(f"BKTD,{keys}->BKTS", rows, k, preferred_element_type=jnp.float32)
     scores = jnp.where(mask, scores.reshape(B, K, G, T, -1), MASKED)
     probabilities = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     probabilities = dropout(probabilities, rate, key)
     out = jnp.einsum("BKTS,BKSD->BKTD", probabilities.reshape(B, K, G * T, -1), v)
     return out.reshape(B, K, G, T, D)
+
+
+def cached_keys() -> str:
+    """Axes of a cache's keys: "BKDS" on CPU, else "BKSD", as the values.
+
+    XLA's kernel for products on a CPU reads a right factor as it lies only if it lies as `[D, S]`: else it transposes
+    all cached keys at every pass.
+    """
+    return "BKDS" if platform() == "cpu" else "BKSD"
+
+
+def write_cache(
+    cache: dict[str, jax.Array], k: jax.Array, v: jax.Array, offset: jax.Array, prefill: bool
+) -> dict[str, jax.Array]:
+    """Writes k, v `[B, K, T, D]` into a layer's cache, slots offset.. of each row (0.. when prefilling).
+
+    cache: {"k": axes as `cached_keys` says, "v": `[B, K, S, D]`}; offset: int32 `[B]`.
+    """
+    keys = cached_keys()
+    k = k if keys == "BKSD" else k.swapaxes(2, 3)
+    return {
+        "k": _write(cache["k"], k, offset, prefill, keys.index("S")),
+        "v": _write(cache["v"], v, offset, prefill, 2),
+    }
+
+
+def _write(slots: jax.Array, new: jax.Array, offset: jax.Array, prefill: bool, axis: int) -> jax.Array:
+    """Writes new into slots, `[B, ...]` both, along an axis, from each row's offset on (0 when prefilling)."""
+    new = new.astype(slots.dtype)
+    if prefill:
+        return jax.lax.dynamic_update_slice(slots, new, (0, 0, 0, 0))
+    if platform() != "cpu":
+        put = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=axis - 1)
+        return jax.vmap(put)(slots, new, offset)
+
+    # On CPU the scatter that vmap makes copies the whole cache, twice; a loop over the rows writes in place (and must
+    # stay a loop: of one row, known as such, XLA makes a plain update, and copies for that too).
+    def row(index: jax.Array, slots: jax.Array) -> jax.Array:
+        value = jax.lax.dynamic_slice_in_dim(new, index, 1, axis=0)
+        at = [index, 0, 0, 0]
+        at[axis] = offset[index]
+        return jax.lax.dynamic_update_slice(slots, value, at)
+
+    return jax.lax.fori_loop(0, jnp.where(offset[0] >= 0, len(new), 0), row, slots)
+
+
+def attend_cache(
+    q: jax.Array, cache: dict[str, jax.Array], offset: jax.Array, rate: float = 0.0, key: jax.Array | None = None
+) -> jax.Array:
+    """Attention of T tokens over a layer's cache, in which they are written already (`write_cache`).
+
+    q: `[B, K, G, T, D]`; cache, offset: as `write_cache` takes and gives them -> `[B, K, G, T, D]` of the cache's
+    dtype, which may be of more bits than q's (`transformer.init_cache`).
+    """
+    k, v = cache["k"], cache["v"]
+    last = offset[:, None] + jnp.arange(q.shape[3])  # [B, T]: the slot of each query
+    mask = jnp.arange(v.shape[2])[None, None, :] <= last[:, :, None]
+    return attend(q.astype(k.dtype), k, v, mask[:, None, None], rate, key, cached_keys())
 
 
 @jax.custom_vjp

@@ -26,7 +26,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from progemu_jax.devices.sharding import constrain, platform
 from progemu_jax.kernels import attention as attention_
-from progemu_jax.kernels.attention import IMPLEMENTATIONS, attend, self_attend
+from progemu_jax.kernels.attention import IMPLEMENTATIONS, self_attend
 from progemu_jax.models import diagonal_head, linear
 from progemu_jax.models import layers as nnl
 from progemu_jax.models.linear import LORA_A, LORA_B, low_rank
@@ -62,11 +62,7 @@ for _name in LORA_TARGETS:
     _axes, _inputs = LOGICAL_AXES[_name], 2 if _name == "o_proj" else 1
     LOGICAL_AXES |= {_name + LORA_A: (*_axes[:_inputs], None), _name + LORA_B: (None, *_axes[_inputs:])}
 STACKED = "layers"  # a subtree of this name has the layer axis in front of the axes above
-CACHE_AXES = {
-    "k": ("batch", "kv_heads", None, "head"),
-    "v": ("batch", "kv_heads", None, "head"),
-    "length": ("batch",),
-}
+CACHE_AXES = ("batch", "kv_heads", None, None)  # of keys and of values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,36 +207,15 @@ class Attention(nn.Module):
         rate = 0.0 if deterministic else cfg.dropout
         key = self.make_rng("dropout") if rate > 0 else None
         if cache is not None:
-            cache = {"k": _write(cache["k"], k, offset, prefill), "v": _write(cache["v"], v, offset, prefill)}
+            cache = attention_.write_cache(cache, k, v, offset, prefill)
         if cache is None or prefill:
             out = self_attend(q, k, v, segments, cfg.attention, cfg.attention_block, rate, key)
             out = checkpoint_name(out, "attention")
         else:
-            S = cache["k"].shape[2]
-            last = offset[:, None] + jnp.arange(T)  # [B, T]: the slot of each query
-            mask = jnp.arange(S)[None, None, :] <= last[:, :, None]
-            q = q.astype(cache["k"].dtype)  # the cache may be of more bits than the model (`init_cache`)
-            out = attend(q, cache["k"], cache["v"], mask[:, None, None], rate, key).astype(dtype)
+            out = attention_.attend_cache(q, cache, offset, rate, key).astype(dtype)
         out = out.transpose(0, 3, 1, 2, 4).reshape(B * T, N, D)
         out = linear.einsum("RND,NDM->RM", out, o) + low_rank(self, "o_proj", out, (M,))
         return out.reshape(B, T, M), cache
-
-
-def _write(slots: jax.Array, new: jax.Array, offset: jax.Array, prefill: bool) -> jax.Array:
-    """Writes new `[B, K, T, D]` into slots `[B, K, S, D]` from each row's offset on (0 when prefilling)."""
-    new = new.astype(slots.dtype)
-    if prefill:
-        return jax.lax.dynamic_update_slice(slots, new, (0, 0, 0, 0))
-    if platform() != "cpu":
-        return jax.vmap(lambda row, value, at: jax.lax.dynamic_update_slice(row, value, (0, at, 0)))(slots, new, offset)
-
-    # On CPU the scatter that vmap makes copies the whole cache, twice; a loop over the rows writes in place (and must
-    # stay a loop: of one row, known as such, XLA makes a plain update, and copies for that too).
-    def row(index: jax.Array, slots: jax.Array) -> jax.Array:
-        value = jax.lax.dynamic_slice_in_dim(new, index, 1, axis=0)
-        return jax.lax.dynamic_update_slice(slots, value, (index, 0, offset[index], 0))
-
-    return jax.lax.fori_loop(0, jnp.where(offset[0] >= 0, len(new), 0), row, slots)
 
 
 class SwiGLU(nn.Module):
@@ -454,20 +429,21 @@ def init_cache(cfg: TransformerConfig, batch: int, length: int, dtype: str | Non
 
     None is cfg.dtype, but float32 on CPU, where XLA widens all of a bfloat16 cache to write one token.
 
-    {"k", "v": per-layer tuples of `[B, K, S, D]` (with scan_layers one array `[L, B, K, S, D]`),
-    "length": int32 `[B]`}. One array a layer, so that a decoding loop updates it in place.
+    {"k", "v": per-layer tuples of `[B, K, S, D]` (with scan_layers one array `[L, B, K, S, D]`), on CPU "k" of
+    `[B, K, D, S]` (`kernels.attention.cached_keys`); "length": int32 `[B]`}. One array a layer, so that a decoding loop
+    updates it in place.
     """
     default = "float32" if platform() == "cpu" else cfg.dtype
-    shape, dtype = (batch, cfg.num_kv_heads, length, cfg.head_dim), jnp.dtype(dtype or default)
+    sizes, dtype = {"B": batch, "K": cfg.num_kv_heads, "S": length, "D": cfg.head_dim}, jnp.dtype(dtype or default)
 
-    axes = CACHE_AXES["k"]
-
-    def empty():
+    def empty(axes: str):
+        shape = [sizes[axis] for axis in axes]
         if cfg.scan_layers:
-            return constrain(jnp.zeros((cfg.num_layers, *shape), dtype), None, *axes)
-        return tuple(constrain(jnp.zeros(shape, dtype), *axes) for _ in range(cfg.num_layers))
+            return constrain(jnp.zeros((cfg.num_layers, *shape), dtype), None, *CACHE_AXES)
+        return tuple(constrain(jnp.zeros(shape, dtype), *CACHE_AXES) for _ in range(cfg.num_layers))
 
-    return {"k": empty(), "v": empty(), "length": jnp.zeros((batch,), jnp.int32)}
+    keys, values = empty(attention_.cached_keys()), empty("BKSD")
+    return {"k": keys, "v": values, "length": jnp.zeros((batch,), jnp.int32)}
 
 
 def map_cache_rows(function, cache: Params) -> Params:

@@ -1,5 +1,8 @@
 """Which attention runs where, and that the kernels compute the same."""
 
+import math
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -173,3 +176,61 @@ def test_attention_in_blocks_of_queries_or_heads_is_attention(monkeypatch, limit
         monkeypatch.setattr(attention, name, value)
     for mask, want in zip(masks, whole, strict=True):
         np.testing.assert_allclose(attend(q, k, v, mask), want, atol=1e-6)
+
+
+def passes_over_a_cache(monkeypatch, backend):
+    """One prompt of 6 tokens, then passes of 1 and 3 with rows of different lengths: outputs, and the cache."""
+    monkeypatch.setattr(attention, "platform", lambda: backend)
+    B, K, D, S = 3, 2, 8, 14
+    shape = {"k": (B, K, *((D, S) if attention.cached_keys() == "BKDS" else (S, D))), "v": (B, K, S, D)}
+    cache = {name: jnp.full(size, 1e6) for name, size in shape.items()}  # what no token has written counts nowhere
+    q, k, v = inputs(10, B, K, D=D)
+    offset, outs = jnp.asarray([6, 2, 4]), []
+
+    def one(cache, offset, q, k, v):
+        cache = attention.write_cache(cache, k, v, offset, prefill=False)
+        return attention.attend_cache(q, cache, offset), cache
+
+    cache = attention.write_cache(cache, k[:, :, :6], v[:, :, :6], jnp.zeros(B, int), prefill=True)
+    for start, stop in ((6, 7), (7, 10)):
+        out, cache = jax.jit(one)(cache, offset, *(x[..., start:stop, :] for x in (q, k, v)))
+        outs.append(out)
+        offset = offset + stop - start
+    return outs, cache
+
+
+def test_attention_over_a_cache_is_attention_over_what_was_written(monkeypatch):
+    """On a CPU, whose keys lie otherwise, as elsewhere."""
+    q, k, v = inputs(10, 3, 2, D=8)
+    found = {backend: passes_over_a_cache(monkeypatch, backend) for backend in ("cpu", "gpu")}
+    for row, length in enumerate((6, 2, 4)):
+        seen = [*range(length), *range(6, 10)]
+        for x, y, number in zip(*(found[backend][0] for backend in found), (1, 3), strict=True):
+            total = length + number + (number == 3)
+            one = [a[row : row + 1] for a in (q, k, v)]
+            rows = [np.asarray(a)[..., seen[:total], :] for a in one]
+            whole = attention.causal_attend(*(jnp.asarray(a) for a in rows), None, 16)
+            np.testing.assert_allclose(x[row : row + 1], whole[..., total - number : total, :], atol=1e-5)
+            np.testing.assert_allclose(x, y, atol=1e-5)
+    np.testing.assert_array_equal(found["cpu"][1]["k"].swapaxes(2, 3), found["gpu"][1]["k"])
+    np.testing.assert_array_equal(found["cpu"][1]["v"], found["gpu"][1]["v"])
+
+
+def test_a_loop_of_passes_copies_no_cache():
+    """Read off the compiled program: nothing of a cache's size is copied or transposed, in the loop or around it."""
+    B, K, D, S = 2, 2, 16, 80
+    cache = {"k": jnp.zeros((B, K, D, S)), "v": jnp.zeros((B, K, S, D))}
+
+    def loop(cache, q):
+        def body(i, carry):
+            cache, q = carry
+            offset = jnp.full(B, i)
+            cache = attention.write_cache(cache, q[:, :, 0], q[:, :, 1], offset, prefill=False)
+            return cache, attention.attend_cache(q, cache, offset)
+
+        return jax.lax.fori_loop(0, 40, body, (cache, q))
+
+    text = jax.jit(loop, donate_argnums=0).lower(cache, jnp.ones((B, K, 2, 1, D))).compile().as_text()
+    moved = re.findall(r"= f32\[([\d,]+)\]\S* (copy|transpose)\(", text)
+    assert "while(" in text
+    assert max((math.prod(map(int, shape.split(","))) for shape, _ in moved), default=0) < B * K * S * D
