@@ -202,7 +202,7 @@ class Sampler:
         """`sample` of many batches, one after the other, their cases drawn through a queue (`sampling.queue`).
 
         Args:
-          batches: at most `slots` cases each.
+          batches: of one size; the last may be shorter.
           seed, policy: as there.
           slots: cases at a time, filled up to a `sharding.bucket`; so many codes at a time become images, too. At one
             number of slots a case's result depends on the case and the seed alone.
@@ -230,7 +230,7 @@ class Sampler:
         drawn = [(case, result) for case, result in zip(batch, results, strict=True) if result.error is None]
         if not drawn:
             return [result.error for result in results]
-        cases = [case for case, _ in drawn]
+        cases, size = [case for case, _ in drawn], max(size, len(drawn))
         codes = sharding.fill(np.stack([result.codes for _, result in drawn]), size)
         images = iter(self._images(codes, [*cases, *cases[-1:] * (size - len(cases))]))
         return [r.error or Prediction(next(images), self._words(r.text)) for r in results]

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 import pytest
 from support.tiny_run import CODES, GRID, PROMPT
@@ -40,6 +39,7 @@ def test_it_gives_what_batches_give(tiny_model):
     assert shown(tiny_model.sample_queued([asked[4:5]], seed=5, slots=3)) == found[4:5]
 
 
+@pytest.mark.slow
 def test_drafts_draw_the_same(tiny_model):
     policy = dataclasses.replace(tiny_model.policy, draft="jacobi", window=4)
     plain, drafted = (shown(tiny_model.sample_queued(cut(cases(5), 2), 1, p, slots=2)) for p in (None, policy))
@@ -78,9 +78,9 @@ def test_a_cut_folder_ends_as_an_uncut_one(tiny_model, tmp_path):
 
 
 def test_many_devices_draw_as_one(tiny_model, tiny_folder):
-    many = progemu_jax.load(tiny_folder).on(sharding.make_mesh(devices=jax.devices()[:4]))
-    asked = cut(cases(7), 4)
-    drawn = (model.sample_queued(asked, seed=5, slots=4) for model in (tiny_model, many))
+    many = progemu_jax.load(tiny_folder).on(sharding.make_mesh(data=8))
+    asked = cut(cases(11), 8)
+    drawn = (model.sample_queued(asked, seed=5, slots=8) for model in (tiny_model, many))
     one, other = ([out for batch in made for out in batch] for made in drawn)
     for a, b in zip(one, other, strict=True):
         assert a.text == b.text
