@@ -190,7 +190,7 @@ class Counterfactual:
         return write_predictions(
             folder,
             cases,
-            lambda batch: [made[case.sample] for case in batch],
+            lambda batches: [[made[case.sample] for case in batch] for batch in batches],
             batch_size=len(cases),
             name="save",
             model=self.model_hash(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from typing import Any, Self
 
@@ -14,7 +14,7 @@ from progemu_jax import provenance
 from progemu_jax.checkpoints.arrays import flatten
 from progemu_jax.devices import sharding
 from progemu_jax.errors import UserError
-from progemu_jax.files.predictions import Case
+from progemu_jax.files.predictions import Case, Prediction
 from progemu_jax.files.settings import from_dict
 from progemu_jax.inference import request
 from progemu_jax.inference.counterfactual import Samples
@@ -25,6 +25,7 @@ from progemu_jax.sampling.engine import Grammar
 from progemu_jax.sampling.generate import generate, prepare
 from progemu_jax.sampling.policy import Sampling
 from progemu_jax.sampling.prompts import pad_prompts
+from progemu_jax.sampling.queue import Request, Result, sample_queue
 from progemu_jax.text import sequence
 from progemu_jax.text.findings import PHANTOM, Finding
 from progemu_jax.text.sequence import Layout
@@ -191,9 +192,51 @@ class Sampler:
             mesh=self.mesh,
         )
         rows = np.asarray(out.text)[:count] if text else ()
-        texts = [self.vocabulary.decode([int(t) for t in row if t >= 0]).strip() for row in rows]
+        texts = [self._words(row) for row in rows]
         drawn = np.asarray(out.codes)[:count]
         return Samples(self._images(drawn, cases), texts if text else None, drawn)
+
+    def sample_queued(
+        self, batches: Sequence[Sequence[Case]], seed: int = 0, policy: Sampling | None = None, *, slots: int
+    ) -> Iterator[list[Prediction | UserError]]:
+        """`sample` of many batches, one after the other, their cases drawn through a queue (`sampling.queue`).
+
+        Args:
+          batches: of one size; the last may be shorter.
+          seed, policy: as there.
+          slots: cases at a time, filled up to a `sharding.bucket`; so many codes at a time become images, too. At one
+            number of slots a case's result depends on the case and the seed alone.
+
+        Yields:
+          What became of a batch, in order, as soon as all of it is drawn; a case that cannot be sampled is its error.
+        """
+        seed, policy, size = request.seed(seed), policy or self.policy, sharding.bucket(slots, self.mesh)
+        requests = (
+            Request(case.prior, case.prompt, case.fold(seed), tag=(number, i))
+            for number, batch in enumerate(batches)
+            for i, case in enumerate(batch)
+        )
+        parts = (*self.prepared(), self.layout, self.grammar, policy, self.vocabulary, requests)
+        results, found = sample_queue(*parts, slots=size, mesh=self.mesh), {}
+        for number, batch in enumerate(batches):
+            own = [(number, i) for i in range(len(batch))]
+            while not all(tag in found for tag in own):
+                result = next(results)
+                found[result.request.tag] = result
+            yield self._predictions(batch, [found.pop(tag) for tag in own], size)
+
+    def _predictions(self, batch: Sequence[Case], results: list[Result], size: int) -> list[Prediction | UserError]:
+        """Images in one batch shape, filled up to so many, whatever failed."""
+        drawn = [(case, result) for case, result in zip(batch, results, strict=True) if result.error is None]
+        if not drawn:
+            return [result.error for result in results]
+        cases, size = [case for case, _ in drawn], max(size, len(drawn))
+        codes = sharding.fill(np.stack([result.codes for _, result in drawn]), size)
+        images = iter(self._images(codes, [*cases, *cases[-1:] * (size - len(cases))]))
+        return [r.error or Prediction(next(images), self._words(r.text)) for r in results]
+
+    def _words(self, ids: Sequence[int]) -> str:
+        return self.vocabulary.decode([int(t) for t in ids if t >= 0]).strip()
 
     def _images(self, codes: np.ndarray, cases: Sequence[Case]) -> np.ndarray:
         """uint8 [B, H, W] of codes drawn for cases, painted with the priors' pixels where they have them."""
