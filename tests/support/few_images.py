@@ -50,7 +50,7 @@ def untrained(parts):
 
 
 def trained(parts, law, steps=300):
-    """`untrained` parts whose head alone was trained (`tasks.diagonal`) on all images, each as often as `law` has it."""
+    """`untrained` parts, the head alone trained (`tasks.diagonal`) on all images, each as often as `law` says."""
     words, layout, config, params = parts
     train = TrainConfig(steps=steps, warmup_steps=0, learning_rate=1e-2, weight_decay=0.0)
     settings = ProgEmuConfig(length=layout.length, loss_chunk=4)
