@@ -28,7 +28,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 LOCKED := $(PIP) --require-hashes
 EDITABLE := $(PIP) --no-deps --no-build-isolation -e .
 
-.PHONY: help setup try demo demo-quick phantom tables test docs audit lock soak fuzz test-beam bench-cohort parity-eval coverage \
+.PHONY: help setup try demo demo-quick phantom tables test docs notebook audit lock soak fuzz test-beam bench-cohort parity-eval coverage \
   known-systems parity bench-vq bench-decode bench-train bench-diffusion bench-convert gpu lint format clean
 
 help:
@@ -40,6 +40,7 @@ help:
 	@echo "make phantom     the same cohort at full size: runs/phantom (110 minutes on 2 cores)"
 	@echo "make test        set-up, then the tests (JOBS=$(JOBS) processes)"
 	@echo "make docs        the pages of docs/ and the API as a site, in $(DOCS_VENV): runs/site/index.html"
+	@echo "make notebook    the notebook's cells in a new environment of PYTHON=$(PYTHON), and again without bfloat16, as on a T4"
 	@echo "make audit       known faults of the packages in requirements.lock, in $(AUDIT_VENV) (asks an advisory service)"
 	@echo "make lock        the locks anew, by UV=$(UV); what they hold stays where it fits"
 	@echo "make soak        100 kills in every stage and command (at most 60 minutes; the same command goes on), and the"
@@ -102,6 +103,15 @@ $(DOCS_VENV)/.installed: requirements-docs.lock
 	test -x $(DOCS_VENV)/bin/python || $(PYTHON) -m venv $(DOCS_VENV)
 	$(DOCS_VENV)/bin/python $(LOCKED) -r requirements-docs.lock
 	touch $@
+
+# As on Colab: a folder with the checkout in it, a Python with nothing in it.
+notebook:
+	rm -rf runs/notebook
+	mkdir -p runs/notebook/progemu-jax
+	git ls-files -z | xargs -0 cp --parents -t runs/notebook/progemu-jax
+	$(PYTHON) -m venv runs/notebook/venv
+	cd runs/notebook && for without in "" --refuse-bfloat16; do MPLBACKEND=Agg PROGEMU_CACHE=$$PWD/cache venv/bin/python \
+	  progemu-jax/tests/support/run_notebook.py progemu-jax/notebooks/sample.ipynb $$without || exit; done
 
 # pip-audit ends with 1 for what it finds and for what goes wrong; what it finds is on its standard output.
 audit: $(AUDIT_VENV)/.installed
