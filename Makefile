@@ -108,7 +108,7 @@ $(DOCS_VENV)/.installed: requirements-docs.lock
 notebook:
 	rm -rf runs/notebook
 	mkdir -p runs/notebook/progemu-jax
-	git ls-files -z | xargs -0 cp --parents -t runs/notebook/progemu-jax
+	git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t runs/notebook/progemu-jax
 	$(PYTHON) -m venv runs/notebook/venv
 	cd runs/notebook && for without in "" --refuse-bfloat16; do MPLBACKEND=Agg PROGEMU_CACHE=$$PWD/cache venv/bin/python \
 	  progemu-jax/tests/support/run_notebook.py progemu-jax/notebooks/sample.ipynb $$without || exit; done

@@ -55,7 +55,6 @@ API = {  # page -> title, what it is for, dotted names; a name ending in * with 
         "What `python -m progemu_jax.eval` and `python -m progemu_jax.scorers` are made of.",
         (
             "progemu_jax.eval.evaluate",
-            "progemu_jax.eval.System",
             "progemu_jax.files.predictions.write_predictions",
             "progemu_jax.files.predictions.Prediction",
             "progemu_jax.scorers.phantom.PhantomScorer",
@@ -92,6 +91,10 @@ API = {  # page -> title, what it is for, dotted names; a name ending in * with 
 _LINK = re.compile(r"(\]\()(?![a-z]+:)([^)\s#]+)((?:#[^)\s]*)?\))")
 _BLOCK = re.compile(r"(^```.*?^```)", re.MULTILINE | re.DOTALL)
 _FETCHED = re.compile(r"<(?:script|link|img|iframe|source)\b[^>]*\b(?:src|href)=[\"']?((?:https?:)?//[^\"'\s>]*)")
+_TAGS = (
+    "a article autoref blockquote br code del details div em h1 h2 h3 h4 h5 h6 hr img li ol p pre small span strong "
+    "sub summary sup table tbody td th thead tr ul"
+)
 _UNREAD = re.compile(r"^(?:[-*] |\|.*\||```|#+ )", re.MULTILINE)  # Markdown that stayed as it was
 
 
@@ -136,7 +139,9 @@ def on_page_markdown(markdown, page, config, files):
 
 
 def on_page_content(html, page, config, files):
-    """Refuses a page on which Markdown is left, because GitHub reads it and mkdocs does not."""
+    """Refuses a page with Markdown that GitHub reads and mkdocs does not, and one on which a word in <> is lost."""
+    if tags := {*re.findall(r"<([a-z][\w-]*)", html)} - {*_TAGS.split()}:
+        raise PluginError(f"{page.file.src_uri}: <{min(tags)}> is no tag that is used here; write such a word as code")
     text = re.sub(r"<(pre|code)\b.*?</\1>", "", html, flags=re.DOTALL)
     if found := _UNREAD.search(re.sub(r"<[^>]+>", "", text)):
         raise PluginError(f"{page.file.src_uri}: {found[0]!r} was not understood; put an empty line in front of it")
