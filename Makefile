@@ -22,13 +22,15 @@ PARITY_VENV ?= .venv-parity
 BEAM_VENV ?= .venv-beam
 PARITY_PY := $(PARITY_VENV)/bin/python
 AUDIT_VENV ?= .venv-audit
+DOCS_VENV ?= .venv-docs
 UV ?= uv
 PIP := -m pip install --quiet --disable-pip-version-check
 LOCKED := $(PIP) --require-hashes
 EDITABLE := $(PIP) --no-deps --no-build-isolation -e .
 
-.PHONY: help setup try demo demo-quick phantom tables test audit lock soak fuzz test-beam bench-cohort parity-eval coverage \
-  known-systems parity bench-vq bench-decode bench-small bench-train bench-diffusion bench-convert gpu lint format clean
+.PHONY: help setup try demo demo-quick phantom tables test docs notebook audit lock soak fuzz test-beam bench-cohort \
+  parity-eval coverage known-systems parity bench-vq bench-decode bench-small bench-train bench-diffusion bench-convert \
+  gpu lint format clean
 
 help:
 	@echo "make setup       virtual environment in $(VENV) from the hashed lock (Python 3.11 or newer)"
@@ -38,6 +40,8 @@ help:
 	@echo "make demo-quick  the same in the smallest size: runs/demo-quick"
 	@echo "make phantom     the same cohort at full size: runs/phantom (110 minutes on 2 cores)"
 	@echo "make test        set-up, then the tests (JOBS=$(JOBS) processes)"
+	@echo "make docs        the pages of docs/ and the API as a site, in $(DOCS_VENV): runs/site/index.html"
+	@echo "make notebook    the notebook's cells in a new environment of PYTHON=$(PYTHON), and again without bfloat16, as on a T4"
 	@echo "make audit       known faults of the packages in requirements.lock, in $(AUDIT_VENV) (asks an advisory service)"
 	@echo "make lock        the locks anew, by UV=$(UV); what they hold stays where it fits"
 	@echo "make soak        100 kills in every stage and command (at most 60 minutes; the same command goes on), and the"
@@ -93,6 +97,24 @@ test: setup
 	JAX_PLATFORMS=cpu OMP_NUM_THREADS=1 XLA_FLAGS="$(TEST_FLAGS) $(FAST)" $(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder \
 	  -m "not parity and not slow and not beam"
 
+# Not --quiet, which drops what --strict counts. The variable: no advertisement of the theme's makers.
+docs: $(DOCS_VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict
+
+$(DOCS_VENV)/.installed: requirements-docs.lock
+	test -x $(DOCS_VENV)/bin/python || $(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/python $(LOCKED) -r requirements-docs.lock
+	touch $@
+
+# As on Colab: a folder with the checkout in it, a Python with nothing in it.
+notebook:
+	rm -rf runs/notebook
+	mkdir -p runs/notebook/progemu-jax
+	git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t runs/notebook/progemu-jax
+	$(PYTHON) -m venv runs/notebook/venv
+	cd runs/notebook && for without in "" --refuse-bfloat16; do MPLBACKEND=Agg PROGEMU_CACHE=$$PWD/cache venv/bin/python \
+	  progemu-jax/tests/support/run_notebook.py progemu-jax/notebooks/sample.ipynb $$without || exit; done
+
 # pip-audit ends with 1 for what it finds and for what goes wrong; what it finds is on its standard output.
 audit: $(AUDIT_VENV)/.installed
 	@cd $(AUDIT_VENV) && bin/pip-audit --strict --disable-pip --progress-spinner=off -r $(CURDIR)/requirements.lock >found 2>log; \
@@ -120,6 +142,7 @@ lock:
 	for name in parity parity-eval; do cp requirements.lock requirements-$$name.lock; \
 	  $(LOCK) requirements-$$name.txt $(addprefix --no-emit-package=,$(BUILDS)) -o requirements-$$name.lock || exit; done
 	echo "pip-audit>=2.10" | $(LOCK) - -o requirements-audit.lock
+	printf "mkdocs-material>=9.7\nmkdocstrings[python]>=1.0\nruff\n" | $(LOCK) - -o requirements-docs.lock
 
 soak: setup
 	$(TEST_ENV) $(PY) -m pytest -m slow

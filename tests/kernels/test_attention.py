@@ -2,6 +2,7 @@
 
 import math
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 from support.initial import initial
 from support.tiny_diffusion import normal
 
-from progemu_jax.devices import sharding
+from progemu_jax.devices import accelerators, sharding
 from progemu_jax.kernels import attention
 from progemu_jax.models.transformer import Transformer, TransformerConfig, init_params, logits
 
@@ -36,6 +37,17 @@ def test_auto_takes_a_kernel_that_computes_what_is_asked(backend, dtype, head_di
     dtype = jnp.dtype(dtype)
     assert attention.choose("auto", backend, dtype, head_dim, segments, dropout) == expected
     assert attention.choose("xla", backend, dtype, head_dim, segments, dropout) == "xla"
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"), [("7.5", "xla"), ("8.0", "cudnn"), ("12.0", "cudnn"), ("gfx942", "xla")]
+)
+def test_a_gpu_without_flash_attention_in_cudnn_takes_xla(capability, expected):
+    """A T4, as on Colab, is of capability 7.5: what was asked for by name is not overruled."""
+    able = accelerators.has_flash_attention(types.SimpleNamespace(compute_capability=capability))
+    assert attention.choose("auto", "gpu", jnp.dtype(BF16), 128, None, False, able) == expected
+    assert attention.choose("cudnn", "gpu", jnp.dtype(BF16), 128, None, False, able) == "cudnn"
+    assert not accelerators.has_flash_attention(jax.devices("cpu")[0])
 
 
 def inputs(T, B=2, K=2, G=2, D=128):
