@@ -123,7 +123,7 @@ def evaluate(
       seed: of the resamples and of the choice of cases shown.
       title, caveats: of the page; caveats is a list of sentences.
       cases_shown: cases on the sheet, drawn at random, not by result.
-      subsamples: half-samples behind the intervals of FID, KID, precision and recall, at most 50.
+      subsamples: half-samples behind the intervals of FID and its like, at most 50.
       text_models: of chexbert, radgraph, green; their packages must be installed.
       log: called with one line for each warning.
 

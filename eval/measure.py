@@ -239,7 +239,7 @@ def _measure(candidate, truth, bootstrap, text_models, ratios, functions, out):
 
 
 def measure_fidelity(candidate, truth, out, subsamples, seed):
-    """Adds FID, KID, precision and recall to a Measured, where the score files hold features of one backbone."""
+    """Adds FID, KID and nearest neighbours to a Measured, where the score files hold features of one backbone."""
     scores, real = candidate.scores, truth.followup_scores
     if scores is None or real is None or scores.features is None or real.features is None:
         return
@@ -257,7 +257,8 @@ def measure_fidelity(candidate, truth, out, subsamples, seed):
     out.distributions.update(got)
     out.features = {
         "backbone": scores.backbone, "dimensions": int(made.shape[1]), "real": len(followup), "generated": len(made),
-        "neighbours": fidelity.NEIGHBOURS, "subsamples": len(got["fid"]) - 1,
+        "neighbours": fidelity.NEIGHBOURS, "dense_neighbours": fidelity.DENSE_NEIGHBOURS,
+        "subsamples": len(got["fid"]) - 1,
     }  # fmt: skip
 
 
