@@ -9,7 +9,7 @@ makes score files. DIR/memorisation.json (`python -m progemu_jax.data.memorisati
 NAME:contradicting for the control of system NAME) and baselines (shuffled-prompts, text-only) are judged as such.
 
 Written to --out: metrics.json; tables and the papers' tables 1-4 (paper), each as .md, .tex and .html;
-report/index.html.
+cases.csv, a row a sample with every metric that one image has; report/index.html.
 """
 
 import sys

@@ -20,6 +20,7 @@ import numpy as np
 from progemu_jax.errors import UserError
 from progemu_jax.eval.bootstrap import Bootstrap, estimate
 from progemu_jax.eval.case_sheet import write_sheet
+from progemu_jax.eval.case_table import write_case_table
 from progemu_jax.eval.compare import differences, tests
 from progemu_jax.eval.definitions import METRICS
 from progemu_jax.eval.measure import Candidate, Truth, measure, measure_fidelity
@@ -109,7 +110,7 @@ def evaluate(
     text_models=(),
     log=print,
 ):
-    """Score `systems` and write `out`/metrics.json, tables and `out`/report/index.html.
+    """Score `systems` and write `out`/metrics.json, tables, cases.csv and `out`/report/index.html.
 
     Args:
       systems: dict key -> System. The first is the one under test: differences and cases are its own. The
@@ -171,6 +172,7 @@ def evaluate(
         write_text(out / "metrics.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
         write_tables(result, out)
         write_paper(result, out)
+        write_case_table(out / "cases.csv", candidates, measured, refs)
         page = write_report(result, candidates, measured, refs, cases_shown=cases_shown, seed=seed)
         write_sheet(out / "report" / "cases.png", candidates[0], refs, seed=seed)
         write_text(out / "report" / "index.html", page)

@@ -77,6 +77,7 @@ class Measured:
     flags: dict = field(default_factory=dict)  # metric -> list of str
     notes: list = field(default_factory=list)
     case_values: dict = field(default_factory=dict)  # per row, for the sheet of cases
+    per_case: dict = field(default_factory=dict)  # metric -> (numerator [R], denominator [R]) of each row
     features: dict = field(default_factory=dict)  # backbone and numbers of images behind FID and its like
 
 
@@ -229,6 +230,7 @@ def _measure(candidate, truth, bootstrap, text_models, ratios, functions, out):
         _score_metrics(candidate, truth, ratios, functions, out)
     if rows.texts is not None:
         _text_metrics(candidate, truth, ratios, functions, out, text_models)
+    out.per_case = {name: value for name, value in ratios.items() if not isinstance(name, tuple)}
     got = bootstrap.distributions(truth.patient[rows.case], ratios, functions)
     for name, values in got.items():
         if isinstance(name, tuple):
