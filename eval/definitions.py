@@ -151,6 +151,12 @@ METRICS = {
     ),
     # Fidelity and diversity
     "fid": Metric("FID", "Frechet distance of features from the real follow-ups'; compare equal n only.", -1, 2),
+    "fid_half": Metric(
+        "FID at half n",
+        "The same, mean of half-samples of the patients: compare this with the row of real against real follow-ups.",
+        -1,
+        2,
+    ),
     "kid": Metric("KID", "Unbiased squared MMD of features, cubic kernel.", -1, 4),
     "feature_precision": Metric("Precision", "Share of generated images within reach of real ones (k = 3)."),
     "feature_recall": Metric(
@@ -267,8 +273,8 @@ SECTIONS = (
     ),
     (
         "Fidelity and diversity of the images",
-        ("fid", "kid", "feature_precision", "feature_recall", "feature_density", "feature_coverage", "diversity",
-         "uncertainty_ence", "uncertainty_error_r"),
+        ("fid", "fid_half", "kid", "feature_precision", "feature_recall", "feature_density", "feature_coverage",
+         "diversity", "uncertainty_ence", "uncertainty_error_r"),
     ),
 )  # fmt: skip
 

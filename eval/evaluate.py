@@ -1,8 +1,9 @@
 """Score systems against references: metrics.json, tables and a self-contained report/index.html.
 
 Rows of the table: every system given; and, computed beside them, copy-the-prior, the mean image, echo-the-prompt
-(text only), the tokenizer-reconstructed follow-up, the real follow-up (ceiling) and, on the phantom, the true
-counterfactual. Images of prior, follow-up and counterfactual are the references' own; the mean image is theirs too.
+(text only), the tokenizer-reconstructed follow-up, the real follow-up (ceiling), on the phantom the true
+counterfactual, and, where there are features, real follow-ups against real ones (the floor of FID and its like).
+Images of prior, follow-up and counterfactual are the references' own; the mean image is theirs too.
 Controls (contradicting prompts, null prompt) are a system's answers to other prompts than the references'; they are
 judged by their own prompts, and by the rendered true answers to them where there is a folder of those.
 
@@ -23,9 +24,10 @@ from progemu_jax.eval.case_sheet import write_sheet
 from progemu_jax.eval.case_table import write_case_table
 from progemu_jax.eval.compare import differences, tests
 from progemu_jax.eval.definitions import METRICS
-from progemu_jax.eval.measure import Candidate, Truth, measure, measure_fidelity
+from progemu_jax.eval.measure import Candidate, Truth, measure
+from progemu_jax.eval.measure_features import FLOOR, FLOOR_NOTE, measure_fidelity
 from progemu_jax.eval.metrics.cmig import cmig
-from progemu_jax.eval.metrics.fidelity import SUBSAMPLES
+from progemu_jax.eval.metrics.fidelity import NAMES, SUBSAMPLES
 from progemu_jax.eval.metrics.retention import normalised
 from progemu_jax.eval.metrics.roc import RELIABLE
 from progemu_jax.eval.paper_tables import write_paper
@@ -61,6 +63,7 @@ TITLES = {
     "answers": "Rendered answers to the prompts",
     "followup": "Real follow-up",
     "counterfactual": "True counterfactual",
+    FLOOR: "Real against real follow-ups, halves",
 }
 BASELINES = ("copy", "mean_image", "shuffled", "text_only", "echo", "prior_reconstruction")
 CONTROLS = ("contradicting", "contradicting_answers", "null_edit", "null_edit_answers")
@@ -260,6 +263,10 @@ def _candidates(systems, rows, refs, reference_scores):
     order = [k for role in ("system", "baseline", "control", "ceiling") for k in _of_role(role, made)]
     if next(iter(systems)) not in order[:1]:  # the system under test comes first, whatever it is called
         order = [next(iter(systems))] + [k for k in order if k != next(iter(systems))]
+    followup = reference_scores.get("followup")
+    if FLOOR not in made and followup is not None and followup.features is not None:
+        made[FLOOR] = Candidate(FLOOR, TITLES[FLOOR], "floor", plain(None), note=FLOOR_NOTE)
+        order.append(FLOOR)
     return [made[k] for k in order]
 
 
@@ -381,7 +388,9 @@ def _result(candidates, measured, refs, truth, boot, seed):
 
 
 def _few(metric, counts):
-    """The flag of one finding's AUROC-like metric with fewer than 20 positives or negatives."""
+    """The flag of one finding's metric with fewer than 20 positives or negatives, or images."""
+    if counts is not None and metric in NAMES and counts["images"] < RELIABLE:
+        return (f"{counts['images']} images: fewer than {RELIABLE}",)
     if counts is None or metric not in (*FINDING_METRICS, "gap_closed"):
         return ()
     prefix = "changed_" if metric in ("finding_auroc_changed", "gap_closed") else ""

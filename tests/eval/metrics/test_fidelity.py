@@ -127,3 +127,43 @@ class TestIntervals:
     def test_few_patients_have_none(self):
         x = np.random.default_rng(8).normal(size=(9, 2))
         assert len(fidelity.fidelity(x, x, np.zeros(9, int), np.zeros(9, int))["fid"]) == 1
+
+    def test_fid_of_halves_is_their_mean(self):
+        rng = np.random.default_rng(11)
+        x, y, patient = rng.normal(size=(40, 3)), rng.normal(size=(40, 3)) + 0.3, np.arange(40)
+        got = fidelity.fidelity(x, y, patient, patient, subsamples=20)
+        assert got["fid_half"][0] == pytest.approx(got["fid_half"][1:].mean())
+        assert got["fid_half"][0] > got["fid"][0]  # FID falls with n
+        assert "fid_half" not in fidelity.fidelity(x, y, patient, patient, subsamples=0)
+
+
+class TestRealHalves:
+    def test_no_patient_is_on_both_sides(self, monkeypatch):
+        """Features that are the patient's number: a patient on both sides would be in both sets."""
+        sides = []
+        monkeypatch.setattr(fidelity, "_all", lambda one, other: sides.append((one, other)) or (0.0,) * 6)
+        patient = np.repeat(np.arange(9), [1, 2, 3] * 3)
+        got = fidelity.real_halves(patient[:, None].astype(float), patient, splits=7)
+        assert len(sides) == 7
+        for one, other in sides:
+            assert not set(one[:, 0]) & set(other[:, 0])
+            assert len(one) + len(other) == len(patient)
+        assert set(got) == {"fid_half", *fidelity.NAMES[1:]}
+
+    def test_is_where_images_as_good_as_real_stand(self):
+        """Means over 40 cohorts: the floor, and other draws of the same distribution at half n."""
+        rng, patient, floor, other = np.random.default_rng(12), np.arange(60), [], []
+        for _ in range(40):
+            real, made = rng.normal(size=(2, 60, 4))
+            got = fidelity.real_halves(real, patient, splits=8)
+            floor.append([v[0] for v in got.values()])
+            other.append(fidelity.fidelity(real, made, patient, patient, subsamples=8)["fid_half"][0])
+        fid, kid, _, _, density, coverage = np.mean(floor, axis=0)
+        assert fid == pytest.approx(np.mean(other), rel=0.15)
+        assert kid == pytest.approx(0, abs=0.05)
+        assert density == pytest.approx(1, abs=0.05)
+        assert coverage == pytest.approx(0.97, abs=0.02)
+
+    def test_few_patients_have_none(self):
+        assert fidelity.real_halves(np.zeros((9, 2)), np.arange(9) // 3) == {}
+        assert fidelity.real_halves(np.zeros((9, 2)), np.arange(9), splits=0) == {}
