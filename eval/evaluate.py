@@ -13,7 +13,7 @@ needs scores: without them only image and text metrics are defined.
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from progemu_jax.eval.case_sheet import write_sheet
 from progemu_jax.eval.case_table import write_case_table
 from progemu_jax.eval.compare import differences, tests
 from progemu_jax.eval.definitions import METRICS
+from progemu_jax.eval.external import external_tables, read_results
 from progemu_jax.eval.measure import Candidate, Truth, measure
 from progemu_jax.eval.measure_features import FLOOR, FLOOR_NOTE, measure_fidelity
 from progemu_jax.eval.metrics.cmig import cmig
@@ -89,6 +90,7 @@ class System:
       title: name on the page; by default from the key.
       note: one line of explanation on the page.
       memorisation: the audit of those images (`data.memorisation`), or None.
+      results: protocol (of `external.TITLES`) -> the file in which another evaluation wrote what it found.
     """
 
     predictions: str | os.PathLike
@@ -96,6 +98,7 @@ class System:
     title: str | None = None
     note: str = ""
     memorisation: str | os.PathLike | None = None
+    results: dict = field(default_factory=dict)
 
 
 def evaluate(
@@ -137,6 +140,11 @@ def evaluate(
     Raises:
       UserError: unreadable or inconsistent input, no case in common.
     """
+    external = {
+        _canonical(key): {protocol: read_results(protocol, path, key) for protocol, path in system.results.items()}
+        for key, system in systems.items()
+        if system.results
+    }
     systems = {_canonical(key): system for key, system in systems.items()}
     if not systems:
         raise UserError("no predictions to evaluate: give at least one predictions folder")
@@ -165,7 +173,7 @@ def evaluate(
     for c in candidates:
         measure_fidelity(c, truth, measured[c.key], subsamples if boot.resamples else 0, seed)
     result = _result(candidates, measured, refs, truth, boot, seed)
-    result.update(title=title, caveats=list(caveats), warnings=warnings)
+    result.update(title=title, caveats=list(caveats), warnings=warnings, external=external)
     for key, audit in audits.items():
         result["systems"][key]["memorisation"] = audit
 
@@ -173,7 +181,7 @@ def evaluate(
     try:
         (out / "report").mkdir(parents=True, exist_ok=True)
         write_text(out / "metrics.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
-        write_tables(result, out)
+        write_tables(result, out, external_tables(result))
         write_paper(result, out)
         write_case_table(out / "cases.csv", candidates, measured, refs)
         page = write_report(result, candidates, measured, refs, cases_shown=cases_shown, seed=seed)

@@ -5,6 +5,7 @@ from pathlib import Path
 from string import Template
 
 from progemu_jax.eval.definitions import METRICS, SECTIONS, features_line, number, shown
+from progemu_jax.eval.external import external_tables
 from progemu_jax.eval.page_images import (
     COLD,
     DIFFERENCE,
@@ -45,6 +46,7 @@ def write_report(result, candidates, measured, refs, *, cases_shown=12, seed=0):
         _per_finding(result, first.key),
         *map(html, fidelity_tables(result)),
         _memorisation(result),
+        *map(html, external_tables(result)),
         _tests(result),
         saliency_section(candidates, refs, seed),
         _sheet(first, measured[first.key], refs, cases_shown, seed),

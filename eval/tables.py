@@ -147,9 +147,9 @@ def write_forms(folder, name, title, intro, tables):
     write_text(folder / f"{name}.html", "\n".join(page))
 
 
-def write_tables(result, folder):
-    """Writes tables.md, tables.tex and tables.html of a metrics.json dict."""
+def write_tables(result, folder, more=()):
+    """Writes tables.md, tables.tex and tables.html of a metrics.json dict; `more`: Tables that stand below its own."""
     counts = f"{result['cases']} cases of {result['patients']} patients; 95 % intervals over patients."
     copies = memorisation_table(result)
-    tables = [*section_tables(result), *fidelity_tables(result), *([copies] if copies else [])]
+    tables = [*section_tables(result), *fidelity_tables(result), *([copies] if copies else []), *more]
     write_forms(folder, "tables", result["title"], [counts, *result["caveats"]], tables)
