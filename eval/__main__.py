@@ -10,6 +10,7 @@ NAME:contradicting for the control of system NAME) and baselines (shuffled-promp
 
 --export=chexgenbench, m3, radmatch or teacsv judges nothing: it writes each folder as that evaluation reads it, to
 DIR/PROTOCOL/NAME. --results=[NAME:]PROTOCOL=FILE reads what it then wrote, as a table of its own.
+--leaderboard=FILE.jsonl adds the systems to a leaderboard, whose tables are then FILE.md.
 
 Written to --out: metrics.json; tables and the papers' tables 1-4 (paper), each as .md, .tex and .html;
 cases.csv, a row a sample with every metric that one image has; report/index.html.
@@ -22,6 +23,7 @@ from pathlib import Path
 from progemu_jax.errors import UserError, exit_status
 from progemu_jax.eval.evaluate import REFERENCE_ROWS, System, evaluate
 from progemu_jax.eval.export import EXPORTS, export
+from progemu_jax.eval.leaderboard import add
 from progemu_jax.eval.metrics.fidelity import SUBSAMPLES
 from progemu_jax.eval.metrics.textmodels import MODELS
 from progemu_jax.files.command_line import Parser
@@ -97,6 +99,7 @@ def main(argv=None):
     parser.add_argument("--subsamples", type=int, default=SUBSAMPLES, help="half-samples for FID, KID (at most 50)")
     parser.add_argument("--export", action="append", default=[], choices=sorted(EXPORTS), help="for that evaluation")
     parser.add_argument("--results", action="append", default=[], metavar="[NAME:]PROTOCOL=FILE")
+    parser.add_argument("--leaderboard", metavar="FILE.jsonl", help="add the systems to it; tables in FILE.md")
     parser.add_argument("--text-model", action="append", default=[], choices=sorted(MODELS), help="if installed")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cases", type=int, default=12, help="cases shown on the page")
@@ -133,7 +136,7 @@ def main(argv=None):
         if args.reference_scores and not find_reference_scores([args.reference_scores]):
             raise UserError(f"--reference-scores={args.reference_scores}: holds no prior.npz, followup.csv, ...")
         places = [args.reference_scores] if args.reference_scores else [Path(args.references) / "scores", *places]
-        evaluate(
+        result = evaluate(
             systems,
             args.references,
             find_reference_scores(places),
@@ -147,6 +150,8 @@ def main(argv=None):
             text_models=args.text_model,
             log=lambda line: print(line, file=sys.stderr),
         )
+        if args.leaderboard:
+            add(args.leaderboard, result)
         return Path(args.out) / "report" / "index.html"
 
     return exit_status(work)

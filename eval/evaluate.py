@@ -36,7 +36,7 @@ from progemu_jax.eval.predictions import Rows, read_predictions, read_references
 from progemu_jax.eval.report import write_report
 from progemu_jax.eval.scores import name_ids, read_memorisation, read_scores
 from progemu_jax.eval.tables import write_tables
-from progemu_jax.files.records import write_text
+from progemu_jax.files.records import digest, write_text
 
 SCHEMA = 2
 FINDING_METRICS = ("finding_auroc", "finding_auprc", "finding_auroc_changed", "finding_f1")
@@ -374,8 +374,10 @@ def _result(candidates, measured, refs, truth, boot, seed):
             "features": m.features,
             "notes": m.notes,
         }
+    asked = sorted([row["pair_id"], row["prompt"], row["interpretation"]] for row in refs.rows)
     return {
         "schema": SCHEMA,
+        "references": digest(asked),
         "cases": len(refs.rows),
         "patients": truth.patients,
         "sources": sorted({str(r.get("source")) for r in refs.rows}),
