@@ -151,9 +151,28 @@ METRICS = {
     ),
     # Fidelity and diversity
     "fid": Metric("FID", "Frechet distance of features from the real follow-ups'; compare equal n only.", -1, 2),
+    "fid_half": Metric(
+        "FID at half n",
+        "The same, mean of half-samples of the patients: compare this with the row of real against real follow-ups.",
+        -1,
+        2,
+    ),
     "kid": Metric("KID", "Unbiased squared MMD of features, cubic kernel.", -1, 4),
     "feature_precision": Metric("Precision", "Share of generated images within reach of real ones (k = 3)."),
-    "feature_recall": Metric("Recall", "Share of real images within reach of generated ones (k = 3)."),
+    "feature_recall": Metric(
+        "Recall",
+        "Share of real images within reach of generated ones (k = 3). It can rise as diversity falls: the reach of a "
+        "few generated images that lie far apart is large. Read it beside coverage.",
+    ),
+    "feature_density": Metric(
+        "Density",
+        "Mean number of real images that a generated one is within reach of, over k = 5; about 1 for real images, and "
+        "above 1 for images that crowd where real ones are common.",
+    ),
+    "feature_coverage": Metric(
+        "Coverage",
+        "Share of real images with a generated one within their reach (k = 5); of as many real images about 0.97.",
+    ),
     "diversity": Metric("Diversity", "1 - MS-SSIM of two futures of one case, mean over pairs.", 0),
     "uncertainty_ence": Metric(
         "Calibration error",
@@ -254,7 +273,8 @@ SECTIONS = (
     ),
     (
         "Fidelity and diversity of the images",
-        ("fid", "kid", "feature_precision", "feature_recall", "diversity", "uncertainty_ence", "uncertainty_error_r"),
+        ("fid", "fid_half", "kid", "feature_precision", "feature_recall", "feature_density", "feature_coverage",
+         "diversity", "uncertainty_ence", "uncertainty_error_r"),
     ),
 )  # fmt: skip
 
@@ -271,10 +291,14 @@ def features_line(result):
     for s in result["systems"].values():
         if s.get("features"):
             f = s["features"]
-            text = f"{f['real']} real follow-ups, {f['backbone']} ({f['dimensions']} features), k = {f['neighbours']}"
+            text = (
+                f"{f['real']} real follow-ups, {f['backbone']} ({f['dimensions']} features), k = {f['neighbours']}, "
+                f"of the last two {f['dense_neighbours']}"
+            )
             seen.setdefault(text, []).append(f"{s['title']} {f['generated']}")
     return "; ".join(
-        f"FID, KID, precision and recall against {k}; n generated: {', '.join(v)}" for k, v in seen.items()
+        f"FID, KID, precision, recall, density and coverage against {k}; n generated: {', '.join(v)}"
+        for k, v in seen.items()
     )
 
 

@@ -70,6 +70,7 @@ class TestKnownSystems:
     def test_rows_and_order(self, run):
         assert list(run[1]["systems"]) == [
             "perfect", "null", "copy", "mean_image", "shuffled", "echo", "reconstruction", "followup", "counterfactual",
+            "real_halves",
         ]  # fmt: skip
 
     def test_perfect_is_at_the_ceiling(self, run):

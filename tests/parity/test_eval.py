@@ -1,7 +1,7 @@
 """Every metric against an independent implementation on 200 random and degenerate inputs: `make parity-eval`.
 
-scikit-learn, scikit-image, scipy, torchmetrics, pytorch-msssim, sacrebleu, rouge-score, NLTK; and the XRV wrapper's
-loading code against the library itself, with random weights in the files' real formats. All within 1e-6.
+scikit-learn, scikit-image, scipy, torchmetrics, prdc, pytorch-msssim, sacrebleu, rouge-score, NLTK; and the XRV
+wrapper's loading code against the library itself, with random weights in the files' real formats. All within 1e-6.
 """
 
 import math
@@ -215,7 +215,18 @@ def test_precision_and_recall_are_sklearns_neighbours(seed):
         distance = np.linalg.norm(points[:, None] - centres[None], axis=-1)
         return (distance <= radius).any(1).mean()
 
-    close(fidelity.precision_recall(x, y), (covered(x, y), covered(y, x)))
+    close(fidelity.neighbours(x, y)[:2], (covered(x, y), covered(y, x)))
+
+
+@pytest.mark.parametrize("seed", range(CASES))
+def test_density_and_coverage_are_prdcs(seed):
+    prdc = pytest.importorskip("prdc")
+    x, y = features(seed)
+    if seed % 4 == 0:  # as above
+        y = y + 1e-3
+    k = min(seed % 5 + 1, min(len(x), len(y)) - 2)  # theirs wants a point more than it uses
+    theirs = prdc.compute_prdc(real_features=x, fake_features=y, nearest_k=k)
+    close(fidelity.neighbours(x, y, k, k), [theirs[n] for n in ("precision", "recall", "density", "coverage")])
 
 
 def sentences(seed):
