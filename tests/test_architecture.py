@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "files": {"errors", "text", "provenance"},
     "provenance": {"errors", "files"},
     "hub": {"errors"},
+    "commands": {"errors"},
     "data": BASE,
     "eval": BASE,
     "configs": {"models"},

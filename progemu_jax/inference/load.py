@@ -39,12 +39,15 @@ def load(
     """
     if quantize not in (None, "int8"):
         raise UserError(f"quantize={quantize!r}: expected 'int8' or None")
-    path, pinned = hub.fetch(path) if hub.is_address(path) else (pretrained.find(path), None)
-    if hub.is_address(tokenizer):
-        tokenizer, _ = hub.fetch(tokenizer)
-    model = _load(path, tokenizer, quantize)
+    folder, pinned = find(path)
+    model = _load(folder, tokenizer and find(tokenizer)[0], quantize)
     model.name = pinned or model.name
     return model
+
+
+def find(path: str | os.PathLike) -> tuple[str | os.PathLike, str | None]:
+    """(folder, address with the commit or None) of what `load` takes: the texts "phantom" and "hf:...", else a path."""
+    return hub.fetch(path) if hub.is_address(path) else (pretrained.find(path), None)
 
 
 def _load(
