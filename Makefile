@@ -136,7 +136,7 @@ BUILDS := torch torchvision triton cuda-bindings cuda-pathfinder cuda-toolkit $(
 torch = $(shell grep -E '^torch(vision)?==' $(1))
 
 lock:
-	$(LOCK) pyproject.toml --extra=dev --extra=dicom --extra=llm -o requirements.lock
+	$(LOCK) pyproject.toml --extra=dev --extra=dicom --extra=hub --extra=llm -o requirements.lock
 	test -f requirements-beam.lock || cp requirements.lock requirements-beam.lock
 	$(LOCK) pyproject.toml --extra=dev --extra=dicom --extra=llm --extra=beam -o requirements-beam.lock
 	for name in parity parity-eval; do cp requirements.lock requirements-$$name.lock; \

@@ -1,9 +1,9 @@
-"""python -m progemu_jax.gallery [--model=phantom|RUN] [--scorer=phantom|DIR] [--out=DIR] [--patients=5] [--seed=0]
+"""python -m progemu_jax.gallery [--model=MODEL] [--scorer=phantom|DIR] [--out=DIR] [--patients=5] [--seed=0]
 
 Pictures of the first held-out phantom patients (`make try`): prior, prompt, edited image, true answer, difference,
 text, what was understood, and the scorer's probabilities. DIR gets PNG files, cases.json, index.html, which needs no
-other file, and try.png. --model is the one in the package, or a run directory of a model of the phantom; --scorer that
-of the model, if it has one.
+other file, and try.png. --model is the one in the package (phantom), or a model of the phantom in a run directory or
+on the Hub (hf:owner/name); --scorer that of the model, if it has one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from progemu_jax.errors import UserError, exit_status
 from progemu_jax.files.command_line import Parser
 from progemu_jax.files.records import read_json
 from progemu_jax.gallery import cases, page
-from progemu_jax.inference.load import load
+from progemu_jax.inference.load import find, load
 from progemu_jax.inference.request import seed as checked_seed
 from progemu_jax.scorers.phantom import PhantomScorer
 
@@ -35,7 +35,7 @@ def gallery(model: str, scorer: str | None, out: Path, patients: int = 5, seed: 
     """
     if not 1 <= patients <= MOST:
         raise UserError(f"--patients={patients}: expected 1 to {MOST}")
-    seed, folder = checked_seed(seed), Path(pretrained.find(model))
+    seed, folder = checked_seed(seed), Path(find(model)[0])
     out.mkdir(parents=True, exist_ok=True)
     config = read_json(folder / "config.json") or {}
     data = config.get("data", {})
@@ -62,7 +62,7 @@ def gallery(model: str, scorer: str | None, out: Path, patients: int = 5, seed: 
 def main(argv: list[str] | None = None) -> int:
     """Run from command-line arguments; returns the exit status (2 for bad input)."""
     parser = Parser(__doc__)
-    parser.add_argument("--model", default=pretrained.NAME, metavar="phantom|RUN")
+    parser.add_argument("--model", default=pretrained.NAME, metavar="phantom|RUN|hf:owner/name")
     parser.add_argument("--scorer", metavar="phantom|DIR", help="default: the model's own")
     parser.add_argument("--out", default="runs/try", metavar="DIR")
     parser.add_argument("--patients", type=int, default=5)
