@@ -47,20 +47,20 @@ def test_drafts_draw_the_same(tiny_model):
 
 
 def test_an_error_is_of_its_case_alone(tiny_model):
-    asked = cases(6)
-    good = shown(tiny_model.sample_queued(cut(asked, 2), slots=2))
-    for i in (1, 4, 5):  # one of a batch, and all of one
+    asked = cases(7)
+    good = shown(tiny_model.sample_queued(cut(asked, 3), slots=3))
+    for i in (1, 3, 4, 5):  # one of a batch, and all of one
         asked[i] = dataclasses.replace(asked[i], prompt="edema " * 99)
-    made = [out for batch in tiny_model.sample_queued(cut(asked, 2), slots=2) for out in batch]
-    assert [isinstance(out, UserError) for out in made] == [False, True, False, False, True, True]
-    assert [(made[i].image.tobytes(), made[i].text) for i in (0, 2, 3)] == [good[i] for i in (0, 2, 3)]
+    made = [out for batch in tiny_model.sample_queued(cut(asked, 3), slots=3) for out in batch]
+    assert [i for i, out in enumerate(made) if isinstance(out, UserError)] == [1, 3, 4, 5]
+    assert [(made[i].image.tobytes(), made[i].text) for i in (0, 2, 6)] == [good[i] for i in (0, 2, 6)]
 
 
 def test_a_cut_folder_ends_as_an_uncut_one(tiny_model, tmp_path):
-    asked, options = cases(7), {"batch_size": 2, "seed": 0, "checkpoint": "c", "sampling": {}}
+    asked, options = cases(10), {"batch_size": 3, "seed": 0, "checkpoint": "c", "sampling": {}}
 
     def predict(batches):
-        return tiny_model.sample_queued(batches, slots=2)
+        return tiny_model.sample_queued(batches, slots=3)
 
     def killed(batches):
         for number, made in enumerate(predict(batches)):
@@ -71,7 +71,7 @@ def test_a_cut_folder_ends_as_an_uncut_one(tiny_model, tmp_path):
     write_predictions(tmp_path / "whole", asked, predict, **options)
     with pytest.raises(KeyboardInterrupt):
         write_predictions(tmp_path / "cut", asked, killed, **options)
-    assert len((tmp_path / "cut/predictions.jsonl").read_text().splitlines()) == 4
+    assert len((tmp_path / "cut/predictions.jsonl").read_text().splitlines()) == 6
     write_predictions(tmp_path / "cut", asked, predict, **options)
     for path in sorted(p for p in (tmp_path / "whole").rglob("*") if p.is_file()):
         assert (tmp_path / "cut" / path.relative_to(tmp_path / "whole")).read_bytes() == path.read_bytes()
