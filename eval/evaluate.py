@@ -132,7 +132,7 @@ def evaluate(
       title, caveats: of the page; caveats is a list of sentences.
       cases_shown: cases on the sheet, drawn at random, not by result.
       subsamples: half-samples behind the intervals of FID and its like, at most 50.
-      text_models: of chexbert, radgraph, green; their packages must be installed.
+      text_models: of chexbert, radgraph, green, radeval; their packages must be installed.
       features: an npz file of any network's features of all systems (`scores.read_features`), in place of those of the
         score files; None: theirs.
       log: called with one line for each warning.

@@ -375,6 +375,9 @@ def _direction_metrics(columns, was, prob, candidate, truth, ratios, out):
     ratios["specificity"] = _mean(stay)
     ratios["others_still"] = _mean(direction.still(was, prob, named, unchanged))
     ratios["edit_success"] = _mean(direction.success(strict, stay))
+    ratios["effect"] = _mean(direction.effect(was, prob, named))
+    ratios["flip_rate"] = _mean(direction.flipped(was, prob, named))
+    ratios["finding_shift"] = _mean(direction.amplified(was, prob, named, unchanged))
     for j, finding in enumerate(columns):
         ratios["directional_accuracy", finding] = _mean(strict[:, j])
         ratios["directional_accuracy_margin", finding] = _mean(clear[:, j])
