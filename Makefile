@@ -196,7 +196,7 @@ $(PARITY_VENV)/.progemu-installed: requirements.lock requirements-parity.txt req
 
 parity: $(PARITY_VENV)/.progemu-installed
 	$(TEST_ENV) $(if $(EMU3),EMU3=$(EMU3)) $(PARITY_PY) -m pytest -m parity -s tests/parity/test_emu3_live.py \
-	  tests/parity/test_diffusion_live.py
+	  tests/parity/test_diffusion_live.py tests/parity/test_features_live.py
 
 bench-vq: $(PARITY_VENV)/.progemu-installed
 	$(PARITY_PY) benchmarks/vq.py

@@ -10,6 +10,7 @@ NAME:contradicting for the control of system NAME) and baselines (shuffled-promp
 
 --export=chexgenbench, m3, radmatch or teacsv judges nothing: it writes each folder as that evaluation reads it, to
 DIR/PROTOCOL/NAME. --results=[NAME:]PROTOCOL=FILE reads what it then wrote, as a table of its own.
+--features=FILE.npz: FID and its like by these features, of any network, in place of the score files'.
 --leaderboard=FILE.jsonl adds the systems to a leaderboard, whose tables are then FILE.md.
 
 Written to --out: metrics.json; tables and the papers' tables 1-4 (paper), each as .md, .tex and .html;
@@ -99,6 +100,7 @@ def main(argv=None):
     parser.add_argument("--subsamples", type=int, default=SUBSAMPLES, help="half-samples for FID, KID (at most 50)")
     parser.add_argument("--export", action="append", default=[], choices=sorted(EXPORTS), help="for that evaluation")
     parser.add_argument("--results", action="append", default=[], metavar="[NAME:]PROTOCOL=FILE")
+    parser.add_argument("--features", metavar="FILE.npz", help="of any network, for FID and its like")
     parser.add_argument("--leaderboard", metavar="FILE.jsonl", help="add the systems to it; tables in FILE.md")
     parser.add_argument("--text-model", action="append", default=[], choices=sorted(MODELS), help="if installed")
     parser.add_argument("--seed", type=int, default=0)
@@ -148,6 +150,7 @@ def main(argv=None):
             cases_shown=args.cases,
             subsamples=args.subsamples,
             text_models=args.text_model,
+            features=args.features,
             log=lambda line: print(line, file=sys.stderr),
         )
         if args.leaderboard:

@@ -63,6 +63,22 @@ METRICS = {
         "Edit success",
         "Share of prompts with a change in which every named finding moved and no other was lost.",
     ),
+    "effect": Metric(
+        "Effect",
+        "Mean change, in the stated direction, of the probability of findings named in the prompt. A copy scores 0,"
+        " the real follow-up what the scorer can see.",
+    ),
+    "flip_rate": Metric(
+        "Flipped",
+        "Share of findings named in the prompt, seen on the prior on the side of 0.5 that the prompt leads away from, "
+        "that are seen on the other side. A copy scores 0.",
+    ),
+    "finding_shift": Metric(
+        "Others amplified",
+        "Mean change of the probability of findings that neither the prompt names nor the truth changed, towards the "
+        "side of 0.5 that they were on: above 0 amplified, below washed out.",
+        0,
+    ),
     "severity_direction": Metric(
         "Direction, by severity",
         "Share of truly changed findings, named or not, whose severity, as the scorer sees it, moved the true way from "
@@ -233,6 +249,10 @@ METRICS = {
     "chexbert_f1": Metric("CheXbert F1", "Micro F1 of the 14 CheXbert labels (f1chexbert)."),
     "radgraph_f1": Metric("RadGraph F1", "Mean F1 of entities and relations, partial (radgraph)."),
     "green": Metric("GREEN", "Mean GREEN score (green_score)."),
+    "ratescore": Metric("RaTEScore", "Mean RaTEScore (radeval): entities, with synonyms."),
+    "radcliq_v1": Metric("RadCliQ", "Mean RadCliQ-v1 (radeval): about how many errors a radiologist would find.", -1),
+    "temporal_f1": Metric("Temporal F1", "Mean F1 of words of change and time (radeval)."),
+    "srrbert_weighted_f1": Metric("SRR-BERT F1", "Mean F1 of the labels of structured reports (radeval)."),
 }
 
 SECTIONS = (
@@ -243,8 +263,8 @@ SECTIONS = (
     ),
     (
         "Direction: did what the prompt names move, and nothing else?",
-        ("directional_accuracy", "directional_accuracy_margin", "specificity", "others_still", "edit_success",
-         "severity_direction", "severity_mae", "severity_still"),
+        ("directional_accuracy", "directional_accuracy_margin", "effect", "flip_rate", "specificity", "others_still",
+         "finding_shift", "edit_success", "severity_direction", "severity_mae", "severity_still"),
     ),
     (
         "Retention: is it still the same person?",
@@ -264,7 +284,8 @@ SECTIONS = (
     ),
     (
         "Words: overlap with the reference interpretation",
-        ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor_exact_stem", "rouge_l", "chexbert_f1", "radgraph_f1", "green"),
+        ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor_exact_stem", "rouge_l", "chexbert_f1", "radgraph_f1", "green",
+         "ratescore", "radcliq_v1", "temporal_f1", "srrbert_weighted_f1"),
     ),
     (
         "Image: how near is it to prior, follow-up and true counterfactual?",

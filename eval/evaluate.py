@@ -34,7 +34,7 @@ from progemu_jax.eval.metrics.roc import RELIABLE
 from progemu_jax.eval.paper_tables import write_paper
 from progemu_jax.eval.predictions import Rows, read_predictions, read_references
 from progemu_jax.eval.report import write_report
-from progemu_jax.eval.scores import name_ids, read_memorisation, read_scores
+from progemu_jax.eval.scores import Scores, name_ids, read_features, read_memorisation, read_scores
 from progemu_jax.eval.tables import write_tables
 from progemu_jax.files.records import digest, write_text
 
@@ -114,6 +114,7 @@ def evaluate(
     cases_shown=12,
     subsamples=SUBSAMPLES,
     text_models=(),
+    features=None,
     log=print,
 ):
     """Score `systems` and write `out`/metrics.json, tables, cases.csv and `out`/report/index.html.
@@ -131,7 +132,9 @@ def evaluate(
       title, caveats: of the page; caveats is a list of sentences.
       cases_shown: cases on the sheet, drawn at random, not by result.
       subsamples: half-samples behind the intervals of FID and its like, at most 50.
-      text_models: of chexbert, radgraph, green; their packages must be installed.
+      text_models: of chexbert, radgraph, green, radeval; their packages must be installed.
+      features: an npz file of any network's features of all systems (`scores.read_features`), in place of those of the
+        score files; None: theirs.
       log: called with one line for each warning.
 
     Returns:
@@ -161,9 +164,13 @@ def evaluate(
     refs, rows = _restrict(refs, rows, common)
 
     reference_scores = {k: read_scores(p, refs.findings) for k, p in (reference_scores or {}).items() if p is not None}
-    truth = Truth(refs, reference_scores.get("prior"), reference_scores.get("followup"))
-    candidates = _candidates(systems, rows, refs, reference_scores)
+    features = {_canonical(key): found for key, found in read_features(features).items()} if features else None
+    real = features["followup"] if features else reference_scores.get("followup")
+    truth = Truth(refs, reference_scores.get("prior"), reference_scores.get("followup"), real)
+    candidates = _candidates(systems, rows, refs, reference_scores, real is not None and real.features is not None)
     warnings += _warn_scores(candidates, reference_scores)
+    if features:
+        warnings += _take_features(candidates, features)
     for line in warnings:
         log(f"evaluate: {line}")
 
@@ -248,7 +255,15 @@ def _title(key):
     return f"{title} ({owner})" if owner else title
 
 
-def _candidates(systems, rows, refs, reference_scores):
+def _take_features(candidates, features):
+    """Gives each candidate its features of the file, or none; returns a line where systems have none."""
+    for c in candidates:
+        c.features = features.get(REFERENCE_ROWS[c.key] if c.image_kind else c.key, Scores(None, {}))
+    without = [c.title for c in candidates if c.role == "system" and c.features.features is None]
+    return [f"no features of {', '.join(without)} in the file: FID and its like are undefined there"] if without else []
+
+
+def _candidates(systems, rows, refs, reference_scores, featured):
     made = {}
     for key, system in systems.items():
         scored = system.scores is not None and rows[key].images is not None
@@ -271,8 +286,7 @@ def _candidates(systems, rows, refs, reference_scores):
     order = [k for role in ("system", "baseline", "control", "ceiling") for k in _of_role(role, made)]
     if next(iter(systems)) not in order[:1]:  # the system under test comes first, whatever it is called
         order = [next(iter(systems))] + [k for k in order if k != next(iter(systems))]
-    followup = reference_scores.get("followup")
-    if FLOOR not in made and followup is not None and followup.features is not None:
+    if FLOOR not in made and featured:
         made[FLOOR] = Candidate(FLOOR, TITLES[FLOOR], "floor", plain(None), note=FLOOR_NOTE)
         order.append(FLOOR)
     return [made[k] for k in order]

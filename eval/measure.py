@@ -45,6 +45,7 @@ class Candidate:
     scores: Scores | None = None
     image_kind: str | None = None  # "prior", "followup", "counterfactual", "mean": the references' own images
     note: str = ""
+    features: Scores | None = None  # where FID and its like take features from
     answers: list | None = None  # of a control, per row: the rendered true answer to its prompt (a path), or None
 
     @property
@@ -83,9 +84,10 @@ class Measured:
 class Truth:
     """What is known of the cases, computed once for all systems."""
 
-    def __init__(self, references, prior_scores=None, followup_scores=None):
+    def __init__(self, references, prior_scores=None, followup_scores=None, followup_features=None):
         self.references, self.findings = references, references.findings
         self.prior_scores, self.followup_scores = prior_scores, followup_scores
+        self.followup_features = followup_features or followup_scores
         ids = [row["patient_id"] for row in references.rows]
         names = {p: i for i, p in enumerate(dict.fromkeys(ids))}
         self.patient = np.array([names[p] for p in ids])
@@ -373,6 +375,9 @@ def _direction_metrics(columns, was, prob, candidate, truth, ratios, out):
     ratios["specificity"] = _mean(stay)
     ratios["others_still"] = _mean(direction.still(was, prob, named, unchanged))
     ratios["edit_success"] = _mean(direction.success(strict, stay))
+    ratios["effect"] = _mean(direction.effect(was, prob, named))
+    ratios["flip_rate"] = _mean(direction.flipped(was, prob, named))
+    ratios["finding_shift"] = _mean(direction.amplified(was, prob, named, unchanged))
     for j, finding in enumerate(columns):
         ratios["directional_accuracy", finding] = _mean(strict[:, j])
         ratios["directional_accuracy_margin", finding] = _mean(clear[:, j])

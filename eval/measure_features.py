@@ -14,12 +14,12 @@ PART_SUBSAMPLES = 20  # half-samples behind an interval of one finding
 
 
 def measure_fidelity(candidate, truth, out, subsamples, seed):
-    """Adds FID, KID and nearest neighbours to a Measured, where the score files hold features of one backbone.
+    """Adds FID, KID and nearest neighbours to a Measured, where there are features of one backbone.
 
     By finding, on the cases that truly have it after the progression, follow-ups and generated images alike, they go to
     `out.findings`. For a candidate of role "floor" the two sides are real follow-ups of other patients.
     """
-    scores, real = candidate.scores, truth.followup_scores
+    scores, real = candidate.features or candidate.scores, truth.followup_features
     if real is None or real.features is None:
         return
     refs, rows, patient = truth.references, candidate.rows, truth.patient
@@ -40,7 +40,7 @@ def measure_fidelity(candidate, truth, out, subsamples, seed):
     got = fidelity.fidelity(followup, made, patient, patient[rows.case], subsamples, seed)
     out.distributions.update(got)
     _note(out, real, len(followup), made, got)
-    for finding in scores.findings or refs.names:
+    for finding in (candidate.scores.findings if candidate.scores else ()) or refs.names:
         have = refs.present(finding, "after") == 1
         shown = have[rows.case]
         got = fidelity.fidelity(

@@ -59,7 +59,7 @@ MAY_IMPORT[""] = {"inference"}  # progemu_jax.load
 # Imported inside functions: extras, and libraries that are slow to import or absent on a bare GPU machine.
 LAZY = {
     "torch", "torchxrayvision", "pydicom", "gdcm", "openai", "apache_beam", "nltk", "rouge_score", "sacrebleu",
-    "f1chexbert", "radgraph", "green_score", "libtpu", "huggingface_hub", "httpx2",
+    "f1chexbert", "radgraph", "green_score", "radeval", "transformers", "libtpu", "huggingface_hub", "httpx2",
     "tensorflow_datasets", "grain", "SimpleITK", "tensorboardX", "matplotlib",
 }  # fmt: skip
 TFDS_BUILDER = "progemu_jax.data.icg_cxr.icg_cxr_dataset_builder"

@@ -87,3 +87,71 @@ def test_features_of_another_network_are_refused(judged, tmp_path):
         "use one network", evaluate, {"ours": System(root / "ours", tmp_path / "scores.npz")}, root / "references",
         given, tmp_path,
     )  # fmt: skip
+
+
+class TestFeaturesFile:
+    """--features: features of another network in one file, in place of the score files'."""
+
+    @pytest.fixture
+    def given(self, judged, tmp_path):
+        """(arrays of the file, path, a function that evaluates by it)."""
+        root, cohort, _ = judged
+        n, rng = len(cohort.rows), np.random.default_rng(0)
+        arrays = {
+            "system": np.repeat(["ours", "followup", "prior", "another"], n)[::-1].copy(),
+            "pair_id": np.tile([r["pair_id"] for r in cohort.rows], 4)[::-1].copy(),
+            "features": rng.normal(size=(4 * n, 5)).astype(np.float32), "backbone": np.array("rad-dino"),
+        }  # fmt: skip
+
+        def run(scores=None, log=lambda line: None, **changed):
+            kept = {k: v for k, v in {**arrays, **changed}.items() if v is not None}
+            np.savez(tmp_path / "features.npz", **kept)
+            return evaluate(
+                {"ours": System(root / "ours", scores)}, root / "references", None, tmp_path / "out", bootstrap=20,
+                subsamples=5, features=tmp_path / "features.npz", log=log,
+            )  # fmt: skip
+
+        return arrays, run
+
+    def test_takes_the_place_of_the_score_files(self, judged, given):
+        arrays, run = given
+        of = {
+            name: arrays["features"][arrays["system"] == name].astype(float) for name in ("ours", "followup", "prior")
+        }
+        for scores in (None, judged[0] / "ours/scores.npz"):
+            result = run(scores)
+            ours = result["systems"]["ours"]
+            assert ours["metrics"]["fid"]["value"] == pytest.approx(fidelity.fid(of["followup"], of["ours"]))
+            assert ours["features"]["backbone"] == "rad-dino"
+            assert ours["parts"]["cardiomegaly"]["kid"]["value"] is not None
+            copy = result["systems"]["copy"]["metrics"]["kid"]["value"]
+            assert copy == pytest.approx(fidelity.kid(of["followup"], of["prior"]))
+            assert "kid" in result["systems"]["real_halves"]["metrics"]
+            assert "fid" not in result["systems"]["counterfactual"]["metrics"]
+        assert "finding_auroc" in result["systems"]["ours"]["metrics"]
+
+    def test_a_system_without_any_is_named(self, given):
+        lines = []
+        names = np.where(given[0]["system"] == "ours", "mine", given[0]["system"])
+        result = given[1](system=names, log=lines.append)
+        assert "fid" not in result["systems"]["ours"]["metrics"]
+        assert any("no features of Ours in the file" in line for line in lines)
+
+    @pytest.mark.parametrize(
+        ("change", "match"),
+        [
+            ({"backbone": None}, "no array backbone"),
+            ({"system": None, "pair_id": None}, "no array system, pair_id"),
+            ({"system": np.array(["ours"])}, "system has 1 rows"),
+            ({"features": np.zeros((3, 5))}, "features has 3 rows"),
+            ({"features": np.full((160, 5), np.inf)}, "infinity in features"),
+            ({"features": np.zeros(160)}, "2 axes are wanted"),
+            ({"backbone": np.array("")}, "name of the backbone"),
+            ({"system": np.repeat("ours", 160)}, "duplicate cases"),
+            ({"system": np.repeat(["ours", "a", "b", "c"], 40)}, "no rows of system 'followup'"),
+            ({"sample": np.repeat("x", 160)}, "whole numbers"),
+            ({"pair_id": np.array([f"p{i}" for i in range(160)])}, "no scores for cases"),
+        ],
+    )
+    def test_other_files_are_one_line(self, given, change, match):
+        one_line(match, lambda: given[1](**change))

@@ -1,7 +1,7 @@
 """Every metric against an independent implementation on 200 random and degenerate inputs: `make parity-eval`.
 
-scikit-learn, scikit-image, scipy, torchmetrics, prdc, pytorch-msssim, sacrebleu, rouge-score, NLTK; and the XRV
-wrapper's loading code against the library itself, with random weights in the files' real formats. All within 1e-6.
+scikit-learn, scikit-image, scipy, torchmetrics, prdc, m3-score, pytorch-msssim, sacrebleu, rouge-score, NLTK; and the
+XRV wrapper's loading code against the library itself, with random weights in the files' real formats. All within 1e-6.
 """
 
 import math
@@ -227,6 +227,23 @@ def test_density_and_coverage_are_prdcs(seed):
     k = min(seed % 5 + 1, min(len(x), len(y)) - 2)  # theirs wants a point more than it uses
     theirs = prdc.compute_prdc(real_features=x, fake_features=y, nearest_k=k)
     close(fidelity.neighbours(x, y, k, k), [theirs[n] for n in ("precision", "recall", "density", "coverage")])
+
+
+@pytest.mark.parametrize("seed", range(CASES))
+def test_precision_recall_and_coverage_are_m3_scores(seed):
+    """On float32, as M3-Score has it; its coverage counts edges, where only a copy lies."""
+    stats, torch = pytest.importorskip("m3score.stats"), pytest.importorskip("torch")
+    x, y = features(seed)
+    if seed % 4 == 0:  # as above
+        y = y + 1e-3
+    x, y = x.astype(np.float32), y.astype(np.float32)
+    k = seed % 5 + 1
+    if min(len(x), len(y)) <= k:
+        return
+    real, made = torch.tensor(x), torch.tensor(y)
+    theirs = *stats.precision_recall(real, made, k), stats.coverage(real, made, k)
+    precision, recall, _, coverage = fidelity.neighbours(x, y, k, k)
+    close((precision, recall, coverage), theirs)
 
 
 def sentences(seed):
