@@ -22,12 +22,14 @@ PARITY_VENV ?= .venv-parity
 BEAM_VENV ?= .venv-beam
 PARITY_PY := $(PARITY_VENV)/bin/python
 AUDIT_VENV ?= .venv-audit
+TOOLS ?= .venv-tools
+PYTHONS ?= 3.11 3.12 3.13
 UV ?= uv
 PIP := -m pip install --quiet --disable-pip-version-check
 LOCKED := $(PIP) --require-hashes
 EDITABLE := $(PIP) --no-deps --no-build-isolation -e .
 
-.PHONY: help setup try demo demo-quick phantom tables test audit lock soak fuzz test-beam bench-cohort parity-eval coverage \
+.PHONY: help setup try demo demo-quick phantom tables test audit lock types package soak fuzz test-beam bench-cohort parity-eval coverage \
   known-systems parity bench-vq bench-decode bench-train bench-diffusion bench-convert gpu lint format clean
 
 help:
@@ -40,6 +42,9 @@ help:
 	@echo "make test        set-up, then the tests (JOBS=$(JOBS) processes)"
 	@echo "make audit       known faults of the packages in requirements.lock, in $(AUDIT_VENV) (asks an advisory service)"
 	@echo "make lock        the locks anew, by UV=$(UV); what they hold stays where it fits"
+	@echo "make types       types of what users call, by mypy, in $(TOOLS)"
+	@echo "make package     sdist and wheel in dist/, checked by twine; then the wheel in a venv of each Python of"
+	@echo "                 PYTHONS=\"$(PYTHONS)\" that is here: pictures by the model in it, runs/wheel-VERSION"
 	@echo "make soak        100 kills in every stage and command (at most 60 minutes; the same command goes on), and the"
 	@echo "                 other slow tests"
 	@echo "make fuzz        20,000 edits of what every reader reads, values and bytes, kept in runs/fuzz; goes on when cut;"
@@ -119,6 +124,31 @@ lock:
 	for name in parity parity-eval; do cp requirements.lock requirements-$$name.lock; \
 	  $(LOCK) requirements-$$name.txt $(addprefix --no-emit-package=,$(BUILDS)) -o requirements-$$name.lock || exit; done
 	echo "pip-audit>=2.10" | $(LOCK) - -o requirements-audit.lock
+	printf '%s\n' "mypy>=2.4" "twine>=7.0" "uv>=0.13" | $(LOCK) - -o requirements-tools.lock
+
+$(TOOLS)/.installed: requirements-tools.lock
+	test -x $(TOOLS)/bin/python || $(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python $(LOCKED) -r requirements-tools.lock
+	touch $@
+
+# mypy knows nothing of setup.py: it sees the folders as an installed package has them.
+types: setup $(TOOLS)/.installed
+	rm -rf build/types && mkdir -p build/types/progemu_jax
+	ln -s $(CURDIR)/progemu_jax/* $(addprefix $(CURDIR)/,data eval configs) build/types/progemu_jax/
+	$(TOOLS)/bin/mypy --python-executable=$(PY)
+
+# No downloads: Pythons that are not here are said and passed over.
+package: setup $(TOOLS)/.installed
+	rm -rf dist
+	$(TOOLS)/bin/uv build --quiet --no-build-isolation --python=$(PY) --out-dir=dist
+	$(TOOLS)/bin/twine check --strict dist/*.whl dist/*.tar.gz
+	for version in $(PYTHONS); do venv=.venv-wheel-$$version; \
+	  python=$$($(TOOLS)/bin/uv python find --quiet --no-project --system --no-python-downloads $$version) || \
+	    { echo "Python $$version is not here: the wheel was not run there" >&2; continue; }; \
+	  test -x $$venv/bin/python || $(TOOLS)/bin/uv venv --quiet --python=$$python $$venv || exit; \
+	  $(TOOLS)/bin/uv pip sync --quiet --python=$$venv --require-hashes requirements.lock && \
+	  $(TOOLS)/bin/uv pip install --quiet --python=$$venv --no-deps dist/*.whl && \
+	  (cd dist && ../$$venv/bin/progemu-jax try --patients=1 --out=../runs/wheel-$$version) || exit; done
 
 soak: setup
 	$(TEST_ENV) $(PY) -m pytest -m slow
