@@ -23,7 +23,7 @@ BEAM_VENV ?= .venv-beam
 PARITY_PY := $(PARITY_VENV)/bin/python
 AUDIT_VENV ?= .venv-audit
 TOOLS ?= .venv-tools
-PYTHONS ?= 3.11 3.12 3.13
+PYTHONS ?= python3.11 python3.12 python3.13
 UV ?= uv
 PIP := -m pip install --quiet --disable-pip-version-check
 LOCKED := $(PIP) --require-hashes
@@ -44,7 +44,7 @@ help:
 	@echo "make lock        the locks anew, by UV=$(UV); what they hold stays where it fits"
 	@echo "make types       types of what users call, by mypy, in $(TOOLS)"
 	@echo "make package     sdist and wheel in dist/, checked by twine; then the wheel in a venv of each Python of"
-	@echo "                 PYTHONS=\"$(PYTHONS)\" that is here: pictures by the model in it, runs/wheel-VERSION"
+	@echo "                 PYTHONS=\"$(PYTHONS)\" that is here: pictures by the model in it, runs/wheel-PYTHON"
 	@echo "make soak        100 kills in every stage and command (at most 60 minutes; the same command goes on), and the"
 	@echo "                 other slow tests"
 	@echo "make fuzz        20,000 edits of what every reader reads, values and bytes, kept in runs/fuzz; goes on when cut;"
@@ -137,18 +137,18 @@ types: setup $(TOOLS)/.installed
 	ln -s $(CURDIR)/progemu_jax/* $(addprefix $(CURDIR)/,data eval configs) build/types/progemu_jax/
 	$(TOOLS)/bin/mypy --python-executable=$(PY)
 
-# No downloads: Pythons that are not here are said and passed over.
+# Pythons that are not here are said and passed over.
 package: setup $(TOOLS)/.installed
 	rm -rf dist
 	$(TOOLS)/bin/uv build --quiet --no-build-isolation --python=$(PY) --out-dir=dist
 	$(TOOLS)/bin/twine check --strict dist/*.whl dist/*.tar.gz
-	for version in $(PYTHONS); do venv=.venv-wheel-$$version; \
-	  python=$$($(TOOLS)/bin/uv python find --quiet --no-project --system --no-python-downloads $$version) || \
-	    { echo "Python $$version is not here: the wheel was not run there" >&2; continue; }; \
+	for name in $(PYTHONS); do venv=.venv-wheel-$$name; \
+	  python=$$($$name -c 'import sys; print(sys.executable)' 2>/dev/null) || \
+	    { echo "$$name is not here: the wheel was not run there" >&2; continue; }; \
 	  test -x $$venv/bin/python || $(TOOLS)/bin/uv venv --quiet --python=$$python $$venv || exit; \
 	  $(TOOLS)/bin/uv pip sync --quiet --python=$$venv --require-hashes requirements.lock && \
 	  $(TOOLS)/bin/uv pip install --quiet --python=$$venv --no-deps dist/*.whl && \
-	  (cd dist && ../$$venv/bin/progemu-jax try --patients=1 --out=../runs/wheel-$$version) || exit; done
+	  (cd dist && ../$$venv/bin/progemu-jax try --patients=1 --out=../runs/wheel-$$name) || exit; done
 
 soak: setup
 	$(TEST_ENV) $(PY) -m pytest -m slow
