@@ -23,14 +23,16 @@ BEAM_VENV ?= .venv-beam
 PARITY_PY := $(PARITY_VENV)/bin/python
 AUDIT_VENV ?= .venv-audit
 DOCS_VENV ?= .venv-docs
+TOOLS ?= .venv-tools
+PYTHONS ?= python3.11 python3.12 python3.13
 UV ?= uv
 PIP := -m pip install --quiet --disable-pip-version-check
 LOCKED := $(PIP) --require-hashes
 EDITABLE := $(PIP) --no-deps --no-build-isolation -e .
 
-.PHONY: help setup try demo demo-quick phantom tables test docs notebook audit lock soak fuzz test-beam bench-cohort \
-  parity-eval coverage known-systems parity bench-vq bench-decode bench-small bench-train bench-diffusion bench-convert \
-  gpu lint format clean
+.PHONY: help setup try demo demo-quick phantom tables test docs notebook audit lock types package soak fuzz test-beam \
+  bench-cohort parity-eval coverage known-systems parity bench-vq bench-decode bench-small bench-train bench-diffusion \
+  bench-convert gpu lint format clean
 
 help:
 	@echo "make setup       virtual environment in $(VENV) from the hashed lock (Python 3.11 or newer)"
@@ -44,6 +46,9 @@ help:
 	@echo "make notebook    the notebook's cells in a new environment of PYTHON=$(PYTHON), and again without bfloat16, as on a T4"
 	@echo "make audit       known faults of the packages in requirements.lock, in $(AUDIT_VENV) (asks an advisory service)"
 	@echo "make lock        the locks anew, by UV=$(UV); what they hold stays where it fits"
+	@echo "make types       types of what users call, by mypy, in $(TOOLS)"
+	@echo "make package     sdist and wheel in dist/, checked by twine; then the wheel in a venv of each Python of"
+	@echo "                 PYTHONS=\"$(PYTHONS)\" that is here: pictures by the model in it, runs/wheel-PYTHON"
 	@echo "make soak        100 kills in every stage and command (at most 60 minutes; the same command goes on), and the"
 	@echo "                 other slow tests"
 	@echo "make fuzz        20,000 edits of what every reader reads, values and bytes, kept in runs/fuzz; goes on when cut;"
@@ -143,6 +148,31 @@ lock:
 	  $(LOCK) requirements-$$name.txt $(addprefix --no-emit-package=,$(BUILDS)) -o requirements-$$name.lock || exit; done
 	echo "pip-audit>=2.10" | $(LOCK) - -o requirements-audit.lock
 	printf "mkdocs-material>=9.7\nmkdocstrings[python]>=1.0\nruff\n" | $(LOCK) - -o requirements-docs.lock
+	printf '%s\n' "mypy>=2.4" "twine>=7.0" "uv>=0.13" | $(LOCK) - -o requirements-tools.lock
+
+$(TOOLS)/.installed: requirements-tools.lock
+	test -x $(TOOLS)/bin/python || $(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python $(LOCKED) -r requirements-tools.lock
+	touch $@
+
+# mypy knows nothing of setup.py: it sees the folders as an installed package has them.
+types: setup $(TOOLS)/.installed
+	rm -rf build/types && mkdir -p build/types/progemu_jax
+	ln -s $(CURDIR)/progemu_jax/* $(addprefix $(CURDIR)/,data eval configs) build/types/progemu_jax/
+	$(TOOLS)/bin/mypy --python-executable=$(PY)
+
+# Pythons that are not here are said and passed over.
+package: setup $(TOOLS)/.installed
+	rm -rf dist
+	$(TOOLS)/bin/uv build --quiet --no-build-isolation --python=$(PY) --out-dir=dist
+	$(TOOLS)/bin/twine check --strict dist/*.whl dist/*.tar.gz
+	for name in $(PYTHONS); do venv=.venv-wheel-$$name; \
+	  python=$$($$name -c 'import sys; print(sys.executable)' 2>/dev/null) || \
+	    { echo "$$name is not here: the wheel was not run there" >&2; continue; }; \
+	  test -x $$venv/bin/python || $(TOOLS)/bin/uv venv --quiet --python=$$python $$venv || exit; \
+	  $(TOOLS)/bin/uv pip sync --quiet --python=$$venv --require-hashes requirements.lock && \
+	  $(TOOLS)/bin/uv pip install --quiet --python=$$venv --no-deps dist/*.whl && \
+	  (cd dist && ../$$venv/bin/progemu-jax try --patients=1 --out=../runs/wheel-$$name) || exit; done
 
 soak: setup
 	$(TEST_ENV) $(PY) -m pytest -m slow

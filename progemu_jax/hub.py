@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from tqdm import tqdm
 
@@ -24,7 +24,7 @@ WANTED = ("*.json", "*.safetensors", "*.tiktoken", "*.txt", "*.npz")
 _REPO, _REVISION = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII), re.compile(r"[\w][\w./-]*", re.ASCII)
 
 
-def is_address(path: object) -> bool:
+def is_address(path: object) -> TypeGuard[str]:
     """Whether this text, not a `Path`, means a repository of the Hub."""
     return isinstance(path, str) and path.startswith(PREFIX)
 
@@ -83,7 +83,9 @@ def _one_line(address: str) -> Iterator[Any]:
     try:
         yield huggingface_hub
     except (httpx2.HTTPError, OSError, ValueError) as error:  # all of the library's own are one of these
-        why = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ else error
+        why: BaseException = error
+        if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__:
+            why = error.__cause__
         if isinstance(why, errors.GatedRepoError):
             text = "its owner gives access on request: ask on its page, then hf auth login"
         elif isinstance(why, errors.RepositoryNotFoundError):
@@ -93,7 +95,7 @@ def _one_line(address: str) -> Iterator[Any]:
         elif isinstance(why, errors.HfHubHTTPError):
             remedy = "say who asks (hf auth login)" if why.response.status_code in (401, 403) else "try again later"
             text = f"the Hub refuses, {why.response.status_code} ({_line(why.server_message or why)}); {remedy}"
-        elif trouble := disk_trouble(why):
+        elif trouble := disk_trouble(error):
             text = f"cannot be stored ({trouble}); mend that, then the same call goes on"
         elif isinstance(why, ValueError):  # names and cards that the library or the Hub does not take
             text = f"not taken: {_line(why)}"
@@ -112,16 +114,21 @@ def _check(folder: Path, pinned: str) -> None:
     links = [path for path in sorted(folder.rglob("*")) if path.is_symlink()]
     for path in tqdm(links, desc="hashes", unit="file", disable=None, leave=False):
         wanted = Path(os.readlink(path)).name
-        if len(wanted) == 64:
-            found = hashlib.sha256()
-        elif len(wanted) == 40:  # a file that lies in git itself
-            found = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
-        else:
-            continue
-        with open(path, "rb") as file:
-            hashlib.file_digest(file, lambda found=found: found)
-        if found.hexdigest() != wanted:
+        if _hash(path, len(wanted)) not in (wanted, None):
             raise UserError(
                 f"{pinned}: {path.relative_to(folder)} does not have the hash that the Hub gives; delete "
                 f"{folder.parent.parent} and load again"
             )
+
+
+def _hash(path: Path, digits: int) -> str | None:
+    """The hash of a file that has so many digits, as the Hub makes it; None for what is no hash of its."""
+    if digits == 64:
+        found = hashlib.sha256()
+    elif digits == 40:  # a file that lies in git itself
+        found = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    else:
+        return None
+    with open(path, "rb") as file:
+        hashlib.file_digest(file, lambda: found)
+    return found.hexdigest()

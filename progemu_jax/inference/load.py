@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from progemu_jax import hub, pretrained
 from progemu_jax.convert import folders
@@ -66,7 +67,7 @@ def _load(
     return diffusion.load(Path(path))
 
 
-def _check_name(name: str, folder: object) -> None:
+def _check_name(name: str, folder: Any) -> None:
     """UserError for what could be no folder's name, existing or not."""
     try:
         if not str(folder).strip():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import jax
 import numpy as np
@@ -30,6 +30,8 @@ from progemu_jax.text import sequence
 from progemu_jax.text.findings import PHANTOM, Finding
 from progemu_jax.text.sequence import Layout
 from progemu_jax.text.vocabulary import TEXT_FILE, VISION_FILE, Vocabulary
+
+_Part = TypeVar("_Part")
 
 
 @partial(jax.jit, static_argnums=0)
@@ -63,7 +65,7 @@ class Sampler:
         self.params, self.config, self.layout = params, config, layout
         self.vocabulary, self.tokenizer, self.policy, self.name = vocabulary, tokenizer, policy, name
         self.slack, self.findings = slack, findings
-        self.grammar = vocabulary and Grammar.of(vocabulary, stops)
+        self.grammar = None if vocabulary is None else Grammar.of(vocabulary, stops)
         self.mesh: jax.sharding.Mesh | None = None
         self._prepared: tuple[Any, tuple[Any, TransformerConfig]] | None = None  # of which parameters, and what
 
@@ -80,41 +82,38 @@ class Sampler:
 
     def tokenize(self, images: np.ndarray, **options: Any) -> np.ndarray:
         """Images to codes; see `Tokenizer.tokenize`."""
-        return self._part("tokenizer").tokenize(images, **options)
+        return self._held(self.tokenizer, "tokenizer").tokenize(images, **options)
 
     def detokenize(self, codes: np.ndarray, **options: Any) -> np.ndarray:
         """Codes to images; see `Tokenizer.detokenize`."""
-        return self._part("tokenizer").detokenize(codes, **options)
+        return self._held(self.tokenizer, "tokenizer").detokenize(codes, **options)
 
     def resize(self, image: Any) -> np.ndarray:
         """An image as Emu3's image processor resizes it; see `Tokenizer.resize`."""
-        return self._part("tokenizer").resize(image)
+        return self._held(self.tokenizer, "tokenizer").resize(image)
 
-    def _part(self, name: str) -> Any:
-        """A part by name; UserError says how to come by one that the folder did not hold."""
-        value = getattr(self, name)
-        if value is None:
+    def _held(self, part: _Part | None, name: str) -> _Part:
+        """The part; UserError says how to come by one that the folder did not hold."""
+        if part is None:
             remedy = {
                 "tokenizer": "an image tokenizer; give its folder, load(DIR, tokenizer=DIR2)",
                 "params": "a language model; load the folder of one and give this as tokenizer=",
                 "vocabulary": f"a text tokenizer; put {TEXT_FILE} and {VISION_FILE} beside the weights",
             }
             raise UserError(f"{self.name}: holds no {remedy[name].removeprefix('an ').removeprefix('a ')}")
-        return value
+        return part
 
     def logits(self, tokens: np.ndarray) -> np.ndarray:
         """Next-token logits f32 [B, T, V] of token ids int32 [B, T], with consecutive positions."""
-        params = self._part("params")
+        params, config = self._held(self.params, "params"), self._held(self.config, "params")
         tokens = request.array("tokens", tokens, np.int32)
         if tokens.ndim != 2 or tokens.size == 0:
             raise UserError(f"tokens: expected int32 [B, T], got shape {tokens.shape}")
-        if tokens.shape[1] > self.config.max_length:
-            raise UserError(f"tokens: rows of {tokens.shape[1]}, the model has {self.config.max_length} positions")
-        if tokens.min() < 0 or tokens.max() >= self.config.vocab_size:
-            raise UserError(
-                f"tokens: ids must lie in [0, {self.config.vocab_size}), got {tokens.min()}..{tokens.max()}"
-            )
-        return np.asarray(_logits(self.config, params, tokens))
+        if tokens.shape[1] > config.max_length:
+            raise UserError(f"tokens: rows of {tokens.shape[1]}, the model has {config.max_length} positions")
+        if tokens.min() < 0 or tokens.max() >= config.vocab_size:
+            raise UserError(f"tokens: ids must lie in [0, {config.vocab_size}), got {tokens.min()}..{tokens.max()}")
+        return np.asarray(_logits(config, params, tokens))
 
     @cached_property
     def hash(self) -> str:
@@ -132,19 +131,21 @@ class Sampler:
 
     def check(self, case: Case) -> None:
         """Raises UserError for a case that cannot be sampled; nothing is computed on the device."""
+        layout, words = self._held(self.layout, "params"), self._held(self.vocabulary, "vocabulary")
         request.prompt(case.prompt, empty=True)
         if case.prior is not None:
-            grid = (self.layout.height, self.layout.width)
-            if request.codes(case.prior, grid, self.vocabulary.codebook_size) is None:
+            grid = (layout.height, layout.width)
+            if request.codes(case.prior, grid, words.codebook_size) is None:
                 raise UserError(f"prior: expected codes, int {list(grid)}")
-        sequence.prompt_tokens(self.vocabulary, self.layout, case.prior, case.prompt)
+        sequence.prompt_tokens(words, layout, case.prior, case.prompt)
 
     def prepared(self) -> tuple[Any, TransformerConfig]:
         """Parameters and config as decoding reads them (`sampling.generate.prepare`): first arguments of `generate` and
         `sample_queue`. Made for the first request, kept for the next ones, and freed with the model."""
         if self._prepared is None or self._prepared[0] is not self.params:
             self._prepared = None  # two would not fit where one does
-            self._prepared = self.params, prepare(self._part("params"), self.config, self.grammar)
+            params, config = self._held(self.params, "params"), self._held(self.config, "params")
+            self._prepared = params, prepare(params, config, self._held(self.grammar, "vocabulary"))
         return self._prepared[1]
 
     def sample(
@@ -166,14 +167,15 @@ class Sampler:
         nothing but the case and the seed.
         """
         seed, policy = request.seed(seed), policy or self.policy
+        layout, words = self._held(self.layout, "params"), self._held(self.vocabulary, "vocabulary")
         for case in cases:
             with request.prefix_errors(f"case {case.pair_id}"):
                 self.check(case)
         count, size = len(cases), sharding.bucket(len(cases), self.mesh)
-        batch = [*cases, *cases[-1:] * (size - count)]
+        batch = [*cases, *list(cases[-1:]) * (size - count)]
         prompts = pad_prompts(
-            self.vocabulary,
-            self.layout,
+            words,
+            layout,
             [c.prior for c in batch],
             [c.prompt for c in batch],
             policy=policy,
@@ -181,8 +183,8 @@ class Sampler:
         keys = jax.vmap(jax.random.key)(np.asarray([c.fold(seed) for c in batch], np.uint32))
         out = generate(
             *self.prepared(),
-            self.layout,
-            self.grammar,
+            layout,
+            self._held(self.grammar, "vocabulary"),
             policy,
             prompts,
             keys,
@@ -211,12 +213,13 @@ class Sampler:
           What became of a batch, in order, as soon as all of it is drawn; a case that cannot be sampled is its error.
         """
         seed, policy, size = request.seed(seed), policy or self.policy, sharding.bucket(slots, self.mesh)
+        layout, words = self._held(self.layout, "params"), self._held(self.vocabulary, "vocabulary")
         requests = (
             Request(case.prior, case.prompt, case.fold(seed), tag=(number, i))
             for number, batch in enumerate(batches)
             for i, case in enumerate(batch)
         )
-        parts = (*self.prepared(), self.layout, self.grammar, policy, self.vocabulary, requests)
+        parts = (*self.prepared(), layout, self._held(self.grammar, "vocabulary"), policy, words, requests)
         results, found = sample_queue(*parts, slots=size, mesh=self.mesh), {}
         for number, batch in enumerate(batches):
             own = [(number, i) for i in range(len(batch))]
@@ -236,11 +239,12 @@ class Sampler:
         return [r.error or Prediction(next(images), self._words(r.text)) for r in results]
 
     def _words(self, ids: Sequence[int]) -> str:
-        return self.vocabulary.decode([int(t) for t in ids if t >= 0]).strip()
+        return self._held(self.vocabulary, "vocabulary").decode([int(t) for t in ids if t >= 0]).strip()
 
     def _images(self, codes: np.ndarray, cases: Sequence[Case]) -> np.ndarray:
         """uint8 [B, H, W] of codes drawn for cases, painted with the priors' pixels where they have them."""
-        with_pixels = [i for i, case in enumerate(cases) if case.pixels is not None and self.tokenizer.painter]
+        painter = self._held(self.tokenizer, "tokenizer").painter
+        with_pixels = [i for i, case in enumerate(cases) if case.pixels is not None and painter]
         if len(with_pixels) == len(cases):
             prior, near = (np.stack([getattr(case, name) for case in cases]) for name in ("pixels", "prior"))
             return self.detokenize(codes, prior=prior, prior_codes=near)

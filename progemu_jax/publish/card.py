@@ -93,6 +93,8 @@ def _data(facts: Facts) -> str:
     lines += [f"- Began from the weights {_plain(name)!r}; see their own card." for name in origin.begun]
     model = facts.model
     if isinstance(model, ProgEmu):
+        assert model.tokenizer is not None  # publish takes whole models
+        assert model.layout is not None
         factor = model.tokenizer.config.factor
         height, width = model.layout.height * factor, model.layout.width * factor
     else:
