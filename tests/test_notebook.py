@@ -50,6 +50,8 @@ def test_it_installs_first_from_its_own_checkout_what_the_lock_has(notebook):
     lock, package = [line for line in source(code[0]).splitlines() if line.startswith("%")]
     assert lock == "%pip install --quiet --require-hashes -r {checkout}/requirements.lock"
     assert package == "%pip install --quiet --no-deps --no-build-isolation {checkout}"
+    folders = re.search(r'^checkout = "(.*)" if .* else "(.*)"$', source(code[0]), re.MULTILINE).groups()
+    assert all(folder.startswith(".") for folder in folders)  # else pip takes it for a name, and asks the registry
     assert not re.search(r"git\+|://|@ |OWNER", "".join(map(source, code)))
 
 

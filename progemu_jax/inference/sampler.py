@@ -230,12 +230,12 @@ class Sampler:
 
     def _predictions(self, batch: Sequence[Case], results: list[Result], size: int) -> list[Prediction | UserError]:
         """Images in one batch shape, filled up to so many, whatever failed."""
-        drawn = [(case, result) for case, result in zip(batch, results, strict=True) if result.error is None]
-        if not drawn:
-            return [result.error for result in results]
-        cases, size = [case for case, _ in drawn], max(size, len(drawn))
-        codes = sharding.fill(np.stack([result.codes for _, result in drawn]), size)
-        images = iter(self._images(codes, [*cases, *cases[-1:] * (size - len(cases))]))
+        drawn = [(case, r.codes) for case, r in zip(batch, results, strict=True) if r.codes is not None]
+        images: Iterator[np.ndarray] = iter(())
+        if drawn:
+            cases, size = [case for case, _ in drawn], max(size, len(drawn))
+            codes = sharding.fill(np.stack([codes for _, codes in drawn]), size)
+            images = iter(self._images(codes, [*cases, *cases[-1:] * (size - len(cases))]))
         return [r.error or Prediction(next(images), self._words(r.text)) for r in results]
 
     def _words(self, ids: Sequence[int]) -> str:
