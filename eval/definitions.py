@@ -189,6 +189,12 @@ METRICS = {
         "Coverage",
         "Share of real images with a generated one within their reach (k = 5); of as many real images about 0.97.",
     ),
+    "utility_auroc": Metric(
+        "Utility AUROC",
+        "AUROC, on real follow-ups, of a linear classifier of the features that was fitted to the images of other "
+        "patients, mean over findings and over 20 random halves. The row of real against real was fitted to real ones.",
+        chance=0.5,
+    ),
     "diversity": Metric("Diversity", "1 - MS-SSIM of two futures of one case, mean over pairs.", 0),
     "uncertainty_ence": Metric(
         "Calibration error",
@@ -295,7 +301,7 @@ SECTIONS = (
     (
         "Fidelity and diversity of the images",
         ("fid", "fid_half", "kid", "feature_precision", "feature_recall", "feature_density", "feature_coverage",
-         "diversity", "uncertainty_ence", "uncertainty_error_r"),
+         "utility_auroc", "diversity", "uncertainty_ence", "uncertainty_error_r"),
     ),
 )  # fmt: skip
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from progemu_jax.errors import UserError
-from progemu_jax.eval.metrics import fidelity
+from progemu_jax.eval.metrics import fidelity, utility
 
 FLOOR = "real_halves"
 FLOOR_NOTE = (
@@ -14,7 +14,7 @@ PART_SUBSAMPLES = 20  # half-samples behind an interval of one finding
 
 
 def measure_fidelity(candidate, truth, out, subsamples, seed):
-    """Adds FID, KID and nearest neighbours to a Measured, where there are features of one backbone.
+    """Adds FID, KID, nearest neighbours and utility to a Measured, where there are features of one backbone.
 
     By finding, on the cases that truly have it after the progression, follow-ups and generated images alike, they go to
     `out.findings`. For a candidate of role "floor" the two sides are real follow-ups of other patients.
@@ -24,9 +24,12 @@ def measure_fidelity(candidate, truth, out, subsamples, seed):
         return
     refs, rows, patient = truth.references, candidate.rows, truth.patient
     followup = real.features[real.take(refs.pair_ids, np.zeros(len(refs.rows), int))]
+    findings = (candidate.scores.findings if candidate.scores else ()) or refs.names
+    have = np.stack([refs.present(finding, "after") for finding in findings], axis=1)
     if candidate.role == "floor":
         if got := fidelity.real_halves(followup, patient, subsamples, seed):
             out.distributions.update(got)
+            _utility(out, followup, have, patient, followup, have, patient, subsamples, seed)
             half = followup[len(followup) // 2 :]  # about: a patient's films stay together
             _note(out, real, len(followup) - len(half), half, got)
         return
@@ -40,15 +43,21 @@ def measure_fidelity(candidate, truth, out, subsamples, seed):
     got = fidelity.fidelity(followup, made, patient, patient[rows.case], subsamples, seed)
     out.distributions.update(got)
     _note(out, real, len(followup), made, got)
-    for finding in (candidate.scores.findings if candidate.scores else ()) or refs.names:
-        have = refs.present(finding, "after") == 1
-        shown = have[rows.case]
+    _utility(out, made, have[rows.case], patient[rows.case], followup, have, patient, subsamples, seed)
+    for finding, there in zip(findings, (have == 1).T, strict=True):
+        shown = there[rows.case]
         got = fidelity.fidelity(
-            followup[have], made[shown], patient[have], patient[rows.case][shown],
+            followup[there], made[shown], patient[there], patient[rows.case][shown],
             min(subsamples, PART_SUBSAMPLES), seed,
         )  # fmt: skip
         out.findings.setdefault(finding, {}).update({name: got[name] for name in fidelity.NAMES})
         out.counts.setdefault(finding, {})["images"] = int(shown.sum())
+
+
+def _utility(out, *given):
+    got = utility.utility(*given)
+    if len(got) > 1:
+        out.distributions["utility_auroc"] = got
 
 
 def _note(out, real, count, made, got):

@@ -10,7 +10,7 @@ from progemu_jax.eval import System, evaluate
 from progemu_jax.eval.metrics import fidelity
 from progemu_jax.text import findings
 
-FEATURES = {"fid", "fid_half", "kid", *fidelity.NAMES}
+FEATURES = {"fid", "fid_half", "kid", "utility_auroc", *fidelity.NAMES}
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +40,13 @@ def test_the_floor_has_fidelity_alone_and_no_pairs(judged):
     assert row["parts"] == {}
     assert "real_halves" not in judged[2]["differences"]
     assert "Real against real follow-ups, halves" in (judged[0] / "out/tables.md").read_text()
+
+
+def test_utility_is_that_of_the_images_fitted_to(judged):
+    """The invented scorer's features hold its probabilities: whoever shows the truth teaches as much as real images."""
+    ours, real = (judged[2]["systems"][name]["metrics"]["utility_auroc"]["value"] for name in ("ours", "real_halves"))
+    assert ours == pytest.approx(real, abs=0.05)
+    assert ours > 0.8
 
 
 def test_without_half_samples_the_floor_has_no_number(judged):

@@ -9,7 +9,7 @@ import math
 import numpy as np
 import pytest
 
-from progemu_jax.eval.metrics import cmig, divergence, fidelity, image, retention, roc, words
+from progemu_jax.eval.metrics import cmig, divergence, fidelity, image, retention, roc, utility, words
 
 pytestmark = pytest.mark.parity
 TOLERANCE = {"rtol": 0, "atol": 1e-6}
@@ -227,6 +227,20 @@ def test_density_and_coverage_are_prdcs(seed):
     k = min(seed % 5 + 1, min(len(x), len(y)) - 2)  # theirs wants a point more than it uses
     theirs = prdc.compute_prdc(real_features=x, fake_features=y, nearest_k=k)
     close(fidelity.neighbours(x, y, k, k), [theirs[n] for n in ("precision", "recall", "density", "coverage")])
+
+
+@pytest.mark.parametrize("seed", range(CASES))
+def test_the_classifier_of_utility_is_sklearns_ridge(seed):
+    models, scaling = pytest.importorskip("sklearn.linear_model"), pytest.importorskip("sklearn.preprocessing")
+    x, test = features(seed)
+    if seed % 3 == 0:  # more features than images
+        x, test = np.tile(x[:8], 3), np.tile(test, 3)
+    labels = np.random.default_rng(seed).random(len(x)) < 0.5
+    scale = scaling.StandardScaler().fit(x)
+    theirs = models.Ridge(alpha=utility.RIDGE * len(x)).fit(scale.transform(x), 2.0 * labels - 1)
+    expected = theirs.predict(scale.transform(test))
+    ours = test @ utility.fit(x, labels)
+    close(ours - ours.mean(), expected - expected.mean())
 
 
 @pytest.mark.parametrize("seed", range(CASES))
