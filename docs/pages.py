@@ -88,7 +88,6 @@ API = {  # page -> title, what it is for, dotted names; a name ending in * with 
         ),
     ),
 }
-SHADOWED = ("eval", "data/phantom")  # they take in functions called as their modules, which then may not be found
 _LINK = re.compile(r"(\]\()(?![a-z]+:)([^)\s#]+)((?:#[^)\s]*)?\))")
 _BLOCK = re.compile(r"(^```.*?^```)", re.MULTILINE | re.DOTALL)
 _FETCHED = re.compile(r"<(?:script|link|img|iframe|source)\b[^>]*\b(?:src|href)=[\"']?((?:https?:)?//[^\"'\s>]*)")
@@ -99,8 +98,11 @@ _TAGS = (
 _UNREAD = re.compile(r"^(?:[-*] |\|.*\||```|#+ )", re.MULTILINE)  # Markdown that stayed as it was
 
 
-def on_config(config):
-    """Copies the sources as they are imported (setup.py maps data, eval and configs), for the API pages."""
+def on_startup(command, dirty):
+    """Copies the sources as they are imported (setup.py maps data, eval and configs), for the API pages.
+
+    Before mkdocstrings is configured: it passes over a folder that is not there yet.
+    """
     package = ROOT / "runs/docs/progemu_jax"
     shutil.rmtree(package, ignore_errors=True)
     for source, target in (("progemu_jax", "."), ("data", "data"), ("eval", "eval"), ("configs", "configs")):
@@ -108,9 +110,6 @@ def on_config(config):
             place = package / target / path.relative_to(ROOT / source)
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, place)
-    for name in SHADOWED:
-        (package / name / "__init__.py").write_text("")
-    return config
 
 
 def on_files(files, config):
