@@ -117,8 +117,9 @@ notebook:
 	mkdir -p runs/notebook/progemu-jax
 	git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t runs/notebook/progemu-jax
 	$(PYTHON) -m venv runs/notebook/venv
-	cd runs/notebook && for without in "" --refuse-bfloat16; do MPLBACKEND=Agg PROGEMU_CACHE=$$PWD/cache venv/bin/python \
-	  progemu-jax/tests/support/run_notebook.py progemu-jax/notebooks/sample.ipynb $$without || exit; done
+	cd runs/notebook && for without in "" --refuse-bfloat16; do rm -rf counterfactual; \
+	  MPLBACKEND=Agg PROGEMU_CACHE=$$PWD/cache venv/bin/python progemu-jax/tests/support/run_notebook.py \
+	  progemu-jax/notebooks/sample.ipynb $$without || exit; done
 
 # pip-audit ends with 1 for what it finds and for what goes wrong; what it finds is on its standard output.
 audit: $(AUDIT_VENV)/.installed

@@ -98,8 +98,11 @@ _TAGS = (
 _UNREAD = re.compile(r"^(?:[-*] |\|.*\||```|#+ )", re.MULTILINE)  # Markdown that stayed as it was
 
 
-def on_config(config):
-    """Copies the sources as they are imported (setup.py maps data, eval and configs), for the API pages."""
+def on_startup(command, dirty):
+    """Copies the sources as they are imported (setup.py maps data, eval and configs), for the API pages.
+
+    Before mkdocstrings is configured: it passes over a folder that is not there yet.
+    """
     package = ROOT / "runs/docs/progemu_jax"
     shutil.rmtree(package, ignore_errors=True)
     for source, target in (("progemu_jax", "."), ("data", "data"), ("eval", "eval"), ("configs", "configs")):
@@ -107,7 +110,6 @@ def on_config(config):
             place = package / target / path.relative_to(ROOT / source)
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, place)
-    return config
 
 
 def on_files(files, config):
