@@ -82,7 +82,7 @@ def _one_line(address: str) -> Iterator[Any]:
         raise UserError(f'{address}: needs {error.name}: pip install -e ".[hub]"') from None
     try:
         yield huggingface_hub
-    except (httpx2.HTTPError, OSError, ValueError) as error:  # all of the library's own are one of these
+    except (httpx2.HTTPError, OSError, RuntimeError, ValueError, errors.XetDownloadError) as error:
         why: BaseException = error
         if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__:
             why = error.__cause__
