@@ -20,12 +20,13 @@ from progemu_jax.configs.common import phantom
 
 def get_config():
     config = phantom(name="toy", patients=40, tokenizer_steps=12, crops=2, stage1_steps=4, stage2_steps=8,
-                     scorer_images=64, scorer_steps=4)
+                     scorer_images=64, scorer_steps=4, words_steps=4, decoder_steps=6)
     config.data.phantom.size = 64
     config.data.tree_size = 64
     config.data.image_size = 32
     config.data.processes = 1
-    for part in (config.tokenizer.train, config.progemu.stage1, config.progemu.stage2, config.scorer.train):
+    p = config.progemu
+    for part in (config.tokenizer.train, config.decoder.train, p.words, p.stage1, p.stage2, config.scorer.train):
         part.batch_size = 4
         part.save_every = 3
     config.tokenizer.model.ch = 16
