@@ -46,6 +46,7 @@ MAY_IMPORT["convert"] = {*MAY_IMPORT["scorers"], "provenance"} - {"pretrained"}
 MAY_IMPORT["inference"] = {*MAY_IMPORT["convert"], "convert", "pretrained"}
 MAY_IMPORT["config"] = MAY_IMPORT["convert"]
 MAY_IMPORT["gallery"] = {*MAY_IMPORT["inference"], "inference", "scorers", "eval"}
+MAY_IMPORT["app"] = {*MAY_IMPORT["gallery"], "gallery"}
 MAY_IMPORT["systems"] = {*MAY_IMPORT["inference"], "inference", "scorers", "config", "eval"}
 MAY_IMPORT["plan"] = {*MAY_IMPORT["systems"], "systems"}
 MAY_IMPORT["run"] = {*MAY_IMPORT["plan"], "plan"}
@@ -56,7 +57,7 @@ MAY_IMPORT[""] = {"inference"}  # progemu_jax.load
 # Imported inside functions: extras, and libraries that are slow to import or absent on a bare GPU machine.
 LAZY = {
     "torch", "torchxrayvision", "pydicom", "gdcm", "openai", "apache_beam", "nltk", "rouge_score", "sacrebleu",
-    "f1chexbert", "radgraph", "green_score", "libtpu",
+    "f1chexbert", "radgraph", "green_score", "libtpu", "gradio", "starlette",
     "tensorflow_datasets", "grain", "SimpleITK", "tensorboardX", "matplotlib",
 }  # fmt: skip
 TFDS_BUILDER = "progemu_jax.data.icg_cxr.icg_cxr_dataset_builder"
