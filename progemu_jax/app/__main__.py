@@ -30,6 +30,7 @@ def app(model: str, host: str, port: int, patients: int) -> int:
         if not least <= value <= most:
             raise UserError(f"--{name}={value}: expected {least} to {most}")
     page.gradio()  # before what takes longer
+    page.check_free(host, port)
     warnings.simplefilter("ignore", PromptWarning)  # the page shows it
     over = threading.Event()
     with tempfile.TemporaryDirectory(prefix="progemu-app-") as uploads:

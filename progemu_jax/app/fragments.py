@@ -13,7 +13,7 @@ from progemu_jax.eval.page_images import DIFFERENCE, difference_map, overlay
 from progemu_jax.text.understood import Understood, known
 
 SPREAD = 48  # gray levels of standard deviation at full colour
-_MARKS = {True: ("good", "✓", "seen on the image"), False: ("bad", "✗", "not seen on the image"), None: ("", "–", "")}
+_MARKS = {True: ("good", "✓", "the image agrees"), False: ("bad", "✗", "the image does not agree"), None: ("", "–", "")}
 
 
 def data_uri(png: bytes, kind: str = "image/png") -> str:

@@ -1,8 +1,10 @@
-"""The page: Gradio's components, and what they call. Gradio (extra [app]) is imported when a page is built."""
+"""The page: Gradio's components, and what they call. Gradio (extra [app]) is imported when a page is built.
 
-from __future__ import annotations
+Annotations are no texts here: Gradio looks for its own type among those of a function inside `build`.
+"""
 
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from progemu_jax.inference import request
 TITLE = "ProgEmu: counterfactual chest X-rays"
 _STATIC = Path(__file__).parent / "static"
 _HOUR = 3600
+_TAKEN = "--host={} --port={}: {}; choose another port"
 # Anything that a browser would fetch from elsewhere is refused by it.
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
@@ -212,9 +215,18 @@ def serve(page: Any, host: str, port: int) -> str:
             css_paths=_STATIC / "style.css",
             app_kwargs={"middleware": [Middleware(_Guard)], "docs_url": None, "redoc_url": None},
         )
-    except OSError as error:
-        raise UserError(f"--host={host} --port={port}: {error}; choose another") from None
+    except OSError:
+        raise UserError(_TAKEN.format(host, port, "taken")) from None
     return address
+
+
+def check_free(host: str, port: int) -> None:
+    """UserError for an address that cannot be listened on: said before a model is loaded."""
+    try:
+        with socket.create_server((host, port)):
+            pass
+    except OSError as error:
+        raise UserError(_TAKEN.format(host, port, error.strerror or error)) from None
 
 
 class _Guard:

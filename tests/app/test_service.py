@@ -2,6 +2,7 @@
 
 import io
 import json
+import socket
 import zipfile
 
 import numpy as np
@@ -154,6 +155,13 @@ def test_bad_flags_are_one_line(flag, capsys, monkeypatch):
     monkeypatch.setattr("progemu_jax.app.page.gradio", lambda: None)
     assert main([flag]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_a_port_that_is_taken_is_one_line_before_a_model_is_loaded(capsys, monkeypatch):
+    monkeypatch.setattr("progemu_jax.app.page.gradio", lambda: None)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert main([f"--port={taken.getsockname()[1]}", "--model=nowhere-at-all"]) == 2
+    assert "choose another port" in capsys.readouterr().err
 
 
 def test_without_gradio_it_says_what_to_install(capsys, monkeypatch):
