@@ -130,6 +130,7 @@ def done(page):
 
 def shot(page, name):
     SHOTS.mkdir(parents=True, exist_ok=True)
+    page.evaluate("window.scrollTo(0, 0)")
     page.screenshot(path=SHOTS / f"{name}.png", full_page=True)
 
 

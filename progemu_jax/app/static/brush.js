@@ -18,7 +18,7 @@ element.addEventListener("pointerdown", (event) => {
   const cell = event.target.closest(".pe-cell");
   if (!cell) return;
   event.preventDefault();
-  element.focus();
+  element.focus({preventScroll: true});
   painting = !cell.classList.contains("pe-on");
   cell.classList.toggle("pe-on", painting);
 });
