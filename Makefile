@@ -23,13 +23,17 @@ BEAM_VENV ?= .venv-beam
 PARITY_PY := $(PARITY_VENV)/bin/python
 AUDIT_VENV ?= .venv-audit
 APP_VENV ?= .venv-app
+DOCS_VENV ?= .venv-docs
+TOOLS ?= .venv-tools
+PYTHONS ?= python3.11 python3.12 python3.13
 UV ?= uv
 PIP := -m pip install --quiet --disable-pip-version-check
 LOCKED := $(PIP) --require-hashes
 EDITABLE := $(PIP) --no-deps --no-build-isolation -e .
 
-.PHONY: help setup try app demo demo-quick phantom tables test test-app audit lock soak fuzz test-beam bench-cohort parity-eval coverage \
-  known-systems parity bench-vq bench-decode bench-small bench-train bench-diffusion bench-convert gpu lint format clean
+.PHONY: help setup try app demo demo-quick phantom tables test test-app docs notebook audit lock types package soak fuzz \
+  test-beam bench-cohort parity-eval coverage known-systems parity bench-vq bench-decode bench-small bench-train \
+  bench-diffusion bench-convert gpu lint format clean
 
 help:
 	@echo "make setup       virtual environment in $(VENV) from the hashed lock (Python 3.11 or newer)"
@@ -41,8 +45,13 @@ help:
 	@echo "make phantom     the same cohort at full size: runs/phantom (110 minutes on 2 cores)"
 	@echo "make test        set-up, then the tests (JOBS=$(JOBS) processes)"
 	@echo "make test-app    that page in chromium (which it installs, on Debian and as root), at most 5 minutes"
+	@echo "make docs        the pages of docs/ and the API as a site, in $(DOCS_VENV): runs/site/index.html"
+	@echo "make notebook    the notebook's cells in a new environment of PYTHON=$(PYTHON), and again without bfloat16, as on a T4"
 	@echo "make audit       known faults of the packages in requirements.lock, in $(AUDIT_VENV) (asks an advisory service)"
 	@echo "make lock        the locks anew, by UV=$(UV); what they hold stays where it fits"
+	@echo "make types       types of what users call, by mypy, in $(TOOLS)"
+	@echo "make package     sdist and wheel in dist/, checked by twine; then the wheel in a venv of each Python of"
+	@echo "                 PYTHONS=\"$(PYTHONS)\" that is here: pictures by the model in it, runs/wheel-PYTHON"
 	@echo "make soak        100 kills in every stage and command (at most 60 minutes; the same command goes on), and the"
 	@echo "                 other slow tests"
 	@echo "make fuzz        20,000 edits of what every reader reads, values and bytes, kept in runs/fuzz; goes on when cut;"
@@ -112,6 +121,25 @@ test-app: $(APP_VENV)/.progemu-installed
 	  { echo "error: no chromium here, and only root on Debian can install it: apt-get install chromium" >&2; exit 2; }
 	timeout 300 $(APP_VENV)/bin/python -m pytest -m browser tests/app
 
+# Not --quiet, which drops what --strict counts. The variable: no advertisement of the theme's makers.
+docs: $(DOCS_VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict
+
+$(DOCS_VENV)/.installed: requirements-docs.lock
+	test -x $(DOCS_VENV)/bin/python || $(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/python $(LOCKED) -r requirements-docs.lock
+	touch $@
+
+# As on Colab: a folder with the checkout in it, a Python with nothing in it.
+notebook:
+	rm -rf runs/notebook
+	mkdir -p runs/notebook/progemu-jax
+	git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t runs/notebook/progemu-jax
+	$(PYTHON) -m venv runs/notebook/venv
+	cd runs/notebook && for without in "" --refuse-bfloat16; do rm -rf counterfactual; \
+	  MPLBACKEND=Agg PROGEMU_CACHE=$$PWD/cache venv/bin/python progemu-jax/tests/support/run_notebook.py \
+	  progemu-jax/notebooks/sample.ipynb $$without || exit; done
+
 # pip-audit ends with 1 for what it finds and for what goes wrong; what it finds is on its standard output.
 audit: $(AUDIT_VENV)/.installed
 	@cd $(AUDIT_VENV) && bin/pip-audit --strict --disable-pip --progress-spinner=off -r $(CURDIR)/requirements.lock >found 2>log; \
@@ -133,7 +161,7 @@ BUILDS := torch torchvision triton cuda-bindings cuda-pathfinder cuda-toolkit $(
 torch = $(shell grep -E '^torch(vision)?==' $(1))
 
 lock:
-	$(LOCK) pyproject.toml --extra=dev --extra=dicom --extra=llm -o requirements.lock
+	$(LOCK) pyproject.toml --extra=dev --extra=dicom --extra=hub --extra=llm -o requirements.lock
 	test -f requirements-beam.lock || cp requirements.lock requirements-beam.lock
 	$(LOCK) pyproject.toml --extra=dev --extra=dicom --extra=llm --extra=beam -o requirements-beam.lock
 	test -f requirements-app.lock || cp requirements.lock requirements-app.lock
@@ -141,6 +169,32 @@ lock:
 	for name in parity parity-eval; do cp requirements.lock requirements-$$name.lock; \
 	  $(LOCK) requirements-$$name.txt $(addprefix --no-emit-package=,$(BUILDS)) -o requirements-$$name.lock || exit; done
 	echo "pip-audit>=2.10" | $(LOCK) - -o requirements-audit.lock
+	printf "mkdocs-material>=9.7\nmkdocstrings[python]>=1.0\nruff\n" | $(LOCK) - -o requirements-docs.lock
+	printf '%s\n' "mypy>=2.4" "twine>=7.0" "uv>=0.13" | $(LOCK) - -o requirements-tools.lock
+
+$(TOOLS)/.installed: requirements-tools.lock
+	test -x $(TOOLS)/bin/python || $(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python $(LOCKED) -r requirements-tools.lock
+	touch $@
+
+# mypy knows nothing of setup.py: it sees the folders as an installed package has them.
+types: setup $(TOOLS)/.installed
+	rm -rf build/types && mkdir -p build/types/progemu_jax
+	ln -s $(CURDIR)/progemu_jax/* $(addprefix $(CURDIR)/,data eval configs) build/types/progemu_jax/
+	$(TOOLS)/bin/mypy --python-executable=$(PY)
+
+# Pythons that are not here are said and passed over.
+package: setup $(TOOLS)/.installed
+	rm -rf dist
+	$(TOOLS)/bin/uv build --quiet --no-build-isolation --python=$(PY) --out-dir=dist
+	$(TOOLS)/bin/twine check --strict dist/*.whl dist/*.tar.gz
+	for name in $(PYTHONS); do venv=.venv-wheel-$$name; \
+	  python=$$($$name -c 'import sys; print(sys.executable)' 2>/dev/null) || \
+	    { echo "$$name is not here: the wheel was not run there" >&2; continue; }; \
+	  test -x $$venv/bin/python || $(TOOLS)/bin/uv venv --quiet --python=$$python $$venv || exit; \
+	  $(TOOLS)/bin/uv pip sync --quiet --python=$$venv --require-hashes requirements.lock && \
+	  $(TOOLS)/bin/uv pip install --quiet --python=$$venv --no-deps dist/*.whl && \
+	  (cd dist && ../$$venv/bin/progemu-jax try --patients=1 --out=../runs/wheel-$$name) || exit; done
 
 soak: setup
 	$(TEST_ENV) $(PY) -m pytest -m slow
@@ -194,7 +248,7 @@ $(PARITY_VENV)/.progemu-installed: requirements.lock requirements-parity.txt req
 
 parity: $(PARITY_VENV)/.progemu-installed
 	$(TEST_ENV) $(if $(EMU3),EMU3=$(EMU3)) $(PARITY_PY) -m pytest -m parity -s tests/parity/test_emu3_live.py \
-	  tests/parity/test_diffusion_live.py
+	  tests/parity/test_diffusion_live.py tests/parity/test_features_live.py
 
 bench-vq: $(PARITY_VENV)/.progemu-installed
 	$(PARITY_PY) benchmarks/vq.py

@@ -19,7 +19,8 @@ import numpy as np
 from progemu_jax.eval.bootstrap import Bootstrap
 from progemu_jax.eval.compare import differences
 from progemu_jax.eval.evaluate import derive
-from progemu_jax.eval.measure import Candidate, Truth, measure, measure_fidelity
+from progemu_jax.eval.measure import Candidate, Truth, measure
+from progemu_jax.eval.measure_features import measure_fidelity
 from progemu_jax.eval.predictions import References, Rows
 from progemu_jax.eval.scores import Scores
 from progemu_jax.text import findings

@@ -114,8 +114,8 @@ def _read(root: Path, name: str) -> np.ndarray:
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = Parser(__doc__)
-    for name in ("shards", "predictions", "references"):
-        parser.add_argument(f"--{name}", type=Path, required=True)
+    for flag in ("--shards", "--predictions", "--references"):
+        parser.add_argument(flag, type=Path, required=True)
     args = parser.parse_args(argv)
 
     def work():

@@ -63,6 +63,22 @@ METRICS = {
         "Edit success",
         "Share of prompts with a change in which every named finding moved and no other was lost.",
     ),
+    "effect": Metric(
+        "Effect",
+        "Mean change, in the stated direction, of the probability of findings named in the prompt. A copy scores 0,"
+        " the real follow-up what the scorer can see.",
+    ),
+    "flip_rate": Metric(
+        "Flipped",
+        "Share of findings named in the prompt, seen on the prior on the side of 0.5 that the prompt leads away from, "
+        "that are seen on the other side. A copy scores 0.",
+    ),
+    "finding_shift": Metric(
+        "Others amplified",
+        "Mean change of the probability of findings that neither the prompt names nor the truth changed, towards the "
+        "side of 0.5 that they were on: above 0 amplified, below washed out.",
+        0,
+    ),
     "severity_direction": Metric(
         "Direction, by severity",
         "Share of truly changed findings, named or not, whose severity, as the scorer sees it, moved the true way from "
@@ -151,9 +167,34 @@ METRICS = {
     ),
     # Fidelity and diversity
     "fid": Metric("FID", "Frechet distance of features from the real follow-ups'; compare equal n only.", -1, 2),
+    "fid_half": Metric(
+        "FID at half n",
+        "The same, mean of half-samples of the patients: compare this with the row of real against real follow-ups.",
+        -1,
+        2,
+    ),
     "kid": Metric("KID", "Unbiased squared MMD of features, cubic kernel.", -1, 4),
     "feature_precision": Metric("Precision", "Share of generated images within reach of real ones (k = 3)."),
-    "feature_recall": Metric("Recall", "Share of real images within reach of generated ones (k = 3)."),
+    "feature_recall": Metric(
+        "Recall",
+        "Share of real images within reach of generated ones (k = 3). It can rise as diversity falls: the reach of a "
+        "few generated images that lie far apart is large. Read it beside coverage.",
+    ),
+    "feature_density": Metric(
+        "Density",
+        "Mean number of real images that a generated one is within reach of, over k = 5; about 1 for real images, and "
+        "above 1 for images that crowd where real ones are common.",
+    ),
+    "feature_coverage": Metric(
+        "Coverage",
+        "Share of real images with a generated one within their reach (k = 5); of as many real images about 0.97.",
+    ),
+    "utility_auroc": Metric(
+        "Utility AUROC",
+        "AUROC, on real follow-ups, of a linear classifier of the features that was fitted to the images of other "
+        "patients, mean over findings and over 20 random halves. The row of real against real was fitted to real ones.",
+        chance=0.5,
+    ),
     "diversity": Metric("Diversity", "1 - MS-SSIM of two futures of one case, mean over pairs.", 0),
     "uncertainty_ence": Metric(
         "Calibration error",
@@ -214,6 +255,10 @@ METRICS = {
     "chexbert_f1": Metric("CheXbert F1", "Micro F1 of the 14 CheXbert labels (f1chexbert)."),
     "radgraph_f1": Metric("RadGraph F1", "Mean F1 of entities and relations, partial (radgraph)."),
     "green": Metric("GREEN", "Mean GREEN score (green_score)."),
+    "ratescore": Metric("RaTEScore", "Mean RaTEScore (radeval): entities, with synonyms."),
+    "radcliq_v1": Metric("RadCliQ", "Mean RadCliQ-v1 (radeval): about how many errors a radiologist would find.", -1),
+    "temporal_f1": Metric("Temporal F1", "Mean F1 of words of change and time (radeval)."),
+    "srrbert_weighted_f1": Metric("SRR-BERT F1", "Mean F1 of the labels of structured reports (radeval)."),
 }
 
 SECTIONS = (
@@ -224,8 +269,8 @@ SECTIONS = (
     ),
     (
         "Direction: did what the prompt names move, and nothing else?",
-        ("directional_accuracy", "directional_accuracy_margin", "specificity", "others_still", "edit_success",
-         "severity_direction", "severity_mae", "severity_still"),
+        ("directional_accuracy", "directional_accuracy_margin", "effect", "flip_rate", "specificity", "others_still",
+         "finding_shift", "edit_success", "severity_direction", "severity_mae", "severity_still"),
     ),
     (
         "Retention: is it still the same person?",
@@ -245,7 +290,8 @@ SECTIONS = (
     ),
     (
         "Words: overlap with the reference interpretation",
-        ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor_exact_stem", "rouge_l", "chexbert_f1", "radgraph_f1", "green"),
+        ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor_exact_stem", "rouge_l", "chexbert_f1", "radgraph_f1", "green",
+         "ratescore", "radcliq_v1", "temporal_f1", "srrbert_weighted_f1"),
     ),
     (
         "Image: how near is it to prior, follow-up and true counterfactual?",
@@ -254,7 +300,8 @@ SECTIONS = (
     ),
     (
         "Fidelity and diversity of the images",
-        ("fid", "kid", "feature_precision", "feature_recall", "diversity", "uncertainty_ence", "uncertainty_error_r"),
+        ("fid", "fid_half", "kid", "feature_precision", "feature_recall", "feature_density", "feature_coverage",
+         "utility_auroc", "diversity", "uncertainty_ence", "uncertainty_error_r"),
     ),
 )  # fmt: skip
 
@@ -271,10 +318,14 @@ def features_line(result):
     for s in result["systems"].values():
         if s.get("features"):
             f = s["features"]
-            text = f"{f['real']} real follow-ups, {f['backbone']} ({f['dimensions']} features), k = {f['neighbours']}"
+            text = (
+                f"{f['real']} real follow-ups, {f['backbone']} ({f['dimensions']} features), k = {f['neighbours']}, "
+                f"of the last two {f['dense_neighbours']}"
+            )
             seen.setdefault(text, []).append(f"{s['title']} {f['generated']}")
     return "; ".join(
-        f"FID, KID, precision and recall against {k}; n generated: {', '.join(v)}" for k, v in seen.items()
+        f"FID, KID, precision, recall, density and coverage against {k}; n generated: {', '.join(v)}"
+        for k, v in seen.items()
     )
 
 

@@ -1,8 +1,9 @@
 """Score systems against references: metrics.json, tables and a self-contained report/index.html.
 
 Rows of the table: every system given; and, computed beside them, copy-the-prior, the mean image, echo-the-prompt
-(text only), the tokenizer-reconstructed follow-up, the real follow-up (ceiling) and, on the phantom, the true
-counterfactual. Images of prior, follow-up and counterfactual are the references' own; the mean image is theirs too.
+(text only), the tokenizer-reconstructed follow-up, the real follow-up (ceiling), on the phantom the true
+counterfactual, and, where there are features, real follow-ups against real ones (the floor of FID and its like).
+Images of prior, follow-up and counterfactual are the references' own; the mean image is theirs too.
 Controls (contradicting prompts, null prompt) are a system's answers to other prompts than the references'; they are
 judged by their own prompts, and by the rendered true answers to them where there is a folder of those.
 
@@ -12,7 +13,7 @@ needs scores: without them only image and text metrics are defined.
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -20,19 +21,22 @@ import numpy as np
 from progemu_jax.errors import UserError
 from progemu_jax.eval.bootstrap import Bootstrap, estimate
 from progemu_jax.eval.case_sheet import write_sheet
+from progemu_jax.eval.case_table import write_case_table
 from progemu_jax.eval.compare import differences, tests
 from progemu_jax.eval.definitions import METRICS
-from progemu_jax.eval.measure import Candidate, Truth, measure, measure_fidelity
+from progemu_jax.eval.external import external_tables, read_results
+from progemu_jax.eval.measure import Candidate, Truth, measure
+from progemu_jax.eval.measure_features import FLOOR, FLOOR_NOTE, measure_fidelity
 from progemu_jax.eval.metrics.cmig import cmig
-from progemu_jax.eval.metrics.fidelity import SUBSAMPLES
+from progemu_jax.eval.metrics.fidelity import NAMES, SUBSAMPLES
 from progemu_jax.eval.metrics.retention import normalised
 from progemu_jax.eval.metrics.roc import RELIABLE
 from progemu_jax.eval.paper_tables import write_paper
 from progemu_jax.eval.predictions import Rows, read_predictions, read_references
 from progemu_jax.eval.report import write_report
-from progemu_jax.eval.scores import name_ids, read_memorisation, read_scores
+from progemu_jax.eval.scores import Scores, name_ids, read_features, read_memorisation, read_scores
 from progemu_jax.eval.tables import write_tables
-from progemu_jax.files.records import write_text
+from progemu_jax.files.records import digest, write_text
 
 SCHEMA = 2
 FINDING_METRICS = ("finding_auroc", "finding_auprc", "finding_auroc_changed", "finding_f1")
@@ -60,6 +64,7 @@ TITLES = {
     "answers": "Rendered answers to the prompts",
     "followup": "Real follow-up",
     "counterfactual": "True counterfactual",
+    FLOOR: "Real against real follow-ups, halves",
 }
 BASELINES = ("copy", "mean_image", "shuffled", "text_only", "echo", "prior_reconstruction")
 CONTROLS = ("contradicting", "contradicting_answers", "null_edit", "null_edit_answers")
@@ -85,6 +90,7 @@ class System:
       title: name on the page; by default from the key.
       note: one line of explanation on the page.
       memorisation: the audit of those images (`data.memorisation`), or None.
+      results: protocol (of `external.TITLES`) -> the file in which another evaluation wrote what it found.
     """
 
     predictions: str | os.PathLike
@@ -92,6 +98,7 @@ class System:
     title: str | None = None
     note: str = ""
     memorisation: str | os.PathLike | None = None
+    results: dict = field(default_factory=dict)
 
 
 def evaluate(
@@ -107,9 +114,10 @@ def evaluate(
     cases_shown=12,
     subsamples=SUBSAMPLES,
     text_models=(),
+    features=None,
     log=print,
 ):
-    """Score `systems` and write `out`/metrics.json, tables and `out`/report/index.html.
+    """Score `systems` and write `out`/metrics.json, tables, cases.csv and `out`/report/index.html.
 
     Args:
       systems: dict key -> System. The first is the one under test: differences and cases are its own. The
@@ -123,8 +131,10 @@ def evaluate(
       seed: of the resamples and of the choice of cases shown.
       title, caveats: of the page; caveats is a list of sentences.
       cases_shown: cases on the sheet, drawn at random, not by result.
-      subsamples: half-samples behind the intervals of FID, KID, precision and recall, at most 50.
-      text_models: of chexbert, radgraph, green; their packages must be installed.
+      subsamples: half-samples behind the intervals of FID and its like, at most 50.
+      text_models: of chexbert, radgraph, green, radeval; their packages must be installed.
+      features: an npz file of any network's features of all systems (`scores.read_features`), in place of those of the
+        score files; None: theirs.
       log: called with one line for each warning.
 
     Returns:
@@ -133,6 +143,11 @@ def evaluate(
     Raises:
       UserError: unreadable or inconsistent input, no case in common.
     """
+    external = {
+        _canonical(key): {protocol: read_results(protocol, path, key) for protocol, path in system.results.items()}
+        for key, system in systems.items()
+        if system.results
+    }
     systems = {_canonical(key): system for key, system in systems.items()}
     if not systems:
         raise UserError("no predictions to evaluate: give at least one predictions folder")
@@ -149,9 +164,13 @@ def evaluate(
     refs, rows = _restrict(refs, rows, common)
 
     reference_scores = {k: read_scores(p, refs.findings) for k, p in (reference_scores or {}).items() if p is not None}
-    truth = Truth(refs, reference_scores.get("prior"), reference_scores.get("followup"))
-    candidates = _candidates(systems, rows, refs, reference_scores)
+    features = {_canonical(key): found for key, found in read_features(features).items()} if features else None
+    real = features["followup"] if features else reference_scores.get("followup")
+    truth = Truth(refs, reference_scores.get("prior"), reference_scores.get("followup"), real)
+    candidates = _candidates(systems, rows, refs, reference_scores, real is not None and real.features is not None)
     warnings += _warn_scores(candidates, reference_scores)
+    if features:
+        warnings += _take_features(candidates, features)
     for line in warnings:
         log(f"evaluate: {line}")
 
@@ -161,7 +180,7 @@ def evaluate(
     for c in candidates:
         measure_fidelity(c, truth, measured[c.key], subsamples if boot.resamples else 0, seed)
     result = _result(candidates, measured, refs, truth, boot, seed)
-    result.update(title=title, caveats=list(caveats), warnings=warnings)
+    result.update(title=title, caveats=list(caveats), warnings=warnings, external=external)
     for key, audit in audits.items():
         result["systems"][key]["memorisation"] = audit
 
@@ -169,8 +188,9 @@ def evaluate(
     try:
         (out / "report").mkdir(parents=True, exist_ok=True)
         write_text(out / "metrics.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
-        write_tables(result, out)
+        write_tables(result, out, external_tables(result))
         write_paper(result, out)
+        write_case_table(out / "cases.csv", candidates, measured, refs)
         page = write_report(result, candidates, measured, refs, cases_shown=cases_shown, seed=seed)
         write_sheet(out / "report" / "cases.png", candidates[0], refs, seed=seed)
         write_text(out / "report" / "index.html", page)
@@ -235,7 +255,15 @@ def _title(key):
     return f"{title} ({owner})" if owner else title
 
 
-def _candidates(systems, rows, refs, reference_scores):
+def _take_features(candidates, features):
+    """Gives each candidate its features of the file, or none; returns a line where systems have none."""
+    for c in candidates:
+        c.features = features.get(REFERENCE_ROWS[c.key] if c.image_kind else c.key, Scores(None, {}))
+    without = [c.title for c in candidates if c.role == "system" and c.features.features is None]
+    return [f"no features of {', '.join(without)} in the file: FID and its like are undefined there"] if without else []
+
+
+def _candidates(systems, rows, refs, reference_scores, featured):
     made = {}
     for key, system in systems.items():
         scored = system.scores is not None and rows[key].images is not None
@@ -258,6 +286,9 @@ def _candidates(systems, rows, refs, reference_scores):
     order = [k for role in ("system", "baseline", "control", "ceiling") for k in _of_role(role, made)]
     if next(iter(systems)) not in order[:1]:  # the system under test comes first, whatever it is called
         order = [next(iter(systems))] + [k for k in order if k != next(iter(systems))]
+    if FLOOR not in made and featured:
+        made[FLOOR] = Candidate(FLOOR, TITLES[FLOOR], "floor", plain(None), note=FLOOR_NOTE)
+        order.append(FLOOR)
     return [made[k] for k in order]
 
 
@@ -357,8 +388,10 @@ def _result(candidates, measured, refs, truth, boot, seed):
             "features": m.features,
             "notes": m.notes,
         }
+    asked = sorted([row["pair_id"], row["prompt"], row["interpretation"]] for row in refs.rows)
     return {
         "schema": SCHEMA,
+        "references": digest(asked),
         "cases": len(refs.rows),
         "patients": truth.patients,
         "sources": sorted({str(r.get("source")) for r in refs.rows}),
@@ -379,7 +412,9 @@ def _result(candidates, measured, refs, truth, boot, seed):
 
 
 def _few(metric, counts):
-    """The flag of one finding's AUROC-like metric with fewer than 20 positives or negatives."""
+    """The flag of one finding's metric with fewer than 20 positives or negatives, or images."""
+    if counts is not None and metric in NAMES and counts["images"] < RELIABLE:
+        return (f"{counts['images']} images: fewer than {RELIABLE}",)
     if counts is None or metric not in (*FINDING_METRICS, "gap_closed"):
         return ()
     prefix = "changed_" if metric in ("finding_auroc_changed", "gap_closed") else ""

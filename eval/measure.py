@@ -14,7 +14,6 @@ from progemu_jax.eval.metrics import (
     amplification,
     direction,
     divergence,
-    fidelity,
     identity,
     retention,
     text,
@@ -41,11 +40,12 @@ class Candidate:
 
     key: str
     title: str
-    role: str  # "system", "baseline", "ceiling", or "control" (given other prompts than the references')
+    role: str  # "system", "baseline", "ceiling", "floor", or "control" (given other prompts than the references')
     rows: Rows
     scores: Scores | None = None
     image_kind: str | None = None  # "prior", "followup", "counterfactual", "mean": the references' own images
     note: str = ""
+    features: Scores | None = None  # where FID and its like take features from
     answers: list | None = None  # of a control, per row: the rendered true answer to its prompt (a path), or None
 
     @property
@@ -77,15 +77,17 @@ class Measured:
     flags: dict = field(default_factory=dict)  # metric -> list of str
     notes: list = field(default_factory=list)
     case_values: dict = field(default_factory=dict)  # per row, for the sheet of cases
+    per_case: dict = field(default_factory=dict)  # metric -> (numerator [R], denominator [R]) of each row
     features: dict = field(default_factory=dict)  # backbone and numbers of images behind FID and its like
 
 
 class Truth:
     """What is known of the cases, computed once for all systems."""
 
-    def __init__(self, references, prior_scores=None, followup_scores=None):
+    def __init__(self, references, prior_scores=None, followup_scores=None, followup_features=None):
         self.references, self.findings = references, references.findings
         self.prior_scores, self.followup_scores = prior_scores, followup_scores
+        self.followup_features = followup_features or followup_scores
         ids = [row["patient_id"] for row in references.rows]
         names = {p: i for i, p in enumerate(dict.fromkeys(ids))}
         self.patient = np.array([names[p] for p in ids])
@@ -229,6 +231,7 @@ def _measure(candidate, truth, bootstrap, text_models, ratios, functions, out):
         _score_metrics(candidate, truth, ratios, functions, out)
     if rows.texts is not None:
         _text_metrics(candidate, truth, ratios, functions, out, text_models)
+    out.per_case = {name: value for name, value in ratios.items() if not isinstance(name, tuple)}
     got = bootstrap.distributions(truth.patient[rows.case], ratios, functions)
     for name, values in got.items():
         if isinstance(name, tuple):
@@ -236,29 +239,6 @@ def _measure(candidate, truth, bootstrap, text_models, ratios, functions, out):
         else:
             out.distributions[name] = values
     _means_over_findings(out)
-
-
-def measure_fidelity(candidate, truth, out, subsamples, seed):
-    """Adds FID, KID, precision and recall to a Measured, where the score files hold features of one backbone."""
-    scores, real = candidate.scores, truth.followup_scores
-    if scores is None or real is None or scores.features is None or real.features is None:
-        return
-    if candidate.image_kind == "followup" or candidate.role == "control":
-        return  # the same images, or other prompts
-    if (scores.backbone, scores.features.shape[1]) != (real.backbone, real.features.shape[1]):
-        raise UserError(
-            f"{scores.path}: features of {scores.backbone!r}, but {real.path} has {real.backbone!r}; use one network"
-        )
-    refs, rows = truth.references, candidate.rows
-    made = scores.features[scores.take([refs.pair_ids[i] for i in rows.case], rows.sample)]
-    followup = real.features[real.take(refs.pair_ids, np.zeros(len(refs.rows), int))]
-    patient = truth.patient
-    got = fidelity.fidelity(followup, made, patient, patient[rows.case], subsamples, seed)
-    out.distributions.update(got)
-    out.features = {
-        "backbone": scores.backbone, "dimensions": int(made.shape[1]), "real": len(followup), "generated": len(made),
-        "neighbours": fidelity.NEIGHBOURS, "subsamples": len(got["fid"]) - 1,
-    }  # fmt: skip
 
 
 def _score_metrics(candidate, truth, ratios, functions, out):
@@ -395,6 +375,9 @@ def _direction_metrics(columns, was, prob, candidate, truth, ratios, out):
     ratios["specificity"] = _mean(stay)
     ratios["others_still"] = _mean(direction.still(was, prob, named, unchanged))
     ratios["edit_success"] = _mean(direction.success(strict, stay))
+    ratios["effect"] = _mean(direction.effect(was, prob, named))
+    ratios["flip_rate"] = _mean(direction.flipped(was, prob, named))
+    ratios["finding_shift"] = _mean(direction.amplified(was, prob, named, unchanged))
     for j, finding in enumerate(columns):
         ratios["directional_accuracy", finding] = _mean(strict[:, j])
         ratios["directional_accuracy_margin", finding] = _mean(clear[:, j])

@@ -5,6 +5,7 @@ from pathlib import Path
 from string import Template
 
 from progemu_jax.eval.definitions import METRICS, SECTIONS, features_line, number, shown
+from progemu_jax.eval.external import external_tables
 from progemu_jax.eval.page_images import (
     COLD,
     DIFFERENCE,
@@ -16,7 +17,7 @@ from progemu_jax.eval.page_images import (
 )
 from progemu_jax.eval.plots import forest
 from progemu_jax.eval.saliency import saliency_section
-from progemu_jax.eval.tables import html, memorisation_table
+from progemu_jax.eval.tables import fidelity_tables, html, memorisation_table
 from progemu_jax.text import findings
 
 STANDING = (
@@ -43,7 +44,9 @@ def write_report(result, candidates, measured, refs, *, cases_shown=12, seed=0):
         _plot(result),
         *(_section(result, heading, keys, first.key) for heading, keys in SECTIONS),
         _per_finding(result, first.key),
+        *map(html, fidelity_tables(result)),
         _memorisation(result),
+        *map(html, external_tables(result)),
         _tests(result),
         saliency_section(candidates, refs, seed),
         _sheet(first, measured[first.key], refs, cases_shown, seed),

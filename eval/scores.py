@@ -155,6 +155,42 @@ def read_scores(path, findings=PHANTOM):
     return out
 
 
+def read_features(path):
+    """Features of any network for all systems at once, in place of those of the score files.
+
+    Args:
+      path: .npz with system (text [N]: names of the predictions folders; "followup", "prior", ... for the references'
+        images), pair_id, sample (0 where absent), features float [N, D], backbone (text).
+
+    Returns:
+      name -> Scores with features alone. UserError where the file does not read so, or has no rows of "followup".
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file of features")
+    data = _read_npz(path)
+    lost = [key for key in ("system", "pair_id", "features", "backbone") if key not in data]
+    if lost:
+        raise UserError(f"{path}: no array {', '.join(lost)}; features need system, pair_id, features and backbone")
+    systems, pairs = ([str(v) for v in np.atleast_1d(data[key])] for key in ("system", "pair_id"))
+    if len(systems) != len(pairs):
+        raise UserError(f"{path}: system has {len(systems)} rows, pair_id {len(pairs)}")
+    samples = _samples(path, data, len(pairs))
+    no_duplicates(path, [f"{p} ({n}, sample {s})" for n, p, s in zip(systems, pairs, samples, strict=True)])
+    features = _numbers(path, data, "features", pairs, 2)
+    backbone = "".join(str(n) for n in np.atleast_1d(data["backbone"])[:1])
+    if features is None or not backbone:
+        raise UserError(f"{path}: features or the name of the backbone are empty; make them again")
+    out = {}
+    for name in dict.fromkeys(systems):
+        rows = [i for i, n in enumerate(systems) if n == name]
+        keys = {(pairs[i], samples[i]): k for k, i in enumerate(rows)}
+        out[name] = Scores(path, keys, features=features[rows], backbone=backbone)
+    if "followup" not in out:
+        raise UserError(f"{path}: no rows of system 'followup', the real images that all others are compared with")
+    return out
+
+
 def _read_npz(path):
     try:
         with open_npz(path) as file:

@@ -37,6 +37,24 @@ def section_tables(result):
     return out
 
 
+def fidelity_tables(result):
+    """FID, KID and coverage finding by finding: a Table each of a metrics.json dict; none without features."""
+    first = next(iter(result["systems"].values()))["parts"]
+    findings = [f for f, p in first.items() if p.get("kid", {}).get("value") is not None]
+    out = []
+    for key in ("fid", "kid", "feature_coverage") if findings else ():
+        parts = {s["title"]: s["parts"] for s in result["systems"].values()}
+        rows = [
+            (title, [cell(p.get(f, {}).get(key), METRICS[key].digits) for f in findings]) for title, p in parts.items()
+        ]
+        columns = [f"{f} ({first[f]['counts']['images']})" for f in findings]
+        caption = "Cases that truly have the finding after the progression; generated images in brackets."
+        caption += " Of so few images FID is mostly bias: compare within a column alone." * (key == "fid")
+        title = f"{METRICS[key].title} by finding"
+        out.append(Table(title, columns, [r for r in rows if any(r[1])], caption, title))
+    return out
+
+
 def memorisation_table(result):
     """A Table of a metrics.json dict: each system that was audited, below it the real follow-ups; None without any."""
     rows, found = [], None
@@ -129,9 +147,9 @@ def write_forms(folder, name, title, intro, tables):
     write_text(folder / f"{name}.html", "\n".join(page))
 
 
-def write_tables(result, folder):
-    """Writes tables.md, tables.tex and tables.html of a metrics.json dict."""
+def write_tables(result, folder, more=()):
+    """Writes tables.md, tables.tex and tables.html of a metrics.json dict; `more`: Tables that stand below its own."""
     counts = f"{result['cases']} cases of {result['patients']} patients; 95 % intervals over patients."
     copies = memorisation_table(result)
-    tables = [*section_tables(result), *([copies] if copies else [])]
+    tables = [*section_tables(result), *fidelity_tables(result), *([copies] if copies else []), *more]
     write_forms(folder, "tables", result["title"], [counts, *result["caveats"]], tables)

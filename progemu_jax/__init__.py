@@ -7,14 +7,17 @@ out = model.counterfactual(prior, "New small left pleural effusion.", num_sample
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.metadata import version
+from types import TracebackType
+from typing import Any
 
 __version__ = version("progemu-jax")
 __all__ = ["load"]
 
 
-def _one_line(kind, error, trace):
+def _one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """What is printed of an error that ends the process: of ctrl-C one line."""
     if issubclass(kind, KeyboardInterrupt):
         print("error: interrupted", file=sys.stderr)
@@ -27,7 +30,7 @@ if sys.argv[:1] == ["-m"] and any(word.startswith("progemu_jax") for word in sys
     sys.excepthook = _one_line
 
 
-def load(path, tokenizer=None, quantize=None):
+def load(path: str | os.PathLike, tokenizer: str | os.PathLike | None = None, quantize: str | None = None) -> Any:
     """The model "phantom", or of a run, an export or a Hugging Face folder; see `progemu_jax.inference.load.load`."""
     from progemu_jax.inference.load import load as load_model
 

@@ -170,6 +170,8 @@ class DenoiserConfig:
 class SampleConfig:
     """Which held-out pairs are sampled, how many futures each, and how.
 
+    queue: ProgEmu draws through a queue of `batch_size` slots, each refilled as its case ends (`sampling.queue`); else
+    batch by batch, as diffusion does. What was begun by a version without the key ends batch by batch.
     free_prompts: contradicting prompts are told in free language (`controls.contradicting_sentence`); for a model whose
     training restates prompts (`task.restate`).
     """
@@ -178,6 +180,7 @@ class SampleConfig:
     max_cases: int = 0  # 0: all
     num_samples: int = 1
     batch_size: int = 32
+    queue: bool = True
     seed: int = 0
     systems: tuple[str, ...] = ("progemu", "shuffled-prompts", "text-only")
     free_prompts: bool = False

@@ -65,7 +65,7 @@ def read_png(path: str | os.PathLike) -> dict[str, str]:
         if Path(path).exists() and not Path(path).is_file():  # a pipe would be waited for
             raise OSError("no regular file")
         with Image.open(path, formats=("PNG",)) as image:
-            found = {key: str(value) for key, value in image.text.items()}
+            found = {key: str(value) for key, value in getattr(image, "text", {}).items()}
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path}: not a readable PNG ({type(error).__name__}); give a file of ours") from None
     if not any(key.startswith(_OURS) for key in found):

@@ -18,6 +18,7 @@ LONGEST = (
     "sampling/test_engine",
     "parity/test_diffusion",
     "sampling/test_speculation",
+    "sampling/test_distribution",
     "kernels/test_convolution",
     "tasks/test_tokenizer",
     "models/test_vqgan",

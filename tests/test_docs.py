@@ -1,4 +1,4 @@
-"""What README, CONTRIBUTING and docs/ name exists: modules, config keys, make targets, files, links; and their form.
+"""What README, CONTRIBUTING and docs/ name exists: modules, flags, config keys, make targets, files, links; their form.
 
 Modules and their attributes are looked up in the source files; only the config is imported, for its keys.
 """
@@ -30,7 +30,7 @@ OURS = ("progemu_jax", "configs", "docs", "tests", "benchmarks", "launch", "note
 def page_problems(page, root=ROOT):
     """Everything that is wrong with a Markdown page, one line each."""
     text = page.read_text(encoding="utf-8")
-    checks = (_modules, _dotted_names, _config_keys, _targets, _paths, _links, _form)
+    checks = (_modules, _flags, _dotted_names, _python, _config_keys, _targets, _paths, _links, _form)
     return [problem for check in checks for problem in check(text, page, root)]
 
 
@@ -39,6 +39,30 @@ def _modules(text, page, root):
         place = _place(name.rstrip("."), root)
         if not (place and (place.suffix == ".py" or (place / "__main__.py").is_file())):
             yield f"python -m {name}: no such module to run"
+
+
+def _flags(text, page, root):
+    """Flags of commands of ours, up to a pipe or a comment; `--config.key` is looked up as a key."""
+    for code in _code(text):
+        for line in re.split(r"\n|&&|[|;]| #", code.replace("\\\n", " ")):
+            command = re.search(r"-m\s+(progemu_jax[\w.]*)|(benchmarks/\w+\.py)", line)
+            place = command and (_place(command[1].rstrip("."), root) if command[1] else root / command[2])
+            if place and place.is_dir():
+                place /= "__main__.py"
+            if place and place.is_file():
+                source = place.read_text(encoding="utf-8")
+                known = {*re.findall(r"\"--([a-z][\w-]*)\"", source), *re.findall(r"DEFINE_\w+\(\s*\"(\w+)\"", source)}
+                for flag in re.findall(r"(?<=\s)--([a-z][\w-]*)(?![\w.-])", line):
+                    if flag not in known | {"help"}:
+                        yield f"{command[0]} --{flag}: no such flag"
+
+
+def _python(text, page, root):
+    for code in re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL):
+        try:
+            ast.parse(code)
+        except SyntaxError as error:
+            yield f"a block of Python does not parse: {error}"
 
 
 def _dotted_names(text, page, root):
@@ -200,8 +224,21 @@ def test_every_page_is_found_from_the_readme():
     assert [page.name for page in PAGES[1:] if f"{page.relative_to(ROOT).as_posix()})" not in readme] == []
 
 
+def test_the_site_has_every_page_and_names_what_exists():
+    """`make docs` builds it in an environment of its own; what needs none is held here."""
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    pages = [page.name for page in (ROOT / "docs").glob("*.md")]
+    assert [name for name in pages if f": {name}\n" not in navigation] == []
+    hook = ROOT / "docs/pages.py"
+    assert [*_dotted_names(hook.read_text(encoding="utf-8"), hook, ROOT)] == []
+
+
 BAD = {
     "`python -m progemu_jax.sampling`": "python -m progemu_jax.sampling",
+    "`python -m progemu_jax.eval --predictions=DIR --truth=DIR`": "--truth",
+    "`python -m progemu_jax.main --config=X --out DIR`": "--out",
+    "`benchmarks/control.py --nothing=DIR`": "--nothing",
+    "```python\nmodel.counterfactual(prior,\n```": "does not parse",
     "`progemu_jax.nowhere`": "progemu_jax.nowhere",
     "`progemu_jax.sampling.policy.Sampling.heat`": "Sampling.heat",
     "`from progemu_jax.configs import nothing`": "progemu_jax.configs.nothing",
@@ -218,7 +255,8 @@ BAD = {
 GOOD = """# A title, with `code`
 
 `make demo`, [itself](#a-title-with-code), `progemu_jax.sampling.policy.Sampling.temperature`, `config.json`,
-`python -m progemu_jax.eval`, `--config.data.root=DIR`, `configs/{demo,phantom}.py`, `data/tree/`, make sure.
+`python -m progemu_jax.eval --out=DIR && other --flag`, `--config.data.root=DIR`, `configs/{demo,phantom}.py`,
+`data/tree/`, make sure.
 
 ```python
 from progemu_jax.configs import demo

@@ -1,11 +1,18 @@
-"""notebooks/sample.ipynb: a clean file, and every cell runs on a run directory with random weights."""
+"""notebooks/sample.ipynb: a clean file, and every cell runs on a run directory with random weights, without bfloat16.
+
+`make notebook` runs it in a Python that holds nothing yet, with the model in the package.
+"""
 
 import json
 import re
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import matplotlib
 import pytest
+from support import run_notebook
+from support.run_notebook import is_install
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks/sample.ipynb"
 
@@ -17,10 +24,6 @@ def notebook():
 
 def source(cell):
     return "".join(cell["source"])
-
-
-def is_install(cell):
-    return "install" in cell["metadata"].get("tags", ())
 
 
 def test_the_file_is_clean(notebook):
@@ -47,17 +50,25 @@ def test_it_installs_first_from_its_own_checkout_what_the_lock_has(notebook):
     lock, package = [line for line in source(code[0]).splitlines() if line.startswith("%")]
     assert lock == "%pip install --quiet --require-hashes -r {checkout}/requirements.lock"
     assert package == "%pip install --quiet --no-deps --no-build-isolation {checkout}"
+    folders = re.search(r'^checkout = "(.*)" if .* else "(.*)"$', source(code[0]), re.MULTILINE).groups()
+    assert all(folder.startswith(".") for folder in folders)  # else pip takes it for a name, and asks the registry
     assert not re.search(r"git\+|://|@ |OWNER", "".join(map(source, code)))
 
 
-def test_every_cell_runs(notebook, tiny_folder, tmp_path, monkeypatch):
+def test_bfloat16_can_be_refused(monkeypatch):
+    run_notebook.refuse_bfloat16(monkeypatch.setitem)
+    assert jax.jit(lambda x: x + 1.5)(jnp.float16(1)) == 2.5
+    with pytest.raises(TypeError, match="bfloat16: this device has none"):
+        jax.jit(lambda x: x.astype(jnp.bfloat16) + 1.5)(jnp.float32(1))
+
+
+def test_every_cell_runs_where_there_is_no_bfloat16(tiny_folder, tmp_path, monkeypatch):
+    """A T4, as on Colab, has none; no program of the notebook may ask for it."""
     matplotlib.use("Agg")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PROGEMU_RUN", str(tiny_folder))
-    space = {"__name__": "__main__"}
-    for cell in notebook["cells"]:
-        if cell["cell_type"] == "code" and not is_install(cell):
-            exec(compile(source(cell), cell["id"], "exec"), space)
+    run_notebook.refuse_bfloat16(monkeypatch.setitem)
+    space = run_notebook.run(NOTEBOOK, install=False)
     from matplotlib import pyplot
 
     assert len(pyplot.get_fignums()) >= 10

@@ -1,4 +1,4 @@
-"""The wheel, installed where no source tree lies: everything that a user types works from it."""
+"""The wheel, made of the sdist, installed where no source tree lies: everything that a user types works from it."""
 
 import os
 import shutil
@@ -16,7 +16,10 @@ from progemu_jax.pretrained import __main__ as packing
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {"progemu_jax": "progemu_jax", **{f"progemu_jax/{name}": name for name in ("configs", "data", "eval")}}
-EXTRAS = ("torch", "transformers", "pydicom", "openai", "apache_beam", "nltk", "torchxrayvision", "pytest", "ruff")
+EXTRAS = (
+    "torch", "transformers", "pydicom", "openai", "apache_beam", "nltk", "torchxrayvision", "huggingface_hub", "pytest",
+    "ruff",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +39,13 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def wheel(source, tmp_path_factory):
-    """Built from a copy, as the sdist has it: `build/` of a checkout may hold modules that are gone."""
+    """Built of the sdist, and that of a copy: `build/` of a checkout may hold modules that are gone."""
     out = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "wheel", str(source), "--no-deps", "--no-build-isolation", "-w", str(out)]
+    script = f"import setuptools.build_meta as build; build.build_sdist({str(out)!r})"
+    done = subprocess.run([sys.executable, "-c", script], cwd=source, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    [sdist] = out.glob("*.tar.gz")
+    command = [sys.executable, "-m", "pip", "wheel", str(sdist), "--no-deps", "--no-build-isolation", "-w", str(out)]
     done = subprocess.run([*command, "--disable-pip-version-check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return next(out.glob("*.whl"))
@@ -125,6 +132,20 @@ def test_it_evaluates(installed, tmp_path):
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out/metrics.json").stat().st_size
     assert "<html" in (tmp_path / "out/report/index.html").read_text(encoding="utf-8")
+
+
+def test_its_script_is_every_command(installed, tmp_path):
+    [about] = installed.glob("*.dist-info")
+    assert "progemu-jax = progemu_jax.commands:main" in (about / "entry_points.txt").read_text()
+    script = "import sys; from progemu_jax.commands import main; sys.exit(main())"
+    done = python(installed, tmp_path, "-c", script)
+    assert done.returncode == 0, done.stderr
+    for command in ("demo", "run", "try", "eval", "convert", "publish"):
+        assert f"  {command} " in done.stdout
+    done = python(installed, tmp_path, "-c", script, "demo", "--stages=list")
+    assert done.returncode == 0, done.stderr
+    assert "tokenizer: missing" in done.stdout
+    assert not list(tmp_path.iterdir())
 
 
 def test_it_runs_a_config_by_its_name(installed, tmp_path):

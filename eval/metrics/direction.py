@@ -10,6 +10,11 @@ Let p0 and p1 be the scorer's probability of finding f on the prior and on the g
   which the scorer was right about the prior: is it still on the same side of 0.5? A copy scores 1.
 - `still`: over the same findings, whatever the scorer thought of the prior: |p1 - p0| <= margin. A copy scores 1.
 - `success`: every named finding moved (margin 0) and no other was lost: one number a case. A copy scores 0.
+- `effect` (the effectiveness of a counterfactual, Monteiro et al. 2023, as a change of probability): d * (p1 - p0).
+- `flipped` (the flip test): of named findings that the scorer sees on the prior on the side that the prompt leads away
+  from, does it see them on the other side of 0.5? A copy scores 0.
+- `amplified` (attribute amplification, Xia et al. 2024, of findings): over the findings of `still`, s * (p1 - p0) with
+  s = +1 where p0 >= 0.5, else -1: above 0 what was seen already is exaggerated, below 0 washed out.
 """
 
 import numpy as np
@@ -63,6 +68,32 @@ def still(before, after, direction, unchanged, margin=MARGIN):
     """
     step = np.abs(np.asarray(after, np.float64) - np.asarray(before, np.float64))
     return np.where((direction == 0) & unchanged, (step <= margin).astype(np.float64), np.nan)
+
+
+def effect(before, after, direction):
+    """float [N, F]: change of the probability in the stated direction; NaN where the prompt does not name the finding.
+
+    before, after, direction: as in `moved`.
+    """
+    step = direction * (np.asarray(after, np.float64) - np.asarray(before, np.float64))
+    return np.where(np.abs(direction) == 1, step, np.nan)
+
+
+def flipped(before, after, direction, threshold=THRESHOLD):
+    """float [N, F]: 1 where a named finding crossed to the stated side of the threshold, 0 where it stayed.
+
+    NaN where the prompt does not name the finding, or the prior is on the stated side already. Arguments as in `moved`.
+    """
+    was, now = np.asarray(before) >= threshold, np.asarray(after) >= threshold
+    asked = np.where(direction == 1, ~was, (direction == -1) & was)
+    return np.where(asked, (now != was).astype(np.float64), np.nan)
+
+
+def amplified(before, after, direction, unchanged, threshold=THRESHOLD):
+    """float [N, F]: change of the probability towards the side it was on already; NaN elsewhere. See `still`."""
+    side = np.where(np.asarray(before) >= threshold, 1.0, -1.0)
+    step = side * (np.asarray(after, np.float64) - np.asarray(before, np.float64))
+    return np.where((direction == 0) & unchanged, step, np.nan)
 
 
 def success(moved_, kept_):

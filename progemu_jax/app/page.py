@@ -39,7 +39,7 @@ _BRUSH = """{{#if value.image}}<div class="pe-brush"><img alt="The prior" src="{
 
 def gradio() -> Any:
     """The library, or one clear line. What it would tell others of this machine is off."""
-    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
     try:
         import gradio
     except ImportError:

@@ -1,12 +1,13 @@
-"""Exports whose arrays lie in one safetensors file, in 16 bits: for weights that travel with the package.
+"""Exports whose arrays lie in safetensors files: for weights that travel, with the package or by the Hub.
 
-A folder holds `params.safetensors` and `export.json`: the config, shape and dtype of the arrays as the model gets them,
-and the SHA-256 of config and tensors. `export.load_export` reads it like any other.
+A folder holds `params.safetensors` (from 5 GB on several files, and their index) and `export.json`: the config, shape
+and dtype of the arrays as the model gets them, and the SHA-256 of config and tensors. `export.load_export` reads it
+like any other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,20 +35,45 @@ def stored(array: np.ndarray) -> np.ndarray:
 
 
 def write(arrays: Mapping[str, np.ndarray], config: dict[str, Any], folder: Path) -> None:
-    """Writes arrays by name, and the config that builds their model, into a new folder.
+    """Writes arrays by name, in 16 bits where `stored` says so, and the config that builds their model.
 
-    Not atomic: the caller gives the folder its name once everything is there.
+    Not atomic: the caller gives the folder, a new one, its name once everything is there.
     """
-    folder.mkdir(parents=True)
     short = {name: stored(np.asarray(array)) for name, array in arrays.items()}
     entries = {name: (safetensors.NAMES[str(array.dtype)], array.shape) for name, array in short.items()}
+    tree = {name: shape_and_dtype(array) for name, array in arrays.items()}
+    _write(entries, ((name, None, array) for name, array in short.items()), config, tree, folder)
+
+
+def write_blocks(
+    blocks: Iterable[tuple[str, list[int] | None, np.ndarray]],
+    tree: Mapping[str, list],
+    config: dict[str, Any],
+    folder: Path,
+) -> None:
+    """As `write`, but every number as it is, and in the blocks of `export.iterate_export`: memory holds one of them.
+
+    tree: {name: [shape, dtype]} of the arrays.
+    """
+    entries = {name: (safetensors.NAMES[dtype], tuple(shape)) for name, (shape, dtype) in tree.items()}
+    _write(entries, blocks, config, tree, folder)
+
+
+def _write(
+    entries: Mapping[str, tuple[str, tuple[int, ...]]],
+    blocks: Iterable[tuple[str, list[int] | None, np.ndarray]],
+    config: dict[str, Any],
+    tree: Mapping[str, list],
+    folder: Path,
+) -> None:
+    folder.mkdir(parents=True)
     writer = safetensors.Writer(folder, safetensors.files_of(entries, {}, STEM), STEM)
     content = safetensors.ContentHash()
-    for name, array in short.items():
-        writer.write(name, array)
+    for name, rows, array in blocks:
+        writer.write(name, array, rows[0] if rows else 0)
         content.add(name, *entries[name], array)
     writer.close()
-    record = {"format": FORMAT, "config": config, "tree": {n: shape_and_dtype(a) for n, a in arrays.items()}}
+    record = {"format": FORMAT, "config": config, "tree": tree}
     write_json(folder / "export.json", {**record, "sha256": _identity(record, content)})
 
 

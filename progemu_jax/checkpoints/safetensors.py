@@ -101,10 +101,16 @@ def open_folder(folder: str | os.PathLike, stem: str = "model") -> dict[str, Ten
 
 
 def inside(path: Path) -> Path:
-    """`path`, unless it is a link that leaves its folder. The hub's cache links to `../../blobs`: that is allowed."""
+    """`path`, unless it is a link that leaves its folder. Of a snapshot in the hub's cache, links to blobs are allowed:
+    REPOSITORY/snapshots/COMMIT/... -> REPOSITORY/blobs/HASH, which may be a link to CACHE/blobs/XX/HASH."""
     home = path.parent.resolve()
-    if path.is_symlink() and path.resolve().parent not in (home, home.parent.parent / "blobs"):
-        raise UserError(f"{path}: is a link out of the folder, to {path.resolve()}; copy the file")
+    if path.is_symlink():
+        target = path.resolve()
+        repositories = [parent.parent for parent in home.parents if parent.name == "snapshots"]
+        allowed = [home, *(repository / "blobs" for repository in repositories)]
+        shared = [repository.parent / "blobs" for repository in repositories]
+        if target.parent not in allowed and target.parent.parent not in shared:
+            raise UserError(f"{path}: is a link out of the folder, to {target}; copy the file")
     return path
 
 

@@ -89,6 +89,15 @@ def peak_flops() -> float | None:
     return here.flops if here else None
 
 
+def has_flash_attention(device: jax.Device) -> bool:
+    """Whether cuDNN has flash attention for a device: an NVIDIA GPU of compute capability 8.0 or more.
+
+    Older ones, a T4 (7.5) among them, have no bfloat16 in hardware either.
+    """
+    major = str(getattr(device, "compute_capability", "")).split(".")[0]  # of an AMD GPU "gfx942"
+    return major.isdigit() and int(major) >= 8
+
+
 def memory_gib() -> float:
     """Most memory used so far: of the first device, or of this process where the device does not say."""
     stats = jax.local_devices()[0].memory_stats() or {}

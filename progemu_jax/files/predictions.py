@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,10 +51,14 @@ class Prediction:
     text: str | None
 
 
+Predict = Callable[[list[list[Case]]], Iterable[list[Prediction | UserError]]]
+"""Batches of cases -> what became of each batch, in order. It may draw ahead: batches are read before they are due."""
+
+
 def write_predictions(
     folder: str | os.PathLike,
     cases: Sequence[Case],
-    predict: Callable[[list[Case]], list[Prediction]],
+    predict: Predict,
     *,
     batch_size: int,
     seed: int,
@@ -71,14 +75,15 @@ def write_predictions(
     pair_id, sample, seed, prompt, text, image (path in the folder or null), checkpoint, sampling. PNG files carry the
     same, `model`, the hash of the weights, and what the rules read in the prompt (`progemu_jax.provenance`).
 
-    check: raises UserError for a case that cannot be asked for. Such a case is named in `rejected.jsonl` and the others
-    go on; when no case is left, that is a UserError. findings: of the cohort.
+    predict: gets all batches that are left; `map(f, batches)` for an f of one. check: raises UserError for a case that
+    cannot be asked for. Such a case, and one that came to an error, is named in `rejected.jsonl` and the others go on;
+    when `check` leaves none, that is a UserError. findings: of the cohort.
 
     Returns the path of predictions.jsonl.
     """
     folder = Path(folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    cases = _accepted(folder, cases, check)
+    cases, rejected = _accepted(folder, cases, check)
     path = folder / "predictions.jsonl"
     rows = _read_whole_batches(path, cases, batch_size)
     with (
@@ -86,9 +91,13 @@ def write_predictions(
         tqdm(total=len(cases), initial=len(rows), desc=name, unit="case") as bar,
     ):
         file.writelines(line + "\n" for line in rows)
-        for start in range(len(rows), len(cases), batch_size):
-            batch = list(cases[start : start + batch_size])
-            for case, out in zip(batch, predict(batch), strict=True):
+        left = [cases[start : start + batch_size] for start in range(len(rows), len(cases), batch_size)]
+        for batch, made in zip(left, predict(left), strict=True):
+            for case, out in zip(batch, made, strict=True):
+                if isinstance(out, UserError):
+                    rejected.append(_rejection(case, out))
+                    _write_rejected(folder, rejected)
+                    continue
                 facts = {
                     "sample": case.sample,
                     "seed": seed,
@@ -109,25 +118,36 @@ def write_predictions(
     return path
 
 
-def _accepted(folder: Path, cases: Sequence[Case], check: Callable[[Case], None]) -> list[Case]:
-    """The cases that pass; the others are written to rejected.jsonl, which is absent when there are none."""
+def _accepted(
+    folder: Path, cases: Sequence[Case], check: Callable[[Case], None]
+) -> tuple[list[Case], list[dict[str, Any]]]:
+    """The cases that pass, and rows of the others, which are written to rejected.jsonl."""
     accepted, rejected = [], []
     for case in cases:
         try:
             check(case)
             accepted.append(case)
         except UserError as error:
-            rejected.append({"pair_id": case.pair_id, "sample": case.sample, "reason": str(error)})
-    path = folder / REJECTED
-    if rejected:
-        records.write_text(path, "".join(json.dumps(row) + "\n" for row in rejected))
-    else:
-        records.delete(path)
+            rejected.append(_rejection(case, error))
+    _write_rejected(folder, rejected)
     if rejected and not accepted:
         raise UserError(
-            f"{path}: no case can be predicted; the first, {rejected[0]['pair_id']}: {rejected[0]['reason']}"
+            f"{folder / REJECTED}: no case can be predicted; the first, {rejected[0]['pair_id']}: "
+            f"{rejected[0]['reason']}"
         )
-    return accepted
+    return accepted, rejected
+
+
+def _rejection(case: Case, error: UserError) -> dict[str, Any]:
+    return {"pair_id": case.pair_id, "sample": case.sample, "reason": str(error)}
+
+
+def _write_rejected(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """rejected.jsonl, which is absent when there are none."""
+    if rows:
+        records.write_text(folder / REJECTED, "".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        records.delete(folder / REJECTED)
 
 
 def rejections(root: str | os.PathLike) -> str | None:
@@ -146,14 +166,17 @@ def rejections(root: str | os.PathLike) -> str | None:
 def merge_predictions(shards: Sequence[Path], folder: str | os.PathLike, cases: Sequence[Case]) -> Path:
     """One predictions folder from the shards of several hosts: rows in the order of `cases`, images moved.
 
-    The rows are written last, at once; the shards go then. Raises UserError for a case that no shard holds.
+    The rows are written last, at once; the shards go then. Raises UserError for a case that no shard holds or rejects.
     """
-    folder, rows = Path(folder), {}
+    folder, rows, rejected = Path(folder), {}, {}
     for shard in shards:
-        for line in (shard / "predictions.jsonl").read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            rows[row["pair_id"], row["sample"]] = line
-    lost = [case.pair_id for case in cases if (case.pair_id, case.sample) not in rows]
+        for name, found in (("predictions.jsonl", rows), (REJECTED, rejected)):
+            path = shard / name
+            for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+                row = json.loads(line)
+                found[row["pair_id"], row["sample"]] = line
+    keys = [(case.pair_id, case.sample) for case in cases]
+    lost = [key[0] for key in keys if key not in rows and key not in rejected]
     if lost:
         raise UserError(
             f"{folder}: no host has predicted {lost[0]} and {len(lost) - 1} more; run the same command again"
@@ -165,7 +188,8 @@ def merge_predictions(shards: Sequence[Path], folder: str | os.PathLike, cases: 
             image.replace(target)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "predictions.jsonl"
-    records.write_text(path, "".join(f"{rows[case.pair_id, case.sample]}\n" for case in cases))
+    _write_rejected(folder, [json.loads(rejected[key]) for key in keys if key not in rows])
+    records.write_text(path, "".join(f"{rows[key]}\n" for key in keys if key in rows))
     for shard in shards:
         shutil.rmtree(shard)
     return path

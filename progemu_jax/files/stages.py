@@ -103,7 +103,7 @@ def _run_one(stage, stages, workdir, say):
         raise UserError(_difference_text(stage, workdir, *found))
     say(f"{stage.name}: {'goes on' if status == 'partial' else 'starts'}")
     begun = time.monotonic()
-    started = _started_path(stage, workdir)
+    started = _started_path(stage.name, workdir)
     record = _earlier(stage, workdir, record, started, made)
     write_json(started, record)
     for output in stage.outputs:  # one output was deleted: what is left of the others is not complete either
@@ -146,6 +146,11 @@ def list_stages(stages: Sequence[Stage], workdir: str | os.PathLike) -> str:
 def stage_record(path: str | os.PathLike) -> dict | None:
     """The record of a complete output ({"stage", "config", "inputs"}), or None."""
     return _read_record(_record_path(Path(path)))
+
+
+def at_work(workdir: str | os.PathLike, name: str) -> dict | None:
+    """The record of a stage that is running: the one that its outputs began with, were it in an older version."""
+    return _read_record(_started_path(name, Path(workdir)))
 
 
 def _read_record(path):
@@ -198,7 +203,7 @@ def _status(stage, workdir, record):
     """(status, (path, first difference) or None). `record` None: the inputs are not there to compare."""
     paths = [workdir / output for output in stage.outputs]
     records = [stage_record(path) if path.exists() else None for path in paths]
-    started = _read_record(_started_path(stage, workdir))
+    started = _read_record(_started_path(stage.name, workdir))
     exist = [path for path in paths if path.exists()]
     for path in paths:  # a killed stage may have left nothing but a temporary
         exist += sorted(path.parent.glob(f"{path.name}.tmp*"))
@@ -242,8 +247,8 @@ def _record_path(output):
     return output / "stage.json" if output.is_dir() else output.with_name(f"{output.name}.stage.json")
 
 
-def _started_path(stage, workdir):
-    return workdir / ".stages" / f"{stage.name}.json"
+def _started_path(name, workdir):
+    return workdir / ".stages" / f"{name}.json"
 
 
 def _fingerprint(path):

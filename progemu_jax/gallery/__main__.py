@@ -1,9 +1,9 @@
-"""python -m progemu_jax.gallery [--model=phantom|RUN] [--scorer=phantom|DIR] [--out=DIR] [--patients=5] [--seed=0]
+"""python -m progemu_jax.gallery [--model=MODEL] [--scorer=phantom|DIR] [--out=DIR] [--patients=5] [--seed=0]
 
 Pictures of the first held-out phantom patients (`make try`): prior, prompt, edited image, true answer, difference,
 text, what was understood, and the scorer's probabilities. DIR gets PNG files, cases.json, index.html, which needs no
-other file, and try.png. --model is the one in the package, or a run directory of a model of the phantom; --scorer that
-of the model, if it has one.
+other file, and try.png. --model is the one in the package (phantom), or a model of the phantom in a run directory or
+on the Hub (hf:owner/name); --scorer that of the model, if it has one.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def gallery(model: str, scorer: str | None, out: Path, patients: int = 5, seed: 
 def main(argv: list[str] | None = None) -> int:
     """Run from command-line arguments; returns the exit status (2 for bad input)."""
     parser = Parser(__doc__)
-    parser.add_argument("--model", default=pretrained.NAME, metavar="phantom|RUN")
+    parser.add_argument("--model", default=pretrained.NAME, metavar="phantom|RUN|hf:owner/name")
     parser.add_argument("--scorer", metavar="phantom|DIR", help="default: the model's own")
     parser.add_argument("--out", default="runs/try", metavar="DIR")
     parser.add_argument("--patients", type=int, default=5)

@@ -16,6 +16,7 @@ from progemu_jax.data.references import build_references
 from progemu_jax.data.sources.phantom import write_cohort
 from progemu_jax.files import records
 from progemu_jax.inference.counterfactual import Counterfactual, CounterfactualModel
+from progemu_jax.inference.load import find
 from progemu_jax.scorers.files import read_images
 from progemu_jax.text.findings import FINDINGS
 from progemu_jax.text.understood import Understood, understood
@@ -77,11 +78,11 @@ class Edited:
 
 
 def origin(model: str) -> Origin:
-    """Of "phantom", the model in the package, or of a folder; a folder without a config.json counts as the phantom's.
+    """Of what `progemu_jax.load` takes. A folder without a config.json counts as the phantom's.
 
     UserError: this copy of the package holds no weights.
     """
-    folder = Path(pretrained.find(model))
+    folder = Path(find(model)[0])
     data = (records.read_json(folder / "config.json") or {}).get("data", {})
     scorer = pretrained.NAME if model == pretrained.NAME else folder / "scorer/export"
     there = scorer == pretrained.NAME or (scorer / "export.json").exists()

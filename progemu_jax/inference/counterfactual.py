@@ -162,9 +162,9 @@ class Counterfactual:
 
         Raises UserError for a diffusion model, which takes no mask.
         """
-        if self.mask is None:
-            raise UserError("composite: a diffusion model takes no mask")
         prior = self.prior if self.given is None else self.given
+        if self.mask is None or self.codes is None or prior is None:
+            raise UserError("composite: a diffusion model takes no mask")
         side = self.images.shape[1] // self.codes.shape[1]
         feather = max(side // 2 - 1, 0) if feather is None else feather
         mask = np.broadcast_to(self.mask, self.codes.shape)
@@ -184,13 +184,13 @@ class Counterfactual:
             raise UserError(f"{folder}: is no folder; choose another")
         if (folder / "predictions.jsonl").exists():
             raise UserError(f"{folder}: holds predictions already; choose another folder")
-        texts = self.texts or [None] * len(self.images)
+        texts: Sequence[str | None] = self.texts or [None] * len(self.images)
         made = {s: Prediction(image, text) for s, (image, text) in enumerate(zip(self.images, texts, strict=True))}
         cases = [Case(name, None, self.prompt, s) for s in made]
         return write_predictions(
             folder,
             cases,
-            lambda batch: [made[case.sample] for case in batch],
+            lambda batches: [[made[case.sample] for case in batch] for batch in batches],
             batch_size=len(cases),
             name="save",
             model=self.model_hash(),

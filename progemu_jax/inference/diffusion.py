@@ -6,7 +6,7 @@ No text comes out of these, and no region can be kept: `texts`, `codes` and `mas
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -54,7 +54,7 @@ class Codec:
         self.mesh: jax.sharding.Mesh | None = None
         net = Autoencoder(config)
 
-        def encode(params: Any, images: jax.Array) -> jax.Array:
+        def encode(params: Any, images: jax.Array) -> Any:
             return net.apply({"params": params}, pixels.normalize(images, config.in_channels), method="encode")
 
         self._encode = jax.jit(encode)
@@ -230,15 +230,15 @@ class DiffusionModel:
             with request.prefix_errors(f"case {case.pair_id}"):
                 self.check(case)
         count = len(cases)
-        batch = [*cases, *cases[-1:] * (sharding.bucket(count, self.mesh) - count)]
+        batch = [*cases, *list(cases[-1:]) * (sharding.bucket(count, self.mesh) - count)]
         if self.config.conditioned:
-            prior = self.codec.encode(np.stack([case.prior for case in batch]))
+            prior = self.codec.encode(np.stack([np.asarray(case.prior) for case in batch]))
         # Equal texts, the empty one among them, are encoded once.
         texts = list(dict.fromkeys([case.prompt for case in batch] + [""]))
-        states, mask = self.text(texts + [""] * (sharding.bucket(len(texts)) - len(texts)))
+        states, real = self.text(texts + [""] * (sharding.bucket(len(texts)) - len(texts)))
         rows = np.asarray([texts.index(case.prompt) for case in batch])
         null = texts.index("")
-        mask, null_mask = (mask[rows], mask[null]) if self.text.config.masked else (None, None)
+        mask, null_mask = (real[rows], real[null]) if self.text.config.masked else (None, None)
         keys = jax.vmap(jax.random.key)(np.asarray([c.fold(seed) for c in batch], np.uint32))
         side = self.image_size // self.codec.config.factor
         noise = first_noise(keys, (side, side, self.config.out_channels))
@@ -258,7 +258,7 @@ class DiffusionModel:
         return Samples(self.codec.decode(np.asarray(latents)[:count]))
 
 
-_KINDS = {
+_KINDS: dict[str, tuple[Any, Callable[[Any, jax.Array], Any]]] = {
     components.UNET: (UNetConfig, unet.init_params),
     components.AUTOENCODER: (AutoencoderConfig, autoencoder.init_params),
     components.TEXT_ENCODER: (TextEncoderConfig, text_encoder.init_params),

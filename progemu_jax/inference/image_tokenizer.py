@@ -31,17 +31,19 @@ def _programs(config: VQGANConfig, painter: PriorDecoderConfig | None) -> tuple[
     def normalize(images: jax.Array) -> jax.Array:
         return pixels.normalize(images, config.in_channels)
 
-    def encode(variables: Any, images: jax.Array, *near: Any) -> tuple[jax.Array, jax.Array]:
+    def encode(variables: Any, images: jax.Array, *near: Any) -> Any:  # codes, squared distances
         return net.apply(variables, normalize(images), *near, method="tokenize")
 
-    def decode(variables: Any, codes: jax.Array) -> jax.Array:
+    def decode(variables: Any, codes: jax.Array) -> Any:
         return net.apply(variables, codes, method="detokenize")
 
     def paint(variables: Any, params: Any, codes: jax.Array, prior: jax.Array, near: jax.Array) -> jax.Array:
+        assert painter is not None  # else nobody calls it
         decoded, decoded_prior = (decode(variables, c).mean(-1) for c in (codes, near))
-        apart = code_distance(net.apply(variables, method="table"), codes, near)
-        gray = normalize(prior).mean(-1)
-        return PriorDecoder(painter).apply({"params": params}, decoded, gray, decoded_prior, apart)[..., None]
+        table: Any = net.apply(variables, method="table")
+        apart, gray = code_distance(table, codes, near), normalize(prior).mean(-1)
+        painted: Any = PriorDecoder(painter).apply({"params": params}, decoded, gray, decoded_prior, apart)
+        return painted[..., None]
 
     return jax.jit(encode), jax.jit(decode), jax.jit(paint)
 
@@ -61,7 +63,7 @@ class Tokenizer:
         painter: tuple[Any, PriorDecoderConfig] | None = None,
     ):
         self.variables, self.config, self.processor, self.painter = variables, config, processor, painter
-        self.mesh = None
+        self.mesh: jax.sharding.Mesh | None = None
         self._encode, self._decode, self._paint = _programs(config, painter[1] if painter else None)
 
     @classmethod
@@ -109,7 +111,7 @@ class Tokenizer:
         if images.ndim == 2 or (images.ndim == 3 and images.shape[-1] == 3 and self.config.in_channels == 3):
             return self.tokenize(images[None], 1, None if near is None else near[None], slack)[0]
         self._check(images)
-        how = {"batch_size": batch_size, "mesh": self.mesh}
+        how: dict[str, Any] = {"batch_size": batch_size, "mesh": self.mesh}
         if near is None:
             return in_batches(lambda x: self._encode(self.variables, x)[0], images, **how)
         return in_batches(lambda x, near: self._encode(self.variables, x, near, slack)[0], images, near, **how)
@@ -159,7 +161,7 @@ class Tokenizer:
             raise UserError(
                 f"codes: values must lie in [0, {self.config.codebook_size}), got {codes.min()}..{codes.max()}"
             )
-        how = {"batch_size": batch_size, "mesh": self.mesh}
+        how: dict[str, Any] = {"batch_size": batch_size, "mesh": self.mesh}
         if prior is None or self.painter is None:
             images = in_batches(lambda c: self._decode(self.variables, c), codes, **how)
         else:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
-from progemu_jax import pretrained
+from progemu_jax import hub, pretrained
 from progemu_jax.convert import folders
 from progemu_jax.devices import compilation
 from progemu_jax.errors import UserError
@@ -22,7 +23,9 @@ def load(
     Args:
       path: a run directory of `progemu_jax.main` (complete up to its train stage), an export, or a Hugging Face
         folder of Emu3 or ProgEmu, in either dialect, or of Diffusers. The text "phantom": the model that comes with
-        the package (`progemu_jax.pretrained`); a folder of that name is "./phantom".
+        the package (`progemu_jax.pretrained`); a folder of that name is "./phantom". The text
+        "hf:owner/name[@revision]": such a folder in a repository of the Hugging Face Hub (`hub.fetch`); the model's
+        `name`, which provenance keeps, is then that address with the commit.
       tokenizer: the folder of the image tokenizer, of the same kinds, or a VQGAN in taming-transformers' names (a file,
         too), where `path` holds the language model alone.
       quantize: "int8": the language model's linear maps in 8 bits (`models.linear.quantize`); None leaves them.
@@ -33,11 +36,24 @@ def load(
     From the first call on, what JAX compiles in this process is kept on disk (`devices.compilation`).
 
     Raises:
-      UserError: nothing there that can be loaded, naming what is missing.
+      UserError: nothing there that can be loaded, naming what is missing; of the Hub also what `hub.fetch` says.
     """
     if quantize not in (None, "int8"):
         raise UserError(f"quantize={quantize!r}: expected 'int8' or None")
-    path = pretrained.find(path)
+    folder, pinned = find(path)
+    model = _load(folder, tokenizer and find(tokenizer)[0], quantize)
+    model.name = pinned or model.name
+    return model
+
+
+def find(path: str | os.PathLike) -> tuple[str | os.PathLike, str | None]:
+    """(folder, address with the commit or None) of what `load` takes: the texts "phantom" and "hf:...", else a path."""
+    return hub.fetch(path) if hub.is_address(path) else (pretrained.find(path), None)
+
+
+def _load(
+    path: str | os.PathLike, tokenizer: str | os.PathLike | None, quantize: str | None
+) -> ProgEmu | DiffusionModel:
     for name, folder in (("path", path), ("tokenizer", tokenizer)):
         if folder is not None or name == "path":
             _check_name(name, folder)
@@ -51,7 +67,7 @@ def load(
     return diffusion.load(Path(path))
 
 
-def _check_name(name: str, folder: object) -> None:
+def _check_name(name: str, folder: Any) -> None:
     """UserError for what could be no folder's name, existing or not."""
     try:
         if not str(folder).strip():

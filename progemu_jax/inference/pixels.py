@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ def read(image: Any, mode: str) -> np.ndarray:
 
     if isinstance(image, (str, os.PathLike)):
         try:
-            return images.read(image, convert)
+            return images.read(Path(image), convert)
         except images.BrokenImage as error:
             raise UserError(f"{image}: {error}; give a PNG or JPEG of a radiograph") from None
     if isinstance(image, pil.Image):

@@ -111,8 +111,10 @@ class ProgEmu(Sampler):
         effusion." with small, moderate, large); prior, seed and noise are the same for all, so that what differs is the
         grade's doing. Arguments as for `counterfactual`. UserError also for a prompt without such a finding.
         """
-        prompts = {grade: rules.with_grade(request.prompt(prompt), grade, self.findings) for grade in findings.GRADES}
-        if None in prompts.values():
+        read = request.prompt(prompt)
+        graded = {grade: rules.with_grade(read, grade, self.findings) for grade in findings.GRADES}
+        prompts = {grade: text for grade, text in graded.items() if text is not None}
+        if len(prompts) < len(graded):
             raise UserError(
                 "prompt: names no finding whose grade can be set; say what is new or worse, "
                 "e.g. 'New left pleural effusion.'"
@@ -152,7 +154,7 @@ class ProgEmu(Sampler):
             name = f"request/{step}" if step else "request"
             cases = [Case(name, priors[sample], read, sample, pixels[sample]) for sample in range(len(priors))]
             out += self._futures(asked, [prompt], cases, given, own_priors=step > 0)
-            priors, pixels, given = list(out[-1].codes), list(out[-1].images), None
+            priors, pixels, given = list(np.asarray(out[-1].codes)), list(out[-1].images), None
         return out
 
     def explain(
@@ -173,13 +175,14 @@ class ProgEmu(Sampler):
         after = self._codes_of(followup, "followup", near=before)[0]
         cases = [Case("request", before, asked.prompts[0], sample) for sample in range(asked.num_samples)]
         keep, codes = (np.stack([x] * asked.num_samples) for x in (np.ones(after.shape, bool), after))
-        return self.sample(cases, asked.seed, asked.policy, keep=keep, codes=codes).texts
+        return self.sample(cases, asked.seed, asked.policy, keep=keep, codes=codes).texts or []
 
     def change_map(self, prior: Any, prompt: str) -> np.ndarray:
         """How much the prompt moves the model at each place, f32 [h, w] in [0, 1]; see `change_map.change_maps`."""
         asked = self._checked([prompt])
         case = self._codes_of(prior)[0], asked.prompts[0]
-        return change_maps(self.params, self.config, self.layout, self.vocabulary, [case], NO_CHANGE)[0]
+        config, layout = self._held(self.config, "params"), self._held(self.layout, "params")
+        return change_maps(self.params, config, layout, self._held(self.vocabulary, "vocabulary"), [case], NO_CHANGE)[0]
 
     def change_mask(self, prior: Any, prompt: str, threshold: float = CHANGE_THRESHOLD) -> np.ndarray:
         """Where the prompt would change the image, bool [h, w]: the automatic mask, to be used or edited.
@@ -211,9 +214,9 @@ class ProgEmu(Sampler):
 
         empty: prompts may be. together: how many times num_samples are in one batch.
         """
-        for part in ("tokenizer", "params", "vocabulary"):
-            self._part(part)
-        grid, read = (self.layout.height, self.layout.width), []
+        tokenizer, config = self._held(self.tokenizer, "tokenizer"), self._held(self.config, "params")
+        layout, grammar = self._held(self.layout, "params"), self._held(self.grammar, "vocabulary")
+        grid, read = (layout.height, layout.width), []
         for step, prompt in enumerate(prompts):
             with request.prefix_errors(f"step {step + 1}") if len(prompts) > 1 else contextlib.nullcontext():
                 read.append(request.prompt(prompt, empty=empty))
@@ -222,14 +225,14 @@ class ProgEmu(Sampler):
             if mask != "auto":
                 raise UserError(f"mask={mask[:40]!r}: expected a bool array, 'auto' or None")
         else:
-            factor = self.tokenizer.config.factor
+            factor = tokenizer.config.factor
             mask = np.ones(grid, bool) if mask is None else request.mask(mask, grid, factor)
         num_samples, seed = request.num_samples(num_samples), request.seed(seed)
         policy = self.policy_with(**(sampling or {}))
         with request.prefix_errors("num_samples"):
-            engine = Engine(self.config, self.layout, self.grammar, policy)
+            engine = Engine(config, layout, grammar, policy)
             rows = sharding.bucket(num_samples * together, self.mesh)
-            memory.check(engine, rows, self.layout.length - self.layout.image_tokens)
+            memory.check(engine, rows, layout.length - layout.image_tokens)
         return _Request(read, num_samples, seed, policy, mask, text)
 
     def _codes_of(
@@ -239,16 +242,17 @@ class ProgEmu(Sampler):
 
         near: the prior's codes, to which a follow-up leans as in training.
         """
-        grid, factor = (self.layout.height, self.layout.width), self.tokenizer.config.factor
+        layout, words = self._held(self.layout, "params"), self._held(self.vocabulary, "vocabulary")
+        grid, factor = (layout.height, layout.width), self._held(self.tokenizer, "tokenizer").config.factor
         size = (grid[0] * factor, grid[1] * factor)
         if image is None:
             return self.tokenize(np.full(size, DUMMY_PRIOR, np.uint8)), None
         with request.prefix_errors(name):
-            codes = request.codes(image, grid, self.vocabulary.codebook_size)
+            codes = request.codes(image, grid, words.codebook_size)
             if codes is not None:
                 return codes, None
             pixels = gray(image, size)
-        leaning = {} if near is None else {"near": near, "slack": self.slack}
+        leaning: dict[str, Any] = {} if near is None else {"near": near, "slack": self.slack}
         return self.tokenize(pixels, **leaning), pixels
 
     def _futures(
@@ -264,11 +268,12 @@ class ProgEmu(Sampler):
         prompts: of the results, in the user's own words. own_priors: each sample has its own prior, and the results'
         priors and masks a leading axis S.
         """
-        priors = np.stack([case.prior for case in cases])
+        priors = np.stack([np.asarray(case.prior) for case in cases])
         if isinstance(asked.mask, str):  # automatic: one map for a prior and prompt, however many futures
-            first = {(case.prior.tobytes(), case.prompt): case for case in cases}
+            keys = [(prior.tobytes(), case.prompt) for prior, case in zip(priors, cases, strict=True)]
+            first = dict(zip(keys, cases, strict=True))
             masks = {key: self.change_mask(case.prior, case.prompt) for key, case in first.items()}
-            free = np.stack([masks[case.prior.tobytes(), case.prompt] for case in cases])
+            free = np.stack([masks[key] for key in keys])
         else:
             free = np.stack([asked.mask] * len(cases))
         made = self.sample(cases, asked.seed, asked.policy, keep=~free, codes=priors, text=asked.text)
@@ -285,7 +290,7 @@ class ProgEmu(Sampler):
                 Counterfactual(
                     images=made.images[at],
                     texts=made.texts and made.texts[at],
-                    codes=made.codes[at],
+                    codes=np.asarray(made.codes)[at],
                     prior=before[own],
                     prior_codes=priors[own],
                     mask=free[own],
@@ -325,9 +330,9 @@ def load(path: str | os.PathLike, tokenizer: str | os.PathLike | None = None, qu
         )
     names = ("params", "config", "layout", "vocabulary", "tokenizer", "stops")
     name = f"{Path(path).name}@{parts['hash'][:12]}"
-    rest = {"policy": parts.get("policy", Sampling()), "slack": parts.get("slack", 0.0), "name": name}
-    rest["findings"] = parts.get("findings", PHANTOM)
-    return ProgEmu(**{key: parts.get(key) for key in names}, **rest)
+    given: dict[str, Any] = {key: parts.get(key) for key in names}
+    given |= {"policy": parts.get("policy", Sampling()), "slack": parts.get("slack", 0.0), "name": name}
+    return ProgEmu(**given, findings=parts.get("findings", PHANTOM))
 
 
 def _load_parts(path: Path, only: str | None = None) -> dict[str, Any]:
@@ -336,8 +341,8 @@ def _load_parts(path: Path, only: str | None = None) -> dict[str, Any]:
     if kind == folders.HUGGING_FACE:
         return _load_hugging_face(emu3_folder.open_folder(path), only)
     if kind == folders.VQGAN:
-        part = taming.open_model(path)
-        return {"hash": "", "tokenizer": Tokenizer(part.params(), part.model)}
+        vqgan = taming.open_model(path)
+        return {"hash": "", "tokenizer": Tokenizer(vqgan.params(), vqgan.model)}
     parts: dict[str, Any] = {}
     found = folders.exports(path, (*PROGEMU, PRIOR_DECODER))
     for part, folder in found.items():

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from progemu_jax.devices.accelerators import has_flash_attention
 from progemu_jax.devices.sharding import free, platform
 
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
@@ -24,19 +25,26 @@ SPLASH_BLOCK = 512  # tokens of a block of the splash kernel; a sequence is padd
 
 
 def choose(
-    implementation: str, backend: str, dtype: jnp.dtype, head_dim: int, segments: jax.Array | None, dropout: bool
+    implementation: str,
+    backend: str,
+    dtype: jnp.dtype,
+    head_dim: int,
+    segments: jax.Array | None,
+    dropout: bool,
+    cudnn: bool = True,
 ) -> str:
     """The implementation that "auto" means here: a flash kernel where one computes exactly what is asked.
 
-    cuDNN takes 16-bit floats and head sizes of up to 128 that divide by 8; splash, head sizes that divide by 128.
-    Neither drops attention probabilities. Segments that are numbers (packed samples) go to splash or XLA.
+    cuDNN (`cudnn`: whether the GPU is one for it) takes 16-bit floats and head sizes of up to 128 that divide by 8;
+    splash, head sizes that divide by 128. Neither drops attention probabilities. Segments that are numbers (packed
+    samples) go to splash or XLA.
     """
     if implementation != "auto":
         return implementation
     packed = segments is not None and segments.dtype != jnp.bool_
     if dropout:
         return "xla"
-    if backend == "gpu" and dtype.itemsize == 2 and head_dim % 8 == 0 and head_dim <= 128 and not packed:
+    if backend == "gpu" and cudnn and dtype.itemsize == 2 and head_dim % 8 == 0 and head_dim <= 128 and not packed:
         return "cudnn"
     if backend == "tpu" and head_dim % 128 == 0:
         return "splash"
@@ -62,7 +70,9 @@ def self_attend(
 
     Raises ValueError when a kernel that was asked for by name cannot compute this.
     """
-    chosen = choose(implementation, platform(), q.dtype, q.shape[-1], segments, key is not None)
+    backend = platform()
+    cudnn = backend == "gpu" and has_flash_attention(jax.devices()[0])
+    chosen = choose(implementation, backend, q.dtype, q.shape[-1], segments, key is not None, cudnn)
     if chosen == "xla":
         return causal_attend(q, k, v, segments, block, rate, key)
     if key is not None:

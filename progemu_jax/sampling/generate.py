@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from progemu_jax.devices import sharding
@@ -119,8 +120,8 @@ def generate(
     prompts: Prompts,
     keys: jax.Array,
     *,
-    keep: jax.Array | None = None,
-    codes: jax.Array | None = None,
+    keep: jax.Array | np.ndarray | None = None,
+    codes: jax.Array | np.ndarray | None = None,
     text: bool = True,
     mesh: Mesh | None = None,
 ) -> Generated:

@@ -7,10 +7,19 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from progemu_jax.errors import UserError
 from progemu_jax.sampling.policy import Sampling
 from progemu_jax.text import sequence
 from progemu_jax.text.sequence import Layout
 from progemu_jax.text.vocabulary import Vocabulary
+
+
+def most_tokens(vocab: Vocabulary, layout: Layout) -> int:
+    """Tokens of the longest prompt that `sequence.prompt_tokens` lets through."""
+    most, mark = layout.length - layout.image_tokens - 1, len(sequence.header(vocab, layout.height, layout.width))
+    if not layout.prompt_budget:
+        return most
+    return min(most, 1 + mark + layout.image_tokens + layout.prompt_budget + mark)  # BOS, the prior, words, the mark
 
 
 class Prompts(NamedTuple):
@@ -49,7 +58,10 @@ def pad_prompts(
     if policy.guided:
         cases += [(prior, "") if policy.keep_prior else (None, None) for prior, _ in cases]
     rows = [sequence.prompt_tokens(vocab, layout, prior, prompt) for prior, prompt in cases]
-    slots = slots or -(-max(len(r["tokens"]) for r in rows) // 32) * 32
+    longest = max(len(r["tokens"]) for r in rows)
+    slots = slots or -(-longest // 32) * 32
+    if longest > slots:
+        raise UserError(f"prompt: {longest} tokens, there is room for {slots}; shorten the prompt")
     tokens = np.full((len(rows), slots), vocab.pad, np.int32)
     positions = np.zeros((len(rows), slots), np.int32)
     valid = np.zeros((len(rows), slots), bool)

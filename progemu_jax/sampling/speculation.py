@@ -176,11 +176,16 @@ def step(engine: Engine, params: Params, state: State, drafts: Drafts) -> tuple[
 
 def decode_image(engine: Engine, params: Params, state: State) -> State:
     """`Engine.decode_image`, but by drafts and verification, as the policy says (`draft`, `coupling`, `window`)."""
-    layout, cases = engine.layout, len(state.codes)
     state, drafts = lax.while_loop(
-        lambda carry: (carry[0].place < layout.image_tokens).any(),
+        lambda carry: (carry[0].place < engine.layout.image_tokens).any(),
         lambda carry: step(engine, params, *carry),
         (state, begin(engine, params, state)),
     )
+    return dataclasses.replace(state, codes=codes_of(engine, drafts))
+
+
+def codes_of(engine: Engine, drafts: Drafts) -> jax.Array:
+    """int32 [B, h w], the codes of images whose tokens are all final."""
+    layout, cases = engine.layout, len(drafts.tokens)
     grid = drafts.tokens[:, : layout.image_tokens - 2].reshape(cases, layout.height, layout.width + 1)[..., :-1]
-    return dataclasses.replace(state, codes=grid.reshape(cases, -1) - engine.grammar.visual_start)
+    return grid.reshape(cases, -1) - engine.grammar.visual_start

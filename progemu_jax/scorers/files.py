@@ -40,7 +40,7 @@ def source_of(rows: list[dict]) -> str:
 
 
 def write_reference_scores(scorer: Callable, references: Path, out: Path, source: str) -> None:
-    """Scores of prior, followup, counterfactual and of the mean of all priors: `out`/<name>.npz."""
+    """Scores of prior, followup, counterfactual and of the mean of all priors: `out`/NAME.npz."""
     rows = records.read_rows(references / "references.jsonl", "pair_id", "prior")
     for kind in REFERENCE_IMAGES:
         kept = [r for r in rows if r.get(kind)]

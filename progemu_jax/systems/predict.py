@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import make_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from progemu_jax.config import Config
+from progemu_jax.config import Config, SampleConfig
 from progemu_jax.data import batches
 from progemu_jax.data.answers import Answers
 from progemu_jax.devices import hosts
 from progemu_jax.errors import UserError
 from progemu_jax.files import findings as findings_file
-from progemu_jax.files import records
-from progemu_jax.files.predictions import Case, Prediction, merge_predictions, write_predictions
+from progemu_jax.files import records, stages
+from progemu_jax.files.predictions import Case, Predict, Prediction, merge_predictions, write_predictions
 from progemu_jax.files.settings import to_dict
 from progemu_jax.inference.counterfactual import CounterfactualModel
 from progemu_jax.text.controls import contradicting_change, contradicting_prompt, contradicting_sentence
@@ -44,6 +44,22 @@ def needed_references(config: Config) -> tuple[str, ...]:
     return ("data/references",) if "contradicting-prompts" in config.sample.systems else ()
 
 
+def recorded(config: Config) -> dict[str, type]:
+    """`Stage.kind` of the stage `sample`: a record that lacks the key `queue` agrees with either value (`queued`)."""
+    key = ("queue", bool, config.sample.queue)
+    return {"sample": make_dataclass("Recorded", [key], bases=(SampleConfig,), frozen=True)}
+
+
+def queued(config: Config, workdir: Path) -> bool:
+    """Whether the stage `sample` draws through a queue: as the record says that its predictions began with.
+
+    A record without the key is of a version that knew batches alone, and so these predictions end.
+    """
+    found = stages.at_work(workdir, "sample")
+    queue = config.sample.queue if found is None else found["config"]["sample"].get("queue", False)
+    return bool(hosts.broadcast(int(queue)))
+
+
 def held_out(config: Config, workdir: Path, kind: str) -> list[dict]:
     """The examples to predict, of the shards `kind`; UserError when there is none."""
     c = config.sample
@@ -64,6 +80,7 @@ def predict_systems(
     policy: Any,
     reconstruct: Mapping[str, Callable[[list[dict]], np.ndarray]],
     priors: Mapping[str, np.ndarray] | None = None,
+    predict: Predict | None = None,
 ) -> None:
     """Writes a predictions folder for each of `config.sample.systems`, and for each reconstruction; on the phantom also
     for the true answers to what a control asks (`ANSWERS`) and to what the references' prompts do (`OWN_ANSWERS`).
@@ -76,6 +93,7 @@ def predict_systems(
       policy: how to sample, a dataclass.
       reconstruct: {folder: examples -> images uint8 [N, S, S]}: what the model's coding alone makes of the truth.
       priors: {system: the one prior of all its cases}, where that is not the example's; such cases have no pixels.
+      predict: batches to predictions; None: batch by batch, by the model's `sample`.
 
     Where examples have "pixels", the prior's image, a tokenizer that paints with it gets them.
     """
@@ -86,7 +104,7 @@ def predict_systems(
     }  # fmt: skip
     answers = Answers.of_run(workdir, config.data.image_size) if set(c.systems) & {own, *CONTROLS} else None
 
-    def predict(cases: list[Case]) -> list[Prediction]:
+    def by_batch(cases: list[Case]) -> list[Prediction]:
         # A short last batch is filled up, so that every case is computed at one batch shape.
         made = model.sample(cases + cases[:1] * (c.batch_size - len(cases)), c.seed, policy)
         texts = made.texts or [None] * len(made.images)
@@ -109,7 +127,13 @@ def predict_systems(
         ]
         folder = workdir / "predictions" / name
         write_shared(
-            folder, cases, predict, sampling=to_dict(policy), check=model.check, name=f"sample {name}", **common
+            folder,
+            cases,
+            predict or partial(map, by_batch),
+            sampling=to_dict(policy),
+            check=model.check,
+            name=f"sample {name}",
+            **common,
         )
         if changes is not None and answers and all(e["pair_id"] in answers for e in examples):
             wanted = {e["pair_id"]: some for e, some in zip(examples, changes, strict=True)}
@@ -117,9 +141,9 @@ def predict_systems(
             write_shared(
                 workdir / "predictions" / rendered,
                 [Case(e["pair_id"], None, prompt) for e, prompt in zip(examples, asked, strict=True)],
-                lambda cases, wanted=wanted: [
-                    Prediction(answers.image(k.pair_id, wanted[k.pair_id]), None) for k in cases
-                ],
+                lambda groups, wanted=wanted: (
+                    [Prediction(answers.image(k.pair_id, wanted[k.pair_id]), None) for k in cases] for cases in groups
+                ),
                 sampling={},
                 name=f"render {rendered}",
                 **{**common, "checkpoint": "phantom", "model": ""},
@@ -129,7 +153,9 @@ def predict_systems(
         write_shared(
             workdir / "predictions" / name,
             [Case(e["pair_id"], None, e["prompt"]) for e in examples],
-            lambda cases, rebuild=rebuild: [Prediction(x, None) for x in rebuild([by_id[k.pair_id] for k in cases])],
+            lambda groups, rebuild=rebuild: (
+                [Prediction(x, None) for x in rebuild([by_id[k.pair_id] for k in cases])] for cases in groups
+            ),
             sampling={},
             name=name,
             **common,
@@ -202,7 +228,7 @@ def contradictions(
     return asked
 
 
-def write_shared(folder: Path, cases: list[Case], predict: Callable, *, batch_size: int, **options: Any) -> None:
+def write_shared(folder: Path, cases: list[Case], predict: Predict, *, batch_size: int, **options: Any) -> None:
     """`write_predictions`; with several hosts each writes a shard of whole batches, and process 0 merges them."""
     count = jax.process_count()
     if count == 1:

@@ -2,6 +2,7 @@
 
 import json
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -45,6 +46,28 @@ def test_large_arrays_are_in_16_bits_and_come_back_in_their_own(folder, arrays):
 def test_it_is_read_array_by_array_too(folder, arrays):
     found = {name: array for name, rows, array in export.iterate_export(folder) if rows is None}
     assert {name: (a.shape, a.dtype) for name, a in found.items()} == {n: (a.shape, a.dtype) for n, a in arrays.items()}
+
+
+def test_in_blocks_every_number_stays_as_it_is(tmp_path):
+    rng = np.random.default_rng(1)
+    arrays = {
+        "half": rng.standard_normal((300, 40)).astype(ml_dtypes.bfloat16),
+        "ids": np.arange(5000, dtype=np.int32),
+        "none": np.zeros((0, 4), np.float32),
+        "wide": rng.standard_normal((100, 90)).astype(np.float32),
+    }
+    with export.ExportWriter(tmp_path / "export") as writer:
+        for name in ("half", "ids", "none"):
+            writer.add(name, arrays[name])
+        writer.add_rows("wide", (100, 90), np.float32, np.split(arrays["wide"], [30, 60]))
+        writer.finish(CONFIG)
+    blocks, tree = export.iterate_export(tmp_path / "export"), export.read_export_tree(tmp_path / "export")
+    packed.write_blocks(blocks, tree, CONFIG, tmp_path / "packed")
+    params, config = export.load_export(tmp_path / "packed")
+    assert config == CONFIG
+    for name, array in arrays.items():
+        assert (params[name].shape, params[name].dtype) == (array.shape, array.dtype)
+        assert np.asarray(params[name]).tobytes() == array.tobytes()
 
 
 def _flip_a_bit(folder):

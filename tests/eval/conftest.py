@@ -20,7 +20,8 @@ def result():
     }  # fmt: skip
     parts = {"cardiomegaly": {"finding_auroc": estimate(0.7)}, "lungs": {"dice_prior": estimate(0.8)}}
     system = {"title": "Ours", "role": "system", "metrics": metrics, "parts": parts, "note": "",
-              "features": {"backbone": "net", "dimensions": 4, "real": 9, "generated": 8, "neighbours": 3}}  # fmt: skip
+              "features": {"backbone": "net", "dimensions": 4, "real": 9, "generated": 8, "neighbours": 3,
+                           "dense_neighbours": 5}}  # fmt: skip
     control = {**system, "title": "Null prompt", "role": "control", "features": {}, "parts": {}}
     return {"title": "T", "cases": 9, "patients": 7, "caveats": ["Invented."],
             "systems": {"ours": system, "null_edit": control}}  # fmt: skip

@@ -70,6 +70,7 @@ class TestKnownSystems:
     def test_rows_and_order(self, run):
         assert list(run[1]["systems"]) == [
             "perfect", "null", "copy", "mean_image", "shuffled", "echo", "reconstruction", "followup", "counterfactual",
+            "real_halves",
         ]  # fmt: skip
 
     def test_perfect_is_at_the_ceiling(self, run):
@@ -78,7 +79,7 @@ class TestKnownSystems:
             "directional_accuracy_margin", "specificity", "edit_success", "group_auroc", "sex_auroc",
             "dice_prior", "group_retention", "age_retention", "text_right", "text_change_f1",
             "text_omitted_change_f1", "text_omitted_state_f1", "text_image_agreement", "finding_f1", "others_still",
-            "own_direction", "ssim_counterfactual", "saliency_r",
+            "own_direction", "ssim_counterfactual", "saliency_r", "flip_rate",
         )  # fmt: skip
         for key in one:
             assert value(run[1], "perfect", key) == pytest.approx(1), key
@@ -105,6 +106,9 @@ class TestKnownSystems:
             "directional_accuracy",
             "directional_accuracy_margin",
             "edit_success",
+            "effect",
+            "flip_rate",
+            "finding_shift",
         ):
             assert value(run[1], system, key) == pytest.approx(0, abs=1e-9), key
         assert 0.5 < value(run[1], system, "finding_auroc") < 0.9

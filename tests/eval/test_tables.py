@@ -40,7 +40,7 @@ class TestForms:
             text = (tmp_path / f"tables.{kind}").read_text()
             assert "Invented." in text
             assert "undefined" in text
-            assert "FID, KID, precision and recall against 9 real follow-ups, net (4 features), k = 3" in text
+            assert "density and coverage against 9 real follow-ups, net (4 features), k = 3, of the last two 5" in text
 
     def test_backbone_and_n_stand_beside_the_number(self, result):
         assert features_line(result).endswith("n generated: Ours 8")

@@ -16,8 +16,9 @@ from progemu_jax.files.predictions import Case, Prediction, merge_predictions, w
 def test_shards_of_two_hosts_are_the_folder_of_one(tmp_path):
     cases = [Case(f"{'ab'[i % 2]}/p{i}", None, f"prompt {i}", i % 3) for i in range(7)]
 
-    def predict(batch):
-        return [Prediction(np.full((4, 4), len(case.prompt) * 9, np.uint8), case.pair_id) for case in batch]
+    def predict(batches):
+        for batch in batches:
+            yield [Prediction(np.full((4, 4), len(case.prompt) * 9, np.uint8), case.pair_id) for case in batch]
 
     options = {"batch_size": 2, "seed": 3, "checkpoint": "c", "sampling": {}}
     write_predictions(tmp_path / "whole", cases, predict, **options)
@@ -36,6 +37,29 @@ def test_shards_of_two_hosts_are_the_folder_of_one(tmp_path):
     assert not any(part.exists() for part in parts)
 
 
+def test_cases_that_come_to_an_error_are_named_and_the_others_go_on(tmp_path):
+    """In one process and in shards, whose rejections are merged too; gone on with, the folder stays what it is."""
+    cases, options = [Case(f"p{i}", None, "x") for i in range(5)], {"seed": 3, "checkpoint": "c", "sampling": {}}
+
+    def predict(batches):
+        for batch in batches:
+            yield [UserError("no room") if case.pair_id in ("p1", "p4") else Prediction(None, "t") for case in batch]
+
+    for _ in range(2):
+        path = write_predictions(tmp_path / "whole", cases, predict, batch_size=2, **options)
+        assert [json.loads(row)["pair_id"] for row in path.read_text().splitlines()] == ["p0", "p2", "p3"]
+        rejected = (tmp_path / "whole/rejected.jsonl").read_text().splitlines()
+        assert [json.loads(row) for row in rejected] == [
+            {"pair_id": name, "sample": 0, "reason": "no room"} for name in ("p1", "p4")
+        ]
+    parts = [tmp_path / f"parts/{i}-of-2" for i in range(2)]
+    for part, some in zip(parts, (cases[:2] + cases[4:], cases[2:4]), strict=True):
+        write_predictions(part, some, predict, batch_size=2, **options)
+    merge_predictions(parts, tmp_path / "merged", cases)
+    for name in ("predictions.jsonl", "rejected.jsonl"):
+        assert (tmp_path / "merged" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
 class TestQueue:
     """One bad case among good ones, in a predictions folder."""
 
@@ -46,11 +70,12 @@ class TestQueue:
     def write(self, tiny_model, folder, cases, stop_after=None):
         done = []
 
-        def predict(batch):
-            if len(done) == stop_after:
-                raise KeyboardInterrupt
-            done.extend(batch)
-            return [Prediction(np.full((8, 8), 7, np.uint8), "text") for _ in batch]
+        def predict(batches):
+            for batch in batches:
+                if len(done) == stop_after:
+                    raise KeyboardInterrupt
+                done.extend(batch)
+                yield [Prediction(np.full((8, 8), 7, np.uint8), "text") for _ in batch]
 
         return predictions.write_predictions(
             folder, cases, predict, batch_size=1, seed=0, checkpoint="x", sampling={}, check=tiny_model.check

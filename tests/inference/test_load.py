@@ -98,6 +98,16 @@ def test_load_of_nothing_says_so(tmp_path):
         progemu_jax.load(tmp_path)
 
 
+def test_what_needs_a_part_that_is_not_there_is_one_line(tiny_folder):
+    tokenizer = progemu_jax.load(tiny_folder / "tokenizer/export")
+    language_model = progemu_jax.load(tiny_folder / "train/export")
+    case, image = Case("a", np.zeros((4, 4), np.int32), "x"), np.zeros((32, 32), np.uint8)
+    for ask in (tokenizer.check, lambda case: tokenizer.sample([case]), lambda _: tokenizer.prior_codes(image)):
+        fails("holds no language model", ask, case)
+    for ask in (lambda case: language_model.sample([case]), lambda _: language_model.prior_codes(image)):
+        fails("holds no image tokenizer", ask, case)
+
+
 @pytest.mark.parametrize("name", ["demo", "demo_quick", "phantom", "open_cxr"])
 def test_every_shipped_config_builds_its_models(name):
     """Shapes only: the transformer and the tokenizer of each config."""

@@ -286,6 +286,29 @@ def test_decoded_images(models, vqs, dialect):
     assert np.abs(ours.astype(int) - theirs).max() <= 1
 
 
+def test_pixels_change_the_logits_of_the_peer(models, full):
+    """transformers' Emu3 took images and ignored them for a year, from #37033 to #47948."""
+    model, place = models["transformers"], full.config.image_token_id
+    images = pictures((8 * GRID[0], 8 * GRID[1]), 2)
+    layout = sequence.Layout(*GRID, LM["max_position_embeddings"])
+    prompts = [sequence.prompt_tokens(model.vocabulary, layout, c, PROMPT)["tokens"] for c in model.tokenize(images)]
+    tokens = np.stack(prompts)
+    start = int(np.argmax(tokens[0] == model.vocabulary.img)) + 1
+    end = start + GRID[0] * (GRID[1] + 1)  # each row with its EOL
+    asked = tokens.copy()
+    asked[:, start:end] = place
+    assert np.array_equal(*asked)
+    pixels = torch.from_numpy(images.astype(np.float32) / 127.5 - 1).permute(0, 3, 1, 2)
+    theirs = full(
+        input_ids=torch.from_numpy(asked.astype(np.int64)),
+        pixel_values=pixels,
+        image_sizes=torch.tensor([images.shape[1:3]] * 2),
+    ).logits.numpy()
+    assert largest_error(theirs[0, :start], theirs[1, :start]) == 0
+    assert largest_error(theirs[0, end:], theirs[1, end:]) > 0.01
+    assert largest_error(model.logits(tokens), theirs) <= 1e-4
+
+
 @pytest.mark.parametrize("part", ["full", "lm"])
 def test_round_trip_loads_in_transformers(part, folder, lm_folder, full, lm, tmp_path):
     source, model = (folder, full) if part == "full" else (lm_folder, lm)
@@ -303,6 +326,7 @@ def check_in_transformers(kind, path, model):
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
     tokens = some_tokens(1, 30)
     np.testing.assert_array_equal(torch_logits(back.eval(), tokens), torch_logits(model, tokens))
+    return back
 
 
 def test_models_of_our_own_load_in_transformers(folder, full, lm, tmp_path):
@@ -311,7 +335,8 @@ def test_models_of_our_own_load_in_transformers(folder, full, lm, tmp_path):
     model, vocabulary = progemu_jax.load(folder), load(None, CODES)
     write_run(tmp_path / "run", model, vocabulary, to_dict(model.layout), to_dict(model.policy))
     convert(tmp_path / "run", tmp_path / "both")
-    check_in_transformers(type(full), tmp_path / "both", full)
+    both = check_in_transformers(type(full), tmp_path / "both", full)
+    assert both.config.image_token_id == full.config.image_token_id  # without it, pixels have no place
     convert(tmp_path / "run/train/export", tmp_path / "lm", "transformers")
     check_in_transformers(Emu3ForCausalLM, tmp_path / "lm", lm)
 

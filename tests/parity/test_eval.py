@@ -1,7 +1,7 @@
 """Every metric against an independent implementation on 200 random and degenerate inputs: `make parity-eval`.
 
-scikit-learn, scikit-image, scipy, torchmetrics, pytorch-msssim, sacrebleu, rouge-score, NLTK; and the XRV wrapper's
-loading code against the library itself, with random weights in the files' real formats. All within 1e-6.
+scikit-learn, scikit-image, scipy, torchmetrics, prdc, m3-score, pytorch-msssim, sacrebleu, rouge-score, NLTK; and the
+XRV wrapper's loading code against the library itself, with random weights in the files' real formats. All within 1e-6.
 """
 
 import math
@@ -9,7 +9,7 @@ import math
 import numpy as np
 import pytest
 
-from progemu_jax.eval.metrics import cmig, divergence, fidelity, image, retention, roc, words
+from progemu_jax.eval.metrics import cmig, divergence, fidelity, image, retention, roc, utility, words
 
 pytestmark = pytest.mark.parity
 TOLERANCE = {"rtol": 0, "atol": 1e-6}
@@ -215,7 +215,49 @@ def test_precision_and_recall_are_sklearns_neighbours(seed):
         distance = np.linalg.norm(points[:, None] - centres[None], axis=-1)
         return (distance <= radius).any(1).mean()
 
-    close(fidelity.precision_recall(x, y), (covered(x, y), covered(y, x)))
+    close(fidelity.neighbours(x, y)[:2], (covered(x, y), covered(y, x)))
+
+
+@pytest.mark.parametrize("seed", range(CASES))
+def test_density_and_coverage_are_prdcs(seed):
+    prdc = pytest.importorskip("prdc")
+    x, y = features(seed)
+    if seed % 4 == 0:  # as above
+        y = y + 1e-3
+    k = min(seed % 5 + 1, min(len(x), len(y)) - 2)  # theirs wants a point more than it uses
+    theirs = prdc.compute_prdc(real_features=x, fake_features=y, nearest_k=k)
+    close(fidelity.neighbours(x, y, k, k), [theirs[n] for n in ("precision", "recall", "density", "coverage")])
+
+
+@pytest.mark.parametrize("seed", range(CASES))
+def test_the_classifier_of_utility_is_sklearns_ridge(seed):
+    models, scaling = pytest.importorskip("sklearn.linear_model"), pytest.importorskip("sklearn.preprocessing")
+    x, test = features(seed)
+    if seed % 3 == 0:  # more features than images
+        x, test = np.tile(x[:8], 3), np.tile(test, 3)
+    labels = np.random.default_rng(seed).random(len(x)) < 0.5
+    scale = scaling.StandardScaler().fit(x)
+    theirs = models.Ridge(alpha=utility.RIDGE * len(x)).fit(scale.transform(x), 2.0 * labels - 1)
+    expected = theirs.predict(scale.transform(test))
+    ours = test @ utility.fit(x, labels)
+    close(ours - ours.mean(), expected - expected.mean())
+
+
+@pytest.mark.parametrize("seed", range(CASES))
+def test_precision_recall_and_coverage_are_m3_scores(seed):
+    """On float32, as M3-Score has it; its coverage counts edges, where only a copy lies."""
+    stats, torch = pytest.importorskip("m3score.stats"), pytest.importorskip("torch")
+    x, y = features(seed)
+    if seed % 4 == 0:  # as above
+        y = y + 1e-3
+    x, y = x.astype(np.float32), y.astype(np.float32)
+    k = seed % 5 + 1
+    if min(len(x), len(y)) <= k:
+        return
+    real, made = torch.tensor(x), torch.tensor(y)
+    theirs = *stats.precision_recall(real, made, k), stats.coverage(real, made, k)
+    precision, recall, _, coverage = fidelity.neighbours(x, y, k, k)
+    close((precision, recall, coverage), theirs)
 
 
 def sentences(seed):

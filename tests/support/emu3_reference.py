@@ -185,12 +185,14 @@ def torch_full(vq: dict, **lm):
 
 
 def token_map() -> dict[str, int]:
+    """Names of all that is no text; "<image>", where transformers puts the tokens of an image, is extra 0."""
     from progemu_jax.text.vocabulary import (
         load,
     )
 
     v = load(None, CODES)
-    return {v.decode([i]): i for i in range(v.text_size, v.size)}
+    names = {v.decode([i]): i for i in range(v.text_size, v.size)}
+    return names | {"<image>": names["<|extra_0|>"]}
 
 
 def torch_lm(**lm):

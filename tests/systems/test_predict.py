@@ -1,14 +1,17 @@
 """Controls of the stage `sample`: what they ask, and the rendered true answers where there is a renderer."""
 
 import json
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 
+from progemu_jax import run as runs
 from progemu_jax.config import Config, SampleConfig
 from progemu_jax.errors import UserError
 from progemu_jax.files import records
+from progemu_jax.files.stages import run_stages
 from progemu_jax.systems import predict
 from progemu_jax.text.restate import Change
 
@@ -122,3 +125,60 @@ def test_free_prompts_say_the_same_in_other_words_and_fit_the_model(tmp_path, mo
         "Worsening cardiomegaly."
     ]
     assert drawn.asked["a"][1] == (Change("cardiomegaly", "worse"),)
+
+
+class TestQueueOrBatches:
+    """The stage `sample` of a run in which nothing is computed: how its predictions are drawn, and what is recorded."""
+
+    @staticmethod
+    def go(workdir, *, killed=False, **keys):
+        """Runs what is left; how the stage `sample` drew, None where it was complete."""
+        config, drew = Config(sample=SampleConfig(**keys)), []
+
+        def make(stage):
+            def run(folder):
+                for output in (*stage.outputs, *stage.holds):
+                    (folder / output).mkdir(parents=True, exist_ok=True)
+                if stage.name == "sample":
+                    drew.append(predict.queued(config, folder))
+                    if killed:
+                        raise KeyboardInterrupt
+
+            return replace(stage, run=run)
+
+        try:
+            run_stages([make(stage) for stage in runs.build_stages(config)], workdir, say=lambda text: None)
+        except KeyboardInterrupt:
+            assert killed
+        return drew[0] if drew else None
+
+    @staticmethod
+    def age(path):
+        """Makes a record that of a version that knew batches alone."""
+        record = json.loads(path.read_text())
+        del record["config"]["sample"]["queue"]
+        path.write_text(json.dumps(record))
+
+    @pytest.mark.parametrize("queue", [True, False])
+    def test_a_run_is_ended_as_its_record_says_that_it_began(self, tmp_path, queue):
+        assert self.go(tmp_path, killed=True, queue=queue) is queue
+        with pytest.raises(UserError, match=rf"sample.queue={queue}, the config now says {not queue}"):
+            self.go(tmp_path, queue=not queue)
+        assert self.go(tmp_path, queue=queue) is queue
+        assert self.go(tmp_path, queue=queue) is None
+
+    @pytest.mark.parametrize("keys", [{}, {"queue": False}])
+    def test_what_an_older_version_began_ends_in_batches(self, tmp_path, keys):
+        """Also what is made again of it: under one record there are predictions of one kind."""
+        assert self.go(tmp_path, killed=True) is True
+        self.age(tmp_path / ".stages/sample.json")
+        assert self.go(tmp_path, **keys) is False
+        record = (tmp_path / "predictions/stage.json").read_bytes()
+        assert b"queue" not in record
+        assert self.go(tmp_path, **keys) is None
+        shutil.rmtree(tmp_path / "predictions")
+        assert self.go(tmp_path, **keys) is False
+        assert (tmp_path / "predictions/stage.json").read_bytes() == record
+
+    def test_without_a_record_the_config_says_it(self, tmp_path):
+        assert [predict.queued(Config(sample=SampleConfig(queue=q)), tmp_path) for q in (True, False)] == [True, False]

@@ -191,5 +191,9 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
 
 
 def vocabulary_map(vocabulary: Vocabulary) -> dict[str, int]:
-    """{token: id} of special and visual tokens, as the transformers dialect's config has it."""
-    return {vocabulary.decode([i]): i for i in range(vocabulary.text_size, vocabulary.size)}
+    """{token: id} of special and visual tokens, as the transformers dialect's config has it.
+
+    "<image>" is a second name of extra 0: where it stands, transformers puts the codes of pixels that it is given.
+    """
+    names = {vocabulary.decode([i]): i for i in range(vocabulary.text_size, vocabulary.size)}
+    return names | {"<image>": names["<|extra_0|>"]}

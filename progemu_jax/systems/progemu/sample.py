@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from progemu_jax.config import Config
 from progemu_jax.inference.load import load
 from progemu_jax.systems.meshes import local_mesh
-from progemu_jax.systems.predict import CONTROLS, held_out, predict_systems
+from progemu_jax.systems.predict import CONTROLS, held_out, predict_systems, queued
 from progemu_jax.text.controls import DUMMY_PRIOR
 
 OWN, TEXT_ONLY = "progemu", "text-only"
@@ -33,6 +34,8 @@ def sample(config: Config, workdir: Path) -> None:
             return model.detokenize(codes, prior=prior, prior_codes=near)
 
         reconstruct["reconstruction-with-prior"] = with_prior
+    c = config.sample
+    through_queue = partial(model.sample_queued, seed=c.seed, policy=c.policy, slots=c.batch_size)
     predict_systems(
         config,
         workdir,
@@ -40,7 +43,8 @@ def sample(config: Config, workdir: Path) -> None:
         examples,
         own=OWN,
         prompts=[e["prompt"] for e in examples],
-        policy=config.sample.policy,
+        policy=c.policy,
         reconstruct=reconstruct,
         priors={TEXT_ONLY: model.tokenize(np.full(size, DUMMY_PRIOR, np.uint8))},
+        predict=through_queue if queued(config, workdir) else None,
     )

@@ -21,7 +21,7 @@ from progemu_jax.models import transformer
 from progemu_jax.systems import shared_stages
 from progemu_jax.systems.interface import Slices
 from progemu_jax.systems.meshes import training_mesh
-from progemu_jax.systems.predict import check_systems, needed_references
+from progemu_jax.systems.predict import check_systems, needed_references, recorded
 from progemu_jax.systems.progemu.image_tokens import TOKENS, make_tokens, train_tokenizer
 from progemu_jax.systems.progemu.model_config import model_parts, perceptual, tokenizer_model
 from progemu_jax.systems.progemu.prior_decoder import train_prior_decoder
@@ -175,6 +175,7 @@ class ProgEmu:
                     *(("decoder", shared_stages.PAIRS) if painter else ()),
                 ),
                 config_slice=slices.of("sample"),
+                kind=recorded(config),
                 run=partial(sample, config),
             ),
             shared_stages.score_stage(config, slices),

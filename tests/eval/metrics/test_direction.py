@@ -54,3 +54,25 @@ class TestDirection:
 
     def test_contradictory_parts_are_left_out(self):
         assert np.isnan(direction.moved(np.array([[0.1]]), np.array([[0.9]]), np.array([[NAN]]))).all()
+
+
+class TestEffect:
+    def test_is_the_change_in_the_stated_direction(self):
+        named = np.array([[1.0, -1.0, 1.0, 0.0, NAN]])
+        before, after = np.array([[0.2, 0.9, 0.5, 0.1, 0.1]]), np.array([[0.7, 0.8, 0.25, 0.9, 0.9]])
+        np.testing.assert_allclose(direction.effect(before, after, named), [[0.5, 0.1, -0.25, NAN, NAN]])
+        np.testing.assert_array_equal(direction.effect(before, before, named), [[0, 0, 0, NAN, NAN]])
+
+    def test_flips_count_where_the_prior_is_on_the_other_side(self):
+        named = np.array([[1.0, 1.0, -1.0, -1.0, 1.0, -1.0, 0.0, NAN]])
+        before, after = np.array([[0.1, 0.4, 0.9, 0.5, 0.6, 0.2, 0.1, 0.1]]), np.array([[0.6, 0.49, 0.4] + [0.6] * 5])
+        # crossed; moved short of it; crossed; stayed above; was there already, twice; not named; contradicts itself.
+        expected = [[1, 0, 1, 0, NAN, NAN, NAN, NAN]]
+        np.testing.assert_array_equal(direction.flipped(before, after, named), expected)
+        np.testing.assert_array_equal(direction.flipped(before, before, named), [[0, 0, 0, 0] + [NAN] * 4])
+
+    def test_amplified_is_away_from_the_middle(self):
+        named, unchanged = np.array([[0.0, 0.0, 0.0, 1.0, 0.0]]), np.array([[True, True, True, True, False]])
+        before, after = np.array([[0.7, 0.3, 0.5, 0.3, 0.3]]), np.array([[0.9, 0.1, 0.25, 0.1, 0.1]])
+        expected = [[0.2, 0.2, -0.25, NAN, NAN]]
+        np.testing.assert_allclose(direction.amplified(before, after, named, unchanged), expected)
