@@ -22,6 +22,7 @@ PARITY_VENV ?= .venv-parity
 BEAM_VENV ?= .venv-beam
 PARITY_PY := $(PARITY_VENV)/bin/python
 AUDIT_VENV ?= .venv-audit
+APP_VENV ?= .venv-app
 DOCS_VENV ?= .venv-docs
 TOOLS ?= .venv-tools
 PYTHONS ?= python3.11 python3.12 python3.13
@@ -30,18 +31,20 @@ PIP := -m pip install --quiet --disable-pip-version-check
 LOCKED := $(PIP) --require-hashes
 EDITABLE := $(PIP) --no-deps --no-build-isolation -e .
 
-.PHONY: help setup try demo demo-quick phantom tables test docs notebook audit lock types package soak fuzz test-beam \
-  bench-cohort parity-eval coverage known-systems parity bench-vq bench-decode bench-small bench-train bench-diffusion \
-  bench-convert gpu lint format clean
+.PHONY: help setup try app demo demo-quick phantom tables test test-app docs notebook audit lock types package soak fuzz \
+  test-beam bench-cohort parity-eval coverage known-systems parity bench-vq bench-decode bench-small bench-train \
+  bench-diffusion bench-convert gpu lint format clean
 
 help:
 	@echo "make setup       virtual environment in $(VENV) from the hashed lock (Python 3.11 or newer)"
 	@echo "make try         set-up, then the model in the package on five held-out phantom patients: runs/try/index.html;"
 	@echo "                 MODEL=runs/demo: a run's model instead"
+	@echo "make app         a page in the browser that edits films, in $(APP_VENV): http://127.0.0.1:7860; MODEL=DIR, PORT=N"
 	@echo "make demo        set-up, then cohort to judged counterfactuals: runs/demo/report/index.html"
 	@echo "make demo-quick  the same in the smallest size: runs/demo-quick"
 	@echo "make phantom     the same cohort at full size: runs/phantom (110 minutes on 2 cores)"
 	@echo "make test        set-up, then the tests (JOBS=$(JOBS) processes)"
+	@echo "make test-app    that page in chromium (which it installs, on Debian and as root), at most 5 minutes"
 	@echo "make docs        the pages of docs/ and the API as a site, in $(DOCS_VENV): runs/site/index.html"
 	@echo "make notebook    the notebook's cells in a new environment of PYTHON=$(PYTHON), and again without bfloat16, as on a T4"
 	@echo "make audit       known faults of the packages in requirements.lock, in $(AUDIT_VENV) (asks an advisory service)"
@@ -83,6 +86,16 @@ $(STAMP): requirements.lock pyproject.toml setup.py
 try: setup
 	$(PY) -m progemu_jax.gallery --out=runs/try $(if $(MODEL),--model=$(MODEL))
 
+# Gradio wants an older pillow: a venv and a lock of its own.
+app: $(APP_VENV)/.progemu-installed
+	$(APP_VENV)/bin/python -m progemu_jax.app $(if $(MODEL),--model=$(MODEL)) $(if $(PORT),--port=$(PORT))
+
+$(APP_VENV)/.progemu-installed: requirements-app.lock pyproject.toml setup.py
+	test -x $(APP_VENV)/bin/python || $(PYTHON) -m venv $(APP_VENV)
+	$(APP_VENV)/bin/python $(LOCKED) -r requirements-app.lock
+	$(APP_VENV)/bin/python $(EDITABLE)
+	touch $@
+
 # Huge pages: a fifth less CPU time, otherwise spent in page faults.
 demo demo-quick phantom tables: export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 
@@ -100,7 +113,13 @@ tables: setup
 
 test: setup
 	JAX_PLATFORMS=cpu OMP_NUM_THREADS=1 XLA_FLAGS="$(TEST_FLAGS) $(FAST)" $(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder \
-	  -m "not parity and not slow and not beam"
+	  -m "not parity and not slow and not beam and not browser"
+
+test-app: $(APP_VENV)/.progemu-installed
+	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
+	  apt-get update --quiet && apt-get install --yes --no-install-recommends chromium; } || \
+	  { echo "error: no chromium here, and only root on Debian can install it: apt-get install chromium" >&2; exit 2; }
+	timeout 300 $(APP_VENV)/bin/python -m pytest -m browser tests/app
 
 # Not --quiet, which drops what --strict counts. The variable: no advertisement of the theme's makers.
 docs: $(DOCS_VENV)/.installed
@@ -145,6 +164,8 @@ lock:
 	$(LOCK) pyproject.toml --extra=dev --extra=dicom --extra=hub --extra=llm -o requirements.lock
 	test -f requirements-beam.lock || cp requirements.lock requirements-beam.lock
 	$(LOCK) pyproject.toml --extra=dev --extra=dicom --extra=llm --extra=beam -o requirements-beam.lock
+	test -f requirements-app.lock || cp requirements.lock requirements-app.lock
+	$(LOCK) pyproject.toml --extra=dev --extra=dicom --extra=app --extra=app-test -o requirements-app.lock
 	for name in parity parity-eval; do cp requirements.lock requirements-$$name.lock; \
 	  $(LOCK) requirements-$$name.txt $(addprefix --no-emit-package=,$(BUILDS)) -o requirements-$$name.lock || exit; done
 	echo "pip-audit>=2.10" | $(LOCK) - -o requirements-audit.lock

@@ -49,6 +49,7 @@ MAY_IMPORT["inference"] = {*MAY_IMPORT["convert"], "convert", "pretrained", "hub
 MAY_IMPORT["config"] = MAY_IMPORT["convert"]
 MAY_IMPORT["publish"] = {*MAY_IMPORT["inference"], "inference", "eval"}
 MAY_IMPORT["gallery"] = {*MAY_IMPORT["inference"], "inference", "scorers", "eval"}
+MAY_IMPORT["app"] = {*MAY_IMPORT["gallery"], "gallery"}
 MAY_IMPORT["systems"] = {*MAY_IMPORT["inference"], "inference", "scorers", "config", "eval"}
 MAY_IMPORT["plan"] = {*MAY_IMPORT["systems"], "systems"}
 MAY_IMPORT["run"] = {*MAY_IMPORT["plan"], "plan"}
@@ -59,7 +60,8 @@ MAY_IMPORT[""] = {"inference"}  # progemu_jax.load
 # Imported inside functions: extras, and libraries that are slow to import or absent on a bare GPU machine.
 LAZY = {
     "torch", "torchxrayvision", "pydicom", "gdcm", "openai", "apache_beam", "nltk", "rouge_score", "sacrebleu",
-    "f1chexbert", "radgraph", "green_score", "radeval", "transformers", "libtpu", "huggingface_hub", "httpx2",
+    "f1chexbert", "radgraph", "green_score", "radeval", "transformers", "libtpu", "huggingface_hub", "httpx2", "gradio",
+    "starlette",
     "tensorflow_datasets", "grain", "SimpleITK", "tensorboardX", "matplotlib",
 }  # fmt: skip
 TFDS_BUILDER = "progemu_jax.data.icg_cxr.icg_cxr_dataset_builder"

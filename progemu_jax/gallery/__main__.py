@@ -15,13 +15,11 @@ from pathlib import Path
 from progemu_jax import pretrained
 from progemu_jax.errors import UserError, exit_status
 from progemu_jax.files.command_line import Parser
-from progemu_jax.files.records import read_json
 from progemu_jax.gallery import cases, page
-from progemu_jax.inference.load import find, load
+from progemu_jax.inference.load import load
 from progemu_jax.inference.request import seed as checked_seed
 from progemu_jax.scorers.phantom import PhantomScorer
 
-SIZE = 128  # pixels of a film and of the tree where no config.json says otherwise, as every cohort for a CPU has them
 MOST = 100  # patients
 
 
@@ -35,20 +33,15 @@ def gallery(model: str, scorer: str | None, out: Path, patients: int = 5, seed: 
     """
     if not 1 <= patients <= MOST:
         raise UserError(f"--patients={patients}: expected 1 to {MOST}")
-    seed, folder = checked_seed(seed), Path(find(model)[0])
+    seed, origin = checked_seed(seed), cases.origin(model)
     out.mkdir(parents=True, exist_ok=True)
-    config = read_json(folder / "config.json") or {}
-    data = config.get("data", {})
-    if data.get("source", "phantom") != "phantom":
-        raise UserError(f"{model}: a model of {data['source']}; these pictures are of the phantom's patients")
+    if origin.cohort != "phantom":
+        raise UserError(f"{model}: a model of {origin.cohort}; these pictures are of the phantom's patients")
     loaded = load(model)
-    own = pretrained.NAME if model == pretrained.NAME else folder / "scorer/export"
-    if scorer is None and (own == pretrained.NAME or (own / "export.json").exists()):
-        scorer = own
+    scorer = origin.scorer if scorer is None else scorer
     judge = None if scorer is None else PhantomScorer.load(scorer)
     with tempfile.TemporaryDirectory() as work:
-        sizes = data.get("phantom", {}).get("size", SIZE), data.get("tree_size", SIZE)
-        found = cases.held_out(Path(work), patients, *sizes)
+        found = cases.held_out(Path(work), patients, origin.film, origin.tree)
     edited = list(cases.edit(loaded, judge, found, seed))
     facts = {
         "Model": f"{loaded.name}, weights {loaded.hash[:12]}",

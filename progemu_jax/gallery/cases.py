@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from progemu_jax import pretrained
 from progemu_jax.data import images
 from progemu_jax.data.build import build_tree
 from progemu_jax.data.references import build_references
 from progemu_jax.data.sources.phantom import write_cohort
 from progemu_jax.files import records
 from progemu_jax.inference.counterfactual import Counterfactual, CounterfactualModel
+from progemu_jax.inference.load import find
 from progemu_jax.scorers.files import read_images
 from progemu_jax.text.findings import FINDINGS
 from progemu_jax.text.understood import Understood, understood
@@ -22,6 +24,18 @@ from progemu_jax.text.understood import Understood, understood
 COHORT_SEED = 0  # of every cohort whose config does not say otherwise
 STUDIES = 4  # a patient, as in every cohort
 TEST_EVERY = 10  # of ten phantom patients one is of the test split, whatever the cohort's size
+SIZE = 128  # pixels of a film and of the tree where no config.json says otherwise, as every cohort for a CPU has them
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a model was trained on. cohort: `config.data.source`; film, tree: pixels a side of the phantom's films as
+    rendered and in the tree; scorer: its own, a folder or the name of the package's, or None."""
+
+    cohort: str
+    film: int
+    tree: int
+    scorer: str | Path | None
 
 
 @dataclass(frozen=True)
@@ -61,6 +75,19 @@ class Edited:
     def text(self) -> str:
         """The interpretation; empty for a diffusion model."""
         return self.out.texts[0] if self.out.texts else ""
+
+
+def origin(model: str) -> Origin:
+    """Of what `progemu_jax.load` takes. A folder without a config.json counts as the phantom's.
+
+    UserError: this copy of the package holds no weights.
+    """
+    folder = Path(find(model)[0])
+    data = (records.read_json(folder / "config.json") or {}).get("data", {})
+    scorer = pretrained.NAME if model == pretrained.NAME else folder / "scorer/export"
+    there = scorer == pretrained.NAME or (scorer / "export.json").exists()
+    sizes = data.get("phantom", {}).get("size", SIZE), data.get("tree_size", SIZE)
+    return Origin(data.get("source", "phantom"), *sizes, scorer if there else None)
 
 
 def held_out(folder: Path, patients: int, render_size: int, size: int) -> list[HeldOut]:

@@ -55,7 +55,7 @@ def write(folder: Path, edited: Sequence[Edited], facts: dict[str, str]) -> Path
 
 def _card(number: int, one: Edited) -> str:
     shown = zip((*_images(one), *_differences(one)), (*COLUMNS, f"{COLUMNS[2]} − prior"), strict=True)
-    words = {"Prompt": one.case.prompt, "Understood": reading(one)}
+    words = {"Prompt": one.case.prompt, "Understood": one.read.in_words()}
     if one.out.texts:
         words["Generated text"] = one.text
     told = "".join(f"<div><b>{key}</b>{escape(value) or '<i>empty</i>'}</div>" for key, value in words.items())
@@ -86,17 +86,6 @@ def _chips(one: Edited) -> str:
         shown = f"{escape(finding)} {before:.2f} → {after:.2f} {mark} {asked}, true answer {true:.2f}"
         chips.append(f'<span class="chip">{shown}</span>')
     return f'<div class="chips">Scorer:{"".join(chips)}</div>' if chips else ""
-
-
-def reading(one: Edited) -> str:
-    """What the rules read in the prompt, in one line: "left pneumothorax: resolved; small pleural effusion: new"."""
-    told = []
-    for r in one.read.read:
-        name = " ".join(word for word in (r.grade, r.side, r.zone, r.finding or "everything") if word)
-        told.append(f"{name}: {r.direction}")
-    rest = f"; not read: {one.read.rest}" if one.read.rest else ""
-    warning = f" ({one.read.warning})" if one.read.warning else ""
-    return f"{'; '.join(told) or 'nothing'}{rest}{warning}"
 
 
 def draw(path: Path, edited: Sequence[Edited]) -> None:

@@ -73,6 +73,11 @@ class Read:
     grade: str | None
     direction: str
 
+    def in_words(self) -> str:
+        """As "small left pleural effusion: new"."""
+        name = " ".join(word for word in (self.grade, self.side, self.zone, self.finding or "everything") if word)
+        return f"{name}: {self.direction}"
+
 
 @dataclass(frozen=True)
 class Understood:
@@ -89,6 +94,12 @@ class Understood:
     rest: str = ""
     unknown: tuple[str, ...] = ()
     warning: str | None = None
+
+    def in_words(self) -> str:
+        """One line: "left pneumothorax: resolved; mild left pleural effusion: new; not read: ..."."""
+        rest = f"; not read: {self.rest}" if self.rest else ""
+        warning = f" ({self.warning})" if self.warning else ""
+        return f"{'; '.join(one.in_words() for one in self.read) or 'nothing'}{rest}{warning}"
 
     def to_dict(self) -> dict:
         """For JSON: lists and dicts of the same names."""
