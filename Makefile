@@ -31,9 +31,9 @@ PIP := -m pip install --quiet --disable-pip-version-check
 LOCKED := $(PIP) --require-hashes
 EDITABLE := $(PIP) --no-deps --no-build-isolation -e .
 
-.PHONY: help setup try app demo demo-quick phantom tables test test-app docs notebook audit lock types package soak fuzz \
-  test-beam bench-cohort parity-eval coverage known-systems parity bench-vq bench-decode bench-small bench-train \
-  bench-diffusion bench-convert gpu lint format clean
+.PHONY: help setup try app demo demo-quick phantom tables test chromium test-app docs notebook audit lock types \
+  package soak fuzz test-beam bench-cohort parity-eval coverage known-systems parity bench-vq bench-decode bench-small \
+  bench-train bench-diffusion bench-convert gpu lint format clean
 
 help:
 	@echo "make setup       virtual environment in $(VENV) from the hashed lock (Python 3.11 or newer)"
@@ -115,10 +115,12 @@ test: setup
 	JAX_PLATFORMS=cpu OMP_NUM_THREADS=1 XLA_FLAGS="$(TEST_FLAGS) $(FAST)" $(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder \
 	  -m "not parity and not slow and not beam and not browser"
 
-test-app: $(APP_VENV)/.progemu-installed
+chromium:
 	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
 	  apt-get update --quiet && apt-get install --yes --no-install-recommends chromium; } || \
 	  { echo "error: no chromium here, and only root on Debian can install it: apt-get install chromium" >&2; exit 2; }
+
+test-app: chromium $(APP_VENV)/.progemu-installed
 	timeout 300 $(APP_VENV)/bin/python -m pytest -m browser tests/app
 
 # Not --quiet, which drops what --strict counts. The variable: no advertisement of the theme's makers.

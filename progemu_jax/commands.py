@@ -24,6 +24,7 @@ COMMANDS = {
     "demo": Command("progemu_jax.main", "cohort to judged counterfactuals on the phantom, to runs/demo", _DEMO),
     "run": Command("progemu_jax.main", "the same of any config: --config=NAME|FILE --workdir=DIR"),
     "try": Command("progemu_jax.gallery", "pictures by the model in the package, to runs/try"),
+    "app": Command("progemu_jax.app", "a page in the browser that edits films (the extra [app])"),
     "eval": Command("progemu_jax.eval", "scores predictions of any system"),
     "convert": Command("progemu_jax.convert", "weights of others in and out"),
     "publish": Command("progemu_jax.publish", "a run's model to the Hugging Face Hub"),

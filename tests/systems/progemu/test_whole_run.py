@@ -183,6 +183,7 @@ def test_a_run_learns_words_first_and_from_its_own_futures_last(toy, tmp_path):
 PARTS = ("tokenizer/export", "train/export")
 
 
+@pytest.mark.slow
 def test_killed_anywhere_it_ends_in_the_same_parameters(toy, tmp_path):
     """kill -9 in three stages, then the same command: bit for bit the undisturbed parameters."""
     workdir, stages = tmp_path / "run", "--stages=data,tokenizer,tokens,train"
