@@ -173,6 +173,7 @@ def earlier(commit, folder):
 
 def compare(args, sides, model, dtype):
     held = {}
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # a library that waits leaves the cores to the others
     for name, (python, path) in sides.items():
         os.environ["PYTHONPATH"] = str(path)
         kind = "torch" if name == "torch" else "ours"
