@@ -15,7 +15,7 @@ from support.fuzz.readers.reader import Reader
 
 from progemu_jax.errors import UserError
 
-SHORT = 200
+SHORT = 320
 
 
 def fuzz(work, *options):
