@@ -163,7 +163,7 @@ def serve(args):
 
 
 def earlier(commit, folder):
-    """The package of a commit in the folder; a script that runs this one's child with it first on the path."""
+    """The folder, with the package of a commit in it."""
     archive = subprocess.run(
         ["git", "archive", commit, "progemu_jax"], cwd=ROOT, capture_output=True, check=True
     ).stdout

@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 import torch
-from small import BETAS, CODES, DECAY, RATE, ROOT, TASK, TOKENIZER, TRANSFORMER, images, packed_rows
+from small import BETAS, CODES, DECAY, RATE, TASK, TOKENIZER, TRANSFORMER, images, packed_rows
 from torch import nn
 from torch.nn import functional as F
 
@@ -60,9 +60,6 @@ class Transformer(nn.Module):
 
 def transformer():
     """(model, function of it that gives the loss)."""
-    import sys
-
-    sys.path.insert(0, str(ROOT))
     from progemu_jax.text import sequence, vocabulary
 
     words = vocabulary.load(None, CODES)

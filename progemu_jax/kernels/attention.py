@@ -178,14 +178,19 @@ def attend(
     key/value head with the batch axes in front, which XLA hands to the CPU's matrix routine as it is.
     """
     B, K, G, T, D = q.shape
-    scale = jnp.asarray(D**-0.5, q.dtype)
-    rows = (q * scale).reshape(B, K, G * T, D)
-    scores = jnp.einsum(f"BKTD,{keys}->BKTS", rows, k, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask, scores.reshape(B, K, G, T, -1), MASKED)
+    _, scores = _scores(q, k, mask, keys)
     probabilities = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     probabilities = dropout(probabilities, rate, key)
     out = jnp.einsum("BKTS,BKSD->BKTD", probabilities.reshape(B, K, G * T, -1), v)
     return out.reshape(B, K, G, T, D)
+
+
+def _scores(q: jax.Array, k: jax.Array, mask: jax.Array, keys: str = "BKSD") -> tuple[jax.Array, jax.Array]:
+    """(scaled queries `[B, K, G T, D]`, masked scores f32 `[B, K, G, T, S]`) of `attend`'s arguments."""
+    B, K, G, T, D = q.shape
+    rows = (q * jnp.asarray(D**-0.5, q.dtype)).reshape(B, K, G * T, D)
+    scores = jnp.einsum(f"BKTD,{keys}->BKTS", rows, k, preferred_element_type=jnp.float32)
+    return rows, jnp.where(mask, scores.reshape(B, K, G, T, -1), MASKED)
 
 
 def cached_keys() -> str:
@@ -257,15 +262,14 @@ def _attend_trained(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -
 
 
 def _attend_forward(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> tuple[jax.Array, tuple]:
-    B, K, G, T, D = q.shape
-    q = (q * jnp.asarray(D**-0.5, q.dtype)).reshape(B, K, G * T, D)
-    scores = jnp.einsum("BKTD,BKSD->BKTS", q, k, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask, scores.reshape(B, K, G, T, -1), MASKED).reshape(scores.shape)
+    shape = q.shape
+    q, scores = _scores(q, k, mask)
+    scores = scores.reshape(*q.shape[:3], -1)
     weights = jnp.exp(scores - scores.max(-1, keepdims=True))
     total = weights.sum(-1, keepdims=True)
     weights = weights.astype(v.dtype)
     out = jnp.einsum("BKTS,BKSD->BKTD", weights, v, preferred_element_type=jnp.float32) / total
-    return out.astype(v.dtype).reshape(B, K, G, T, D), (q, k, v, weights, total, out)
+    return out.astype(v.dtype).reshape(shape), (q, k, v, weights, total, out)
 
 
 def _attend_backward(kept: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:

@@ -229,9 +229,10 @@ def scan_logits(part: _Part, tokens: _Tokens, with_gradient: bool) -> tuple[jax.
         here = (tokens.row >= j * part.block) & (tokens.row < start + part.block)
         place = jnp.clip(tokens.row - start, 0, part.block - 1)
         of_target += jnp.where(here, jnp.take_along_axis(logits, place[:, None], 1)[:, 0], 0.0)
-        here = (zero, zero)
-        here = part.with_near(start, known, tokens.target, lambda x: ((x * logits).sum(-1), x.sum(-1)), here)
-        of_near, norm = of_near + here[0], norm + here[1]
+        more, share = part.with_near(
+            start, known, tokens.target, lambda x: ((x * logits).sum(-1), x.sum(-1)), (zero, zero)
+        )
+        of_near, norm = of_near + more, norm + share
         return _Sums(new_top, total, of_target, of_near, norm, kept)
 
     count = len(tokens.states)
