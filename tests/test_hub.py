@@ -22,9 +22,7 @@ FILES = {"config.json": b"{}", "train/weights.safetensors": bytes(range(256)) * 
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    server = hub_stub.start()
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    return server
+    return hub_stub.start(tmp_path / "cache", monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -222,8 +222,8 @@ _ROUTES = [
 _started = []
 
 
-def start():
-    """The process's stub, empty. Skips the test where the extra [hub] is not installed."""
+def start(cache, monkeypatch):
+    """The process's stub, empty, and a cache of the test's own. Skips it where the extra [hub] is not installed."""
     if not _started:
         hub = Hub()
         os.environ |= {
@@ -235,4 +235,5 @@ def start():
     hub = _started[0]
     assert hub.endpoint == constants.ENDPOINT
     hub.clear()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     return hub
