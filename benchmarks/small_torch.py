@@ -69,12 +69,12 @@ def transformer():
     distances = torch.cdist(codebook, codebook) ** 2
     least = (distances + torch.eye(CODES) * 1e9).amin(1).mean()
     spread = torch.softmax(-distances / (TASK["soften"] * least), 1)
-    kinds = torch.full((len(sequence.Kind),), 1.0)
-    for name, value in (("PRIOR", "prior"), ("PROMPT", "prompt"), ("TEXT", "text"), ("PAD", None)):
-        kinds[sequence.Kind[name]] = TASK[f"weight_{value}"] if value else 0.0
-    for name in ("BOS", "STRUCTURE"):
-        if name in sequence.Kind.__members__:
-            kinds[sequence.Kind[name]] = TASK["weight_structure"]
+    kinds, kind = torch.zeros(len(sequence.Kind)), sequence.Kind
+    kinds[kind.VISUAL] = 1.0
+    for which, name in {
+        kind.PRIOR: "prior", kind.PROMPT: "prompt", kind.STRUCTURE: "structure", kind.TEXT: "text", kind.EOS: "text",
+    }.items():  # fmt: skip
+        kinds[which] = TASK[f"weight_{name}"]
     tokens, targets = batch["tokens"], batch["tokens"][:, 1:]
     aligned, weight = batch["aligned"], kinds[batch["kinds"][:, 1:]]
     start = words.visual_start
