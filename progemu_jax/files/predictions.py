@@ -19,6 +19,7 @@ from progemu_jax import provenance
 from progemu_jax.errors import UserError
 from progemu_jax.files import records
 from progemu_jax.text.findings import PHANTOM, Finding
+from progemu_jax.text.timeline import Timeline
 from progemu_jax.text.understood import understood
 
 REJECTED = "rejected.jsonl"
@@ -29,7 +30,8 @@ class Case:
     """One thing to predict: the prior (None: no prior), the prompt, and its seed's parts.
 
     The prior is its codes int32 [h, w]; for a diffusion model, the image uint8 [S, S]. pixels: uint8 [S, S], the image
-    that the codes are of, for a tokenizer that paints with it; None: the plain decoder.
+    that the codes are of, for a tokenizer that paints with it; None: the plain decoder. timeline: films before the
+    prior, and days; None: neither.
     """
 
     pair_id: str
@@ -37,6 +39,7 @@ class Case:
     prompt: str
     sample: int = 0
     pixels: np.ndarray | None = None
+    timeline: Timeline | None = None
 
     def fold(self, seed: int) -> int:
         """The case's own seed, of `seed`, its id and its sample number: not of its place in a batch."""

@@ -137,7 +137,10 @@ class Sampler:
             grid = (layout.height, layout.width)
             if request.codes(case.prior, grid, words.codebook_size) is None:
                 raise UserError(f"prior: expected codes, int {list(grid)}")
-        sequence.prompt_tokens(words, layout, case.prior, case.prompt)
+            older = case.timeline.older if case.timeline else ()
+            if any(request.codes(film.codes, grid, words.codebook_size) is None for film in older):
+                raise UserError(f"older: expected codes, int {list(grid)}")
+        sequence.prompt_tokens(words, layout, case.prior, case.prompt, timeline=case.timeline)
 
     def prepared(self) -> tuple[Any, TransformerConfig]:
         """Parameters and config as decoding reads them (`sampling.generate.prepare`): first arguments of `generate` and
@@ -179,6 +182,7 @@ class Sampler:
             [c.prior for c in batch],
             [c.prompt for c in batch],
             policy=policy,
+            timelines=[c.timeline for c in batch],
         )
         keys = jax.vmap(jax.random.key)(np.asarray([c.fold(seed) for c in batch], np.uint32))
         out = generate(
@@ -215,7 +219,7 @@ class Sampler:
         seed, policy, size = request.seed(seed), policy or self.policy, sharding.bucket(slots, self.mesh)
         layout, words = self._held(self.layout, "params"), self._held(self.vocabulary, "vocabulary")
         requests = (
-            Request(case.prior, case.prompt, case.fold(seed), tag=(number, i))
+            Request(case.prior, case.prompt, case.fold(seed), tag=(number, i), timeline=case.timeline)
             for number, batch in enumerate(batches)
             for i, case in enumerate(batch)
         )

@@ -42,7 +42,7 @@ def model_of(config: Config, tensor: int, sampled: bool = False) -> tuple[Transf
         model = dataclasses.replace(model, padded_vocab_size=-(-size // tensor) * tensor)
     if sampled and config.progemu.diagonal.head.steps:
         model = dataclasses.replace(model, diagonal=True)
-    return model, Layout(side, side, task.length, task.prompt_budget), task
+    return model, task.layout(side, side), task
 
 
 def diagonal_parameters(model: TransformerConfig) -> int:
@@ -52,8 +52,8 @@ def diagonal_parameters(model: TransformerConfig) -> int:
 
 
 def prompt_slots(layout: Layout) -> int:
-    """Prompt tokens of a case: the prior image and 64 tokens of text and structure, up to a multiple of 32."""
-    return -(-(layout.image_tokens + 64) // 32) * 32
+    """Prompt tokens of a case: all films and 64 tokens of text and structure, up to a multiple of 32."""
+    return -(-((1 + layout.older) * layout.image_tokens + 64) // 32) * 32
 
 
 def parameters(model: TransformerConfig) -> dict[str, int]:

@@ -110,6 +110,7 @@ def _sampler(
         array(jnp.int32, rows, slots),
         array(jnp.bool_, rows, slots),
         array(jnp.int32, rows, layout.height, layout.width + 1),
+        array(jnp.int32, rows, slots) if layout.older else None,
     )
 
     keys = array(jax.random.key(0).dtype, cases)

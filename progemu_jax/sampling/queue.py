@@ -33,6 +33,7 @@ from progemu_jax.sampling.policy import Sampling
 from progemu_jax.sampling.prompts import Prompts, most_tokens, pad_prompts
 from progemu_jax.sampling.speculation import Drafts
 from progemu_jax.text.sequence import Layout
+from progemu_jax.text.timeline import Timeline
 from progemu_jax.text.vocabulary import Vocabulary
 
 
@@ -42,6 +43,7 @@ class Request:
 
     prior: int [h, w] codes, or None for the null prompt; prompt: text; seed: 0 <= seed < 2**32, of this case alone;
     keep, codes: bool and int [h, w], codes that are given (`generate.generate`); tag: comes back with the result.
+    timeline: films before the prior, and days; None: neither.
     """
 
     prior: np.ndarray | None
@@ -50,6 +52,7 @@ class Request:
     keep: np.ndarray | None = None
     codes: np.ndarray | None = None
     tag: Any = None
+    timeline: Timeline | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,7 +214,9 @@ def sample_queue(
     grid = (1, layout.height, layout.width)
 
     def packed(request: Request) -> tuple[Prompts, np.ndarray, np.ndarray, np.ndarray]:
-        prompts = pad_prompts(vocabulary, layout, [request.prior], [request.prompt], policy=policy, slots=prompt_slots)
+        case = [request.prior], [request.prompt]
+        when = {"policy": policy, "slots": prompt_slots, "timelines": [request.timeline]}
+        prompts = pad_prompts(vocabulary, layout, *case, **when)
         keep = np.zeros(grid, bool) if request.keep is None else np.asarray(request.keep, bool).reshape(grid)
         codes = np.zeros(grid, np.int32) if request.codes is None else np.asarray(request.codes).reshape(grid)
         if (codes[keep] < 0).any() or (codes[keep] >= grammar.codebook_size).any():

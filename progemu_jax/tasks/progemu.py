@@ -27,6 +27,7 @@ from progemu_jax.text.findings import NO_CHANGE, PHANTOM, Finding
 from progemu_jax.text.plain import statements
 from progemu_jax.text.prompt_changes import restated
 from progemu_jax.text.sequence import Kind, Layout
+from progemu_jax.text.timeline import MOST_OLDER, TEXT, TOKEN, Timeline, of_example
 from progemu_jax.text.vocabulary import Vocabulary
 from progemu_jax.training import optim
 from progemu_jax.training.loop import TrainConfig
@@ -66,6 +67,10 @@ class ProgEmuConfig:
       read: probability that a pair teaches the text alone, read from the images: without its prompt, and without loss
         on the image. Guidance with `text_guidance=0` then draws the text so.
       omitted_weight: extra weight of the sentences of the interpretation on findings that the prompt does not name.
+      interval: share of the pairs whose row says the days from prior to follow-up, where they are known. interval_text:
+        as a sentence behind the prompt, not as a token of its own (`text.timeline`).
+      older: most films before the prior that a row has; how many it has is drawn evenly. Token shards must hold them
+        (`config.tokens.time`, `config.data.journeys.history`).
     """
 
     length: int = 9216
@@ -92,11 +97,21 @@ class ProgEmuConfig:
     identity: float = 0.0
     read: float = 0.0
     omitted_weight: float = 0.0
+    interval: float = 0.0
+    interval_text: bool = False
+    older: int = 0
 
     def __post_init__(self):
-        for name in ("restate", "read", "dictionary", "rehearse", "complete", "identity"):
+        for name in ("restate", "read", "dictionary", "rehearse", "complete", "identity", "interval"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected a share, 0 to 1")
+        if not 0 <= self.older <= MOST_OLDER:
+            raise ValueError(f"older={self.older}: expected 0 to {MOST_OLDER} films before the prior")
+
+    def layout(self, height: int, width: int) -> Layout:
+        """Of the run's rows, for code maps of a size."""
+        interval = "" if not self.interval else TEXT if self.interval_text else TOKEN
+        return Layout(height, width, self.length, self.prompt_budget, self.older, interval)
 
 
 def packer(
@@ -120,7 +135,8 @@ def packer(
 
     def room(interpretation: str) -> int:
         """Tokens that a prompt may have beside it."""
-        images = 2 * (len(sequence.header(vocab, layout.height, layout.width)) + layout.image_tokens)
+        block = len(sequence.header(vocab, layout.height, layout.width)) + layout.image_tokens
+        images = 2 * block + layout.older * (block + 1)
         rest = layout.length - images - len(vocab.encode(interpretation)) - 4  # BOS, EOS, and for other orders
         return min(rest, (layout.prompt_budget or layout.length) - 1)
 
@@ -150,6 +166,15 @@ def packer(
         text = rules.augment(text, rng, task.shuffle_sentences, task.drop_negative)
         return "" if reads or (empty and not null) else None if null else prompt, text, reads
 
+    def when(example: dict[str, Any], rng: np.random.Generator) -> Timeline | None:
+        """What a row tells of time: in evaluation all that is known."""
+        if not (task.interval or task.older) or "days" not in example:
+            return None
+        told = of_example(example, task.older)
+        if train:
+            told = told.cut(int(rng.integers(len(told.older) + 1)), rng.random() < task.interval)
+        return told if task.interval else told.without_days
+
     def structured(text: str) -> tuple[str, np.ndarray | None]:
         """The text of a row without a prompt, and what tells a change in it."""
         said = statements(text, findings) if reading else None
@@ -158,15 +183,17 @@ def packer(
 
     def transform(example: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
         prior, prompt, text, reads = example["prior"], example["prompt"], example["interpretation"], False
-        change = None
+        change, told = None, when(example, rng)
         if train and text is not None:
             if task.identity and rng.random() < task.identity:
                 example = {**example, "followup": prior, "prompt": NO_CHANGE, "interpretation": NO_CHANGE}
+                told = told and told.twin
             prompt, text, reads = told_anew(example, rng)
             prior = None if prompt is None else prior
             text, change = structured(text) if prompt == "" else (text, None)
         words = dropped(prompt, text or "", rng) if train and prompt and task.word_dropout else None
-        row = sequence.pack(vocab, layout, prior, prompt, example["followup"], text or "", words)
+        between = rng if train else None  # two steps of the scale
+        row = sequence.pack(vocab, layout, prior, prompt, example["followup"], text or "", words, told, between)
         row["weights"] = np.ones(layout.length, np.float32)
         if text is None:
             row["weights"][row["kinds"] == Kind.EOS] = 0

@@ -4,17 +4,25 @@
 
 Every row of an image ends with EOL, the last one too. The null prompt, which classifier-free guidance
 contrasts with, drops the prior image and the prompt together: `BOS BOI "h*w" IMG ...`.
+
+With a `timeline.Timeline`, films before the prior stand in front of it, the oldest first, and the days are told:
+
+    BOS | (older image, days to the prior)* | prior | prompt, days to the follow-up | follow-up | text | EOS | PAD
+
+What is unknown has no token: a row of one prior without days is as above.
 """
 
 from __future__ import annotations
 
 import enum
+import itertools
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from progemu_jax.errors import UserError
+from progemu_jax.text.timeline import TEXT, TOKEN, Older, Timeline, days_of, days_sentence, days_token
 from progemu_jax.text.vocabulary import Vocabulary
 
 MOST_TOKENS = 2**20  # of a row; Emu3's has 9,216
@@ -25,7 +33,7 @@ class Kind(enum.IntEnum):
 
     PAD = 0
     BOS = 1
-    PRIOR = 2  # the prior image, its structure tokens too
+    PRIOR = 2  # the prior image, its structure tokens too, and those before it
     PROMPT = 3
     STRUCTURE = 4  # BOI, resolution, IMG, EOL, EOF, EOI of the target image
     VISUAL = 5  # visual tokens of the target image
@@ -43,21 +51,27 @@ class Layout:
       prompt_budget: when positive, position ids of the target image start at the same offset from the
         prior whatever the prompt's length, as if the prompt always had this many tokens; 0 gives
         consecutive position ids, as Emu3 has them.
+      older: films before the prior that a row may hold. interval: how days are told, "token" or "text"; "": a model
+        that knows none.
     """
 
     height: int
     width: int
     length: int
     prompt_budget: int = 0
+    older: int = 0
+    interval: str = ""
 
     def check(self) -> None:
         """Raises ValueError for a layout, of a file, that holds no two images and a prompt."""
-        least = {"height": 1, "width": 1, "prompt_budget": 0}
+        least = {"height": 1, "width": 1, "prompt_budget": 0, "older": 0}
         for key, value in least.items():
             if not value <= getattr(self, key) <= self.length:
                 raise ValueError(f"layout.{key}={getattr(self, key)}: expected {value} to length={self.length}")
-        if not 2 * self.image_tokens + self.prompt_budget < self.length <= MOST_TOKENS:
-            needed = 2 * self.image_tokens + self.prompt_budget + 1
+        if self.interval not in ("", TOKEN, TEXT):
+            raise ValueError(f"layout.interval={self.interval!r}: expected {TOKEN!r}, {TEXT!r} or ''")
+        needed = (2 + self.older) * self.image_tokens + self.prompt_budget + 1
+        if not needed <= self.length <= MOST_TOKENS:
             raise ValueError(f"layout.length={self.length}: expected {needed} to {MOST_TOKENS}")
 
     @property
@@ -88,37 +102,62 @@ def image_body(vocab: Vocabulary, codes: np.ndarray) -> list[int]:
 
 
 def prompt_tokens(
-    vocab: Vocabulary, layout: Layout, prior: np.ndarray | None, prompt: str | None, words: Seq[int] | None = None
+    vocab: Vocabulary,
+    layout: Layout,
+    prior: np.ndarray | None,
+    prompt: str | None,
+    words: Seq[int] | None = None,
+    timeline: Timeline | None = None,
+    rng: np.random.Generator | None = None,
 ) -> dict[str, np.ndarray]:
     """Everything before the first visual token of the target: what sampling prefills.
 
     Args:
-      prior: int [h, w] codes, or None for the null prompt (the prompt is dropped with it).
+      prior: int [h, w] codes, or None for the null prompt (the prompt is dropped with it, and the timeline).
       prompt: progression prompt. words: its tokens, where they are not the usual ones.
+      timeline: films before the prior, and days. rng: of `timeline.days_token`.
 
     Returns:
-      tokens int32 [n], positions int32 [n], kinds int8 [n].
+      tokens int32 [n], positions int32 [n], kinds int8 [n], aligned int32 [n] (where an image follows another film, the
+      earlier film's token at the place that the next token fills, else -1).
 
     Raises:
-      UserError: the prompt does not fit in `layout.length` beside the target image.
+      UserError: the prompt does not fit in `layout.length` beside the target image; the model knows no days, or not so
+        many films.
     """
-    tokens, kinds = [vocab.bos], [Kind.BOS]
+    timeline = timeline or Timeline()
+    _check_timeline(layout, timeline)
+    tokens, kinds, positions, aligned = [vocab.bos], [Kind.BOS], [0], [-1]
+    start = 1
+
+    def add(new: list[int], kind: Kind, at: int, before: list[int] | None = None) -> None:
+        tokens.extend(new)
+        kinds.extend([kind] * len(new))
+        positions.extend(range(at, at + len(new)))
+        aligned.extend([-1] * len(new) if before is None else before)
+
     if prior is not None:
-        block = image_block(vocab, prior)
-        text = vocab.encode(prompt or "") if words is None else list(words)
-        tokens += block + text
-        kinds += [Kind.PRIOR] * len(block) + [Kind.PROMPT] * len(text)
-    positions = list(range(len(tokens)))
-    if prior is not None and layout.prompt_budget:
-        if len(text) > layout.prompt_budget:
-            raise UserError(f"prompt: {len(text)} tokens exceed the model's {layout.prompt_budget}; shorten the prompt")
-        start = 1 + len(block) + layout.prompt_budget
-    else:
-        start = len(tokens)
+        earlier, mark = None, header(vocab, layout.height, layout.width)
+        block = len(mark) + layout.image_tokens
+        for number, film in enumerate(timeline.older):
+            # Behind all other position ids, so that what stands there has the same ones with and without older films.
+            apart = layout.length + layout.prompt_budget + (len(timeline.older) - 1 - number) * (block + 1)
+            at = apart if layout.prompt_budget else len(tokens)
+            days = _days(vocab, layout, film.days, rng)
+            add(image_block(vocab, film.codes) + days, Kind.PRIOR, at, _before(vocab, layout, earlier, len(days)))
+            earlier = film.codes
+        text = vocab.encode(_with_sentence(layout, prompt or "", timeline.days)) if words is None else list(words)
+        days = _days(vocab, layout, timeline.days, rng)
+        at = 1 if layout.prompt_budget else len(tokens)
+        add(image_block(vocab, prior), Kind.PRIOR, at, _before(vocab, layout, earlier, 0))
+        add(text, Kind.PROMPT, at + block)
+        if layout.prompt_budget and len(text) + len(days) > layout.prompt_budget:
+            most = layout.prompt_budget - len(days)
+            raise UserError(f"prompt: {len(text)} tokens exceed the model's {most}; shorten the prompt")
+        start = at + block + (layout.prompt_budget or len(text) + len(days))
+        add(days, Kind.PROMPT, start - 1)  # the last place of the budget: words have theirs whether days are known
     head = header(vocab, layout.height, layout.width)
-    tokens += head
-    kinds += [Kind.STRUCTURE] * len(head)
-    positions += range(start, start + len(head))
+    add(head, Kind.STRUCTURE, start)
     if len(tokens) + layout.image_tokens + 1 > layout.length:
         raise UserError(
             f"prompt: {len(tokens)} tokens and the image's {layout.image_tokens} exceed the model's context of "
@@ -128,7 +167,37 @@ def prompt_tokens(
         "tokens": np.asarray(tokens, np.int32),
         "positions": np.asarray(positions, np.int32),
         "kinds": np.asarray(kinds, np.int8),
+        "aligned": np.asarray(aligned, np.int32),
     }
+
+
+def _check_timeline(layout: Layout, timeline: Timeline) -> None:
+    """UserError for what the model has not learnt."""
+    if len(timeline.older) > layout.older:
+        most = f"at most {layout.older + 1} films" if layout.older else "one film"
+        raise UserError(f"priors: {len(timeline.older) + 1} films, the model takes {most}; leave the oldest out")
+    days = [timeline.days, *(film.days for film in timeline.older)]
+    if not layout.interval and any(day is not None for day in days):
+        raise UserError("days: the model was trained without intervals; leave them out")
+
+
+def _days(vocab: Vocabulary, layout: Layout, days: float | None, rng: np.random.Generator | None) -> list[int]:
+    return [] if days is None or layout.interval != TOKEN else [days_token(vocab, days, rng)]
+
+
+def _with_sentence(layout: Layout, prompt: str, days: float | None) -> str:
+    """The prompt, and the days where the layout tells them as text."""
+    if days is None or layout.interval != TEXT:
+        return prompt
+    return f"{prompt} {days_sentence(days)}".strip()
+
+
+def _before(vocab: Vocabulary, layout: Layout, earlier: np.ndarray | None, behind: int) -> list[int] | None:
+    """`aligned` of an image block that follows a film of codes `earlier`, and of so many tokens behind it."""
+    if earlier is None:
+        return None
+    mark, rows = len(header(vocab, layout.height, layout.width)), aligned_rows(vocab, layout, earlier)
+    return [*[-1] * (mark - 1), *rows.reshape(-1).tolist(), *[-1] * (3 + behind)]
 
 
 def pack(
@@ -139,6 +208,8 @@ def pack(
     target: np.ndarray,
     text: str,
     words: Seq[int] | None = None,
+    timeline: Timeline | None = None,
+    rng: np.random.Generator | None = None,
 ) -> dict[str, np.ndarray]:
     """One training row.
 
@@ -147,16 +218,17 @@ def pack(
       prompt: progression prompt.
       target: int [h, w] codes of the subsequent image.
       text: interpretation; EOS follows it.
-      words: see `prompt_tokens`.
+      words, timeline, rng: see `prompt_tokens`.
 
     Returns:
       tokens int32 [length], positions int32 [length], kinds int8 [length] (`Kind`), aligned int32 [length]
-      (at t, the prior's token at the place that token t+1 fills in the target, else -1).
+      (at t, the prior's token at the place that token t+1 fills in the target, else -1; in a film that follows another,
+      the earlier one's).
 
     Raises:
       UserError: the sample is longer than the layout.
     """
-    start = prompt_tokens(vocab, layout, prior, prompt, words)
+    start = prompt_tokens(vocab, layout, prior, prompt, words, timeline, rng)
     body, words = image_body(vocab, target), vocab.encode(text)
     rest = [*body, *words, vocab.eos]
     n, m = len(start["tokens"]), len(rest)
@@ -170,7 +242,7 @@ def pack(
         "kinds": np.zeros(layout.length, np.int8),
         "aligned": np.full(layout.length, -1, np.int32),
     }
-    for key in ("tokens", "positions", "kinds"):
+    for key in out:
         out[key][:n] = start[key]
     out["tokens"][n : n + m] = rest
     out["positions"][n : n + m] = start["positions"][-1] + 1 + np.arange(m)
@@ -192,16 +264,20 @@ def aligned_rows(vocab: Vocabulary, layout: Layout, prior: np.ndarray | None) ->
 
 @dataclass(frozen=True)
 class Unpacked:
-    """What a row of tokens says: codes int32 [h, w] or None, texts as strings."""
+    """What a row of tokens says: codes int32 [h, w] or None, texts as strings, days as their token has them."""
 
     prior: np.ndarray | None
     prompt: str
     target: np.ndarray
     text: str
+    timeline: Timeline = field(default_factory=Timeline)
 
 
 def unpack(vocab: Vocabulary, layout: Layout, tokens: Seq[int]) -> Unpacked:
-    """Inverse of `pack`; a row that does not follow the grammar is a ValueError naming the place."""
+    """Inverse of `pack`; a row that does not follow the grammar is a ValueError naming the place.
+
+    Days that were told as a sentence stay in the prompt.
+    """
     tokens = [int(t) for t in tokens]
     head = header(vocab, layout.height, layout.width)
     if tokens[:1] != [vocab.bos]:
@@ -222,16 +298,24 @@ def unpack(vocab: Vocabulary, layout: Layout, tokens: Seq[int]) -> Unpacked:
             raise ValueError(f"token {at}: the image does not follow the grammar")
         return codes, at + layout.image_tokens
 
-    starts = [i for i, t in enumerate(tokens) if t == vocab.boi]
-    if len(starts) == 2:
-        prior, at = read_image(starts[0])
-        prompt = vocab.decode(tokens[at : starts[1]])
-    elif len(starts) == 1:
-        prior, prompt = None, ""
-    else:
-        raise ValueError(f"{len(starts)} images in the row: expected 1 or 2")
+    starts, films = [i for i, t in enumerate(tokens) if t == vocab.boi], []
+    if not 1 <= len(starts) <= 2 + layout.older:
+        expected = "1 or 2" if not layout.older else f"1 to {2 + layout.older}"
+        raise ValueError(f"{len(starts)} images in the row: expected {expected}")
+    for start, end in itertools.pairwise(starts):
+        codes, at = read_image(start)
+        words = tokens[at:end]
+        days = days_of(vocab, words[-1]) if words else None
+        films.append((codes, days, words if days is None else words[:-1]))
     target, at = read_image(starts[-1])
     text = tokens[at:]
     if vocab.eos in text:
         text = text[: text.index(vocab.eos)]
-    return Unpacked(prior, prompt, target, vocab.decode([t for t in text if t < vocab.text_size]))
+    said = vocab.decode([t for t in text if t < vocab.text_size])
+    if not films:
+        return Unpacked(None, "", target, said)
+    if any(words for _, _, words in films[:-1]):
+        raise ValueError("words stand behind a film before the prior")
+    older = tuple(Older(codes, days) for codes, days, _ in films[:-1])
+    prior, days, words = films[-1]
+    return Unpacked(prior, vocab.decode(words), target, said, Timeline(days, older))

@@ -7,11 +7,12 @@ image start, image end, then the visual tokens in the order of the code-book). T
     [0, n) text | n end of text = PAD, n+1, n+2 chat marks | n+3 .. n+207 `<|extra_0|>` .. `<|extra_204|>` |
     the lines of emu3_vision_tokens.txt
 
-with n the number of ranks. EOL, EOF, BOS and EOS are extras 200, 201, 203 and 204. With Emu3's files n is
-151,643 and every id is Emu3's (arXiv:2409.18869). `vocabulary_files/` holds small vocabularies of the same form: the
-default, trained on the phantom's reports (`python -m progemu_jax.data.phantom.train_vocabulary`), and in a folder of
-its name `radiology`, for prompts in free language (`python -m progemu_jax.data.phantom.train_radiology_vocabulary`);
-`english` has words of change behind these, with vectors (`tasks.word_vectors`).
+with n the number of ranks. EOL, EOF, BOS and EOS are extras 200, 201, 203 and 204; 100 to 126 say days (`timeline`).
+With Emu3's files n is 151,643 and every id is Emu3's (arXiv:2409.18869). `vocabulary_files/` holds small vocabularies
+of the same form: the default, trained on the phantom's reports (`python -m
+progemu_jax.data.phantom.train_vocabulary`), and in a folder of its name `radiology`, for prompts in free language
+(`python -m progemu_jax.data.phantom.train_radiology_vocabulary`); `english` has words of change behind these, with
+vectors (`tasks.word_vectors`).
 """
 
 from __future__ import annotations
@@ -164,6 +165,10 @@ class Vocabulary:
         folder.mkdir(parents=True, exist_ok=True)
         write_ranks(folder / TEXT_FILE, self._ranks)
         write_vision_tokens(folder / VISION_FILE, self.codebook_size)
+
+    def extra(self, number: int) -> int:
+        """Id of `<|extra_{number}|>`, 0 <= number < 205."""
+        return self._special[f"<|extra_{number}|>"]
 
     def resolution(self, height: int, width: int) -> list[int]:
         """Ids of the mark "height*width" (in image codes) that stands before an image."""

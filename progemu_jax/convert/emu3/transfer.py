@@ -22,6 +22,7 @@ from progemu_jax.models.transformer import STACKED, TransformerConfig
 from progemu_jax.models.vqgan import VQGANConfig
 from progemu_jax.sampling.policy import Sampling
 from progemu_jax.text.sequence import Layout
+from progemu_jax.text.timeline import TEXT
 from progemu_jax.text.vocabulary import Vocabulary
 
 _MODELS = {LANGUAGE_MODEL: TransformerConfig, TOKENIZER: VQGANConfig}
@@ -69,11 +70,11 @@ def tokenizer_settings(folder: emu3_folder.Folder) -> dict[str, Any]:
 
 
 def default_layout(length: int) -> Layout:
-    """ProgEmu's 64 x 64 codes an image where two of them leave room for text, else as many as fit."""
+    """ProgEmu's 64 x 64 codes an image where two of them leave room for text, else as many as fit; days as text."""
     side = 64
     while side > 1 and 1 + 2 * (9 + side * (side + 1)) > 0.92 * length:
         side -= 1
-    return Layout(side, side, length)
+    return Layout(side, side, length, interval=TEXT)
 
 
 class Target:

@@ -14,7 +14,6 @@ from progemu_jax.convert.components import IN_RUN, LANGUAGE_MODEL, PRIOR_DECODER
 from progemu_jax.errors import UserError
 from progemu_jax.inference.image_tokenizer import Tokenizer
 from progemu_jax.systems.progemu.initial_weights import open_folder
-from progemu_jax.text.sequence import Layout
 from progemu_jax.text.vocabulary import TEXT_FILE, VISION_FILE, load
 
 
@@ -34,7 +33,7 @@ def model_parts(config: Config) -> tuple:
     coder, task, model = tokenizer_model(config), config.progemu.task, config.progemu.model
     start = language_start(config)
     side = config.data.image_size // coder.factor
-    layout = Layout(side, side, task.length, task.prompt_budget)
+    layout = task.layout(side, side)
     if start is None:
         vocabulary = load(config.vocabulary or None, coder.codebook_size)
         if model.vocab_size not in (0, vocabulary.size):
