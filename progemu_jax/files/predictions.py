@@ -106,7 +106,7 @@ def write_predictions(
                     "seed": seed,
                     "prompt": case.prompt,
                     "checkpoint": checkpoint,
-                    "sampling": sampling,
+                    "sampling": {**sampling, **case.timeline.summary()} if case.timeline else sampling,
                 }
                 image = None
                 if out.image is not None:

@@ -43,7 +43,10 @@ LARGEST = 8192  # side of an image
 
 
 # Keywords that ProgEmu takes, and why these models do not.
-NOT_TAKEN = {"mask": "takes no mask", "keep": "takes no mask", "codes": "has no codes", "text": "writes no text"}
+NOT_TAKEN = {
+    "mask": "takes no mask", "keep": "takes no mask", "codes": "has no codes", "text": "writes no text",
+    "days": "knows no intervals", "intervals": "knows no intervals", "priors": "takes one prior",
+}  # fmt: skip
 
 
 class Codec:

@@ -23,7 +23,7 @@ from progemu_jax.errors import UserError
 from progemu_jax.files import findings as findings_file
 from progemu_jax.files.predictions import Case
 from progemu_jax.files.settings import from_dict, to_dict
-from progemu_jax.inference import request
+from progemu_jax.inference import films, request
 from progemu_jax.inference.change_map import CHANGE_THRESHOLD, change_maps
 from progemu_jax.inference.counterfactual import Counterfactual
 from progemu_jax.inference.image_tokenizer import Tokenizer
@@ -38,13 +38,14 @@ from progemu_jax.text import findings, rules
 from progemu_jax.text.controls import DUMMY_PRIOR
 from progemu_jax.text.findings import NO_CHANGE, PHANTOM
 from progemu_jax.text.sequence import Layout
+from progemu_jax.text.timeline import Older, Timeline
 
 
 @dataclasses.dataclass(frozen=True)
 class _Request:
     """A request that has passed its checks, without prior.
 
-    prompts: as the model reads them (`request.prompt`). mask: bool [h, w], or "auto".
+    prompts: as the model reads them (`request.prompt`). mask: bool [h, w], or "auto". days: to the follow-up.
     """
 
     prompts: list[str]
@@ -53,19 +54,23 @@ class _Request:
     policy: Sampling
     mask: np.ndarray | str
     text: bool
+    days: float | None = None
 
 
 class ProgEmu(Sampler):
-    """A trained ProgEmu, a `counterfactual.CounterfactualModel` that also takes masks and can `dial`, `rollout` and
-    `explain`. One prior at a time; `sample` takes many cases at once."""
+    """A trained ProgEmu, a `counterfactual.CounterfactualModel` that also takes masks, days and earlier films, and can
+    `dial`, `rollout` and `explain`. One patient at a time; `sample` takes many cases at once."""
 
     def counterfactual(
         self,
-        prior: Any,
-        prompt: str,
+        prior: Any = None,
+        prompt: str = "",
         num_samples: int = 1,
         seed: int = 0,
         *,
+        days: float | None = None,
+        priors: Sequence[Any] | None = None,
+        intervals: Sequence[float | None] | None = None,
         mask: Any = None,
         text: bool = True,
         **sampling: Any,
@@ -75,24 +80,72 @@ class ProgEmu(Sampler):
         Args:
           prior: the prior radiograph: uint8 or float [0, 1] array [H, W], PIL image or path (resized to the model's
             size), or its codes, int32 [h, w]. None: no patient, the image is made from the prompt alone.
-          prompt: progression prompt, e.g. "New small left pleural effusion."
+          prompt: progression prompt, e.g. "New small left pleural effusion." Empty, with `days`: what is expected.
           num_samples: S futures.
           seed: 0 <= seed < 2**32; the same seed gives the same futures.
+          days: from the (newest) prior to the follow-up; None: unknown.
+          priors: in place of `prior`, films of one patient, the oldest first, each as `prior`; those before the last
+            are registered onto it, but where they are codes. intervals: days from each film to the next, None: unknown.
           mask: where the image may change: bool [H, W] of the model's image size or bool [h, w], see `request.mask`;
             "auto" takes `change_mask`. Outside it the prior's codes are kept. None: everywhere.
           text: False leaves the interpretation out.
           **sampling: fields of `sampling.policy.Sampling` to change.
 
         Raises:
-          UserError: an image, prompt, mask, seed or setting that cannot be used.
+          UserError: an image, prompt, mask, seed or setting that cannot be used; days or films that the model has not
+            learnt; films out of order, or of which one has no match on the last.
 
         Warns (`errors.PromptWarning`) as `request.warn_unread` says.
         """
-        asked = self._checked([prompt], num_samples, seed, mask, text, sampling)
-        codes, given = self._codes_of(prior)
-        request.warn_unread(prompt, self.findings)
-        cases = [Case("request", codes, asked.prompts[0], sample, given) for sample in range(asked.num_samples)]
+        given_films, apart = films.asked(prior, priors, intervals)
+        empty = days is not None
+        asked = self._checked([prompt], num_samples, seed, mask, text, sampling, empty=empty, days=days, older=apart)
+        codes, given = self._codes_of(given_films[-1])
+        if prompt:
+            request.warn_unread(prompt, self.findings)
+        when = self._timeline(asked.days, given_films, apart, codes, given)
+        samples = range(asked.num_samples)
+        cases = [Case("request", codes, asked.prompts[0], sample, given, when) for sample in samples]
         return self._futures(asked, [prompt], cases, given)[0]
+
+    def over_days(
+        self,
+        prior: Any = None,
+        prompt: str = "",
+        days: Sequence[float] = (7, 30, 90),
+        num_samples: int = 1,
+        seed: int = 0,
+        *,
+        priors: Sequence[Any] | None = None,
+        intervals: Sequence[float | None] | None = None,
+        mask: Any = None,
+        text: bool = True,
+        **sampling: Any,
+    ) -> dict[float, Counterfactual]:
+        """The same prompt, or none, after so many days each: {7: ..., 30: ..., 90: ...}.
+
+        Films, seed and noise are the same for all, so that what differs is the time's doing. Arguments as for
+        `counterfactual`.
+        """
+        if isinstance(days, str) or not isinstance(days, Sequence) or not days or None in days:
+            raise UserError("days: expected a list of days, such as (7, 30, 90)")
+        given_films, apart = films.asked(prior, priors, intervals)
+        together, samples = len(days), range(request.num_samples(num_samples))
+        asked = [
+            self._checked([prompt], num_samples, seed, mask, text, sampling, empty=True, together=together, days=one,
+                          older=apart)
+            for one in days
+        ]  # fmt: skip
+        codes, given = self._codes_of(given_films[-1])
+        if prompt:
+            request.warn_unread(prompt, self.findings)
+        when = self._timeline(None, given_films, apart, codes, given)
+        cases = [
+            Case("request", codes, one.prompts[0], sample, given, dataclasses.replace(when, days=one.days))
+            for one in asked
+            for sample in samples
+        ]
+        return dict(zip(days, self._futures(asked[0], [prompt] * len(days), cases, given), strict=True))
 
     def dial(
         self,
@@ -209,18 +262,23 @@ class ProgEmu(Sampler):
         *,
         empty: bool = False,
         together: int = 1,
+        days: float | None = None,
+        older: Sequence[float | None] = (),
     ) -> _Request:
         """Everything of a request but its images, checked before any work.
 
-        empty: prompts may be. together: how many times num_samples are in one batch.
+        empty: prompts may be. together: how many times num_samples are in one batch. days: to the follow-up. older:
+        from each film before the prior to it.
         """
         tokenizer, config = self._held(self.tokenizer, "tokenizer"), self._held(self.config, "params")
         layout, grammar = self._held(self.layout, "params"), self._held(self.grammar, "vocabulary")
-        grid, read = (layout.height, layout.width), []
+        grid, read, days = (layout.height, layout.width), [], request.days(days)
+        blank = np.zeros(grid, np.int32)
+        when = Timeline(days, tuple(Older(blank, one) for one in older))
         for step, prompt in enumerate(prompts):
             with request.prefix_errors(f"step {step + 1}") if len(prompts) > 1 else contextlib.nullcontext():
                 read.append(request.prompt(prompt, empty=empty))
-                self.check(Case("request", np.zeros(grid, np.int32), read[-1]))
+                self.check(Case("request", blank, read[-1], timeline=when))
         if isinstance(mask, str):
             if mask != "auto":
                 raise UserError(f"mask={mask[:40]!r}: expected a bool array, 'auto' or None")
@@ -233,7 +291,25 @@ class ProgEmu(Sampler):
             engine = Engine(config, layout, grammar, policy)
             rows = sharding.bucket(num_samples * together, self.mesh)
             memory.check(engine, rows, layout.length - layout.image_tokens)
-        return _Request(read, num_samples, seed, policy, mask, text)
+        return _Request(read, num_samples, seed, policy, mask, text, days)
+
+    def _timeline(
+        self,
+        days: float | None,
+        given_films: Sequence[Any],
+        apart: Sequence[float | None],
+        prior: np.ndarray,
+        given: Any,
+    ) -> Timeline:
+        """The films before the last, registered onto it, with their days. prior: codes of the last film; given: its
+        pixels, or None."""
+        older = []
+        for number, (film, before) in enumerate(zip(given_films[:-1], apart, strict=True)):
+            codes, pixels = self._codes_of(film, f"priors[{number}]", near=prior)
+            if pixels is not None and given is not None:
+                codes = self.tokenize(films.onto(given, pixels, f"priors[{number}]"), near=prior, slack=self.slack)
+            older.append(Older(codes, before))
+        return Timeline(days, tuple(older))
 
     def _codes_of(
         self, image: Any, name: str = "prior", near: np.ndarray | None = None
@@ -281,10 +357,15 @@ class ProgEmu(Sampler):
         for prompt, start in zip(prompts, range(0, len(cases), asked.num_samples), strict=True):
             at = slice(start, start + asked.num_samples)
             own = at if own_priors else start
+            when = cases[start].timeline or Timeline()
             settings = {
                 "seed": asked.seed,
                 "checkpoint": self.name,
-                "sampling": {**to_dict(asked.policy), "free_codes": free[at].sum(axis=(1, 2)).tolist()},
+                "sampling": {
+                    **to_dict(asked.policy),
+                    **when.summary(),
+                    "free_codes": free[at].sum(axis=(1, 2)).tolist(),
+                },
             }
             out.append(
                 Counterfactual(

@@ -6,7 +6,7 @@ import contextlib
 import operator
 import unicodedata
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -81,6 +81,38 @@ def _integer(name: str, value: Any, low: int, high: int) -> int:
     if number is None or not low <= number <= high:
         raise UserError(f"{name}={str(value)[:40]}: expected an integer in {low}..{high}")
     return number
+
+
+MOST_DAYS = 36_525  # a century
+
+
+def days(value: Any, name: str = "days") -> float | None:
+    """Days from one film to a later one, 0 to `MOST_DAYS`; None where unknown."""
+    if value is None:
+        return None
+    number = value if isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool) else None
+    if number is None or not 0 <= number <= MOST_DAYS:
+        raise UserError(f"{name}={str(value)[:40]}: expected days, 0 to {MOST_DAYS}, or None where unknown")
+    return float(number)
+
+
+def intervals(value: Any, films: int) -> list[float | None]:
+    """Days from each of `films` films to the last one, of the days from each to the next; None: all unknown."""
+    if value is None:
+        return [None] * (films - 1)
+    if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray) or len(value) != films - 1:
+        raise UserError(f"intervals: expected {films - 1} for {films} films, the days from each film to the next")
+    for number, one in enumerate(value):
+        if isinstance(one, (int, float, np.integer, np.floating)) and one < 0:
+            raise UserError(
+                f"intervals[{number}]={one}: the films are out of order; give the oldest first and the days from each "
+                "to the next"
+            )
+    steps = [days(one, f"intervals[{number}]") for number, one in enumerate(value)]
+    whole: list[float | None] = [0.0]
+    for step in reversed(steps):
+        whole.append(None if step is None or whole[-1] is None else whole[-1] + step)
+    return whole[:0:-1]
 
 
 def codes(value: Any, grid: tuple[int, int], codebook_size: int) -> np.ndarray | None:

@@ -95,7 +95,8 @@ def predict_systems(
       priors: {system: the one prior of all its cases}, where that is not the example's; such cases have no pixels.
       predict: batches to predictions; None: batch by batch, by the model's `sample`.
 
-    Where examples have "pixels", the prior's image, a tokenizer that paints with it gets them.
+    Where examples have "pixels", the prior's image, a tokenizer that paints with it gets them; where they have a
+    "timeline", the model gets that.
     """
     c = config.sample
     findings = findings_file.read(workdir / "data/references")
@@ -121,7 +122,7 @@ def predict_systems(
         cases = [
             Case(e["pair_id"], prior, prompt, sample)
             if prior is not None
-            else Case(e["pair_id"], e["prior"], prompt, sample, e.get("pixels"))
+            else Case(e["pair_id"], e["prior"], prompt, sample, e.get("pixels"), e.get("timeline"))
             for e, prompt in zip(examples, asked, strict=True)
             for sample in range(c.num_samples if name == own else 1)
         ]

@@ -168,12 +168,10 @@ def packer(
 
     def when(example: dict[str, Any], rng: np.random.Generator) -> Timeline | None:
         """What a row tells of time: in evaluation all that is known."""
-        if not (task.interval or task.older) or "days" not in example:
-            return None
-        told = of_example(example, task.older)
-        if train:
+        told = of_example(example, task.older, task.interval > 0)
+        if told and train:
             told = told.cut(int(rng.integers(len(told.older) + 1)), rng.random() < task.interval)
-        return told if task.interval else told.without_days
+        return told
 
     def structured(text: str) -> tuple[str, np.ndarray | None]:
         """The text of a row without a prompt, and what tells a change in it."""

@@ -6,8 +6,8 @@ Days lie on a scale of half octaves, 1, 1.4, 2, 2.8, ... 8,192 days, a token for
 
 from __future__ import annotations
 
-import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -42,22 +42,28 @@ class Timeline:
         """Of the row that guidance contrasts with: the films, and nothing of what is asked."""
         return Timeline(None, self.older)
 
-    @property
-    def without_days(self) -> Timeline:
-        """The films alone."""
-        return Timeline(None, tuple(Older(film.codes) for film in self.older))
+    def summary(self) -> dict[str, Any]:
+        """For provenance, what is known: "days" to the follow-up; "older": of each film before the prior the days to
+        it."""
+        days = {} if self.days is None else {"days": self.days}
+        return days | ({"older": [film.days for film in self.older]} if self.older else {})
 
     def cut(self, older: int, days: bool) -> Timeline:
         """With so many of the films nearest to the prior, and with or without the days to the follow-up."""
         return Timeline(self.days if days else None, self.older[len(self.older) - older :])
 
 
-def of_example(example: dict[str, Any], most: int = MOST_OLDER) -> Timeline:
-    """Of a token shard's example: "days" f32 (nan: unknown), and where it has them "older" int [K, h, w] and
-    "older_days" f32 [K], the nearest film first; most: films to keep."""
-    films = zip(example.get("older", ()), example.get("older_days", ()), strict=True)
-    older = [Older(codes, _known(days)) for codes, days in itertools.islice(films, most)]
-    return Timeline(_known(example.get("days", math.nan)), tuple(reversed(older)))
+def of_example(example: Mapping[str, Any], older: int, days: bool) -> Timeline | None:
+    """What a model that takes so many older films, and days or none, is told of a token shard's example.
+
+    The example has "days" f32 (nan: unknown), "older" int [K, h, w] and "older_days" f32 [K], the nearest film first;
+    None for one without these, and for a model that takes neither.
+    """
+    if "days" not in example or not (older or days):
+        return None
+    films = zip(example["older"][:older], example["older_days"][:older], strict=True)
+    found = [Older(codes, _known(apart) if days else None) for codes, apart in films]
+    return Timeline(_known(example["days"]) if days else None, tuple(reversed(found)))
 
 
 def _known(days: float) -> float | None:

@@ -102,7 +102,9 @@ class TestRow:
         assert (kinds[1 : 3 * block + 3] == Kind.PRIOR).all()
         assert (kinds == Kind.PROMPT).sum() == len(VOCAB.encode("New edema.")) + 1
 
-    @pytest.mark.parametrize("when", [TIMES, TIMES.cut(1, False), TIMES.without_days, Timeline(7.0), Timeline()])
+    @pytest.mark.parametrize(
+        "when", [TIMES, TIMES.cut(1, False), Timeline(None, (Older(OLDER),)), Timeline(7.0), Timeline()]
+    )
     def test_unpack_inverts_pack(self, when):
         row = sequence.pack(VOCAB, TIMED, PRIOR, "New edema.", TARGET, "Edema is new.", timeline=when)
         got = sequence.unpack(VOCAB, TIMED, row["tokens"])
@@ -153,8 +155,17 @@ class TestWhatIsRefused:
 
 def test_a_shards_example():
     example = {"days": np.float32(60), "older": FILMS[[1, 0]], "older_days": np.float32([30, np.nan])}
-    got = timeline.of_example(example)
+    got = timeline.of_example(example, 2, True)
     assert got.days == 60 and [film.days for film in got.older] == [None, 30]
     assert (got.older[0].codes == OLDEST).all()
-    assert [film.days for film in timeline.of_example(example, 1).older] == [30]
-    assert timeline.of_example({"days": np.float32(np.nan)}) == Timeline()
+    assert [film.days for film in timeline.of_example(example, 1, True).older] == [30]
+    without = timeline.of_example(example, 2, False)
+    assert without.days is None and [film.days for film in without.older] == [None, None]
+    assert timeline.of_example(example, 0, False) is None and timeline.of_example({}, 2, True) is None
+    unknown = example | {"days": np.float32(np.nan), "older": FILMS[:0], "older_days": np.zeros(0, np.float32)}
+    assert timeline.of_example(unknown, 2, True) == Timeline()
+
+
+def test_what_provenance_says():
+    assert TIMES.summary() == {"days": 60.0, "older": [400.0, 30.0]}
+    assert Timeline().summary() == {} and Timeline(7).summary() == {"days": 7}

@@ -12,6 +12,7 @@ from progemu_jax.inference.load import load
 from progemu_jax.systems.meshes import local_mesh
 from progemu_jax.systems.predict import CONTROLS, held_out, predict_systems, queued
 from progemu_jax.text.controls import DUMMY_PRIOR
+from progemu_jax.text.timeline import of_example
 
 OWN, TEXT_ONLY = "progemu", "text-only"
 SYSTEMS = (OWN, "shuffled-prompts", TEXT_ONLY, *CONTROLS[1:])
@@ -23,6 +24,8 @@ def sample(config: Config, workdir: Path) -> None:
     if not config.decoder.train.steps:
         model.tokenizer.painter = None  # one of another config may lie there
     examples = held_out(config, workdir, "tokens")
+    takes = model.layout.older, model.layout.interval != ""
+    examples = [{**e, "timeline": of_example(e, *takes)} for e in examples]
     size = (config.data.image_size,) * 2
     reconstruct = {"reconstruction": lambda some: model.detokenize(np.stack([e["followup"] for e in some]))}
     if model.tokenizer.painter:

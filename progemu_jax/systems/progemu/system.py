@@ -92,11 +92,29 @@ class ProgEmu:
             )
         except UserError as error:
             raise UserError(f"config.progemu.{error}") from None
-        least = 2 * layout.image_tokens + layout.prompt_budget
+        least = (2 + layout.older) * layout.image_tokens + layout.prompt_budget
         if layout.length <= least:
+            images = f"{2 + layout.older} images" if layout.older else "two images"
             raise UserError(
-                f"config.progemu.task.length={layout.length}: two images and the prompt alone take {least} tokens; "
-                "raise it"
+                f"config.progemu.task.length={layout.length}: {images} and the prompt alone take {least} tokens; raise "
+                "it"
+            )
+        if (layout.older or layout.interval) and not config.tokens.time:
+            raise UserError(
+                "config.tokens.time=False: config.progemu.task.interval and .older need days and films in the token "
+                "shards; set it"
+            )
+        if layout.older > config.data.journeys.history:
+            raise UserError(
+                f"config.progemu.task.older={layout.older}: the cohort keeps {config.data.journeys.history} films "
+                f"before a prior; set config.data.journeys.history={layout.older}"
+            )
+        block = 9 + layout.image_tokens  # more than any mark takes
+        places = layout.length + layout.prompt_budget + layout.older * block
+        if layout.older and layout.prompt_budget and 0 < model.learned_positions < places:
+            raise UserError(
+                f"config.progemu.model.learned_positions={model.learned_positions}: rows with older films have ids up "
+                f"to {places}; give that"
             )
 
     def check_mesh(self, config: Config, mesh: Mesh) -> None:
