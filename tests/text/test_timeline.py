@@ -32,7 +32,9 @@ class TestScale:
 
     def test_it_is_ordered_and_has_ends(self):
         tokens = [timeline.days_token(VOCAB, d) for d in (0, 0.5, 1, 7, 30, 90, 365, 8192, 1e9)]
-        assert tokens == sorted(tokens) and tokens[0] == tokens[2] and tokens[-1] == tokens[-2]
+        assert tokens == sorted(tokens)
+        assert tokens[0] == tokens[2]
+        assert tokens[-1] == tokens[-2]
         assert tokens[-1] - tokens[0] == timeline.STEPS - 1
 
     def test_no_other_token_says_days(self):
@@ -43,7 +45,8 @@ class TestScale:
         rng = np.random.default_rng(0)
         drawn = np.array([timeline.days_token(VOCAB, 2**2.9, rng) for _ in range(2000)])  # place 5.8
         low, high = np.unique(drawn)
-        assert high == low + 1 and abs((drawn == high).mean() - 0.8) < 0.03
+        assert high == low + 1
+        assert abs((drawn == high).mean() - 0.8) < 0.03
 
     def test_a_sentence(self):
         assert timeline.days_sentence(60.2) == "Follow-up after 60 days."
@@ -75,7 +78,8 @@ class TestRow:
         assert (kept == plain["positions"]).all()
         assert day == plain["positions"][-len(sequence.header(VOCAB, 2, 3))] - 1
         others = timed["positions"][1 : more + 1]
-        assert others.min() >= PLAIN.length + PLAIN.prompt_budget and len(set(others)) == more
+        assert others.min() >= PLAIN.length + PLAIN.prompt_budget
+        assert len(set(others)) == more
 
     def test_one_older_film_lies_where_the_nearer_of_two_does(self):
         one, two = start(TIMED, TIMES.cut(1, True)), start(TIMED, TIMES)
@@ -108,7 +112,8 @@ class TestRow:
     def test_unpack_inverts_pack(self, when):
         row = sequence.pack(VOCAB, TIMED, PRIOR, "New edema.", TARGET, "Edema is new.", timeline=when)
         got = sequence.unpack(VOCAB, TIMED, row["tokens"])
-        assert (got.prior == PRIOR).all() and (got.target == TARGET).all()
+        assert (got.prior == PRIOR).all()
+        assert (got.target == TARGET).all()
         assert (got.prompt, got.text) == ("New edema.", "Edema is new.")
         assert len(got.timeline.older) == len(when.older)
         for back, film in zip((*got.timeline.older, got.timeline), (*when.older, when), strict=True):
@@ -123,12 +128,13 @@ class TestRow:
         assert sequence.unpack(VOCAB, layout, row["tokens"]).prompt == "New edema. Follow-up after 60 days."
 
     def test_the_twin_keeps_the_films_and_drops_what_is_asked(self):
-        assert TIMES.twin.days is None and TIMES.twin.older is TIMES.older
+        assert TIMES.twin.days is None
+        assert TIMES.twin.older is TIMES.older
 
 
 class TestWhatIsRefused:
     @pytest.mark.parametrize(
-        "layout, when, named",
+        ("layout", "when", "named"),
         [
             (PLAIN, Timeline(60.0), "days: the model was trained without intervals"),
             (PLAIN, Timeline(None, TIMES.older[:1]), "priors: 2 films, the model takes one film"),
@@ -156,16 +162,20 @@ class TestWhatIsRefused:
 def test_a_shards_example():
     example = {"days": np.float32(60), "older": FILMS[[1, 0]], "older_days": np.float32([30, np.nan])}
     got = timeline.of_example(example, 2, True)
-    assert got.days == 60 and [film.days for film in got.older] == [None, 30]
+    assert got.days == 60
+    assert [film.days for film in got.older] == [None, 30]
     assert (got.older[0].codes == OLDEST).all()
     assert [film.days for film in timeline.of_example(example, 1, True).older] == [30]
     without = timeline.of_example(example, 2, False)
-    assert without.days is None and [film.days for film in without.older] == [None, None]
-    assert timeline.of_example(example, 0, False) is None and timeline.of_example({}, 2, True) is None
+    assert without.days is None
+    assert [film.days for film in without.older] == [None, None]
+    assert timeline.of_example(example, 0, False) is None
+    assert timeline.of_example({}, 2, True) is None
     unknown = example | {"days": np.float32(np.nan), "older": FILMS[:0], "older_days": np.zeros(0, np.float32)}
     assert timeline.of_example(unknown, 2, True) == Timeline()
 
 
 def test_what_provenance_says():
     assert TIMES.summary() == {"days": 60.0, "older": [400.0, 30.0]}
-    assert Timeline().summary() == {} and Timeline(7).summary() == {"days": 7}
+    assert Timeline().summary() == {}
+    assert Timeline(7).summary() == {"days": 7}
