@@ -50,8 +50,8 @@ def expected_course(
 
     Args:
       model: trained with `config.progemu.task.interval` and `empty_prompt`.
-      reader: a scorer (`scorers.phantom.PhantomScorer`, `scorers.labels.LabelScorer`): images uint8 [N, H, W], source ->
-        "findings" [F], "finding_prob" f32 [N, F] and perhaps "finding_severity".
+      reader: a scorer (`scorers.phantom.PhantomScorer`, `scorers.labels.LabelScorer`): images uint8 [N, H, W] and
+        source -> "findings" [F], "finding_prob" f32 [N, F] and perhaps "finding_severity".
       prior, priors, intervals, days, seed: as `ProgEmu.counterfactual` takes them.
       futures: how many are drawn.
       source: the cohort, for the reader.

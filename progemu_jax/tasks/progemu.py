@@ -190,6 +190,8 @@ def packer(
             prior = None if prompt is None else prior
             text, change = structured(text) if prompt == "" else (text, None)
         words = dropped(prompt, text or "", rng) if train and prompt and task.word_dropout else None
+        if told and 0 < layout.prompt_budget <= len(vocab.encode(prompt or "") if words is None else words):
+            told = told.twin  # such a prompt leaves no place for the days
         between = rng if train else None  # two steps of the scale
         row = sequence.pack(vocab, layout, prior, prompt, example["followup"], text or "", words, told, between)
         row["weights"] = np.ones(layout.length, np.float32)
