@@ -1,6 +1,5 @@
 """Days and films before the prior, from the request to the codes."""
 
-import dataclasses
 import functools
 
 import jax
