@@ -173,6 +173,10 @@ def packer(
             told = told.cut(int(rng.integers(len(told.older) + 1)), rng.random() < task.interval)
         return told
 
+    def expects(prompt: str | None, told: Timeline | None) -> bool:
+        """Whether a row teaches what is to be expected: how likely a change is must be learnt as it is, unweighted."""
+        return prompt == "" and told is not None and told.days is not None
+
     def structured(text: str) -> tuple[str, np.ndarray | None]:
         """The text of a row without a prompt, and what tells a change in it."""
         said = statements(text, findings) if reading else None
@@ -204,7 +208,7 @@ def packer(
             row["weights"][row["kinds"] == Kind.TEXT] += task.omitted_weight * told
         if reads:
             row["weights"][(row["kinds"] != Kind.TEXT) & (row["kinds"] != Kind.EOS)] = 0
-        elif prior is not None and task.changed_weight:
+        elif prior is not None and task.changed_weight and not expects(prompt, told):
             distance = np.square(codebook[example["followup"]] - codebook[prior]).sum(-1) / apart
             extra = task.changed_weight * np.minimum(distance, 4.0)
             row["weights"][row["kinds"] == Kind.VISUAL] += extra.reshape(-1)

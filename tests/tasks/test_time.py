@@ -91,6 +91,19 @@ def test_a_long_prompt_leaves_room_for_the_days():
     assert row.timeline.days is None
 
 
+def test_what_is_expected_is_learnt_as_it_is():
+    """Extra weight of what changes would make changes look likelier."""
+
+    def weights(**task):
+        config = ProgEmuConfig(length=128, prompt_budget=12, changed_weight=4.0, **OFF, **task)
+        pack = packer(VOCAB, config.layout(2, 3), config, CODEBOOK, True)
+        return pack(example(), np.random.default_rng(0))["weights"]
+
+    assert (weights(interval=1.0, empty_prompt=1.0) == 1).all()
+    assert (weights(interval=0.0, empty_prompt=1.0) != 1).any()
+    assert (weights(interval=1.0) != 1).any()
+
+
 @pytest.mark.parametrize("wrong", [{"older": 3}, {"older": -1}, {"interval": 1.5}])
 def test_bad_values(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
