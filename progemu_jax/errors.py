@@ -19,6 +19,10 @@ class PromptWarning(UserWarning):
     """A prompt that a model takes, but of which its image may say nothing: only the words were looked at."""
 
 
+class FilmWarning(UserWarning):
+    """A film that a model takes, but that may be of another patient."""
+
+
 def disk_trouble(error: Exception) -> str | None:
     """What is wrong with the disk, when that is what `error` says; C++ libraries have it in their text only."""
     if isinstance(error, OSError) and error.errno in _DISK:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from progemu_jax.errors import UserError
+from progemu_jax.errors import FilmWarning, UserError
 from progemu_jax.inference import request
+from progemu_jax.scorers.reidentification import Reidentifier
 
 
 def asked(prior: Any, priors: Any, intervals: Any) -> tuple[list[Any], list[float | None]]:
@@ -39,3 +41,15 @@ def onto(prior: np.ndarray, film: np.ndarray, name: str) -> np.ndarray:
         raise UserError(f"{name}: finds no match on the newest film (score {found.score:.2f}); is it of this patient?")
     filled = registration.fill_uncovered(found.image, prior, found.transform, film.shape)
     return registration.match_exposure(filled, prior)[0]
+
+
+def warn_stranger(network: Reidentifier | None, prior: np.ndarray, film: np.ndarray, name: str) -> None:
+    """A `FilmWarning` where an older film is less alike to the prior than 99 % of films of one patient; both uint8
+    [S, S] of the network's size. Nothing else depends on it."""
+    if network is not None and prior.shape == (network.image_size,) * 2 and network.unlike(film, prior):
+        warnings.warn(
+            f"{name}: may be of another patient: it is less alike to the newest film than 99 % of films of one patient "
+            "are; check it, or leave it out",
+            FilmWarning,
+            stacklevel=4,
+        )

@@ -34,6 +34,7 @@ from progemu_jax.models.transformer import TransformerConfig
 from progemu_jax.sampling import memory
 from progemu_jax.sampling.engine import Engine
 from progemu_jax.sampling.policy import Sampling
+from progemu_jax.scorers.reidentification import IDENTITY, Reidentifier
 from progemu_jax.text import findings, rules
 from progemu_jax.text.controls import DUMMY_PRIOR
 from progemu_jax.text.findings import NO_CHANGE, PHANTOM
@@ -59,7 +60,11 @@ class _Request:
 
 class ProgEmu(Sampler):
     """A trained ProgEmu, a `counterfactual.CounterfactualModel` that also takes masks, days and earlier films, and can
-    `dial`, `rollout` and `explain`. One patient at a time; `sample` takes many cases at once."""
+    `dial`, `rollout` and `explain`. One patient at a time; `sample` takes many cases at once.
+
+    reidentifier: of a run that has trained one, for films that may be of another patient; else None."""
+
+    reidentifier: Reidentifier | None = None
 
     def counterfactual(
         self,
@@ -307,6 +312,7 @@ class ProgEmu(Sampler):
         for number, (film, before) in enumerate(zip(given_films[:-1], apart, strict=True)):
             codes, pixels = self._codes_of(film, f"priors[{number}]", near=prior)
             if pixels is not None and given is not None:
+                films.warn_stranger(self.reidentifier, given, pixels, f"priors[{number}]")
                 codes = self.tokenize(films.onto(given, pixels, f"priors[{number}]"), near=prior, slack=self.slack)
             older.append(Older(codes, before))
         return Timeline(days, tuple(older))
@@ -413,7 +419,10 @@ def load(path: str | os.PathLike, tokenizer: str | os.PathLike | None = None, qu
     name = f"{Path(path).name}@{parts['hash'][:12]}"
     given: dict[str, Any] = {key: parts.get(key) for key in names}
     given |= {"policy": parts.get("policy", Sampling()), "slack": parts.get("slack", 0.0), "name": name}
-    return ProgEmu(**given, findings=parts.get("findings", PHANTOM))
+    model = ProgEmu(**given, findings=parts.get("findings", PHANTOM))
+    if (place := Path(path) / IDENTITY).exists():
+        model.reidentifier = Reidentifier.load(place)
+    return model
 
 
 def _load_parts(path: Path, only: str | None = None) -> dict[str, Any]:

@@ -29,14 +29,14 @@ from progemu_jax.scorers.cache import Cached
 from progemu_jax.scorers.files import write_prediction_scores, write_reference_scores
 from progemu_jax.scorers.labels import LabelScorer
 from progemu_jax.scorers.phantom import PhantomScorer
-from progemu_jax.scorers.reidentification import Reidentifier, Together
+from progemu_jax.scorers.reidentification import IDENTITY, Reidentifier, Together
 from progemu_jax.systems.fitting import fit_on_examples, process_share
 from progemu_jax.tasks.label_scorer import LabelScorerTask
 from progemu_jax.tasks.reidentification import ReidentificationTask
 from progemu_jax.tasks.scorer import ScorerConfig, ScorerTask
 from progemu_jax.training.loop import fit
 
-SCORER_EXPORT, IDENTITY = "scorer/export", "identity/export"
+SCORER_EXPORT = "scorer/export"
 VALIDATION = "scorer/validation.json"
 DRAWS = 500  # of the intervals in it
 SPLITS = ("train", "validation")
@@ -164,7 +164,18 @@ def train_identity(config: Config, workdir: Path, mesh: Mesh) -> None:
         "of strangers' real films."
     )
     about = {"kind": "identity", "net": to_dict(c.net), "image_size": config.data.image_size, "caveat": caveat}
+    about["usual"] = _usual(Reidentifier(state["params"], c.net, config.data.image_size), sources[1])
     export.export(state["params"], about, workdir / IDENTITY)
+
+
+def _usual(network: Reidentifier, pairs: batches.Examples) -> float:
+    """The similarity that 99 % of the pairs of films of one patient reach (validation)."""
+    alike = []
+    for start in range(0, len(pairs), 256):
+        some = [pairs[i] for i in range(start, min(start + 256, len(pairs)))]
+        sides = (network(np.stack([e[key] for e in some]), "")["identity"] for key in ("prior", "followup"))
+        alike.append(np.multiply(*sides).sum(1))
+    return float(np.quantile(np.concatenate(alike), 0.01))
 
 
 def load(workdir: Path) -> list:

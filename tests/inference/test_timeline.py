@@ -1,6 +1,7 @@
 """Days and films before the prior, from the request to the codes."""
 
 import functools
+import warnings
 
 import jax
 import numpy as np
@@ -8,8 +9,9 @@ import pytest
 from support.initial import initial
 
 from progemu_jax.devices import sharding
-from progemu_jax.errors import UserError
+from progemu_jax.errors import FilmWarning, UserError
 from progemu_jax.files.predictions import Case
+from progemu_jax.inference import films
 from progemu_jax.inference.expected import expected_course
 from progemu_jax.inference.image_tokenizer import Tokenizer
 from progemu_jax.inference.progemu import ProgEmu
@@ -167,6 +169,24 @@ class TestRequest:
             plain.counterfactual(PRIOR, "New edema.", days=60)
         with pytest.raises(UserError, match="priors: 2 films, the model takes one film"):
             plain.counterfactual(prompt="New edema.", priors=[OLDER, PRIOR])
+
+
+class TestStranger:
+    class Network:
+        image_size = 8
+
+        @staticmethod
+        def unlike(first, second):
+            return abs(first.mean() - second.mean()) > 50
+
+    def test_a_film_unlike_the_newest_is_warned_of(self):
+        dark, light = np.full((8, 8), 20, np.uint8), np.full((8, 8), 200, np.uint8)
+        with pytest.warns(FilmWarning, match=r"priors\[0\]: may be of another patient"):
+            films.warn_stranger(self.Network(), light, dark, "priors[0]")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            films.warn_stranger(self.Network(), light, light, "priors[0]")
+            films.warn_stranger(None, light, dark, "priors[0]")
 
 
 class TestExpected:
