@@ -45,7 +45,7 @@ MAY_IMPORT = {
     },
 }
 MAY_IMPORT["convert"] = {*MAY_IMPORT["scorers"], "provenance"} - {"pretrained"}
-MAY_IMPORT["inference"] = {*MAY_IMPORT["convert"], "convert", "pretrained", "hub"}
+MAY_IMPORT["inference"] = {*MAY_IMPORT["convert"], "convert", "pretrained", "hub", "scorers"}
 MAY_IMPORT["config"] = MAY_IMPORT["convert"]
 MAY_IMPORT["publish"] = {*MAY_IMPORT["inference"], "inference", "eval"}
 MAY_IMPORT["gallery"] = {*MAY_IMPORT["inference"], "inference", "scorers", "eval"}

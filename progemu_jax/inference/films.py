@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from progemu_jax.data import registration
 from progemu_jax.errors import FilmWarning, UserError
 from progemu_jax.inference import request
 from progemu_jax.scorers.reidentification import Reidentifier
@@ -34,8 +35,6 @@ def asked(prior: Any, priors: Any, intervals: Any) -> tuple[list[Any], list[floa
 
 def onto(prior: np.ndarray, film: np.ndarray, name: str) -> np.ndarray:
     """An older film moved onto the prior, both uint8 [H, W], as the films of a cohort are; UserError: no match."""
-    from progemu_jax.data import registration  # SimpleITK, which a machine that only samples need not have
-
     found = registration.register(prior, film)
     if found.flag < 0:
         raise UserError(f"{name}: finds no match on the newest film (score {found.score:.2f}); is it of this patient?")

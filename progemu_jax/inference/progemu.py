@@ -62,7 +62,8 @@ class ProgEmu(Sampler):
     """A trained ProgEmu, a `counterfactual.CounterfactualModel` that also takes masks, days and earlier films, and can
     `dial`, `rollout` and `explain`. One patient at a time; `sample` takes many cases at once.
 
-    reidentifier: of a run that has trained one, for films that may be of another patient; else None."""
+    reidentifier: of a run that has trained one, for films that may be of another patient; else None.
+    """
 
     reidentifier: Reidentifier | None = None
 
