@@ -43,6 +43,7 @@ help:
 	@echo "make demo        set-up, then cohort to judged counterfactuals: runs/demo/report/index.html"
 	@echo "make demo-quick  the same in the smallest size: runs/demo-quick"
 	@echo "make phantom     the same cohort at full size: runs/phantom (110 minutes on 2 cores)"
+	@echo "make course      a phantom with a course, intervals and earlier films: runs/phantom_course"
 	@echo "make test        set-up, then the tests (JOBS=$(JOBS) processes)"
 	@echo "make test-app    that page in chromium (which it installs, on Debian and as root), at most 5 minutes"
 	@echo "make docs        the pages of docs/ and the API as a site, in $(DOCS_VENV): runs/site/index.html"
@@ -97,7 +98,7 @@ $(APP_VENV)/.progemu-installed: requirements-app.lock pyproject.toml setup.py
 	touch $@
 
 # Huge pages: a fifth less CPU time, otherwise spent in page faults.
-demo demo-quick phantom tables: export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
+demo demo-quick phantom course tables: export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 
 demo: setup
 	$(PY) -m progemu_jax.main --config=configs/demo.py --workdir=runs/demo
@@ -107,6 +108,10 @@ demo-quick: setup
 
 phantom: setup
 	$(PY) -m progemu_jax.main --config=configs/phantom.py --workdir=runs/phantom
+
+course: setup
+	$(PY) -m progemu_jax.main --config=configs/phantom_course.py --workdir=runs/phantom_course
+	$(PY) benchmarks/course.py --run=runs/phantom_course
 
 tables: setup
 	$(PY) -m progemu_jax.tables --workdir=runs/tables
