@@ -31,7 +31,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 LOCKED := $(PIP) --require-hashes
 EDITABLE := $(PIP) --no-deps --no-build-isolation -e .
 
-.PHONY: help setup try app demo demo-quick phantom tables test chromium test-app docs notebook audit lock types \
+.PHONY: help setup try app demo demo-quick phantom course tables test chromium test-app docs notebook audit lock types \
   package soak fuzz test-beam bench-cohort parity-eval coverage known-systems parity bench-vq bench-decode bench-small \
   bench-train bench-diffusion bench-convert gpu lint format clean
 
