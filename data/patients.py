@@ -143,9 +143,10 @@ class _Registered:
     def __call__(self, pair: journeys.Pair, prior: np.ndarray, followup: np.ndarray) -> registration.Registration:
         """`followup` moved onto `prior` uint8 [S, S]; the same whether the other order was asked for before or not."""
         first, second = (followup, prior) if pair.reversed else (prior, followup)
-        if self.films != (pair.view, pair.films):  # the orders of two films follow each other
+        films = frozenset((pair.prior.image_path, pair.followup.image_path))
+        if self.films != films:  # the orders of two films follow each other
             self.films, self.found = None, registration.register(first, second)
-            self.films = pair.view, pair.films
+            self.films = films
         return registration.turned(self.found, first, second) if pair.reversed else self.found
 
 
