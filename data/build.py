@@ -133,7 +133,7 @@ class Plan:
     unchanged: float
     texts: TextOptions
     exclude: frozenset[str]
-    register: bool
+    options: journeys.Options
 
 
 def _plan(source, size, unchanged, options, text_options, exclude, source_options) -> Plan:
@@ -146,15 +146,20 @@ def _plan(source, size, unchanged, options, text_options, exclude, source_option
     if text_options.mode != "rules" and source in SOURCES and SOURCES[source].labelled:
         raise UserError(f"texts.mode={text_options.mode}: {source} has labels and no reports; use rules")
     settings = {"source": source, "size": size, "unchanged": unchanged, "options": asdict(options)}
-    if options.pairs != "both":  # nothing depends on it, and trees from before the key go on
-        del settings["options"]["max_pairs_per_patient"]
+    matters = {
+        "max_pairs_per_patient": options.pairs == "both",
+        "history": options.history > 0,
+        "coarse_days": options.coarse_days and not options.history,
+    }
+    for key in (key for key, does in matters.items() if not does):
+        del settings["options"][key]  # nothing depends on it, and trees from before the key go on
     places = {k: str(v) for k, v in (source_options or {}).items()}
     settings |= {
         "source_options": places,
         "texts": text_options.identity(),
         "exclude": records.digest(sorted(left_out)),
     }
-    return Plan(records.normal(settings), size, unchanged, text_options, left_out, options.register)
+    return Plan(records.normal(settings), size, unchanged, text_options, left_out, options)
 
 
 def read_cohort(
@@ -193,7 +198,7 @@ def prepare(source: str, cohort: journeys.Cohort, out: Path, plan: Plan, progres
     findings_file.write(out, cohort.findings)
     shutil.rmtree(out / ".tmp", ignore_errors=True)
     share = min(1.0, registration_sheets.SAMPLE / max(1, len(pairs)))
-    return patients.Work(out, plan.size, plan.unchanged, plan.texts, cache, share, plan.register, cohort.findings)
+    return patients.Work(out, plan.size, plan.unchanged, plan.texts, cache, share, plan.options, cohort.findings)
 
 
 def finish(out: Path, cohort: journeys.Cohort, results: dict[str, dict], settings: dict) -> dict[str, int]:
@@ -215,6 +220,9 @@ def finish(out: Path, cohort: journeys.Cohort, results: dict[str, dict], setting
         made = [p for j in cohort.journeys for p in j.pairs if p.pair_id in names]
         funnel["pairs kept, reversed"] = sum(p.reversed for p in made)
         funnel["pairs kept, not consecutive"] = sum(not p.consecutive for p in made)
+    if settings["options"].get("history"):
+        counts = zip(*(r["older"] for r in ordered), strict=True)
+        funnel["older films kept"], funnel["older films left out"] = map(sum, counts)
     funnel["single images kept"] = sum(len(r["singles"]) for r in ordered)
     funnel["leaks between splits"] = sum(1 for _ in leaks.crossing(row for r in ordered for row in r["images"]))
     if not funnel["pairs kept"]:
@@ -271,7 +279,8 @@ def _read_journal(path: Path, settings: dict, out: Path) -> dict[str, dict]:
 
 
 def _same(old, new: dict, out: Path) -> None:
-    difference = records.first_difference(filled({"options": journeys.Options, "texts": TextOptions}, old, new), new)
+    kinds = {"options": journeys.Options, "texts": TextOptions}
+    difference = records.first_difference(filled(kinds, old, new), filled(kinds, new, old))
     if difference:
         key, before, now = difference
         raise UserError(f"{out}: built with {key}={before!r}, asked for {now!r}; give another folder or delete it")

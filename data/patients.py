@@ -44,14 +44,15 @@ class Work:
     texts: TextOptions = field(default_factory=TextOptions)
     cache: Path = Path("texts")
     sheets: float = 0.0
-    register: bool = True
+    options: journeys.Options = field(default_factory=journeys.Options)
     findings: tuple[Finding, ...] = PHANTOM
 
 
 def process(journey: journeys.Journey, work: Work) -> dict:
     """One patient into the tree. Returns {"patient", "pairs": [id], "singles", "images", "rejected": [row]}.
 
-    Raises UserError only for a tree that cannot be written.
+    With history also "older": how many older films are there, and how many are left out. Raises UserError only for a
+    tree that cannot be written.
     """
     result = {"patient": key(journey), "pairs": [], "singles": [], "images": [], "rejected": []}
     read = _Reader(
@@ -74,9 +75,13 @@ def process(journey: journeys.Journey, work: Work) -> dict:
                 reject(pair.pair_id, "", reason)
             else:
                 result["pairs"].append(pair.pair_id)
-        kept = {s.image_path for p in journey.pairs if p.pair_id in result["pairs"] for s in (p.prior, p.followup)}
+        # What the tree holds of a patient, whether made now or before a kill.
+        pairs = [p for p in journey.pairs if p.pair_id in result["pairs"]]
+        if work.options.history:
+            there = sum(len([*tree.pair_folder(work.root, p).glob("*-old?-reg.png")]) for p in pairs)
+            result["older"] = [there, sum(len(p.older) for p in pairs) - there]
+        kept = {s.image_path for p in pairs for s in (p.prior, p.followup)}
         for _, study in journey.images:
-            # What the tree holds of a patient, whether made now or before a kill.
             single = journey.split != "test" and bool(_own_text(study, work))
             if (single or study.image_path in kept) and (found := read(study)):
                 row = {key: getattr(study, key) for key in ("source", "patient_id", "study_id", "image_id")}
@@ -138,16 +143,22 @@ class _Registered:
     """Registrations of one patient: two films are registered once, the later onto the earlier, whatever the order."""
 
     def __init__(self):
-        self.films, self.found = None, None
+        self.found: dict[frozenset, registration.Registration] = {}  # without images: there may be thousands
 
-    def __call__(self, pair: journeys.Pair, prior: np.ndarray, followup: np.ndarray) -> registration.Registration:
-        """`followup` moved onto `prior` uint8 [S, S]; the same whether the other order was asked for before or not."""
+    def __call__(self, pair: journeys.Pair, prior: np.ndarray, followup: np.ndarray) -> registration.Registration | str:
+        """`followup` moved onto `prior` uint8 [S, S], the same whatever was asked for before; or why it cannot be."""
         first, second = (followup, prior) if pair.reversed else (prior, followup)
         films = frozenset((pair.prior.image_path, pair.followup.image_path))
-        if self.films != films:  # the orders of two films follow each other
-            self.films, self.found = None, registration.register(first, second)
-            self.films = films
-        return registration.turned(self.found, first, second) if pair.reversed else self.found
+        try:
+            found = self.found.get(films)
+            if found is None:
+                found = registration.register(first, second)
+                self.found[films] = dataclasses.replace(found, image=None)
+            elif not pair.reversed:
+                found = dataclasses.replace(found, image=registration.resample(second, found.transform, first.shape))
+            return registration.turned(found, first, second) if pair.reversed else found
+        except (UserError, RuntimeError, ValueError) as error:
+            return f"registration failed ({type(error).__name__})"
 
 
 def _pair(pair: journeys.Pair, work: Work, read: _Reader, registered: _Registered) -> str | None:
@@ -160,35 +171,63 @@ def _pair(pair: journeys.Pair, work: Work, read: _Reader, registered: _Registere
         return text
     if not text.changed and _place(pair.pair_id) >= work.unchanged:
         return "no change, over the share kept"
-    ready = pair.given is not None and pair.given.registered
     prior, followup = read(a), read(b)
     if prior is None or followup is None:
         path = (b if prior else a).image_path
         return f"an image of the pair is broken: {path.name}: {read.broken[path]}"
-    if ready:
+    if pair.given is not None and pair.given.registered:
         still = registration.frame_to_frame(prior[0].shape, followup[0].shape)
-        moved = registration.Registration(followup[0], still, 1.0, 2)
-        tree.write_pair(
-            work.root, pair, prior[0], followup[0], tree.meta_of(pair, text, moved, (1.0, 0.0), prior, followup)
-        )
-        return None
-    try:
+        moved, exposure = registration.Registration(followup[0], still, 1.0, 2), (1.0, 0.0)
+    else:
         moved = registered(pair, prior[0], followup[0])
-    except (UserError, RuntimeError, ValueError) as error:
-        return f"registration failed ({type(error).__name__})"
-    if _place(f"sheets/{pair.pair_id}") < work.sheets:
-        strip = registration_sheets.strip(prior[0], followup[0], moved.image)
-        registration_sheets.keep(work.root, "kept" if moved.flag >= 0 else "rejected", pair.pair_id, moved.score, strip)
-    if moved.flag < 0:
-        return f"registration found no match (score {moved.score:.2f})"
-    if not work.register:
-        moved, image, exposure = dataclasses.replace(moved, transform=np.eye(2, 3)), followup[0], (1.0, 0.0)
-        tree.write_pair(work.root, pair, prior[0], image, tree.meta_of(pair, text, moved, exposure, prior, followup))
-        return None
-    image = registration.fill_uncovered(moved.image, prior[0], moved.transform, followup[0].shape)
-    image, exposure = registration.match_exposure(image, prior[0])
-    tree.write_pair(work.root, pair, prior[0], image, tree.meta_of(pair, text, moved, exposure, prior, followup))
+        if isinstance(moved, str):
+            return moved
+        if _place(f"sheets/{pair.pair_id}") < work.sheets:
+            kind = "kept" if moved.flag >= 0 else "rejected"
+            strip = registration_sheets.strip(prior[0], followup[0], moved.image)
+            registration_sheets.keep(work.root, kind, pair.pair_id, moved.score, strip)
+        if moved.flag < 0:
+            return f"registration found no match (score {moved.score:.2f})"
+        moved, exposure = _laid(moved, prior[0], followup[0], work.options.register)
+    meta = tree.meta_of(pair, text, moved, exposure, prior, followup)
+    films = []
+    if work.options.history:
+        films, meta["progemu"]["older"] = _older(pair, prior[0], work.options.register, read, registered)
+    if (work.options.history or work.options.coarse_days) and pair.days is None and pair.interval is not None:
+        meta["progemu"]["interval"] = pair.interval
+    tree.write_pair(work.root, pair, prior[0], moved.image, meta, films)
     return None
+
+
+def _laid(
+    moved: registration.Registration, prior: np.ndarray, film: np.ndarray, register: bool
+) -> tuple[registration.Registration, tuple[float, float]]:
+    """A registered film as the tree has it, and the gain and offset it was given; without `register` as it was."""
+    if not register:
+        return dataclasses.replace(moved, image=film, transform=np.eye(2, 3)), (1.0, 0.0)
+    image = registration.fill_uncovered(moved.image, prior, moved.transform, film.shape)
+    image, exposure = registration.match_exposure(image, prior)
+    return dataclasses.replace(moved, image=image), exposure
+
+
+def _older(
+    pair: journeys.Pair, prior: np.ndarray, register: bool, read: _Reader, registered: _Registered
+) -> tuple[list[np.ndarray], list[dict]]:
+    """The older films of a pair on its prior uint8 [S, S], nearest first, and what the JSON says of each.
+
+    They end at the first that is broken or has no match, so that none is missing between two.
+    """
+    films, rows = [], []
+    for older in pair.older:
+        film = read(older.followup)
+        moved = "broken" if film is None else registered(older, prior, film[0])
+        if isinstance(moved, str) or moved.flag < 0:
+            break
+        moved, exposure = _laid(moved, prior, film[0], register)
+        days = None if older.interval is None else round(-older.interval, 4)
+        films.append(moved.image)
+        rows.append({"study_id": older.followup.study_id, "days": days, **tree.move_of(moved, exposure)})
+    return films, rows
 
 
 def key(journey: journeys.Journey) -> str:
