@@ -12,7 +12,7 @@ import numpy as np
 from progemu_jax.text import rules
 from progemu_jax.text.controls import DUMMY_PRIOR
 
-IMAGES = ("prior", "followup", "image")
+IMAGES = ("prior", "followup", "older", "image")
 TEXTS = ("prompt", "interpretation", "text")
 
 
@@ -20,9 +20,9 @@ TEXTS = ("prompt", "interpretation", "text")
 class Augment:
     """A transform of `batches.example_batches` that keeps the example's keys. Fields are probabilities.
 
-    null_prompt: the prior becomes gray 128 and the prompt "": no condition at all. shuffle_sentences, drop_negative
-    (a sentence that starts with No, Unchanged or Persistent; of the interpretation only): of the texts. flip: see
-    the module.
+    null_prompt: the prior becomes gray 128, older films none and the prompt "": no condition at all.
+    shuffle_sentences, drop_negative (a sentence that starts with No, Unchanged or Persistent; of the interpretation
+    only): of the texts. flip: see the module.
     """
 
     null_prompt: float = 0.01
@@ -39,13 +39,14 @@ class Augment:
                 out[name] = rules.augment(out[name], rng, self.shuffle_sentences, drop)
         if null:
             out |= {"prior": np.full_like(out["prior"], DUMMY_PRIOR), "prompt": ""}
+            out |= {name: out[name][:0] for name in ("older", "older_days") if name in out}
         return out
 
 
 def mirrored(example: dict) -> dict:
-    """The example of the mirrored chest: images [H, W] flipped, left and right exchanged in the texts."""
+    """The example of the mirrored chest: images [..., H, W] flipped, left and right exchanged in the texts."""
     out = dict(example)
-    out |= {name: np.ascontiguousarray(out[name][:, ::-1]) for name in IMAGES if name in out}
+    out |= {name: np.ascontiguousarray(out[name][..., ::-1]) for name in IMAGES if name in out}
     return out | {name: rules.swap_sides(out[name]) for name in TEXTS if name in out}
 
 

@@ -10,6 +10,7 @@ from google.protobuf.json_format import ParseError
 from PIL import Image
 
 from progemu_jax.data.icg_cxr import config_folder
+from progemu_jax.data.journeys import MOST_OLDER
 from progemu_jax.errors import UserError
 from progemu_jax.files.records import open_file
 
@@ -19,10 +20,11 @@ AUTO_CACHE = 256 << 20  # bytes of decoded images and codes that are kept in mem
 class Examples(Sequence):
     """Random access to the decoded examples of one split.
 
-    Item i is a dict: images uint8 [S, S], codes int32 [h, w], labels int8 [14], numbers, and texts as str.
-    The order is that of the shards, the same every time. With cache=True (None: when the split takes under
-    256 MB decoded) each example is decoded once; its arrays are read-only then. Raises UserError when the
-    shards or the split are missing or do not read, and for an example whose checksum is wrong.
+    Item i is a dict: images uint8 [S, S], codes int32 [h, w], labels int8 [14], numbers, and texts as str; of K older
+    films, which may be none, images [K, S, S] or codes [K, h, w] and days float32 [K]. The order is that of the shards,
+    the same every time. With cache=True (None: when the split takes under 256 MB decoded) each example is decoded once;
+    its arrays are read-only then. Raises UserError when the shards or the split are missing or do not read, and for an
+    example whose checksum is wrong.
     """
 
     def __init__(self, data_dir: str | Path, config: str, split: str, *, cache: bool | None = None):
@@ -39,22 +41,22 @@ class Examples(Sequence):
             if split not in builder.info.splits:
                 names = ", ".join(sorted(builder.info.splits)) or "none"
                 raise UserError(f"{folder}: no split {split!r}; there are: {names}")
-            images = {
-                name: tfds.decode.SkipDecoding()
-                for name, feature in builder.info.features.items()
-                if isinstance(feature, tfds.features.Image)
-            }
-            self._source = builder.as_data_source(split, decoders=images or None)
+            features = dict(builder.info.features.items())
+            series = {name: f.feature for name, f in features.items() if isinstance(f, tfds.features.Sequence)}
+            images = {n for n, f in (features | series).items() if isinstance(f, tfds.features.Image)}
+            self._source = builder.as_data_source(split, decoders=dict.fromkeys(images, _Encoded()) or None)
         except (
             AttributeError, ImportError, KeyError, OSError,
             ParseError, RuntimeError, SystemError, TypeError, ValueError,
         ) as error:  # fmt: skip
             raise UserError(f"{folder}: the shards do not read ({type(error).__name__}); delete them") from None
-        self._images = tuple(images)
+        self._images = images
+        # Name -> shape of one and type; an image's last axis is its one channel.
+        self._series = {n: (f.shape[:2], f.np_dtype) for n, f in series.items()}
         size = sum(
-            int(np.prod(f.shape)) * np.dtype(f.np_dtype).itemsize
-            for f in builder.info.features.values()
-            if f.shape and None not in f.shape
+            int(np.prod([n or MOST_OLDER for n in f.shape])) * np.dtype(f.np_dtype).itemsize
+            for f in features.values()
+            if f.shape
         )
         self.keeps = size * len(self._source) <= AUTO_CACHE if cache is None else cache
         self._cache: list[dict | None] = [None] * len(self._source) if self.keeps else []
@@ -87,13 +89,33 @@ class Examples(Sequence):
                 "delete the folder, it is built again"
             ) from None
         for name, value in example.items():
-            if name in self._images:
-                example[name] = np.asarray(Image.open(io.BytesIO(value)))
+            if name in self._series:
+                shape, kind = self._series[name]
+                parts = [_image(part) if name in self._images else part for part in value]
+                example[name] = np.array(parts, kind).reshape(-1, *shape)
+            elif name in self._images:
+                example[name] = _image(value)
             elif isinstance(value, bytes):
                 example[name] = value.decode()
             if self.keeps and isinstance(example[name], np.ndarray):
                 example[name].flags.writeable = False
         return example
+
+
+class _Encoded:
+    """A decoder of TFDS that leaves images encoded, those of a sequence too, which `SkipDecoding` cannot."""
+
+    def setup(self, *, feature):
+        pass
+
+    def decode_example_np(self, example):
+        return example
+
+    decode_batch_example_np = decode_example_np
+
+
+def _image(content: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(content)))
 
 
 def examples(data_dir: str | Path, config: str, split: str, *, cache: bool | None = None) -> Examples:

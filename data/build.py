@@ -1,66 +1,39 @@
 """Cohort -> ICG-CXR tree -> references and shards: in several processes, resumable after a kill at any time.
 
-A patient is the unit of work: each image is read, cropped and resized once. Every pair and image is written
-under a temporary name and renamed; what a patient gave is then one line of a journal, so a second run goes on
-behind it. Singles, rejections and the funnel are written from the journal, in the patients' order, at the
-end.
+A patient is the unit of work (`data.patients`). What one gave is a line of a journal, so a second run goes on behind
+it. Singles, rejections and the funnel are written from the journal, in the patients' order, at the end.
 """
 
-import dataclasses
-import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from progemu_jax.data import (
     duplicates,
-    foreground,
     icg_cxr,
     images,
     journeys,
     leaks,
-    radiograph,
-    registration,
+    patients,
     registration_sheets,
     texts,
-    tree,
 )
 from progemu_jax.data.beam import map_on_beam, require
-from progemu_jax.data.label_progression import single_text
 from progemu_jax.data.pool import ordered_map
 from progemu_jax.data.references import build_references
-from progemu_jax.data.sources import SOURCES, Given, Rejected, Study, open_source
+from progemu_jax.data.sources import SOURCES, Given, Study, open_source
 from progemu_jax.data.texts import TextOptions
 from progemu_jax.errors import UserError
 from progemu_jax.files import findings as findings_file
 from progemu_jax.files import records
 from progemu_jax.files.settings import filled
-from progemu_jax.text.findings import PHANTOM, Finding
-
-
-@dataclass(frozen=True)
-class Work:
-    """A worker's settings.
-
-    size: side of the tree's images. unchanged: share of pairs without change kept. cache: of the texts that a
-    language model wrote. sheets: share of pairs that leave a strip for the contact sheets. findings: the cohort's list.
-    """
-
-    root: Path
-    size: int
-    unchanged: float = 1.0
-    texts: TextOptions = field(default_factory=TextOptions)
-    cache: Path = Path("texts")
-    sheets: float = 0.0
-    register: bool = True
-    findings: tuple[Finding, ...] = PHANTOM
+from progemu_jax.text.findings import PHANTOM
 
 
 def build(
@@ -160,7 +133,7 @@ class Plan:
     unchanged: float
     texts: TextOptions
     exclude: frozenset[str]
-    register: bool
+    options: journeys.Options
 
 
 def _plan(source, size, unchanged, options, text_options, exclude, source_options) -> Plan:
@@ -173,15 +146,20 @@ def _plan(source, size, unchanged, options, text_options, exclude, source_option
     if text_options.mode != "rules" and source in SOURCES and SOURCES[source].labelled:
         raise UserError(f"texts.mode={text_options.mode}: {source} has labels and no reports; use rules")
     settings = {"source": source, "size": size, "unchanged": unchanged, "options": asdict(options)}
-    if options.pairs != "both":  # nothing depends on it, and trees from before the key go on
-        del settings["options"]["max_pairs_per_patient"]
+    matters = {
+        "max_pairs_per_patient": options.pairs == "both",
+        "history": options.history > 0,
+        "coarse_days": options.coarse_days and not options.history,
+    }
+    for key in (key for key, does in matters.items() if not does):
+        del settings["options"][key]  # nothing depends on it, and trees from before the key go on
     places = {k: str(v) for k, v in (source_options or {}).items()}
     settings |= {
         "source_options": places,
         "texts": text_options.identity(),
         "exclude": records.digest(sorted(left_out)),
     }
-    return Plan(records.normal(settings), size, unchanged, text_options, left_out, options.register)
+    return Plan(records.normal(settings), size, unchanged, text_options, left_out, options)
 
 
 def read_cohort(
@@ -206,7 +184,7 @@ def read_cohort(
     return cohort
 
 
-def prepare(source: str, cohort: journeys.Cohort, out: Path, plan: Plan, progress: bool) -> Work:
+def prepare(source: str, cohort: journeys.Cohort, out: Path, plan: Plan, progress: bool) -> patients.Work:
     """Makes the folder, has the texts written where a language model writes them, and says what workers do."""
     pairs = [pair for journey in cohort.journeys for pair in journey.pairs]
     cache = out.parent / "texts"
@@ -220,12 +198,12 @@ def prepare(source: str, cohort: journeys.Cohort, out: Path, plan: Plan, progres
     findings_file.write(out, cohort.findings)
     shutil.rmtree(out / ".tmp", ignore_errors=True)
     share = min(1.0, registration_sheets.SAMPLE / max(1, len(pairs)))
-    return Work(out, plan.size, plan.unchanged, plan.texts, cache, share, plan.register, cohort.findings)
+    return patients.Work(out, plan.size, plan.unchanged, plan.texts, cache, share, plan.options, cohort.findings)
 
 
 def finish(out: Path, cohort: journeys.Cohort, results: dict[str, dict], settings: dict) -> dict[str, int]:
     """Writes what is gathered over patients, the funnel last: it marks the tree complete."""
-    ordered = [results[_key(j)] for j in cohort.journeys]
+    ordered = [results[patients.key(j)] for j in cohort.journeys]
     records.write_lines(out / "singles.jsonl", (row for r in ordered for row in r["singles"]))
     dropped = [row for r in ordered for row in r["rejected"]]
     records.write_lines(out / "images.jsonl", (row for r in ordered for row in r["images"]))
@@ -234,14 +212,17 @@ def finish(out: Path, cohort: journeys.Cohort, results: dict[str, dict], setting
     for row in dropped:
         step = f"dropped: {row['reason'].split(' (')[0].split(':')[0]}"
         funnel[step] = funnel.get(step, 0) + 1
-    kept = Counter(j.split for j in cohort.journeys for _ in results[_key(j)]["pairs"])
+    kept = Counter(j.split for j in cohort.journeys for _ in results[patients.key(j)]["pairs"])
     funnel["pairs kept"] = sum(kept.values())
     funnel.update({f"pairs kept, {split}": kept[split] for split in journeys.SPLITS})
     if "candidate pairs, reversed" in funnel:
-        names = {name for j in cohort.journeys for name in results[_key(j)]["pairs"]}
+        names = {name for j in cohort.journeys for name in results[patients.key(j)]["pairs"]}
         made = [p for j in cohort.journeys for p in j.pairs if p.pair_id in names]
         funnel["pairs kept, reversed"] = sum(p.reversed for p in made)
         funnel["pairs kept, not consecutive"] = sum(not p.consecutive for p in made)
+    if settings["options"].get("history"):
+        counts = zip(*(r["older"] for r in ordered), strict=True)
+        funnel["older films kept"], funnel["older films left out"] = map(sum, counts)
     funnel["single images kept"] = sum(len(r["singles"]) for r in ordered)
     funnel["leaks between splits"] = sum(1 for _ in leaks.crossing(row for r in ordered for row in r["images"]))
     if not funnel["pairs kept"]:
@@ -256,171 +237,20 @@ def finish(out: Path, cohort: journeys.Cohort, results: dict[str, dict], setting
     return funnel
 
 
-def _run(todo, work: Work, journal: Path, settings: dict, mapper, progress) -> dict[str, dict]:
+def _run(todo, work: patients.Work, journal: Path, settings: dict, mapper, progress) -> dict[str, dict]:
     """Patient key -> result, for every journey; those in the journal are not done again."""
     done = _read_journal(journal, settings, work.root)
-    left = [j for j in todo if _key(j) not in done]
+    left = [j for j in todo if patients.key(j) not in done]
     with (
         open(journal, "a", encoding="utf-8") as file,
         tqdm(total=len(todo), initial=len(done), unit="patient", desc="pairs", disable=not progress) as bar,
     ):
-        for result in mapper(partial(process, work=work), left):
+        for result in mapper(partial(patients.process, work=work), left):
             file.write(json.dumps(result) + "\n")
             file.flush()
             done[result["patient"]] = result
             bar.update()
     return done
-
-
-def process(journey: journeys.Journey, work: Work) -> dict:
-    """One patient into the tree. Returns {"patient", "pairs": [id], "singles", "images", "rejected": [row]}.
-
-    Raises UserError only for a tree that cannot be written.
-    """
-    result = {"patient": _key(journey), "pairs": [], "singles": [], "images": [], "rejected": []}
-    read = _Reader(
-        work.size,
-        {s.image_path for p in journey.pairs if p.given and p.given.registered for s in (p.prior, p.followup)},
-    )
-
-    registered = _Registered()
-
-    def reject(name, path, reason):
-        result["rejected"].append(asdict(Rejected(name, path, reason)))
-
-    try:
-        for view, study in journey.images:
-            if study.image_path in read.broken or not _single(journey, view, study, work, read, result):
-                reject(study.study_id, study.image_path.name, f"broken image: {read.broken[study.image_path]}")
-        for pair in journey.pairs:
-            reason = _pair(pair, work, read, registered)
-            if reason:
-                reject(pair.pair_id, "", reason)
-            else:
-                result["pairs"].append(pair.pair_id)
-        kept = {s.image_path for p in journey.pairs if p.pair_id in result["pairs"] for s in (p.prior, p.followup)}
-        for _, study in journey.images:
-            # What the tree holds of a patient, whether made now or before a kill.
-            single = journey.split != "test" and bool(_own_text(study, work))
-            if (single or study.image_path in kept) and (found := read(study)):
-                row = {key: getattr(study, key) for key in ("source", "patient_id", "study_id", "image_id")}
-                pixels = hashlib.sha256(found[0].tobytes()).hexdigest()[:32]
-                row |= {"split": journey.split, "pixels": pixels, "hash": duplicates.perceptual_hash(found[0])}
-                result["images"].append(row)
-    except OSError as error:
-        raise UserError(f"{work.root}: cannot be written ({error.strerror or type(error).__name__})") from None
-    return result
-
-
-class _Reader:
-    """Images of one patient, cropped (not those in `as_is`), resized, read once. `broken`: path -> reason."""
-
-    def __init__(self, size: int, as_is: Collection[Path] = ()):
-        self.size, self.as_is, self.cache, self.broken = size, as_is, {}, {}
-
-    def __call__(self, study: Study) -> tuple[np.ndarray, np.ndarray | None, tuple] | None:
-        """(image uint8 [size, size], crop corners or None, shape as stored), or None when broken."""
-        path = study.image_path
-        if path not in self.cache and path not in self.broken:
-            try:
-                raw = radiograph.read_gray(path, window=study.window)
-                corners = None if path in self.as_is else foreground.rectangle(raw)
-                cropped = raw if corners is None else foreground.warp(raw, corners)
-                self.cache[path] = images.resize(cropped, self.size), corners, raw.shape
-            except images.BrokenImage as error:
-                self.broken[path] = str(error)
-        return self.cache.get(path)
-
-
-def _single(journey, view: str, study: Study, work: Work, read: _Reader, result: dict) -> bool:
-    """Adds the image to stage 1, unless of the test split or without a report. False: it is broken."""
-    text = _own_text(study, work)
-    if journey.split == "test" or not text:
-        return True
-    name = f"{study.study_id}-{study.image_id}.png"
-    path = Path("singles", journey.source, f"p{journey.patient_id}"[:3], f"p{journey.patient_id}", name)
-    if not (work.root / path).exists():
-        found = read(study)
-        if found is None:
-            return False
-        records.write_bytes(work.root / path, images.png(found[0]), durable=False)
-    row = {"image": str(path), "text": text, "view": view}
-    row |= {"study_id": study.study_id, "patient_id": study.patient_id, "source": study.source}
-    row |= {"split": journey.split, "age": study.age, "sex": study.sex, "group": study.group}
-    result["singles"].append(row | {"labels": study.labels})
-    return True
-
-
-def _own_text(study: Study, work: Work) -> str:
-    """The report of a study, or what its labels say; "" without either."""
-    if study.states is not None:
-        return single_text(study.states, work.findings, f"{study.patient_id}/{study.study_id}/{study.image_id}")
-    return " ".join(t for t in study.report.values() if t)
-
-
-class _Registered:
-    """Registrations of one patient: two films are registered once, the later onto the earlier, whatever the order."""
-
-    def __init__(self):
-        self.films, self.found = None, None
-
-    def __call__(self, pair: journeys.Pair, prior: np.ndarray, followup: np.ndarray) -> registration.Registration:
-        """`followup` moved onto `prior` uint8 [S, S]; the same whether the other order was asked for before or not."""
-        first, second = (followup, prior) if pair.reversed else (prior, followup)
-        if self.films != (pair.view, pair.films):  # the orders of two films follow each other
-            self.films, self.found = None, registration.register(first, second)
-            self.films = pair.view, pair.films
-        return registration.turned(self.found, first, second) if pair.reversed else self.found
-
-
-def _pair(pair: journeys.Pair, work: Work, read: _Reader, registered: _Registered) -> str | None:
-    """Registers and writes a pair unless it is there; why not, or None."""
-    if tree.pair_folder(work.root, pair).is_dir():
-        return None
-    a, b = pair.prior, pair.followup
-    text = texts.text_of(pair, work.texts, work.cache, work.findings)
-    if isinstance(text, str):
-        return text
-    if not text.changed and _place(pair.pair_id) >= work.unchanged:
-        return "no change, over the share kept"
-    ready = pair.given is not None and pair.given.registered
-    prior, followup = read(a), read(b)
-    if prior is None or followup is None:
-        path = (b if prior else a).image_path
-        return f"an image of the pair is broken: {path.name}: {read.broken[path]}"
-    if ready:
-        still = registration.frame_to_frame(prior[0].shape, followup[0].shape)
-        moved = registration.Registration(followup[0], still, 1.0, 2)
-        tree.write_pair(
-            work.root, pair, prior[0], followup[0], tree.meta_of(pair, text, moved, (1.0, 0.0), prior, followup)
-        )
-        return None
-    try:
-        moved = registered(pair, prior[0], followup[0])
-    except (UserError, RuntimeError, ValueError) as error:
-        return f"registration failed ({type(error).__name__})"
-    if _place(f"sheets/{pair.pair_id}") < work.sheets:
-        strip = registration_sheets.strip(prior[0], followup[0], moved.image)
-        registration_sheets.keep(work.root, "kept" if moved.flag >= 0 else "rejected", pair.pair_id, moved.score, strip)
-    if moved.flag < 0:
-        return f"registration found no match (score {moved.score:.2f})"
-    if not work.register:
-        moved, image, exposure = dataclasses.replace(moved, transform=np.eye(2, 3)), followup[0], (1.0, 0.0)
-        tree.write_pair(work.root, pair, prior[0], image, tree.meta_of(pair, text, moved, exposure, prior, followup))
-        return None
-    image = registration.fill_uncovered(moved.image, prior[0], moved.transform, followup[0].shape)
-    image, exposure = registration.match_exposure(image, prior[0])
-    tree.write_pair(work.root, pair, prior[0], image, tree.meta_of(pair, text, moved, exposure, prior, followup))
-    return None
-
-
-def _key(journey: journeys.Journey) -> str:
-    return f"{journey.source}/{journey.patient_id}"
-
-
-def _place(pair_id: str) -> float:
-    """A number in [0, 1) that depends on the pair alone."""
-    return int.from_bytes(hashlib.sha256(pair_id.encode()).digest()[:8]) / 2**64
 
 
 def _read_journal(path: Path, settings: dict, out: Path) -> dict[str, dict]:
@@ -449,7 +279,8 @@ def _read_journal(path: Path, settings: dict, out: Path) -> dict[str, dict]:
 
 
 def _same(old, new: dict, out: Path) -> None:
-    difference = records.first_difference(filled({"options": journeys.Options, "texts": TextOptions}, old, new), new)
+    kinds = {"options": journeys.Options, "texts": TextOptions}
+    difference = records.first_difference(filled(kinds, old, new), filled(kinds, new, old))
     if difference:
         key, before, now = difference
         raise UserError(f"{out}: built with {key}={before!r}, asked for {now!r}; give another folder or delete it")

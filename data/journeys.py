@@ -5,6 +5,7 @@ finding, p10-p18 for training and validation and p19 for the test.
 """
 
 import hashlib
+import math
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,8 @@ from progemu_jax.text.findings import PHANTOM, Finding
 
 SPLITS = ("train", "validation", "test")
 NOT_FINDINGS = ("No Finding", "Support Devices")
+MOST_OLDER = 2  # films beside a pair's prior
+DAYS_A_YEAR, DAYS_WITHIN_A_YEAR = 365.25, 107.0  # see `Pair.interval`
 _OVER = "over the limit of pairs of one patient"
 _COUNTED = ("images in journeys", "patients with two studies", "candidate pairs")
 
@@ -34,7 +37,8 @@ class Options:
     elsewhere). validation, test: shares of patients by hash (by folder only validation, of p10-p18). seed: of the hash.
     duplicates: look for films listed under two patients, who then share a split (by hash only; reads every image).
     register: False leaves follow-ups where they lie, for the ablation of MedJourney's table 2; pairs without a match
-    are dropped all the same.
+    are dropped all the same. history: up to how many older films are kept beside a forward pair's prior, 0 to 2.
+    coarse_days: intervals from ages where a source gives no time (`Pair.interval`); history has them anyway.
     """
 
     views: tuple[str, ...] = ("PA",)
@@ -49,12 +53,16 @@ class Options:
     duplicates: bool = False
     register: bool = True
     max_pairs_per_patient: int = 30
+    history: int = 0
+    coarse_days: bool = False
 
     def __post_init__(self):
         if self.pairs not in ("consecutive", "all", "both"):
             raise UserError(f"pairs={self.pairs!r}: choose consecutive, all or both")
         if self.max_pairs_per_patient < 2:
             raise UserError(f"max_pairs_per_patient={self.max_pairs_per_patient}: at least 2, a pair in both orders")
+        if self.history not in range(MOST_OLDER + 1):
+            raise UserError(f"history={self.history!r}: choose 0, 1 or 2 older films beside a pair's prior")
         if self.split not in ("auto", "folder", "csv", "hash"):
             raise UserError(f"split={self.split!r}: choose auto, folder, csv or hash")
         if min(self.validation, self.test) < 0 or self.validation + self.test >= 1:
@@ -83,7 +91,8 @@ class Pair:
 
     said: which report's words of a change ("increased", "resolved") hold for the pair: "forward", the follow-up's;
     "reversed", the prior's, the other way round; None, neither's: they speak of other studies. consecutive: no study
-    of these views lies between.
+    of these views lies between. older: of a forward pair, its prior with each of the patient's films of this view from
+    before it, nearest first, as reversed pairs.
     """
 
     prior: Study
@@ -94,11 +103,12 @@ class Pair:
     split: str
     given: Given | None = None  # where the source named the pair and its texts
     said: str | None = "forward"
+    older: tuple["Pair", ...] = field(default=(), repr=False)
 
     def turned(self) -> "Pair":
-        """The same two studies in the other order."""
+        """The same two studies in the other order, without older films."""
         ordinals = {"prior_ordinal": self.followup_ordinal, "followup_ordinal": self.prior_ordinal}
-        return replace(self, prior=self.followup, followup=self.prior, **ordinals)
+        return replace(self, prior=self.followup, followup=self.prior, older=(), **ordinals)
 
     @property
     def reversed(self) -> bool:
@@ -121,6 +131,23 @@ class Pair:
         """The interval in days, negative in a reversed pair; None where the source gives no time."""
         a, b = self.prior.days, self.followup.days
         return None if a is None or b is None else b - a
+
+    @property
+    def interval(self) -> float | None:
+        """`days`; where a source gives ages and no time, coarse days by the ages in whole years. None: unknown.
+
+        Ages n years apart are 365.25 n days. Two times in years that share an age are 107 days apart in the median: at
+        random in one year, their distance t has the density 2 (1 - t), whose median is 1 - 1 / sqrt(2) years. Unknown
+        where the age falls with time, or where the source names its pairs: then one age stands for both studies.
+        """
+        earlier, later = (self.followup, self.prior) if self.reversed else (self.prior, self.followup)
+        if self.days is not None or self.given or earlier.age is None or later.age is None:
+            return self.days
+        years = math.floor(later.age) - math.floor(earlier.age)
+        if years < 0:
+            return None
+        days = DAYS_A_YEAR * years or DAYS_WITHIN_A_YEAR
+        return -days if self.reversed else days
 
     @property
     def name(self) -> str:
@@ -326,8 +353,17 @@ def _pairs(images: list[Study], split: str, view_of: dict, options: Options, coh
                 cohort.rejected.append(Rejected(pair.pair_id, "", why))  # one line for both orders
                 cohort.funnel[f"dropped: {why}"] = cohort.funnel.get(f"dropped: {why}", 0) + orders
             else:
-                kept.append(pair)
+                kept.append(replace(pair, older=_older(pair, series, ordinal, options.history)))
     return _both_orders(kept, options.max_pairs_per_patient, cohort) if both else kept
+
+
+def _older(pair: Pair, series: list[Study], ordinal: dict, most: int) -> tuple[Pair, ...]:
+    """The prior of a pair with each of at most `most` studies of its series from before it, nearest first."""
+    if not most:
+        return ()
+    before = {s.order_key: s for s in series if s.order_key < pair.prior.order_key}  # one of those at the same time
+    nearest = list(before.values())[-1 : -most - 1 : -1]
+    return tuple(replace(pair, followup=s, followup_ordinal=ordinal[s.study_id]) for s in nearest)
 
 
 def _both_orders(found: list[Pair], limit: int, cohort: Cohort) -> list[Pair]:

@@ -5,7 +5,10 @@
 Keys are ICG-CXR's own; unknown ones are kept. What it has no key for stands under "progemu": pair_id, split,
 labels_before, labels_after, group, age, sex, prior_shape, followup_shape, and registration {flag, score,
 transform, exposure, crop_prior, crop_followup}; of a cohort of labels also states_before, states_after (finding ->
-severity) and prompt_changes, and boxes_before, boxes_after where it has them. Beside the pairs: singles.jsonl
+severity) and prompt_changes, and boxes_before, boxes_after where it has them. With `journeys.Options.history`, older
+films lie beside the prior, moved onto it, as <pair>-old1-reg.png (the nearest) and -old2-reg.png, and "progemu" has
+older, a list of {study_id, days, flag, score, transform, exposure}; with history or coarse_days, interval where it is
+known by ages alone. Beside the pairs: singles.jsonl
 (stage 1), images.jsonl (hashes of what was read), rejected.jsonl, sheets/, findings.json of a cohort that has its own
 list, funnel.json (written last).
 """
@@ -13,15 +16,16 @@ list, funnel.json (written last).
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from progemu_jax.data import images
-from progemu_jax.data.journeys import SPLITS, Options, Pair, split_of
+from progemu_jax.data.journeys import MOST_OLDER, SPLITS, Options, Pair, split_of
 from progemu_jax.data.label_progression import severities
+from progemu_jax.data.registration import Registration
 from progemu_jax.data.sources import Rejected, check_root, inside, is_text, safe_id
 from progemu_jax.errors import UserError
 from progemu_jax.files import findings as findings_file
@@ -33,7 +37,7 @@ _EXTRAS = {"singles", "sheets", "singles.jsonl", "images.jsonl", "rejected.jsonl
 
 @dataclass(frozen=True)
 class TreePair:
-    """One pair of a tree. `meta` is its JSON as read, reports included; images are paths."""
+    """One pair of a tree. `meta` is its JSON as read, reports included; images are paths, the nearest older first."""
 
     pair_id: str
     patient_id: str
@@ -42,6 +46,7 @@ class TreePair:
     prior_path: Path
     followup_path: Path
     meta: dict = field(repr=False)
+    older_paths: tuple[Path, ...] = ()
 
     @property
     def prompt(self) -> str:
@@ -67,6 +72,12 @@ def pair_folder(root: Path, pair: Pair) -> Path:
     patient = f"p{pair.prior.patient_id}"
     group = patient[:3] if pair.prior.source in ("mimic_cxr", "phantom") else pair.split
     return root / pair.prior.source / pair.view / "1" / group / patient / pair.name
+
+
+def move_of(moved: Registration, exposure: tuple[float, float]) -> dict:
+    """What the JSON says of a registration and of the gain and offset that the moved film was given."""
+    transform = np.asarray(moved.transform, float).tolist()
+    return {"flag": int(moved.flag), "score": float(moved.score), "transform": transform, "exposure": list(exposure)}
 
 
 def meta_of(pair: Pair, text, moved, exposure, prior, followup) -> dict:
@@ -100,10 +111,7 @@ def meta_of(pair: Pair, text, moved, exposure, prior, followup) -> dict:
             "prior_shape": list(prior[2]),
             "followup_shape": list(followup[2]),
             "registration": {
-                "flag": int(moved.flag),
-                "score": float(moved.score),
-                "transform": np.asarray(moved.transform, float).tolist(),
-                "exposure": list(exposure),
+                **move_of(moved, exposure),
                 "crop_prior": None if prior[1] is None else prior[1].tolist(),
                 "crop_followup": None if followup[1] is None else followup[1].tolist(),
             },
@@ -116,20 +124,30 @@ def meta_of(pair: Pair, text, moved, exposure, prior, followup) -> dict:
     return ours | pair.given.meta if pair.given else ours  # a pair that came with its JSON keeps it
 
 
-def write_pair(root: Path, pair: Pair, prior: np.ndarray, followup: np.ndarray, meta: dict) -> Path:
-    """Writes one pair (uint8 [S, S]) complete or not at all; an existing one is left. Returns its folder."""
+def write_pair(
+    root: Path, pair: Pair, prior: np.ndarray, followup: np.ndarray, meta: dict, older: Sequence[np.ndarray] = ()
+) -> Path:
+    """Writes one pair (uint8 [S, S]) complete or not at all; an existing one is left. Returns its folder.
+
+    older: films from before the prior, the nearest first.
+    """
     target = pair_folder(root, pair)
     if target.is_dir():
         return target
     temporary = root / ".tmp" / f"{pair.pair_id}.{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    (temporary / f"{pair.name}-ref-reg.png").write_bytes(images.png(prior))
-    (temporary / f"{pair.name}-flu-reg.png").write_bytes(images.png(followup))
+    for side, image in zip(_sides(len(older)), (prior, followup, *older), strict=True):
+        (temporary / f"{pair.name}-{side}-reg.png").write_bytes(images.png(image))
     (temporary / f"{pair.name}.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
     target.parent.mkdir(parents=True, exist_ok=True)
     os.rename(temporary, target)
     return target
+
+
+def _sides(older: int) -> tuple[str, ...]:
+    """What tells the names of a pair's images apart."""
+    return "ref", "flu", *(f"old{n + 1}" for n in range(older))
 
 
 def read_pairs(root: str | Path) -> Iterator[TreePair | Rejected]:
@@ -177,13 +195,16 @@ def _read_pair(root: Path, path: Path) -> TreePair | Rejected:
     pair_id = meta.get("progemu", {}).get("pair_id") or f"{source}-{view}-p{patient}-{name}"
     if not (isinstance(pair_id, str) and safe_id(pair_id) and safe_id(patient)):
         return reject("the pair's name is not a plain name")
-    pictures = [path.with_name(f"{name}-{side}-reg.png") for side in ("ref", "flu")]
+    older = meta.get("progemu", {}).get("older", [])
+    if not (isinstance(older, list) and len(older) <= MOST_OLDER and all(isinstance(film, dict) for film in older)):
+        return reject(f"'older' is not a list of at most {MOST_OLDER} films")
+    pictures = [path.with_name(f"{name}-{side}-reg.png") for side in _sides(len(older))]
     for picture in pictures:
         if not picture.exists():
             return reject(f"{picture.name} is missing")
         if inside(root, *picture.relative_to(root).parts) is None:
             return reject("an image's path leaves the root")
-    return TreePair(pair_id, patient, source, view, *pictures, meta)
+    return TreePair(pair_id, patient, source, view, *pictures[:2], meta, tuple(pictures[2:]))
 
 
 def _storable(row, required=True):

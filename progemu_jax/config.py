@@ -89,11 +89,14 @@ class TokensConfig:
       slack: a follow-up to learn from keeps the prior's code where that fits nearly as well: at most this many mean
         quantisation errors further away than the nearest code. Else most codes of an unchanged region differ.
       flip: each training pair once more, mirrored, with left and right exchanged in its texts (`data.augment`).
+      time: token shards also carry the days between the films and the older films' codes (`data.journeys.history`; of
+        a source that gives ages and no time, without older films, `data.journeys.coarse_days`).
     """
 
     crops: int = 1
     slack: float = 0.0
     flip: bool = False
+    time: bool = False
 
 
 @dataclass(frozen=True)

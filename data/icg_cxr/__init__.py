@@ -51,8 +51,9 @@ def build_shards(
 
     image_size: S. beam: arguments of Apache Beam, which then does the work instead of `processes`; the shards are the
     same to the byte. A complete config of the same tree and size is left. Broken pairs and rows are listed in
-    `data_dir`/rejected.jsonl; the tree's findings.json goes along, and settles the columns of labels. Raises UserError
-    for a tree without a pair, and where another tree's or size's shards lie; also where nothing of a split can be read.
+    `data_dir`/rejected.jsonl; the tree's findings.json goes along, and settles the columns of labels. Of a tree with
+    history, `pairs` has older films too. Raises UserError for a tree without a pair, and where another tree's or size's
+    shards lie; also where nothing of a split can be read.
     """
     found = list(tree.read_pairs(tree_root))
     rejected = [p for p in found if isinstance(p, Rejected)]
@@ -62,6 +63,8 @@ def build_shards(
     singles = [r for r in rows if not isinstance(r, Rejected)]
     root, of_cohort = Path(tree_root), cohort.read(tree_root)
     columns = findings.label_columns(of_cohort)
+    time = _time_of(pairs)
+    make = partial(_example, size=image_size, columns=columns, time="history" in time)
     items = {
         "pairs": [(p.split, p.pair_id, p) for p in pairs],
         "single": [(r["split"], r["image"].relative_to(root).as_posix(), r) for r in singles],
@@ -69,7 +72,6 @@ def build_shards(
 
     def generator(split, keyed):
         left = 0
-        make = partial(_example, size=image_size, columns=columns)
         for result in ordered_map(make, keyed, processes, chunk=16, least=256):
             if isinstance(result, Rejected):
                 rejected.append(result)
@@ -94,11 +96,14 @@ def build_shards(
             identity = {"items": records.digest(names), "image_size": image_size}
             if of_cohort != findings.PHANTOM:
                 identity["labels"] = list(columns)
+            if config == "pairs":
+                identity |= time
             splits = {s: (partial(generator, s, keyed), len(keyed)) for s, keyed in by_split.items()}
             if beam:
                 lists = {s: Path(data_dir) / f".rejected-{config}-{s}" for s in by_split}
-                splits = {s: _on_beam(keyed, image_size, columns, lists[s]) for s, keyed in by_split.items()}
-            _write(data_dir, config, splits, identity, progress, beam=beam, image_size=image_size, labels=len(columns))
+                splits = {s: _on_beam(keyed, make, lists[s]) for s, keyed in by_split.items()}
+            shape = {"image_size": image_size, "labels": len(columns), "time": "history" in identity}
+            _write(data_dir, config, splits, identity, progress, beam=beam, **shape)
             if beam:
                 for path in (p for prefix in lists.values() for p in prefix.parent.glob(f"{prefix.name}-*")):
                     rejected += [Rejected(*row) for _, row in records.read_lines(path)]
@@ -109,18 +114,20 @@ def build_shards(
     return Path(data_dir)
 
 
-def _on_beam(keyed: list, size: int, columns: tuple[str, ...], rejected: Path):
+def _time_of(pairs: list[tree.TreePair]) -> dict:
+    """What a tree knows of time beyond exact days: history, its most older films of a pair, and coarse_days; or {}."""
+    older = [len(p.older_paths) for p in pairs if "older" in p.ours]
+    coarse = any("interval" in p.ours for p in pairs)
+    return ({"history": max(older)} if older else {}) | ({"coarse_days": True} if coarse else {})
+
+
+def _on_beam(keyed: list, make: Callable, rejected: Path):
     """The examples as a Beam transform; the rejected ones go to files."""
     import apache_beam as beam
 
     class Examples(beam.PTransform):
         def expand(self, pipeline):
-            made = (
-                pipeline
-                | beam.Create(keyed)
-                | beam.Reshuffle()
-                | beam.Map(partial(_example, size=size, columns=columns))
-            )
+            made = pipeline | beam.Create(keyed) | beam.Reshuffle() | beam.Map(make)
             bad = made | beam.Filter(lambda result: isinstance(result, Rejected))
             bad | beam.Map(lambda r: json.dumps([r.study_id, r.path, r.reason])) | beam.io.WriteToText(str(rejected))
             return made | beam.Filter(lambda result: not isinstance(result, Rejected))
@@ -128,10 +135,12 @@ def _on_beam(keyed: list, size: int, columns: tuple[str, ...], rejected: Path):
     return Examples()
 
 
-def _example(keyed: tuple, size: int, columns: tuple[str, ...] = findings.CHEXPERT) -> tuple[str, dict] | Rejected:
+def _example(keyed: tuple, size: int, columns: tuple[str, ...], time: bool) -> tuple[str, dict] | Rejected:
     key, item = keyed
     try:
-        return key, (_pair if isinstance(item, tree.TreePair) else _single)(item, size, columns)
+        if not isinstance(item, tree.TreePair):
+            return key, _single(item, size, columns)
+        return key, _pair(item, size, columns) | (_older(item, size) if time else {})
     except images.BrokenImage as error:
         return Rejected(key, key, f"broken image: {error}")
 
@@ -142,14 +151,16 @@ def write_tokens(
     *,
     height: int,
     width: int,
+    time: bool = False,
     identity: dict | None = None,
     progress: bool = True,
 ) -> Path:
     """Config `tokens` under `data_dir` from functions that return iterables of examples; returns its folder.
 
     An example: pair_id (unique in its split; the study and image of a single), kind "pair" or "single",
-    patient_id, prior and followup int32 [height, width] (codes >= 0), prompt, interpretation. Splits are
-    named freely ([a-z_0-9]). identity: what made the tokens (tokenizer digest, ...): JSON-able, kept in
+    patient_id, prior and followup int32 [height, width] (codes >= 0), prompt, interpretation; with `time` also days
+    (float, NaN unknown), older int32 [K, height, width], the nearest first, and older_days [K] (to the prior). Splits
+    are named freely ([a-z_0-9]). identity: what made the tokens (tokenizer digest, ...): JSON-able, kept in
     metadata.json. A complete config of the same identity is left; another one is a UserError.
     """
 
@@ -158,7 +169,8 @@ def write_tokens(
 
     sized = {name: (keyed(examples), None) for name, examples in splits.items()}
     what = {**(identity or {}), "height": height, "width": width, "splits": sorted(splits)}
-    return _write(data_dir, "tokens", sized, what, progress, height=height, width=width)
+    what |= {"time": True} if time else {}
+    return _write(data_dir, "tokens", sized, what, progress, height=height, width=width, time=time)
 
 
 def _write(data_dir, config: str, splits: dict, identity: dict, progress: bool, beam=(), **shape) -> Path:
@@ -215,6 +227,7 @@ def _pair(pair: tree.TreePair, size: int, columns: tuple[str, ...]) -> dict:
     meta, ours = pair.meta, pair.ours
     comment = meta.get("comment")
     confidence = comment.get("confidence") if isinstance(comment, dict) else None
+    days = _float(meta.get("time-interval"))
     return {
         "pair_id": pair.pair_id,
         "patient_id": pair.patient_id,
@@ -225,11 +238,16 @@ def _pair(pair: tree.TreePair, size: int, columns: tuple[str, ...]) -> dict:
         "prompt": pair.prompt,
         "interpretation": pair.interpretation,
         "confidence": confidence if isinstance(confidence, int) and 1 <= confidence <= 5 else 0,
-        "days": _float(meta.get("time-interval")),
+        "days": _float(ours.get("interval")) if np.isnan(days) else days,
         "labels_before": _labels(ours.get("labels_before"), columns),
         "labels_after": _labels(ours.get("labels_after"), columns),
         **_person(ours),
     }
+
+
+def _older(pair: tree.TreePair, size: int) -> dict:
+    films = [images.png(images.resize(radiograph.read_gray(path), size)) for path in pair.older_paths]
+    return {"older": films, "older_days": [_float(row.get("days")) for row in pair.ours.get("older", [])]}
 
 
 def _single(row: dict, size: int, columns: tuple[str, ...]) -> dict:

@@ -20,9 +20,9 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         tfds.core.BuilderConfig(name="tokens", description="Visual codes of pairs and singles, with texts."),
     ]
 
-    def __init__(self, *, image_size=512, height=64, width=64, labels=14, identity=None, **kwargs):
+    def __init__(self, *, image_size=512, height=64, width=64, labels=14, time=False, identity=None, **kwargs):
         self._shape, self._codes = (image_size, image_size, 1), (height, width)
-        self._labels = labels
+        self._labels, self._time = labels, time  # time: with intervals and older films
         self._identity = identity or {}
         self.examples = {}
         super().__init__(**kwargs)
@@ -56,6 +56,9 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                 "prompt": text, "interpretation": text,
             },
         }[self.builder_config.name]  # fmt: skip
+        if self._time:
+            older = feature.Sequence(codes() if self.builder_config.name == "tokens" else image())
+            features |= {"days": np.float32, "older": older, "older_days": feature.Sequence(np.float32)}
         return tfds.core.DatasetInfo(
             builder=self,
             description=self.builder_config.description,

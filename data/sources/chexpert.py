@@ -5,7 +5,7 @@ train/patient00002/study2/view1_frontal.jpg             images; the same in vali
 
 Both sizes, CheXpert-v1.0 and CheXpert-v1.0-small: paths in the tables begin with the name of the one, which may differ
 from the root's. There are no dates: a patient's studies are in the order of their numbers, along which no age of the
-223,414 rows falls; intervals are unknown.
+223,414 rows falls; intervals are coarse at best (`journeys.Pair.interval`).
 
 Policy for uncertain labels (-1), after the paper's section on uncertainty: of its five approaches, U-Ones was best for
 atelectasis and edema, which count as present; for the others it found U-MultiClass and U-SelfTrained better, which keep

@@ -6,7 +6,7 @@ train_val_list.txt, test_list.txt                       the source's splits, by 
 BBox_List_2017.csv                                      boxes of 880 images, in pixels of 1024 x 1024; optional
 
 There are no dates: a patient's films are in the order of `Follow-up #` (the number in an image's name differs from it
-in a fifth of the rows), and ages tell years only, so intervals are unknown.
+in a fifth of the rows), and ages tell years only, so intervals are coarse at best (`journeys.Pair.interval`).
 
 Policy: the authors drop negated and uncertain mentions before they label (section 3.2 of the paper), so a table has
 only what is there, and what it does not list counts as absent; no label is uncertain. "No Finding" beside another label

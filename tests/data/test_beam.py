@@ -31,10 +31,11 @@ def cohort(tmp_path_factory):
 
 
 @pytest.mark.beam
-@pytest.mark.parametrize(("pairs", "texts"), [("all", "impression"), ("both", "rules")])
-def test_the_same_bytes_with_and_without_beam(cohort, tmp_path, pairs, texts):
+@pytest.mark.parametrize(("pairs", "texts", "history"), [("all", "impression", 0), ("both", "rules", 2)])
+def test_the_same_bytes_with_and_without_beam(cohort, tmp_path, pairs, texts, history):
     pytest.importorskip("apache_beam")
-    common = {"size": 64, "image_size": 32, "options": {"pairs": pairs}, "text_options": TextOptions(texts)}
+    options = {"pairs": pairs, "history": history}
+    common = {"size": 64, "image_size": 32, "options": options, "text_options": TextOptions(texts)}
     build("mimic_cxr", cohort, tmp_path / "a", processes=1, progress=False, **common)
     build("mimic_cxr", cohort, tmp_path / "b", progress=False, beam=[f"--runner={RUNNER}"], **common)
     a, b = cohorts.files(tmp_path / "a"), cohorts.files(tmp_path / "b")

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,35 +74,34 @@ def make_tokens(config: Config, workdir: Path) -> None:
     """Images -> codes: token shards of all pairs, and of the training split's single images for stage 1."""
     coder = load_tokenizer(workdir).on(local_mesh(config))
     shards, size = workdir / "data/shards", config.data.image_size
-    shared = _SharedCodes(workdir / ".cache/tokens")
+    shared, time = _SharedCodes(workdir / ".cache/tokens"), config.tokens.time
+    slack = leaning(config, coder, shards)
     dummy = coder.tokenize(np.full((size, size), DUMMY_PRIOR, np.uint8))
 
     def chunks(source: Any, n: int = 256) -> Iterator[list[dict]]:
         for start in range(0, len(source), n):
             yield [source[i] for i in range(start, min(start + n, len(source)))]
 
-    def pairs(split: str, slack: float) -> Iterator[dict]:
+    def pairs(split: str) -> Iterator[dict]:
         crops = config.tokens.crops if split == "train" else 1
         for crop, flip in ((c, f) for f in range(1 + (config.tokens.flip and split == "train")) for c in range(crops)):
             rng, reach = np.random.default_rng((config.seed, crop)), max(1, size // 16) if crop else 0
             for number, chunk in enumerate(chunks(batches.examples(shards, "pairs", split))):
                 chunk = [mirrored(e) for e in chunk] if flip else chunk
                 # A pair moves as one: its images stay registered.
-                views = [shifted(np.stack([e["prior"], e["followup"]]), rng, reach) for e in chunk]
-                priors, followups = (np.stack(side) for side in zip(*views, strict=True))
-
-                def codes(priors: np.ndarray = priors, followups: np.ndarray = followups) -> tuple:
-                    prior = coder.tokenize(priors)
-                    return prior, coder.tokenize(followups, near=prior, slack=slack)
-
-                found = shared(f"{split}-{crop}-{flip:d}-{number}", codes)
+                films = [[e["prior"], e["followup"], *(e.get("older", ()) if time else ())] for e in chunk]
+                views = [shifted(np.stack(of_pair), rng, reach) for of_pair in films]
+                name = f"{split}-{crop}-{flip:d}-{number}{'-time' * time}"
+                found = shared(name, partial(_codes, coder, views, 0.0 if split == "test" else slack, slack))
                 if found is None:
                     continue
-                prior, followup = found
-                for e, p, f in zip(chunk, prior, followup, strict=True):
+                prior, followup, older = (*found, found[0][:0])[:3]
+                older = np.split(older, np.cumsum([len(view) - 2 for view in views])[:-1])
+                for e, p, f, o in zip(chunk, prior, followup, older, strict=True):
                     row = {k: e[k] for k in ("patient_id", "prompt", "interpretation")}
                     name = f"{e['pair_id']}#{crop}" if crop else e["pair_id"]
                     name = f"{name}#mirrored" if flip else name
+                    row |= _time_of(e, o) if time else {}
                     yield {**row, "pair_id": name, "kind": "pair", "prior": p, "followup": f}
 
     of_cohort = findings_file.read(shards)
@@ -115,6 +115,7 @@ def make_tokens(config: Config, workdir: Path) -> None:
             for e, f in zip(chunk, found[0], strict=True):
                 text = as_change(e, of_cohort)
                 row = {"pair_id": e["image_id"], "patient_id": e["patient_id"], "kind": "single"}
+                row |= _time_of({}, dummy[None][:0]) if time else {}
                 yield {
                     **row,
                     "prompt": text.prompt,
@@ -123,14 +124,36 @@ def make_tokens(config: Config, workdir: Path) -> None:
                     "followup": f,
                 }
 
-    slack = leaning(config, coder, shards)
-    # The test split's follow-ups are what the tokenizer alone makes of them: the ceiling of every system.
-    splits = {s: (lambda s=s: pairs(s, 0.0 if s == "test" else slack)) for s in ("train", "validation", "test")}
+    splits = {s: partial(pairs, s) for s in ("train", "validation", "test")}
     splits["train_single"] = lambda: singles("train")
     height, width = dummy.shape
     shared.fill(splits.values())
-    hosts.on_first_host(lambda: icg_cxr.write_tokens(shards, splits, height=height, width=width), "stage tokens")
+    write = partial(icg_cxr.write_tokens, shards, splits, height=height, width=width, time=time)
+    hosts.on_first_host(write, "stage tokens")
     shared.close()
+
+
+def _codes(coder: Tokenizer, views: list[np.ndarray], slack: float, older_slack: float) -> tuple[np.ndarray, ...]:
+    """Codes int32 [N, h, w] of the N priors and follow-ups; where there are M older films, theirs, [M, h, w].
+
+    views: of each pair uint8 [2 + K, S, S], prior, follow-up and its K older films. slack: of follow-ups, 0 in the test
+    split: what the tokenizer alone makes of them is the ceiling of every system. older_slack: older films are what a
+    model is given and no answer, so they lean to the prior by the model's slack in every split, as when it is used.
+    """
+    prior = coder.tokenize(np.stack([view[0] for view in views]))
+    followup = coder.tokenize(np.stack([view[1] for view in views]), near=prior, slack=slack)
+    near = np.repeat(prior, [len(view) - 2 for view in views], axis=0)
+    if not len(near):
+        return prior, followup
+    older = np.concatenate([view[2:] for view in views])
+    return prior, followup, coder.tokenize(older, near=near, slack=older_slack)
+
+
+def _time_of(example: dict, older: np.ndarray) -> dict:
+    """What token shards say of time: nothing of a single image, nor of a reversed pair, which goes back in it."""
+    days = example.get("days", np.nan)
+    older_days = example.get("older_days", np.zeros(0, np.float32))
+    return {"days": days if days >= 0 else np.nan, "older": older, "older_days": older_days}
 
 
 def leaning(config: Config, coder: Tokenizer, shards: Path) -> float:

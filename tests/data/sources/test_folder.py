@@ -5,7 +5,7 @@ from support import cohorts
 from support.cohorts import QUIET, read
 
 from progemu_jax.data import tree
-from progemu_jax.data.build import build
+from progemu_jax.data.build import build, build_tree
 
 
 def test_a_plain_folder_becomes_shards(tmp_path):
@@ -19,6 +19,15 @@ def test_a_plain_folder_becomes_shards(tmp_path):
         f"q{i}": ("train", "validation", "test")[i % 3] for i in range(6)
     }  # the table's splits
     assert all(p.prompt == f"New effusion. {cohorts.SECRET}" for p in found)
+
+
+def test_each_pair_of_a_patient_has_its_own_follow_up(tmp_path):
+    """All pairs of a table are the patient's first and second film by their ordinals."""
+    root = cohorts.plain_folder(tmp_path / "in", pairs=6)
+    build_tree("folder", root, tmp_path / "out", **QUIET)
+    found = list(tree.read_pairs(tmp_path / "out"))
+    assert len({p.patient_id for p in found}) == 3
+    assert len({p.ours["registration"]["score"] for p in found}) == 6
 
 
 @pytest.mark.parametrize(
