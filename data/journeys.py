@@ -16,10 +16,10 @@ from progemu_jax.data.sources import Given, Rejected, Study, settled, unwanted
 from progemu_jax.errors import UserError
 from progemu_jax.files import records
 from progemu_jax.text.findings import PHANTOM, Finding
+from progemu_jax.text.timeline import MOST_OLDER
 
 SPLITS = ("train", "validation", "test")
 NOT_FINDINGS = ("No Finding", "Support Devices")
-MOST_OLDER = 2  # films beside a pair's prior
 DAYS_A_YEAR, DAYS_WITHIN_A_YEAR = 365.25, 107.0  # see `Pair.interval`
 _OVER = "over the limit of pairs of one patient"
 _COUNTED = ("images in journeys", "patients with two studies", "candidate pairs")

@@ -100,6 +100,24 @@ def test_a_run_with_rounds_has_a_training_scorer_of_its_own():
         ({"progemu__refine__scorer__net__severity": False}, "severity=False"),
         ({"progemu__words__steps": 5, "progemu__task__prompt_budget": 0}, "config.progemu.task.prompt_budget"),
         ({"sample__policy__mode": "diagonal"}, r"config\.progemu\.diagonal\.head\.steps"),
+        ({"progemu__task__interval": 0.5}, r"config\.tokens\.time=False"),
+        ({"progemu__task__older": 1}, "3 images and the prompt alone take"),
+        ({"progemu__task__older": 1, "progemu__task__length": 512}, r"config\.tokens\.time=False"),
+        (
+            {"progemu__task__older": 1, "progemu__task__length": 512, "tokens__time": True},
+            r"set config\.data\.journeys\.history=1",
+        ),
+        (
+            {
+                "progemu__task__older": 1,
+                "progemu__task__length": 512,
+                "progemu__task__prompt_budget": 48,
+                "tokens__time": True,
+                "data__journeys": {"history": 1},
+                "progemu__model__learned_positions": 512,
+            },
+            r"learned_positions=512: rows with older films have ids up to \d+; give that",
+        ),
     ],
 )
 def test_what_cannot_be_is_one_line(keys, words):
