@@ -111,7 +111,7 @@ phantom: setup
 
 course: setup
 	$(PY) -m progemu_jax.main --config=configs/phantom_course.py --workdir=runs/phantom_course
-	$(PY) benchmarks/course.py --run=runs/phantom_course
+	$(PY) benchmarks/expected.py --run=runs/phantom_course
 
 tables: setup
 	$(PY) -m progemu_jax.tables --workdir=runs/tables

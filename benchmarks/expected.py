@@ -1,6 +1,6 @@
 """What a model with intervals and history expects of held-out phantom patients, against the truth; JSON lines.
 
-    .venv/bin/python benchmarks/course.py --run=runs/phantom_course [--patients=240] [--futures=32] [--parts ...]
+    .venv/bin/python benchmarks/expected.py --run=runs/phantom_course [--patients=240] [--futures=32] [--parts ...]
 
 expected   the newest pair of each patient with films before its prior: 32 futures without a prompt after the true
            interval, read by the run's evaluating scorer; a forecast of a finding is its mean probability. Brier score
