@@ -59,7 +59,8 @@ help:
 	@echo "                 CASES=300: fewer; SEED=7: others; CASE=NAME:SEED:NUMBER: one again"
 	@echo "make test-beam   the data stage on Apache Beam, in $(BEAM_VENV)"
 	@echo "make bench-cohort 10,000 synthetic studies of two layouts to shards, with kill -9 on the way; 1,000 of DICOM"
-	@echo "make parity-eval every metric and the VQGAN against independent libraries, in $(PARITY_EVAL) (Python 3.11)"
+	@echo "make parity-eval every metric and the VQGAN against independent libraries, in $(PARITY_EVAL) (Python 3.11);"
+	@echo "                 CHEXGENBENCH=DIR, TEA=DIR: also against the public code of these"
 	@echo "make coverage    2,000 simulated cohorts: do 95 % intervals hold the truth? (slow)"
 	@echo "make known-systems  systems of known faults through the evaluation, on runs/phantom"
 	@echo "make parity      compares with live PyTorch, in $(PARITY_VENV) (Python 3.11); EMU3=DIR adds the public Emu3 code"
@@ -227,7 +228,8 @@ bench-cohort: setup
 
 # The libraries that the metrics are compared with pull in PyTorch: a venv of their own, over the same lock.
 parity-eval: $(PARITY_EVAL)/.progemu-installed
-	JAX_PLATFORMS=cpu OMP_NUM_THREADS=1 $(PARITY_EVAL)/bin/python -m pytest -m parity tests/parity/test_eval.py \
+	JAX_PLATFORMS=cpu OMP_NUM_THREADS=1 $(if $(CHEXGENBENCH),CHEXGENBENCH=$(CHEXGENBENCH)) $(if $(TEA),TEA=$(TEA)) \
+	  $(PARITY_EVAL)/bin/python -m pytest -m parity tests/parity/test_eval.py tests/parity/test_protocols_live.py \
 	  tests/parity/test_vqgan_live.py
 	$(PARITY_EVAL)/bin/python -m pytest tests/eval/test_tables.py
 

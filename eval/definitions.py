@@ -224,6 +224,19 @@ METRICS = {
     "mae_counterfactual": Metric(
         "MAE, truth", "Mean absolute difference to the true counterfactual, gray levels.", -1, 2
     ),
+    "tea_effectiveness": Metric(
+        "TEA effectiveness",
+        "How much of the change of pixels from prior to true counterfactual the image makes: 0 a copy, 1 all of it, "
+        "above 1 too much.",
+        0,
+    ),
+    "tea_amplification": Metric(
+        "TEA amplification",
+        "Length of the image's other changes of pixels from the prior (intensities from 0 to 1, so it grows with the "
+        "number of pixels): 0 a copy or the true counterfactual.",
+        -1,
+        2,
+    ),
     # Text
     "text_right": Metric(
         "Right finding and side",
@@ -296,7 +309,8 @@ SECTIONS = (
     (
         "Image: how near is it to prior, follow-up and true counterfactual?",
         ("ssim_prior", "ssim_unchanged", "ms_ssim_unchanged", "psnr_unchanged", "ssim_followup", "ms_ssim_followup",
-         "psnr_followup", "ssim_counterfactual", "psnr_counterfactual", "mae_counterfactual"),
+         "psnr_followup", "ssim_counterfactual", "psnr_counterfactual", "mae_counterfactual", "tea_effectiveness",
+         "tea_amplification"),
     ),
     (
         "Fidelity and diversity of the images",

@@ -1,7 +1,8 @@
-"""Predictions written as other evaluations read them: CheXGenBench, M3-Score, RadMatch, and a CSV of edits.
+"""Predictions written as other evaluations read them: CheXGenBench, M3-Score, RadMatch and TEA.
 
-Images keep their bytes; follow-ups of the references are written anew, as gray PNG. Names say nothing of the patient:
-`export.csv` tells which case is which. What is exported of a credentialed cohort stays under its agreement.
+Images keep their bytes, but for TEA's; follow-ups of the references are written anew, as gray PNG. Names say nothing
+of the patient: `export.csv` tells which case is which. What is exported of a credentialed cohort stays under its
+agreement.
 """
 
 import csv
@@ -9,6 +10,7 @@ import io
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from progemu_jax.errors import UserError
@@ -42,10 +44,17 @@ class _Export:
         read_image(path, self.refs.shape)
         self._write(name, Path(path).read_bytes())
 
-    def real(self, name, i, kind="followup"):
-        """Writes a reference image of case i to `name` in the folder."""
+    def real(self, name, i):
+        """Writes the follow-up of case i to `name` in the folder."""
+        self._image(name, Image.fromarray(self.refs.image(i, "followup")), "PNG")
+
+    def intensities(self, name, image):
+        """Writes uint8 [H, W] as a TIFF of float32 from 0 to 1 to `name` in the folder."""
+        self._image(name, Image.fromarray(image.astype(np.float32) / 255), "TIFF")
+
+    def _image(self, name, image, kind):
         out = io.BytesIO()
-        Image.fromarray(self.refs.image(i, kind)).save(out, "PNG")
+        image.save(out, kind)
         self._write(name, out.getvalue())
 
     def table(self, name, columns, rows):
@@ -104,18 +113,34 @@ def _radmatch(out):
 
 
 def _teacsv(out):
-    """edits.csv: a row an image, with what was asked for and who the patient is."""
+    """The folder of an experiment that TEA's 5_TEA.ipynb reads, with mode = "add" and cgm = "system".
+
+    One file name stands for prior (test/no_bias), true counterfactual (test/bias) and generated image
+    (system_cfs/bias). It takes three numbers from the name: here patient, case and sample. What only colours its
+    figures is not known, and empty: the distance between subjects (isv_dst), its pseudo-oracle's predictions.
+    """
     rows = []
     for r, i in enumerate(map(int, out.rows.case)):
-        row, name = out.refs.rows[i], f"edited/{out.row_name(r)}.png"
-        out.generated(name, r)
+        row, true = out.refs.rows[i], out.refs.image(i, "counterfactual")
+        if true is None:
+            raise UserError(
+                f"{out.refs.root}: case {row['pair_id']} has no true counterfactual, which TEA compares with; "
+                "export teacsv of the phantom"
+            )
+        patient, sample = out.subject[row["patient_id"]], int(out.rows.sample[r])
+        name = f"subject_{patient:05d}_case_{i:05d}_sample_{sample}_.tiff"
+        for folder, image in (
+            ("test/no_bias", out.refs.image(i, "prior")),
+            ("test/bias", true),
+            ("system_cfs/bias", read_image(out.rows.images[r], out.refs.shape)),
+        ):
+            out.intensities(f"{folder}/{name}", image)
         asked = {f: "+" if way > 0 else "-" for f, way in (row.get("prompt_changes") or {}).items() if way}
-        who = [row.get(key) for key in ("age", "sex", "group")]
         changes = "; ".join(f"{way}{finding}" for finding, way in asked.items())
-        rows.append((f"original/{out.case(i)}.png", name, out.rows.prompts[r], changes, *who))
-    for i in sorted({*map(int, out.rows.case)}):
-        out.real(f"original/{out.case(i)}.png", i, "prior")
-    out.table("edits.csv", ("original_image", "edited_image", "prompt", "changes", "age", "sex", "group"), rows)
+        who = [row.get(key) for key in ("age", "sex", "group")]
+        rows.append((name, "", out.row_name(r), out.rows.prompts[r], changes, *who))
+    out.table("test.csv", ("filename", "isv_dst", "name", "prompt", "changes", "age", "sex", "group"), rows)
+    out.table("system_cfs/bias/predictions.csv", ("filename", "predictions"), [(row[0], "") for row in rows])
 
 
 # Protocol -> (function, what of a system it needs).
@@ -136,7 +161,8 @@ def export(protocol, predictions, references, folder):
         written last.
 
     Raises:
-      UserError: unreadable input, a system without images or texts where the protocol wants them, a folder in use.
+      UserError: unreadable input, a system without images or texts, or a case without a true counterfactual, where the
+        protocol wants them, a folder in use.
     """
     refs, folder = read_references(references), Path(folder)
     rows = read_predictions(predictions, refs)

@@ -1,4 +1,4 @@
-"""What other evaluations found (CheXGenBench, M3-Score, RadMatch, any CSV): numbers to stand beside ours."""
+"""What other evaluations found (CheXGenBench, M3-Score, RadMatch, TEA): numbers to stand beside ours."""
 
 import csv
 import math
@@ -13,10 +13,11 @@ SHOWN = {
     "m3": ("fidelity", "fidelity_floor", "memorization", "coverage", "n_real", "n_gen"),
     "radmatch": ("actionable_errors_per_report", "clinical_safety_summary.triage_recall",
                  "clinical_safety_summary.actionable_recall", "clinical_safety_summary.triage_precision",
-                 "clinical_safety_summary.actionable_precision"),
+                 "clinical_safety_summary.actionable_precision", "metadata.n_reports"),
 }  # fmt: skip
 DEEPEST = 4  # nested objects that are read
-TITLES = {"chexgenbench": "CheXGenBench", "m3": "M3-Score", "radmatch": "RadMatch", "teacsv": "CSV of edits"}
+TITLES = {"chexgenbench": "CheXGenBench", "m3": "M3-Score", "radmatch": "RadMatch", "teacsv": "TEA"}
+NAMES = ("Extra Info", "Caption Type", "Pathology")  # columns of CheXGenBench that are no metric
 
 
 def read_results(protocol, path, system):
@@ -88,14 +89,14 @@ def _number(cell):
 
 def _benchmark(path, system):
     rows, out = _rows(path), {}
-    own = [row for row in rows if row.get("Extra Info") == system]
+    own = {row.get("Pathology"): row for row in rows if row.get("Extra Info") == system}  # the last of each
     if not own:
         names = ", ".join(sorted({str(row.get("Extra Info"))[:40] for row in rows})[:5])
         raise UserError(f'{path}: no row has "{system}" as Extra Info, but {names}; give NAME=DIR one of these names')
-    for row in own:
-        behind = f", {row['Pathology']}" if row.get("Pathology") else ""
+    for pathology, row in own.items():
+        behind = f", {pathology}" if pathology else ""
         for name, cell in row.items():
-            if (value := _number(cell)) is not None:
+            if name not in NAMES and (value := _number(cell)) is not None:
                 out[f"{name}{behind}"] = value
     return out
 

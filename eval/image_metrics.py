@@ -13,7 +13,7 @@ PRIOR = ("ssim_prior", "mae_prior")
 ASKED = ("mae_asked", "mae_asked_copy")
 FOLLOWUP = ("ssim_followup", "ms_ssim_followup", "psnr_followup")
 UNCHANGED = ("ssim_unchanged", "ms_ssim_unchanged", "psnr_unchanged")
-TRUTH = ("ssim_counterfactual", "psnr_counterfactual", "mae_counterfactual")
+TRUTH = ("ssim_counterfactual", "psnr_counterfactual", "mae_counterfactual", "tea_effectiveness", "tea_amplification")
 SAMPLES = ("diversity", "uncertainty_error_r")
 
 
@@ -137,6 +137,8 @@ def _judge(candidate, known, members):
         out["ssim_counterfactual"] = [p.similarities(true, multi=False)[0] for p in pyramids]
         out["psnr_counterfactual"] = [image.psnr(picture, true_image) for picture in made]
         out["mae_counterfactual"] = [image.mean_absolute_error(picture, true_image) for picture in made]
+        edits = [image.tea(picture, prior_image, true_image) for picture in made]
+        out["tea_effectiveness"], out["tea_amplification"] = map(list, zip(*edits, strict=True))
     if len(made) < 2:
         return out, None
     target = followup_image if true_image is None else true_image

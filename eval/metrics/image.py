@@ -212,6 +212,24 @@ def mean_absolute_error(a, b):
     return float(np.abs(a - b).mean())
 
 
+def tea(image, prior, truth):
+    """(effectiveness, amplification) of an edit: TEA (Stanley et al., MICCAI 2025), as its code computes it.
+
+    With edit e = image - prior and true edit t = truth - prior, on intensities from 0 to 1: e.t / |t|^2, the share of
+    the true edit that was made (0 a copy, 1 all of it, above 1 more than that), and the length of the rest,
+    |e - effectiveness t| (0 or more; it grows with the number of pixels). (NaN, NaN) where the true edit is none.
+
+    image, prior, truth: gray levels 0 to 255, [H, W].
+    """
+    image, prior = _check(image, prior)
+    edit, step = image - prior, _check(truth, prior)[0] - prior
+    length = np.sum(step**2)
+    if not length:
+        return float("nan"), float("nan")
+    effectiveness = np.sum(edit * step) / length
+    return float(effectiveness), float(np.linalg.norm(edit - effectiveness * step) / 255)
+
+
 def _box(x, n):
     """Sums of bool [H, W] over n x n boxes that lie inside: int [H - n + 1, W - n + 1]."""
     total = np.pad(x.astype(np.int32).cumsum(0, dtype=np.int32).cumsum(1, dtype=np.int32), ((1, 0), (1, 0)))

@@ -95,7 +95,8 @@ class TestKnownSystems:
             "feature_recall",
         ):
             assert value(run[1], "perfect", key) == pytest.approx(value(run[1], "counterfactual", key)), key
-        assert value(run[1], "perfect", "mae_counterfactual") == 0
+        assert value(run[1], "perfect", "mae_counterfactual") == value(run[1], "perfect", "tea_amplification") == 0
+        assert value(run[1], "perfect", "tea_effectiveness") == 1
         assert value(run[1], "perfect", "cmig") == pytest.approx(value(run[1], "followup", "cmig"))
 
     @pytest.mark.parametrize("system", ["null", "copy"])
@@ -109,6 +110,8 @@ class TestKnownSystems:
             "effect",
             "flip_rate",
             "finding_shift",
+            "tea_effectiveness",
+            "tea_amplification",
         ):
             assert value(run[1], system, key) == pytest.approx(0, abs=1e-9), key
         assert 0.5 < value(run[1], system, "finding_auroc") < 0.9

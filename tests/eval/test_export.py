@@ -92,14 +92,24 @@ def test_radmatch_pairs_reports_by_file_name(two):
     assert (out / "reports_gt/case00002.txt").read_text() == cohort.rows[2]["interpretation"] + "\n"
 
 
-def test_edits_say_what_was_asked_for_and_of_whom(two):
+def test_teas_folders_have_prior_truth_and_edit_by_one_name(two):
     root, cohort = two
     out = make(root, "teacsv")
-    rows = table(out / "edits.csv")
-    assert len(rows) == 8
-    assert rows[2]["original_image"] == "original/case00001.png"
-    assert (pixels(out / rows[2]["original_image"]) == pixels(root / "references/images/p001-0-prior.png")).all()
-    assert (out / rows[2]["edited_image"]).is_file()
+    rows = table(out / "test.csv")
+    names = {row["name"]: row["filename"] for row in rows}
+    assert set(names) == {row["name"] for row in table(out / "export.csv")}
+    assert names["case00003_1"] == "subject_00001_case_00003_sample_1_.tiff"
+    for place, image in (
+        ("test/no_bias", "references/images/p003-0-prior.png"),
+        ("test/bias", "references/images/p003-0-counterfactual.png"),
+        ("system_cfs/bias", "two/images/p003-0-1.png"),
+    ):
+        assert set(names.values()) == {*files(out / place)} - {"predictions.csv"}
+        shown = pixels(out / place / names["case00003_1"])
+        assert shown.dtype == np.float32
+        np.testing.assert_array_equal(shown, pixels(root / image).astype(np.float32) / 255)
+    predicted = table(out / "system_cfs/bias/predictions.csv")
+    assert [(row["filename"], row["predictions"]) for row in predicted] == [(name, "") for name in names.values()]
     asked = cohort.rows[1]["prompt_changes"]
     assert rows[2]["changes"] == "; ".join(f"{'+' if way > 0 else '-'}{finding}" for finding, way in asked.items())
     assert (float(rows[2]["age"]), rows[2]["sex"]) == (cohort.rows[1]["age"], cohort.rows[1]["sex"])
@@ -117,6 +127,12 @@ class TestRefusals:
         cohort.write_predictions(root / "blind", cohort.after, ["Stable."] * 4, images=False)
         one_line("has no texts", make, root, "radmatch", "silent")
         one_line("has no images", make, root, "m3", "blind")
+
+    def test_a_case_without_truth_where_it_is_wanted(self, two):
+        root, cohort = two
+        cohort.rows[2]["counterfactual"] = None
+        cohort.write_rows(root / "references")
+        one_line("case p002-0 has no true counterfactual", make, root, "teacsv")
 
     def test_a_broken_image(self, two):
         root, _ = two

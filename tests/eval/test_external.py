@@ -8,15 +8,15 @@ from support.eval_cohort import one_line
 from progemu_jax.eval.__main__ import main
 from progemu_jax.eval.external import read_results
 
-BENCHMARK = """FID,FID (RadDino),Precision,Extra Info,Caption Type,Pathology
-54.1,71.25,0.4,ours,annotated_prompt,Edema
-44.0,61.0,0.5,theirs,annotated_prompt,Edema
-53.0,,nan,ours,annotated_prompt,Fracture
-52.5,70.0,0.6,ours,annotated_prompt,Edema
+BENCHMARK = """FID,FID (RadDino),Precision,Extra Info,Caption Type,Pathology,FRD
+54.1,71.25,0.4,ours,annotated_prompt,Edema,2.5
+44.0,61.0,0.5,7,annotated_prompt,Edema,
+53.0,,nan,ours,annotated_prompt,Fracture,2.75
+52.5,70.0,0.6,ours,annotated_prompt,Edema,
 """
 M3 = {"fidelity": 0.0731, "fidelity_ci": [0.06, 0.08], "coverage": 0.38, "protocol": "m3-v1", "n_real": 2000,
       "fidelity_floor": None, "fidelity_floor_by_subject": True, "m3score_version": "0.1.0"}  # fmt: skip
-RADMATCH = {"n_reports": 9, "actionable_errors_per_report": 1.25,
+RADMATCH = {"metadata": {"radmatch_version": "0.2.2", "n_reports": 9}, "actionable_errors_per_report": 1.25,
             "clinical_safety_summary": {"triage_recall": 0.5, "triage_precision": None}}  # fmt: skip
 
 
@@ -29,8 +29,10 @@ def test_chexgenbench_takes_the_last_row_of_the_system_and_pathology(tmp_path):
     path = write(tmp_path / "r.csv", BENCHMARK)
     assert read_results("chexgenbench", path, "ours") == {
         "FID, Edema": 52.5, "FID (RadDino), Edema": 70.0, "Precision, Edema": 0.6, "FID, Fracture": 53.0,
+        "FRD, Fracture": 2.75,
     }  # fmt: skip
-    one_line('no row has "mine" as Extra Info, but ours, theirs', read_results, "chexgenbench", path, "mine")
+    assert set(read_results("chexgenbench", path, "7")) == {"FID, Edema", "FID (RadDino), Edema", "Precision, Edema"}
+    one_line('no row has "mine" as Extra Info, but 7, ours', read_results, "chexgenbench", path, "mine")
 
 
 def test_m3_and_radmatch(tmp_path):
@@ -39,11 +41,11 @@ def test_m3_and_radmatch(tmp_path):
     }  # fmt: skip
     found = read_results("radmatch", write(tmp_path / "r.json", RADMATCH), "ours")
     assert found == {
-        "n_reports": 9, "actionable_errors_per_report": 1.25, "clinical_safety_summary.triage_recall": 0.5,
+        "metadata.n_reports": 9, "actionable_errors_per_report": 1.25, "clinical_safety_summary.triage_recall": 0.5,
     }  # fmt: skip
 
 
-def test_a_csv_of_edits_gives_the_mean_of_every_column_of_numbers(tmp_path):
+def test_a_csv_gives_the_mean_of_every_column_of_numbers(tmp_path):
     path = write(tmp_path / "e.csv", "edited_image,effect,other\na.png,1,0.5\nb.png,,0.25\nc.png,0,high\n")
     assert read_results("teacsv", path, "ours") == {"effect": 0.5}
 
@@ -81,7 +83,7 @@ class TestCommand:
         text = (root / "out/tables.md").read_text()
         assert "## As measured by M3-Score\n\n| system | fidelity | coverage | n_real |" in text
         assert "| Ours | 0.0731 | 0.38 | 2000 |" in text
-        assert "| Ours | 1.25 | 0.5 |" in text
+        assert "| Ours | 1.25 | 0.5 | 9 |" in text
         assert "As measured by RadMatch" in (root / "out/report/index.html").read_text()
 
     @pytest.mark.parametrize(

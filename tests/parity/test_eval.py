@@ -8,12 +8,11 @@ import math
 
 import numpy as np
 import pytest
+from support.eval_inputs import CASES, close, features, import_torchvision
 
 from progemu_jax.eval.metrics import cmig, divergence, fidelity, image, retention, roc, utility, words
 
 pytestmark = pytest.mark.parity
-TOLERANCE = {"rtol": 0, "atol": 1e-6}
-CASES = 200
 WORDS = [
     "new",
     "worse",
@@ -31,10 +30,6 @@ WORDS = [
     "2.5",
     "cm",
 ]
-
-
-def close(ours, theirs):
-    np.testing.assert_allclose(ours, theirs, **TOLERANCE)
 
 
 def ranking(seed):
@@ -167,18 +162,6 @@ def test_ms_ssim_is_pytorch_msssims(seed):
     close(image.ms_ssim(a, b), value)
 
 
-def features(seed):
-    rng = np.random.default_rng(seed)
-    d = int(rng.integers(2, 12))
-    n, m = rng.integers(d + 3, 60, 2)
-    x, y = rng.normal(size=(n, d)), rng.normal(size=(m, d)) * rng.uniform(0.5, 2, d) + rng.normal(size=d)
-    if seed % 4 == 0:
-        y = x[: max(len(x) // 2, 5)].copy()
-    if seed % 10 == 1:
-        x[:, 0] = 3.0  # a singular covariance
-    return x, y
-
-
 @pytest.mark.parametrize("seed", range(CASES))
 def test_fid_is_scipys_matrix_square_root(seed):
     linalg = pytest.importorskip("scipy.linalg")
@@ -194,7 +177,7 @@ def test_fid_is_scipys_matrix_square_root(seed):
 @pytest.mark.parametrize("seed", range(CASES))
 def test_kid_is_torchmetrics(seed):
     torch = pytest.importorskip("torch")
-    import_torchvision(torch)  # torchmetrics imports it
+    import_torchvision()  # torchmetrics imports it
     from torchmetrics.image.kid import poly_mmd
 
     x, y = features(seed)
@@ -313,30 +296,6 @@ def test_meteor_by_hand():
     assert words.meteor_exact_stem("worsening edema", "pulmonary congestion") == 0  # no synonyms, offline
 
 
-def import_torchvision(torch):
-    """torchvision, also where its compiled operators are of another build than PyTorch: no model here needs them."""
-    import importlib
-    import re
-    import sys
-
-    pytest.importorskip("torch")
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    import_torchvision.libraries.append(library)  # what it defines is gone with it
-    while True:
-        try:
-            return importlib.import_module("torchvision")
-        except RuntimeError as error:
-            missing = re.search(r"operator torchvision::(\w+) does not exist", str(error))
-            if not missing:
-                raise
-            library.define(f"{missing[1]}(Tensor x) -> Tensor")
-            for name in [n for n in sys.modules if n.split(".")[0] == "torchvision"]:
-                del sys.modules[name]
-
-
-import_torchvision.libraries = []
-
-
 class TestXrv:
     """The real library with random weights, written as its authors wrote theirs."""
 
@@ -345,7 +304,7 @@ class TestXrv:
         import os
 
         torch = pytest.importorskip("torch")
-        torchvision = import_torchvision(torch)
+        torchvision = import_torchvision()
         xrv = pytest.importorskip("torchxrayvision")
         from torchxrayvision.baseline_models import chestx_det, emory_hiti, riken
 

@@ -99,6 +99,15 @@ class TestImage:
         assert image.psnr(a, a) == math.inf
         assert image.mean_absolute_error(a, b) == 0.25
 
+    def test_tea_by_hand(self):
+        prior = np.full((1, 2), 100, np.uint8)
+        truth, made = prior + np.uint8([[30, 0]]), prior + np.uint8([[15, 51]])
+        assert image.tea(made, prior, truth) == pytest.approx((0.5, 0.2))
+        assert image.tea(prior - np.uint8([[60, 0]]), prior, truth) == pytest.approx((-2, 0))
+        assert image.tea(truth, prior, truth) == (1, 0)
+        assert image.tea(prior, prior, truth) == (0, 0)
+        assert np.isnan(image.tea(made, prior, prior)).all()
+
     def test_ms_ssim_scales_fit_the_image(self):
         assert [image.scales((s, 512)) for s in (10, 11, 22, 64, 128, 176, 512)] == [0, 1, 2, 3, 4, 5, 5]
         rng = np.random.default_rng(2)
