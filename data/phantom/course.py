@@ -5,7 +5,7 @@ severity s moves without chance: growing ds/dt = g (1 - s), resolving ds/dt = -k
 change by chance at the HAZARDS, and what has resolved to PRESENT is absent from then on. A patient's g and k of a
 finding are lognormal and hold for life, so that two films tell what one does not: the mode, and how fast.
 
-The process is stationary: a patient's first study is at no particular time. NumPy alone, float64 inside.
+The process is stationary: a patient's first study is at no particular time. NumPy alone.
 """
 
 from __future__ import annotations
@@ -26,40 +26,40 @@ ABSENT, GROWING, RESOLVING, STABLE = range(len(MODES))
 
 # Days: median 1/g, median 1/k, and from onset to absence, so that the PREVALENCE comes out.
 TIMES = {
-    "left pleural effusion": (40, 30, 167),
-    "right pleural effusion": (40, 30, 167),
-    "left pneumothorax": (30, 20, 147),
-    "right pneumothorax": (30, 20, 147),
-    "cardiomegaly": (60, 50, 211),
-    "pulmonary edema": (25, 20, 145),
-    "atelectasis": (30, 25, 159),
-    "consolidation": (30, 30, 175),
+    "left pleural effusion": (35, 25, 129),
+    "right pleural effusion": (35, 25, 129),
+    "left pneumothorax": (30, 20, 114),
+    "right pneumothorax": (30, 20, 114),
+    "cardiomegaly": (60, 40, 167),
+    "pulmonary edema": (25, 20, 115),
+    "atelectasis": (30, 25, 130),
+    "consolidation": (30, 25, 130),
 }
-SPREAD = 0.7  # standard deviation of ln g and ln k over patients
+SPREAD = 0.6  # standard deviation of ln g and ln k over patients
 HAZARDS = np.zeros((len(MODES), len(MODES)))  # jumps a day, from the row's mode to the column's
 HAZARDS[ABSENT, GROWING] = 1  # times `Latent.onset`
-HAZARDS[GROWING, RESOLVING] = 1 / 35  # a treatment begins
-HAZARDS[GROWING, STABLE] = 1 / 80
+HAZARDS[GROWING, RESOLVING] = 1 / 20  # a treatment begins
+HAZARDS[GROWING, STABLE] = 1 / 120
 HAZARDS[RESOLVING, STABLE] = 1 / 500
-HAZARDS[RESOLVING, GROWING] = 1 / 1000  # relapse
-HAZARDS[STABLE, GROWING] = 1 / 120
-_MEDIANS, _DAYS = np.array([t[:2] for t in TIMES.values()], float), np.array([t[2] for t in TIMES.values()], float)
+HAZARDS[RESOLVING, GROWING] = 1 / 500  # relapse
+HAZARDS[STABLE, GROWING] = 1 / 200
 _TOTAL = HAZARDS.sum(1)
 _CUMULATIVE = HAZARDS.cumsum(1) / _TOTAL[:, None]
-_ONSET = (0.18, 0.40)  # severity at onset, uniform
+_ONSET = (0.18, 0.90)  # severity at onset, uniform
 _TRACE, _TRACES = 0.35, (0.02, 0.12)  # share of the absent that leave a trace, uniform
 _BURN_IN = 1500.0  # days
 
 NOISE = 0.04  # standard deviation of a severity as one film shows it
-_LIBRARY, _PARTICLES = 60_000, 20_000
+_PATIENTS, _MOMENTS, _APART = 100_000, 5, 300.0  # of a library: each patient at so many moments, days apart
+_PARTICLES = 30_000
 
 
 @dataclass(frozen=True)
 class Latent:
     """All that the future depends on. Arrays of one shape, [..., 8] in the order of FINDINGS where not said otherwise.
 
-    severity: float64 in [0, 1]. mode: int8, index into MODES. growth, decay: float64, g and k in 1/day, > 0. onset:
-    float64, jumps from absent to growing a day.
+    severity: float in [0, 1]. mode: int8, index into MODES. growth, decay: float, g and k in 1/day, > 0. onset: float,
+    jumps from absent to growing a day.
     """
 
     severity: np.ndarray
@@ -79,15 +79,16 @@ class Latent:
 
 def true_state(row: dict) -> Latent:
     """The latent state, of shape [8], of a row of truth/studies.jsonl. UserError: its cohort has other dynamics."""
-    course = row.get("course")
-    if course is None:
+    try:
+        course = row["course"]
+        mode = np.array([MODES.index(m) for m in course["mode"]], np.int8)
+        rates = [np.array(course[name], float) for name in ("growth", "decay", "onset")]
+        return Latent(np.array(row["disease"]["severities"], float), mode, *rates)
+    except (KeyError, TypeError, ValueError):
         raise UserError(
-            f"study {row['study_id']}: its truth tells no course; write the cohort with "
-            f"config.data.phantom.dynamics=course"
-        )
-    mode = np.array([MODES.index(m) for m in course["mode"]], np.int8)
-    rates = (np.array(course[name], float) for name in ("growth", "decay", "onset"))
-    return Latent(np.asarray(row["disease"]["severities"], float), mode, *rates)
+            f"study {row.get('study_id')}: its truth tells no course; write a cohort with "
+            "config.data.phantom.dynamics=course"
+        ) from None
 
 
 def drift(latent: Latent, days: float) -> np.ndarray:
@@ -114,7 +115,7 @@ def futures(
 
     history: (day, severities [8]) of each film, oldest first, at least one. A severity is taken as the true one plus
     normal noise of standard deviation `noise` > 0; it may lie outside [0, 1]. Of the patient the congestion counts,
-    which is taken as known; modes and rates are not. UserError: a history that is none.
+    which is taken as known; modes and rates are not. UserError: a history, noise or days that make no sense.
     """
     _check_days(days)
     return advance(rng, posterior(rng, patient, history, n, noise), days)[0].severity.astype(np.float32)
@@ -129,22 +130,13 @@ def posterior(
 ) -> Latent:
     """Draws n latent states, of shape [n, 8], at the last film of a history; arguments and errors as `futures`.
 
-    A particle filter for each finding: the films pick among 60,000 stationary states, of which 20,000 run on from film
-    to film with jumps of their own.
+    A particle filter for each finding: the first film picks 30,000 among half a million stationary states, which run on
+    to the next film, each with jumps of its own, and are picked from again.
     """
-    days, seen = _checked(history)
-    drawn = []
-    for i, share in enumerate(_shares(patient)):
-        particles, day = _library(i, float(share)), days[0]
-        for k, (later, value) in enumerate(zip(days, seen[:, i], strict=True)):
-            if later > day:
-                particles, day = advance(rng, particles, later - day)[0], later
-            misfit = ((particles.severity - value) / noise) ** 2 / 2
-            weights = np.exp(misfit.min() - misfit)
-            size = n if k == len(days) - 1 else _PARTICLES
-            particles = particles[rng.choice(len(weights), size, p=weights / weights.sum())]
-        drawn.append(particles)
-    return Latent(*(np.stack(columns, 1) for columns in zip(*(vars(x).values() for x in drawn), strict=True)))
+    days, seen = _checked(history, noise)
+    libraries = map(_library, TIMES.values(), _shares(patient).tolist())
+    drawn = [_filter(rng, states, days, shown, n, noise) for states, shown in zip(libraries, seen.T, strict=True)]
+    return _together(drawn, functools.partial(np.stack, axis=1))
 
 
 def sample_course(rng: np.random.Generator, patient: Patient, n: int) -> list[tuple[State, Latent, list[str]]]:
@@ -154,7 +146,7 @@ def sample_course(rng: np.random.Generator, patient: Patient, n: int) -> list[tu
     are kept while a finding persists. Both hold the severities as float32 has them.
     """
     size = len(FINDINGS)
-    latent = _stationary(rng, np.arange(size), _onset(np.arange(size), _shares(patient)))
+    latent = _stationary(rng, np.array(list(TIMES.values()), float), _shares(patient))
     out, days, sites, was = [], 0.0, draw_sites(rng), np.zeros(size, bool)
     treated = np.zeros(size, bool)
     for k in range(n):
@@ -171,7 +163,7 @@ def sample_course(rng: np.random.Generator, patient: Patient, n: int) -> list[tu
 
 
 def advance(rng: np.random.Generator, latent: Latent, days: float) -> tuple[Latent, np.ndarray]:
-    """Moves every entry on by `days`, each by chance of its own.
+    """Moves every entry on by `days` >= 0 (one number, or one for each), each by chance of its own.
 
     Returns what it is then, and bool of the same shape: has a treatment begun (a jump from growing to resolving).
     """
@@ -198,6 +190,22 @@ def advance(rng: np.random.Generator, latent: Latent, days: float) -> tuple[Late
     return replace(latent, severity=severity.reshape(shape), mode=mode.reshape(shape)), treated.reshape(shape)
 
 
+def _filter(rng, particles: Latent, days, seen, n: int, noise: float) -> Latent:
+    """[n] states of one finding at the last film. particles: [N] at the first, by severity; seen: [films]."""
+    low, high = np.searchsorted(particles.severity, [seen[0] - 6 * noise, seen[0] + 6 * noise])
+    particles = particles[low:high] if high > low else particles
+    for k, value in enumerate(seen):
+        if k:
+            particles = advance(rng, particles, days[k] - days[k - 1])[0]
+        misfit = ((particles.severity - value) / noise) ** 2 / 2
+        weights = np.exp(misfit.min() - misfit).cumsum()
+        last = k == len(seen) - 1
+        # Evenly spread draws keep more of the different ones; the last are independent of each other.
+        places = rng.random(n) if last else (np.arange(_PARTICLES) + rng.random()) / _PARTICLES
+        particles = particles[np.searchsorted(weights, places * weights[-1], side="right")]
+    return particles
+
+
 def _flow(mode, severity, growth, decay, days):
     """Severities after `days` within their modes."""
     grown = 1 - (1 - severity) * np.exp(-growth * days)
@@ -205,39 +213,47 @@ def _flow(mode, severity, growth, decay, days):
 
 
 def _shares(patient: Patient) -> np.ndarray:
-    """float [8]: the share of the time that a finding is present; in whole percents, so that few libraries do."""
-    return np.round(prevalence(patient), 2)
+    """float [8]: the share of the time that a finding is present; in steps of 0.02, so that few libraries do."""
+    return np.round(prevalence(patient) / 0.02) * 0.02
 
 
-def _onset(finding, share):
-    """Jumps from absent to growing a day that keep a finding present `share` of the time. Arrays, or single values."""
-    return share / (1 - share) / _DAYS[finding]
+def _stationary(rng, times: np.ndarray, shares: np.ndarray) -> Latent:
+    """[N] states at no particular time, with rates of their own. times: [N, 3] as in TIMES; shares: [N]."""
+    rates = np.exp(rng.normal(0, SPREAD, (len(times), 2))) / times[:, :2]
+    onset = shares / (1 - shares) / times[:, 2]
+    healthy = Latent(np.zeros(len(times)), np.zeros(len(times), np.int8), *rates.T, onset)
+    return advance(rng, healthy, _BURN_IN)[0]
 
 
-def _stationary(rng, finding: np.ndarray, onset: np.ndarray) -> Latent:
-    """One state for each entry of finding (index into FINDINGS), of patients that share nothing but their onset."""
-    median = _MEDIANS[finding]
-    rates = np.exp(rng.normal(0, SPREAD, median.shape)) / median
-    healthy = np.zeros(len(finding))
-    start = Latent(healthy, healthy.astype(np.int8), *rates.T, onset)
-    return advance(rng, start, _BURN_IN)[0]
+@functools.lru_cache(maxsize=32)  # of 10 MB
+def _library(times: tuple[int, int, int], share: float) -> Latent:
+    """[500000] stationary states of a finding that is present `share` of the time, in the order of severity.
+
+    The same ones in every process. times: of TIMES.
+    """
+    rng = np.random.default_rng([*times, round(100 * share)])
+    states = [_stationary(rng, np.tile(np.array(times, float), (_PATIENTS, 1)), np.full(_PATIENTS, share))]
+    for _ in range(_MOMENTS - 1):
+        states.append(advance(rng, states[-1], _APART)[0])
+    joined = _together(states, np.concatenate)
+    small = Latent(*(x.astype(np.float32 if x.dtype == float else x.dtype) for x in vars(joined).values()))
+    return small[np.argsort(small.severity)]
 
 
-@functools.lru_cache(maxsize=64)
-def _library(finding: int, share: float) -> Latent:
-    """[60000] stationary states of a finding that is present `share` of the time; the same ones in every process."""
-    rng = np.random.default_rng([finding, round(100 * share)])
-    return _stationary(rng, np.full(_LIBRARY, finding), np.full(_LIBRARY, _onset(finding, share)))
+def _together(parts: Sequence[Latent], how) -> Latent:
+    """One of several: how joins a list of arrays."""
+    return Latent(*(how(columns) for columns in zip(*(vars(x).values() for x in parts), strict=True)))
 
 
-def _checked(history) -> tuple[np.ndarray, np.ndarray]:
+def _checked(history, noise: float) -> tuple[np.ndarray, np.ndarray]:
     """Days [films] and severities [films, 8] of a history."""
-    days = np.array([day for day, _ in history], float)
-    seen = np.array([severities for _, severities in history], float)
-    if not len(days) or seen.shape[1:] != (len(FINDINGS),):
-        raise UserError(f"history of shape {seen.shape}: give (day, {len(FINDINGS)} severities) of one film or more")
+    if not history or any(np.shape(severities) != (len(FINDINGS),) for _, severities in history):
+        raise UserError(f"history of {len(history)} films: give (day, {len(FINDINGS)} severities) of one film or more")
+    days, seen = (np.array(column, float) for column in zip(*history, strict=True))
     if not (np.isfinite(days).all() and np.isfinite(seen).all() and (np.diff(days) > 0).all()):
         raise UserError(f"history at days {days.tolist()}: give finite severities, and days that ascend")
+    if not 0 < noise < np.inf:
+        raise UserError(f"noise={noise}: a film shows a severity with a standard deviation above 0")
     return days, seen
 
 
