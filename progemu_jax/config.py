@@ -34,11 +34,12 @@ from progemu_jax.training.loop import TrainConfig
 
 @dataclass(frozen=True)
 class PhantomConfig:
-    """Size of the built-in phantom cohort; ignored for other sources."""
+    """The built-in phantom cohort; ignored for other sources."""
 
     patients: int = 1000
     studies_per_patient: int = 4
     size: int = 128  # pixels of the square images written in the source layout
+    dynamics: str = "steps"  # one of progemu_jax.data.phantom.DYNAMICS: how its findings change from study to study
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any
 from progemu_jax import systems
 from progemu_jax.config import RANGES, Config
 from progemu_jax.data.journeys import SPLITS
+from progemu_jax.data.phantom import DYNAMICS
 from progemu_jax.data.sources import SOURCES, needed_files
 from progemu_jax.devices import hosts
 from progemu_jax.errors import UserError
@@ -62,6 +63,10 @@ def check(config: Config) -> None:
     """Raises UserError for values that make no sense or do not go together, before any work is done."""
     if config.data.source not in SOURCES:
         raise UserError(f"config.data.source={config.data.source!r}: choose among {', '.join(SOURCES)}")
+    if config.data.phantom.dynamics not in DYNAMICS:
+        raise UserError(
+            f"config.data.phantom.dynamics={config.data.phantom.dynamics!r}: choose among {', '.join(DYNAMICS)}"
+        )
     for key, (least, most) in RANGES.items():
         value = operator.attrgetter(key)(config)
         if not least <= value <= most:

@@ -44,6 +44,7 @@ def test_a_mesh_that_cannot_be_is_one_line_before_anything_is_made(tmp_path, mes
         ("data.tree_size", 0, "32 to 4096"),
         ("data.processes", -3, "at least 0"),
         ("data.phantom.patients", 0, "at least 1"),
+        ("data.phantom.dynamics", "walk", "choose among steps, course"),
         ("data.no_change_share", float("nan"), "0 to 1"),
         ("tokens.slack", -1.0, "at least 0"),
     ],

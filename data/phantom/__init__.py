@@ -4,6 +4,7 @@ import numpy as np
 
 from progemu_jax.text.findings import FINDINGS, ORGANS
 
+from .course import sample_course
 from .patient import (
     GROUPS,
     Acquisition,
@@ -15,7 +16,11 @@ from .patient import (
 )
 from .render import Rendered, counterfactual, render
 
+DYNAMICS = ("steps", "course")
+"""How findings change from study to study: `sample_trajectory`, without memory, or `sample_course`, in time."""
+
 __all__ = [
+    "DYNAMICS",
     "FINDINGS",
     "GROUPS",
     "ORGANS",
@@ -28,6 +33,7 @@ __all__ = [
     "labelled_set",
     "render",
     "sample_acquisition",
+    "sample_course",
     "sample_patient",
     "sample_trajectory",
 ]
@@ -40,11 +46,11 @@ def generator(domain: str, seed: int, *path: int) -> np.random.Generator:
     return np.random.default_rng([_DOMAINS[domain], seed, *path])
 
 
-def labelled_set(seed: int, n: int, size: int, *, start: int = 0) -> dict[str, np.ndarray]:
+def labelled_set(seed: int, n: int, size: int, *, start: int = 0, dynamics: str = "steps") -> dict[str, np.ndarray]:
     """n studies with their causes, one a patient, to train and test scorers on.
 
-    No patient, pose or noise of it is in any cohort (another seed domain), and item i depends on `seed` and
-    `start + i` only, so a set can be made in parts.
+    No patient, pose or noise of it is in any cohort (another seed domain), and item i depends on `seed`, `dynamics`
+    (of DYNAMICS) and `start + i` only, so a set can be made in parts.
 
     Returns:
       image uint8 [n, S, S], findings float32 [n, 8] (severities; label noise is the caller's affair), group
@@ -61,7 +67,7 @@ def labelled_set(seed: int, n: int, size: int, *, start: int = 0) -> dict[str, n
     for i in range(n):
         rng = generator("labelled", seed, start + i)
         patient = sample_patient(rng)
-        state = sample_trajectory(rng, patient, 1)[0]
+        state = sample_course(rng, patient, 1)[0][0] if dynamics == "course" else sample_trajectory(rng, patient, 1)[0]
         rendered = render(patient, state, sample_acquisition(rng), size)
         out["image"][i], out["masks"][i] = rendered.image, rendered.masks
         out["findings"][i] = state.severities

@@ -199,7 +199,7 @@ def sample_patient(rng: np.random.Generator) -> Patient:
     )
 
 
-def _prevalence(patient: Patient) -> np.ndarray:
+def prevalence(patient: Patient) -> np.ndarray:
     """float [8]: how often each finding is present in this patient; averages PREVALENCE over patients."""
     base = np.array([PREVALENCE[name] for name in FINDINGS])
     cardiac = np.array([name in _CARDIAC for name in FINDINGS])
@@ -207,7 +207,13 @@ def _prevalence(patient: Patient) -> np.ndarray:
     return np.clip(base * factor, 0.02, 0.6)
 
 
-def _sites(rng) -> dict:
+def days_between(rng: np.random.Generator) -> float:
+    """Draws the whole days from one study to the next; 54.5 on average."""
+    return float(np.ceil(rng.gamma(1.2, 45.0)))
+
+
+def draw_sites(rng: np.random.Generator) -> dict:
+    """Draws where the findings without a side in their name are: the fields of `State` beside severities and days."""
     return {
         "atelectasis_side": int(rng.choice([LEFT, RIGHT, 0], p=[0.4, 0.4, 0.2])),
         "atelectasis_seed": int(rng.integers(2**31)),
@@ -215,6 +221,15 @@ def _sites(rng) -> dict:
         "consolidation_zone": float(rng.random()),
         "consolidation_seed": int(rng.integers(2**31)),
     }
+
+
+def next_sites(rng: np.random.Generator, sites: dict, was: np.ndarray) -> dict:
+    """Those of the next study: new ones for what was absent. was: bool [8], present in the study before."""
+    new = draw_sites(rng)
+    for name in ("atelectasis", "consolidation"):
+        if not was[FINDINGS.index(name)]:
+            sites = sites | {key: new[key] for key in new if key.startswith(name)}
+    return sites
 
 
 def sample_trajectory(rng: np.random.Generator, patient: Patient, n: int) -> list[State]:
@@ -225,27 +240,23 @@ def sample_trajectory(rng: np.random.Generator, patient: Patient, n: int) -> lis
     always nothing: some have a trace under the threshold, so that films overlap as real ones do. Appearing
     and disappearing always move a severity by more than PRESENT.
     """
-    prevalence = _prevalence(patient)
-    appear = prevalence * (1 - PERSISTENCE) / (1 - prevalence)
+    share = prevalence(patient)
+    appear = share * (1 - PERSISTENCE) / (1 - share)
     size = len(FINDINGS)
-    states, days, severities, sites = [], 0.0, np.zeros(size), _sites(rng)
+    states, days, severities, sites = [], 0.0, np.zeros(size), draw_sites(rng)
     for k in range(n):
         was = severities >= PRESENT
         if k:
-            days += float(np.ceil(rng.gamma(1.2, 45.0)))
+            days += days_between(rng)
         fresh = np.maximum(0.18 + 0.8 * rng.beta(1.2, 1.7, size), severities + 0.16)
         trace = np.where(rng.random(size) < 0.35, rng.uniform(0.02, 0.12, size), 0.0)
         trace = np.where(was, np.clip(trace, 0, severities - 0.16), trace if k == 0 else severities)
         step = rng.choice([-1, 0, 1], size, p=[0.22, 0.6, 0.18]) * rng.uniform(0.2, 0.5, size)
         moved = np.clip(severities + np.where(step == 0, rng.uniform(-0.03, 0.03, size), step), 0.18, 1)
-        chance = prevalence if k == 0 else np.where(was, PERSISTENCE, appear)
+        chance = share if k == 0 else np.where(was, PERSISTENCE, appear)
         severities = np.where(rng.random(size) < chance, np.where(was, moved, fresh), trace)
         severities = severities.astype(np.float32).astype(float)  # as stored
-        new_sites = _sites(rng)
-        if not was[FINDINGS.index("atelectasis")]:
-            sites |= {key: new_sites[key] for key in ("atelectasis_side", "atelectasis_seed")}
-        if not was[FINDINGS.index("consolidation")]:
-            sites |= {key: new_sites[key] for key in new_sites if key.startswith("consolidation")}
+        sites = next_sites(rng, sites, was)
         states.append(State(severities=severities, days=days, **sites))
     return states
 

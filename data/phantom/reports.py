@@ -1,16 +1,19 @@
 """The report of a phantom study: Findings and Impression in varied radiology language.
 
 Every present finding is described with its side and grade and, where there is an earlier study, with how it
-changed; findings that resolved are said to have resolved; some of the absent ones are denied. The wording
-is drawn from a generator, so one state has many reports.
+changed, sometimes after what treatment; findings that resolved are said to have resolved; some of the absent ones are
+denied. The wording is drawn from a generator, so one state has many reports.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 
-from progemu_jax.text.findings import FINDINGS, PRESENT
+from progemu_jax.text.findings import FINDINGS, PRESENT, side_and_noun
 from progemu_jax.text.rules import LARGE, MODERATE
+from progemu_jax.text.wording_frames import CAUSES
 
 _SIZE = (("trace", "tiny", "small", "small"), ("moderate", "moderate-sized"), ("large",))
 _DEGREE = (("minimal", "mild", "mild"), ("moderate",), ("severe", "marked"))
@@ -109,7 +112,9 @@ def status(finding: str, state, previous) -> str:
     return "same"
 
 
-def report(rng: np.random.Generator, patient, state, previous_state=None) -> dict[str, str]:
+def report(
+    rng: np.random.Generator, patient, state, previous_state=None, treated: Collection[str] = ()
+) -> dict[str, str]:
     """Writes the report of one study.
 
     Args:
@@ -118,13 +123,15 @@ def report(rng: np.random.Generator, patient, state, previous_state=None) -> dic
       state: phantom.State (severities float [8] in the order of FINDINGS; atelectasis_side and
         consolidation_side: 1 left, -1 right, 0 both; absent attributes are not mentioned).
       previous_state: state of the study before, or None for a first study.
+      treated: findings whose treatment began since then; of those that are better or resolved, half are said to be so
+        after a treatment.
 
     Returns:
       {"findings": text, "impression": text}, both ASCII, without line breaks.
     """
     del patient
     found = {name: status(name, state, previous_state) for name in FINDINGS}
-    items = _items(rng, found, state, previous_state)
+    items = _items(rng, found, state, previous_state, treated)
     order = rng.permutation(len(items))
     sentences = [_sentence(rng, _pick(rng, _TEMPLATES[items[i][1]]), *items[i]) for i in order]
     absent = _absent(rng, found)
@@ -138,18 +145,26 @@ def _pick(rng, options):
     return options[int(rng.integers(len(options)))]
 
 
-def _items(rng, found, state, previous):
-    """[(finding or "bilateral ...", status, grade 0..2)]; two like sides are sometimes told as one."""
+def _items(rng, found, state, previous, treated):
+    """[(finding or "bilateral ...", status, grade 0..2, cause or "")]; two like sides are sometimes told as one."""
     grade = {name: int(v >= MODERATE) + int(v >= LARGE) for name, v in zip(FINDINGS, state.severities, strict=True)}
     items = []
     for i, name in enumerate(FINDINGS):
         if found[name] != "absent":
-            items.append((_noun(rng, name, state if found[name] != "resolved" else previous), found[name], grade[name]))
+            noun = _noun(rng, name, state if found[name] != "resolved" else previous)
+            items.append((noun, found[name], grade[name], _cause(rng, name, found[name], treated)))
         other = FINDINGS[i - 1]
         pair = name.startswith("right") and found[name] != "absent"
         if pair and found[other] == found[name] and grade[other] == grade[name] and rng.random() < 0.7:
-            items[-2:] = [(_noun(rng, name.replace("right", "bilateral"), state), found[name], grade[name])]
+            cause = items[-1][3] if items[-2][3] else ""
+            items[-2:] = [(_noun(rng, name.replace("right", "bilateral"), state), found[name], grade[name], cause)]
     return items
+
+
+def _cause(rng, name, status, treated):
+    if name not in treated or status not in ("better", "resolved") or rng.random() < 0.5:
+        return ""
+    return _pick(rng, CAUSES[side_and_noun(name)[1], status])
 
 
 def _noun(rng, name, state):
@@ -177,7 +192,7 @@ def _noun(rng, name, state):
 _PLURAL = {"pleural effusion": ("pleural effusions",), "pneumothorax": ("pneumothoraces", "pneumothorax")}
 
 
-def _sentence(rng, template, noun, status, grade):
+def _sentence(rng, template, noun, status, grade, cause):
     sized = "effusion" in noun or "pneumothora" in noun
     word = _pick(rng, (_SIZE if sized else _DEGREE)[grade])
     plural = noun.startswith("bilateral") and noun.endswith(("effusions", "pneumothoraces"))
@@ -187,7 +202,7 @@ def _sentence(rng, template, noun, status, grade):
         for one, many in ((" is ", " are "), (" has ", " have "), ("persists", "persist")):
             text = text.replace(one, many)
         text = text.replace("There have been", "There has been").replace("There are no sig", "There is no sig")
-    text = " ".join(text.split())
+    text = " ".join(text.split()).removesuffix(".") + f"{cause}."
     return text[0].upper() + text[1:]
 
 

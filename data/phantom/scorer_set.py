@@ -23,8 +23,9 @@ def labelled_arrays(
     image_size: int,
     processes: int,
     severity: bool = False,
+    dynamics: str = "steps",
 ) -> dict[str, np.ndarray]:
-    """Phantom images `start`..`start + n` of the scorer's own patients, as the cohort's chain would make them.
+    """Phantom images `start`..`start + n` of the scorer's own patients, as a cohort's chain would make them.
 
     Rendered at `render_size`, cropped to the foreground, resized to `image_size`; kept in `path` once made.
 
@@ -36,7 +37,7 @@ def labelled_arrays(
         with records.open_npz(path) as file:
             return dict(file)
     step = 64
-    jobs = [(seed, start + i, min(step, n - i), render_size, image_size, severity) for i in range(0, n, step)]
+    jobs = [(seed, start + i, min(step, n - i), render_size, image_size, severity, dynamics) for i in range(0, n, step)]
     with get_context("spawn").Pool(processes) as pool:
         parts = list(tqdm(pool.imap(_labelled_part, jobs), total=len(jobs), desc=f"render {path.stem}", unit="part"))
     arrays = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
@@ -44,9 +45,9 @@ def labelled_arrays(
     return arrays
 
 
-def _labelled_part(job: tuple[int, int, int, int, int, bool]) -> dict[str, np.ndarray]:
-    seed, start, n, render_size, image_size, severity = job
-    drawn = phantom.labelled_set(seed, n, render_size, start=start)
+def _labelled_part(job: tuple[int, int, int, int, int, bool, str]) -> dict[str, np.ndarray]:
+    seed, start, n, render_size, image_size, severity, dynamics = job
+    drawn = phantom.labelled_set(seed, n, render_size, start=start, dynamics=dynamics)
     out = {
         "image": np.empty((n, image_size, image_size), np.uint8),
         "masks": np.empty((n, image_size, image_size, drawn["masks"].shape[1]), bool),

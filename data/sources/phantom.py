@@ -32,6 +32,7 @@ _METADATA = (
 )  # fmt: skip
 _VIEW_NAMES = {"PA": "postero-anterior", "AP": "antero-posterior"}
 _FORMAT = 3  # of the phantom: raised when the same seed gives other files
+_DEFAULTS = {"split": None, "dynamics": "steps"}  # not in cohort.json
 
 
 def write_cohort(
@@ -46,6 +47,7 @@ def write_cohort(
     label_noise: float = 0.03,
     uncertain: float = 0.04,
     split: str | None = None,
+    dynamics: str = "steps",
 ) -> Path:
     """Writes `patients` x `studies_per_patient` studies of `size` x `size` pixels under `root`.
 
@@ -53,7 +55,8 @@ def write_cohort(
     there when complete; a partial cohort is made again from scratch, and a complete one of the same arguments
     is left alone. label_noise: share of the CheXpert labels that are wrong; uncertain: share that say -1.
     split: "train", "validate" or "test": of the same patients only those. The test patients are the second of each ten,
-    whatever the cohort's size.
+    whatever the cohort's size. dynamics: of `phantom.DYNAMICS`; "course" adds a key of this name to the truth's rows,
+    what `phantom.course.true_state` reads, and tells treatments in reports.
 
     Returns the root. Raises UserError for a root that holds something else.
     """
@@ -66,7 +69,11 @@ def write_cohort(
         "seed": seed,
         "label_noise": label_noise,
         "uncertain": uncertain,
-    } | ({"split": split} if split else {})
+        "split": split,
+        "dynamics": dynamics,
+    }
+    if dynamics not in phantom.DYNAMICS:
+        raise UserError(f"phantom dynamics={dynamics!r}: choose among {', '.join(phantom.DYNAMICS)}")
     for name, low in (("patients", 1), ("studies_per_patient", 1), ("size", 16)):
         if arguments[name] < low:
             raise UserError(f"phantom {name}={arguments[name]}: must be at least {low}")
@@ -83,7 +90,8 @@ def write_cohort(
     _write_tables(partial_root, rows)
     with open(partial_root / "truth" / "studies.jsonl", "w", encoding="utf-8") as file:
         file.writelines(json.dumps(row["truth"]) + "\n" for row in rows)
-    (partial_root / "truth" / "cohort.json").write_text(json.dumps(arguments, indent=1) + "\n")
+    told = {key: value for key, value in arguments.items() if key not in _DEFAULTS or value != _DEFAULTS[key]}
+    (partial_root / "truth" / "cohort.json").write_text(json.dumps(told, indent=1) + "\n")
     if root.exists():
         root.rmdir()  # empty
     partial_root.rename(root)
@@ -99,8 +107,8 @@ def read_truth(root) -> dict[str, dict]:
 
 def _check_same(root: Path, arguments: dict) -> None:
     try:
-        found = json.loads((root / "truth" / "cohort.json").read_text())
-    except (OSError, ValueError):
+        found = _DEFAULTS | json.loads((root / "truth" / "cohort.json").read_text())
+    except (OSError, ValueError, TypeError):
         raise UserError(f"{root}: holds something that is not a phantom cohort; give another folder") from None
     for key, value in arguments.items():
         if found.get(key) != value:
@@ -135,14 +143,14 @@ def _write_patient(root: Path, arguments: dict, index: int) -> list[dict]:
     words = phantom.generator("cohort", arguments["seed"], index, 1)  # so that wording never moves the pictures
     patient = phantom.sample_patient(rng)
     count, size = arguments["studies_per_patient"], arguments["size"]
-    states = phantom.sample_trajectory(rng, patient, count)
+    studies = _studies(rng, patient, count, arguments["dynamics"])
     subject, split = _ids(arguments["seed"], index)
     folder = root / "files" / f"p{subject[:2]}" / f"p{subject}"
     start = datetime.datetime(int(rng.integers(2110, 2200)), 1, 1) + datetime.timedelta(
         days=int(rng.integers(365)), seconds=int(rng.integers(7 * 3600, 19 * 3600))
     )
     rows, previous = [], None
-    for order, state in enumerate(states):
+    for order, (state, course) in enumerate(studies):
         acquisition = phantom.sample_acquisition(rng)
         study = str(50_000_000 + ((index * count + order) * 3_141_593 + arguments["seed"]) % (1 << 23))
         dicom = "-".join(f"{x:08x}" for x in rng.integers(0, 2**32, 5))
@@ -150,7 +158,7 @@ def _write_patient(root: Path, arguments: dict, index: int) -> list[dict]:
         image = phantom.render(patient, state, acquisition, size).image
         (folder / f"s{study}").mkdir(parents=True)
         Image.fromarray(image).save(folder / f"s{study}" / f"{dicom}.jpg", quality=95)
-        report = reports.report(words, patient, state, previous)
+        report = reports.report(words, patient, state, previous, course.get("treated", ()))
         (folder / f"s{study}.txt").write_text(_report_file(report, previous), encoding="utf-8")
         age = float(patient.age + moment.year - start.year)
         rows.append(
@@ -182,11 +190,22 @@ def _write_patient(root: Path, arguments: dict, index: int) -> list[dict]:
                     "patient": patient.to_dict(),
                     "disease": state.to_dict(),
                     "acquisition": acquisition.to_dict(),
+                    **({"course": course} if course else {}),
                 },
             }
         )
         previous = state
     return rows
+
+
+def _studies(rng, patient, count: int, dynamics: str) -> list[tuple[phantom.State, dict]]:
+    """The state of each study of a patient, and what the truth tells of its course; {} where it has none."""
+    if dynamics == "steps":
+        return [(state, {}) for state in phantom.sample_trajectory(rng, patient, count)]
+    return [
+        (state, latent.to_dict() | {"treated": treated})
+        for state, latent, treated in phantom.sample_course(rng, patient, count)
+    ]
 
 
 def _report_file(report: dict, previous) -> str:

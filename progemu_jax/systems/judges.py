@@ -48,9 +48,10 @@ def train_phantom_scorer(config: Config, c: ScorerConfig, folder: Path, mesh: Me
     def labelled() -> dict[str, dict]:
         processes = config.data.processes or os.cpu_count() or 1
         sizes = (config.data.phantom.size, config.data.image_size, processes)
+        options = {"severity": c.net.severity, "dynamics": config.data.phantom.dynamics}
         parts = (("train", 0, c.images), ("valid", c.images, c.valid_images))
         return {
-            name: labelled_arrays(folder / f"{name}.npz", c.seed, start, n, *sizes, severity=c.net.severity)
+            name: labelled_arrays(folder / f"{name}.npz", c.seed, start, n, *sizes, **options)
             for name, start, n in parts
         }
 

@@ -130,6 +130,7 @@ def _make_data(config: Config, workdir: Path) -> None:
             size=config.data.phantom.size,
             seed=config.seed,
             processes=processes(config),
+            dynamics=config.data.phantom.dynamics,
         )
         source, truth = "mimic_cxr", root / "truth"
     elif not root:
