@@ -162,8 +162,10 @@ def packer(
                 complete=task.complete,
                 findings=findings,
             )
-        prompt = rules.augment(prompt, rng, task.shuffle_sentences, 0.0)
-        text = rules.augment(text, rng, task.shuffle_sentences, task.drop_negative)
+        shuffled = rules.augment(prompt, rng, task.shuffle_sentences, 0.0)
+        fewer = rules.augment(text, rng, task.shuffle_sentences, task.drop_negative)
+        if fits(shuffled, fewer):  # in another order a text can have more tokens
+            prompt, text = shuffled, fewer
         return "" if reads or (empty and not null) else None if null else prompt, text, reads
 
     def when(example: dict[str, Any], rng: np.random.Generator) -> Timeline | None:

@@ -13,7 +13,7 @@ from progemu_jax.tasks.progemu import ProgEmuConfig, ProgEmuTask, omitted_tokens
 from progemu_jax.tasks.reading import ReadingConfig
 from progemu_jax.text import vocabulary
 from progemu_jax.text.findings import NO_CHANGE
-from progemu_jax.text.sequence import Kind, Layout
+from progemu_jax.text.sequence import Kind, Layout, unpack
 from progemu_jax.training.loop import TrainConfig
 
 CODES, LAYOUT = 16, Layout(2, 3, 64, prompt_budget=12)
@@ -57,6 +57,17 @@ def test_a_prompt_is_restated_at_packing_in_training_alone(words):
     assert row["prompt"] in {prompt(seed, budget=8, restate=1.0) for seed in range(30)}
     with pytest.raises(ValueError, match="restate"):
         ProgEmuConfig(restate=1.5)
+
+
+def test_a_prompt_that_is_longer_in_another_order_keeps_its_own(words):
+    prompt, other = "Edema is new. Heart is larger.", "Heart is larger. Edema is new."
+    budget = len(words.encode(prompt))
+    assert len(words.encode(other)) == budget + 1
+    layout = Layout(2, 3, 128, prompt_budget=budget)
+    config = ProgEmuConfig(length=128, prompt_budget=budget, null_prompt=0.0, shuffle_sentences=1.0)
+    pack = packer(words, layout, config, CODEBOOK, True)
+    found = [unpack(words, layout, pack(example(prompt=prompt), np.random.default_rng(i))["tokens"]) for i in range(8)]
+    assert {row.prompt for row in found} == {prompt}
 
 
 def test_an_unchanged_code_has_weight_one_and_a_far_one_more(words):
