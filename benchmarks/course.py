@@ -1,10 +1,12 @@
-"""How phantom findings move, and what earlier films tell of the next; prints two tables.
+"""How phantom findings move, and what earlier films tell of the next; prints three tables.
 
     python benchmarks/course.py [--patients=400] [--seed=0]
 
-The first compares the dynamics. The second is of four studies a patient of `dynamics="course"`: Brier scores of the
-presence of each finding at the fourth, with what a forecaster knows, and 95 % intervals over patients. A film shows a
-severity with the noise of `course.NOISE`; persistence is of other patients, by finding and quarter of the interval.
+The first compares the dynamics. The others are of `dynamics="course"`: how far the findings that are there get in days,
+and, of four studies a patient, Brier scores of the presence of each finding at the fourth, with what a forecaster
+knows, and 95 % intervals over patients. These scores are means over what may come of the third study's latent state. A
+film shows a severity with the noise of `course.NOISE`; persistence is of other patients, by finding and quarter of the
+interval.
 """
 
 import argparse
@@ -17,7 +19,7 @@ from progemu_jax.data.phantom import course
 from progemu_jax.data.phantom.patient import PREVALENCE
 from progemu_jax.text.findings import PRESENT
 
-FILMS, FUTURES, OTHERS = 4, 500, 2000
+FILMS, FUTURES, OTHERS = 4, 1000, 2000
 FORECASTERS = ("prevalence", "it stays as it is", "persistence", "1 film", "2 films", "3 films", "latent state")
 
 
@@ -53,6 +55,17 @@ def movement(seed: int) -> dict[str, list[float]]:
     return out
 
 
+def horizons(seed: int) -> dict[int, list[float]]:
+    """Of the findings present in a study, by days ahead: the share that moves by PRESENT, and that is still there."""
+    states = [studies[0][1] for _, studies in courses(seed, OTHERS, 1, "course")]
+    now = course.Latent(*(np.stack(columns) for columns in zip(*(vars(x).values() for x in states), strict=True)))
+    now, out = now[now.mode != course.ABSENT], {}
+    for days in (7, 30, 90):
+        then = course.advance(np.random.default_rng([seed, days]), now, days)[0].severity
+        out[days] = [(np.abs(then - now.severity) >= PRESENT).mean(), (then >= PRESENT).mean()]
+    return out
+
+
 def persistence(seed: int, was: np.ndarray, gap: np.ndarray) -> np.ndarray:
     """[patients, 8]: how often a finding that was (not) there is there after about as long, in other patients."""
     severities, days = arrays(courses(seed, OTHERS, 2, "course"))
@@ -68,14 +81,14 @@ def persistence(seed: int, was: np.ndarray, gap: np.ndarray) -> np.ndarray:
     return table[own[:, None], was.astype(int), finding]
 
 
-def forecasts(seed: int, n: int) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-    """{forecaster: P(present at the fourth study) [n, 8]}, and bool [n, 8]: present at the third, at the fourth."""
+def forecasts(seed: int, n: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """{forecaster: P(present at the fourth study) [n, 8]}, and bool [n, 8]: present at the third."""
     drawn = sorted(courses(seed, n, FILMS, "course"), key=lambda each: each[0].congestion)  # near ones share libraries
     severities, days = arrays(drawn)
     rng = np.random.default_rng([seed, n])
-    films, there = severities + rng.normal(0, course.NOISE, severities.shape), severities >= PRESENT
-    was, came, gap = there[:, -2], there[:, -1], days[:, -1] - days[:, -2]
-    out = {name: np.zeros(came.shape) for name in FORECASTERS}
+    films = severities + rng.normal(0, course.NOISE, severities.shape)
+    was, gap = severities[:, -2] >= PRESENT, days[:, -1] - days[:, -2]
+    out = {name: np.zeros(was.shape) for name in FORECASTERS}
     out["prevalence"] += list(PREVALENCE.values())
     out["it stays as it is"] += was
     out["persistence"] += persistence(seed + 1, was, gap)
@@ -85,7 +98,7 @@ def forecasts(seed: int, n: int) -> tuple[dict[str, np.ndarray], np.ndarray, np.
             drawn_futures = course.futures(rng, patient, history, gap[i], FUTURES)
             out[f"{known} film{'s' * (known > 1)}"][i] = (drawn_futures >= PRESENT).mean(0)
         out["latent state"][i] = (course.simulate(rng, studies[-2][1], gap[i], FUTURES) >= PRESENT).mean(0)
-    return out, was, came
+    return out, was
 
 
 def interval(loss: np.ndarray, kept: np.ndarray) -> str:
@@ -96,10 +109,10 @@ def interval(loss: np.ndarray, kept: np.ndarray) -> str:
     return f"{loss[kept].mean():.4f} [{low:.4f}, {high:.4f}]"
 
 
-def reliability(told: np.ndarray, came: np.ndarray) -> str:
-    """Of the forecasts in each fifth of [0, 1]: their mean, the share that came, their number."""
+def reliability(told: np.ndarray, comes: np.ndarray) -> str:
+    """Of the forecasts in each fifth of [0, 1]: their mean, that of what comes, their number."""
     parts = [(told >= low / 5) & (told < low / 5 + 0.2 + (low == 4)) for low in range(5)]
-    return ", ".join(f"{told[p].mean():.2f} {came[p].mean():.2f} ({p.sum()})" for p in parts if p.any())
+    return ", ".join(f"{told[p].mean():.2f} {comes[p].mean():.2f} ({p.sum()})" for p in parts if p.any())
 
 
 def table(*heads: str) -> None:
@@ -114,14 +127,18 @@ def main():
     table("dynamics", "present", "of these, present next", "moved a study", "moved, present", "absent", "days between")
     for name, numbers in movement(args.seed).items():
         print(f"| {name} | " + " | ".join(f"{x:.3f}" for x in numbers) + " |", flush=True)
-    told, was, came = forecasts(args.seed, args.patients)
-    losses = {name: (p - came) ** 2 for name, p in told.items()}
+    table("days ahead", "moved", "still present")
+    for days, numbers in horizons(args.seed).items():
+        print(f"| {days} | " + " | ".join(f"{x:.3f}" for x in numbers) + " |", flush=True)
+    told, was = forecasts(args.seed, args.patients)
+    comes = told[FORECASTERS[-1]]
+    losses = {name: (p - comes) ** 2 + comes * (1 - comes) for name, p in told.items()}
     table("known", "all", "present in the newest film", "absent", "present, beside 1 film")
     for name, loss in losses.items():
         cells = [interval(loss, kept) for kept in (np.ones_like(was), was, ~was)]
         print(f"| {name} | {' | '.join(cells)} | {interval(loss - losses['1 film'], was)} |")
-    for name in FORECASTERS[3:]:
-        print(f"\n{name}, told and came: {reliability(told[name], came)}")
+    for name in FORECASTERS[3:-1]:
+        print(f"\n{name}, told and comes: {reliability(told[name], comes)}")
 
 
 if __name__ == "__main__":

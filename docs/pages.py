@@ -83,6 +83,7 @@ API = {  # page -> title, what it is for, dotted names; a name ending in * with 
             "progemu_jax.data.sources.Given",
             "progemu_jax.data.sources.Rejected",
             "progemu_jax.data.phantom.patient",
+            "progemu_jax.data.phantom.course",
             "progemu_jax.data.phantom.render",
             "progemu_jax.data.answers",
         ),

@@ -2,8 +2,9 @@
 
 Given the patient the eight findings are independent. Each is absent, growing, resolving or stable. Within a mode its
 severity s moves without chance: growing ds/dt = g (1 - s), resolving ds/dt = -k s, absent and stable ds/dt = 0. Modes
-change by chance at the HAZARDS, and what has resolved to PRESENT is absent from then on. A patient's g and k of a
-finding are lognormal and hold for life, so that two films tell what one does not: the mode, and how fast.
+change by chance at the HAZARDS; a finding comes with a severity of its own, and what has resolved to PRESENT is absent
+from then on. A patient's g and k of a finding are lognormal and hold for life, so that two films tell what one does
+not: the mode, and how fast.
 
 The process is stationary: a patient's first study is at no particular time. NumPy alone.
 """
@@ -202,7 +203,7 @@ def _filter(rng, particles: Latent, days, seen, n: int, noise: float) -> Latent:
         last = k == len(seen) - 1
         # Evenly spread draws keep more of the different ones; the last are independent of each other.
         places = rng.random(n) if last else (np.arange(_PARTICLES) + rng.random()) / _PARTICLES
-        particles = particles[np.searchsorted(weights, places * weights[-1], side="right")]
+        particles = particles[np.searchsorted(weights, places * weights[-1])]
     return particles
 
 
