@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from progemu_jax.models.transformer import TransformerConfig
 from progemu_jax.sampling import memory
 from progemu_jax.sampling.engine import Engine
 from progemu_jax.sampling.policy import Sampling
+from progemu_jax.sampling.watch import Progress, Watch
 from progemu_jax.text import findings, rules
 from progemu_jax.text.controls import DUMMY_PRIOR
 from progemu_jax.text.findings import NO_CHANGE, PHANTOM
@@ -68,6 +70,7 @@ class ProgEmu(Sampler):
         *,
         mask: Any = None,
         text: bool = True,
+        watch: Watch | None = None,
         **sampling: Any,
     ) -> Counterfactual:
         """What the radiograph would look like, and the text that explains it.
@@ -81,6 +84,7 @@ class ProgEmu(Sampler):
           mask: where the image may change: bool [H, W] of the model's image size or bool [h, w], see `request.mask`;
             "auto" takes `change_mask`. Outside it the prior's codes are kept. None: everywhere.
           text: False leaves the interpretation out.
+          watch: is told how far it is, and can end it, as for `counterfactual.CounterfactualModel`.
           **sampling: fields of `sampling.policy.Sampling` to change.
 
         Raises:
@@ -92,7 +96,7 @@ class ProgEmu(Sampler):
         codes, given = self._codes_of(prior)
         request.warn_unread(prompt, self.findings)
         cases = [Case("request", codes, asked.prompts[0], sample, given) for sample in range(asked.num_samples)]
-        return self._futures(asked, [prompt], cases, given)[0]
+        return self._futures(asked, [prompt], cases, given, watch)[0]
 
     def dial(
         self,
@@ -103,6 +107,7 @@ class ProgEmu(Sampler):
         *,
         mask: Any = None,
         text: bool = True,
+        watch: Watch | None = None,
         **sampling: Any,
     ) -> dict[str, Counterfactual]:
         """The same change in each grade of severity: {"mild": ..., "moderate": ..., "severe": ...}.
@@ -124,7 +129,7 @@ class ProgEmu(Sampler):
         request.warn_unread(prompt, self.findings)
         samples = range(asked.num_samples)
         cases = [Case("request", codes, graded, sample, given) for graded in asked.prompts for sample in samples]
-        return dict(zip(prompts, self._futures(asked, asked.prompts, cases, given), strict=True))
+        return dict(zip(prompts, self._futures(asked, asked.prompts, cases, given, watch), strict=True))
 
     def rollout(
         self,
@@ -135,6 +140,7 @@ class ProgEmu(Sampler):
         *,
         mask: Any = None,
         text: bool = True,
+        watch: Watch | None = None,
         **sampling: Any,
     ) -> list[Counterfactual]:
         """A course: each step's images are the priors of the next, one result a prompt.
@@ -153,7 +159,8 @@ class ProgEmu(Sampler):
         for step, (prompt, read) in enumerate(zip(prompts, asked.prompts, strict=True)):
             name = f"request/{step}" if step else "request"
             cases = [Case(name, priors[sample], read, sample, pixels[sample]) for sample in range(len(priors))]
-            out += self._futures(asked, [prompt], cases, given, own_priors=step > 0)
+            told = watch and partial(_watch_step, watch, step + 1, len(prompts))
+            out += self._futures(asked, [prompt], cases, given, told, own_priors=step > 0)
             priors, pixels, given = list(np.asarray(out[-1].codes)), list(out[-1].images), None
         return out
 
@@ -261,6 +268,7 @@ class ProgEmu(Sampler):
         prompts: Sequence[str],
         cases: Sequence[Case],
         given: np.ndarray | None,
+        watch: Watch | None,
         own_priors: bool = False,
     ) -> list[Counterfactual]:
         """Samples cases, num_samples of each prompt after each other, in one batch; a result for each prompt, in order.
@@ -276,7 +284,7 @@ class ProgEmu(Sampler):
             free = np.stack([masks[key] for key in keys])
         else:
             free = np.stack([asked.mask] * len(cases))
-        made = self.sample(cases, asked.seed, asked.policy, keep=~free, codes=priors, text=asked.text)
+        made = self.sample(cases, asked.seed, asked.policy, keep=~free, codes=priors, text=asked.text, watch=watch)
         before, out = self._images(priors, cases), []  # in the images' own batch shape: equal codes give equal bits
         for prompt, start in zip(prompts, range(0, len(cases), asked.num_samples), strict=True):
             at = slice(start, start + asked.num_samples)
@@ -302,6 +310,10 @@ class ProgEmu(Sampler):
                 )
             )
         return out
+
+
+def _watch_step(watch: Watch, step: int, steps: int, progress: Progress) -> None:
+    watch(progress._replace(step=step, steps=steps))
 
 
 def load(path: str | os.PathLike, tokenizer: str | os.PathLike | None = None, quantize: str | None = None) -> ProgEmu:

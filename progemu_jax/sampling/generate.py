@@ -132,11 +132,10 @@ def _watched(engine: Engine, text: bool, mesh: Mesh | None, watch: Watch, params
         place, written, done = jax.device_get((slots.state.place, slots.state.written, slots.state.done))
         if (place == layout.image_tokens).all() and done.all():
             return None
-        now, of = int(drawn[np.arange(cases), place].sum()), int(drawn[:, -1].sum())
-        if now < of:
-            return Progress("codes", now, of)
-        most = engine.policy.max_text
-        return Progress("tokens", int(np.where(done, most, written).sum()), cases * most)
+        left, of = int((drawn[:, -1] - drawn[np.arange(cases), place]).max()), int(drawn[:, -1].max())
+        if left or not text:
+            return Progress("codes", of - left, of)
+        return Progress("tokens", int(written[~done].min()), engine.policy.max_text)
 
     in_blocks(advance, watch)
     state = slots.state

@@ -12,7 +12,8 @@ BLOCK = 0.1  # seconds that a block takes, where a pass does not take longer
 class Progress(NamedTuple):
     """How far a request is.
 
-    unit: "codes" drawn, of all images; "tokens" written, of all texts; "steps" of denoising, of all images at once.
+    unit: "codes" of an image or, when all images are drawn, "tokens" of a text, those of the case that has the most to
+      go; "steps" of denoising.
     done, of: so many of how many; of tokens `of` is the most, since a text ends when it does.
     step, steps: of a course (`ProgEmu.rollout`), from 1.
     """
