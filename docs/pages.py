@@ -48,6 +48,7 @@ API = {  # page -> title, what it is for, dotted names; a name ending in * with 
             "progemu_jax.sampling.queue.Request",
             "progemu_jax.sampling.queue.Result",
             "progemu_jax.sampling.queue.sample_queue",
+            "progemu_jax.sampling.watch.Progress",
         ),
     ),
     "api/evaluation.md": (

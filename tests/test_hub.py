@@ -13,7 +13,9 @@ from support.tiny_run import PROMPT
 
 import progemu_jax
 from progemu_jax import hub, provenance
+from progemu_jax.app.service import Service
 from progemu_jax.checkpoints import safetensors
+from progemu_jax.gallery.__main__ import gallery
 from progemu_jax.pretrained import __main__ as packing
 
 NAME = "lab/model"
@@ -181,3 +183,10 @@ class TestLoad:
         folder, _ = hub.fetch("hf:lab/vq")
         assert (folder / safetensors.WEIGHTS).is_symlink()
         assert progemu_jax.load("hf:lab/vq").tokenizer is not None
+
+    def test_the_pictures_and_the_app_ask_once(self, server, packed, tmp_path, monkeypatch):
+        commit, fetched, fetch = server.put(NAME, contents(packed)), [], hub.fetch
+        monkeypatch.setattr(hub, "fetch", lambda address: (fetched.append(address), fetch(address))[1])
+        gallery(f"hf:{NAME}", None, tmp_path / "try", patients=1)
+        assert Service.load(f"hf:{NAME}", patients=0).model.name == f"hf:{NAME}@{commit}"
+        assert fetched == 2 * [f"hf:{NAME}"]

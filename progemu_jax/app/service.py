@@ -21,7 +21,7 @@ from progemu_jax.gallery import cases
 from progemu_jax.gallery.cases import HeldOut
 from progemu_jax.inference import pixels, request
 from progemu_jax.inference.counterfactual import Counterfactual, CounterfactualModel
-from progemu_jax.inference.load import load
+from progemu_jax.inference.load import find, load
 from progemu_jax.inference.progemu import ProgEmu
 from progemu_jax.scorers.phantom import PhantomScorer
 from progemu_jax.text import rules
@@ -105,10 +105,11 @@ class Service:
 
     @classmethod
     def load(cls, path: str, patients: int = PATIENTS) -> Service:
-        """The model "phantom", or of a run, an export or a folder of weights; where it was trained on the phantom, with
-        held-out patients and a scorer. UserError: nothing to load, or a part that is missing."""
-        origin = cases.origin(path)
-        model, known = load(path), origin.cohort == "phantom"
+        """The model of what `progemu_jax.load` takes; where it was trained on the phantom, with held-out patients and
+        a scorer. UserError: nothing to load, or a part that is missing."""
+        place = find(path)
+        origin = cases.origin(place)
+        model, known = load(place), origin.cohort == "phantom"
         if isinstance(model, ProgEmu):
             model.prior_codes(None)  # says which part is missing
         scorer = PhantomScorer.load(origin.scorer) if known and origin.scorer else None

@@ -16,7 +16,7 @@ from progemu_jax import pretrained
 from progemu_jax.errors import UserError, exit_status
 from progemu_jax.files.command_line import Parser
 from progemu_jax.gallery import cases, page
-from progemu_jax.inference.load import load
+from progemu_jax.inference.load import find, load
 from progemu_jax.inference.request import seed as checked_seed
 from progemu_jax.scorers.phantom import PhantomScorer
 
@@ -33,11 +33,12 @@ def gallery(model: str, scorer: str | None, out: Path, patients: int = 5, seed: 
     """
     if not 1 <= patients <= MOST:
         raise UserError(f"--patients={patients}: expected 1 to {MOST}")
-    seed, origin = checked_seed(seed), cases.origin(model)
+    seed, place = checked_seed(seed), find(model)
+    origin = cases.origin(place)
     out.mkdir(parents=True, exist_ok=True)
     if origin.cohort != "phantom":
         raise UserError(f"{model}: a model of {origin.cohort}; these pictures are of the phantom's patients")
-    loaded = load(model)
+    loaded = load(place)
     scorer = origin.scorer if scorer is None else scorer
     judge = None if scorer is None else PhantomScorer.load(scorer)
     with tempfile.TemporaryDirectory() as work:

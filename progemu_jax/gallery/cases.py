@@ -16,7 +16,7 @@ from progemu_jax.data.references import build_references
 from progemu_jax.data.sources.phantom import write_cohort
 from progemu_jax.files import records
 from progemu_jax.inference.counterfactual import Counterfactual, CounterfactualModel
-from progemu_jax.inference.load import find
+from progemu_jax.inference.load import Found
 from progemu_jax.scorers.files import read_images
 from progemu_jax.text.findings import FINDINGS
 from progemu_jax.text.understood import Understood, understood
@@ -77,14 +77,11 @@ class Edited:
         return self.out.texts[0] if self.out.texts else ""
 
 
-def origin(model: str) -> Origin:
-    """Of what `progemu_jax.load` takes. A folder without a config.json counts as the phantom's.
-
-    UserError: this copy of the package holds no weights.
-    """
-    folder = Path(find(model)[0])
+def origin(found: Found) -> Origin:
+    """Of a model that was found (`inference.load.find`). A folder without a config.json counts as the phantom's."""
+    folder = Path(found.folder)
     data = (records.read_json(folder / "config.json") or {}).get("data", {})
-    scorer = pretrained.NAME if model == pretrained.NAME else folder / "scorer/export"
+    scorer = pretrained.NAME if folder == pretrained.PLACE / pretrained.MODEL else folder / "scorer/export"
     there = scorer == pretrained.NAME or (scorer / "export.json").exists()
     sizes = data.get("phantom", {}).get("size", SIZE), data.get("tree_size", SIZE)
     return Origin(data.get("source", "phantom"), *sizes, scorer if there else None)

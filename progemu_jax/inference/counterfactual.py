@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from progemu_jax.data.sources import safe_id
 from progemu_jax.errors import UserError
 from progemu_jax.files.predictions import Case, Prediction, write_predictions
+from progemu_jax.sampling.watch import Watch
 from progemu_jax.text.findings import PHANTOM, Finding
 from progemu_jax.text.understood import Understood, understood
 
@@ -56,9 +57,21 @@ class CounterfactualModel(Protocol):
         """
 
     def counterfactual(
-        self, prior: Any, prompt: str, num_samples: int = 1, seed: int = 0, **sampling: Any
+        self,
+        prior: Any,
+        prompt: str,
+        num_samples: int = 1,
+        seed: int = 0,
+        *,
+        watch: Watch | None = None,
+        **sampling: Any,
     ) -> Counterfactual:
-        """num_samples futures of one prior (an image in any form) and prompt; **sampling: fields of the policy."""
+        """num_samples futures of one prior (an image in any form) and prompt.
+
+        watch: is called with a `sampling.watch.Progress` about ten times a second where a pass takes no longer; what
+        it raises ends the call. The futures are the same: their programs are others, so but for draws near a tie.
+        **sampling: fields of the policy.
+        """
 
 
 @dataclasses.dataclass(frozen=True)

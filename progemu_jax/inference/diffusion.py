@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -34,7 +34,8 @@ from progemu_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from progemu_jax.models.noise_schedule import Schedule
 from progemu_jax.models.text_encoder import TextEncoder, TextEncoderConfig
 from progemu_jax.models.unet import UNetConfig
-from progemu_jax.sampling.diffusion import DiffusionSampling, first_noise, generate
+from progemu_jax.sampling.diffusion import DiffusionSampling, first_noise, generate, generate_watched
+from progemu_jax.sampling.watch import Watch
 from progemu_jax.text import text_tokenizers
 from progemu_jax.text.findings import PHANTOM, Finding
 
@@ -175,7 +176,14 @@ class DiffusionModel:
             raise UserError(f"prior: expected an image, uint8 {list(shape)}, got {prior.dtype} {list(prior.shape)}")
 
     def counterfactual(
-        self, prior: Any, prompt: str, num_samples: int = 1, seed: int = 0, **sampling: Any
+        self,
+        prior: Any,
+        prompt: str,
+        num_samples: int = 1,
+        seed: int = 0,
+        *,
+        watch: Watch | None = None,
+        **sampling: Any,
     ) -> Counterfactual:
         """What the radiograph would look like.
 
@@ -185,6 +193,7 @@ class DiffusionModel:
           prompt: progression prompt, e.g. "New small left pleural effusion."
           num_samples: S futures.
           seed: 0 <= seed < 2**32; the same seed gives the same futures.
+          watch: is told how far it is, and can end it, as for `counterfactual.CounterfactualModel`.
           **sampling: fields of `sampling.diffusion.DiffusionSampling` to change.
 
         Returns:
@@ -207,7 +216,7 @@ class DiffusionModel:
         self.check(cases[0])
         request.warn_unread(prompt, self.findings)
         return Counterfactual(
-            images=self.sample(cases, seed, policy).images,
+            images=self.sample(cases, seed, policy, watch=watch).images,
             texts=None,
             codes=None,
             prior=prior,
@@ -220,8 +229,15 @@ class DiffusionModel:
             findings=self.findings,
         )
 
-    def sample(self, cases: Sequence[Case], seed: int = 0, policy: DiffusionSampling | None = None) -> Samples:
-        """One image per case, in one batch; `Case.prior` is an image uint8 [S, S].
+    def sample(
+        self,
+        cases: Sequence[Case],
+        seed: int = 0,
+        policy: DiffusionSampling | None = None,
+        *,
+        watch: Watch | None = None,
+    ) -> Samples:
+        """One image per case, in one batch; `Case.prior` is an image uint8 [S, S]. watch: as for `counterfactual`.
 
         UserError names a case that cannot be sampled. The batch is filled up to a `sharding.bucket` with its last case;
         at one bucket of cases and one of texts a case's result depends on nothing but the case and the seed.
@@ -245,7 +261,8 @@ class DiffusionModel:
         keys = jax.vmap(jax.random.key)(np.asarray([c.fold(seed) for c in batch], np.uint32))
         side = self.image_size // self.codec.config.factor
         noise = first_noise(keys, (side, side, self.config.out_channels))
-        latents = generate(
+        run = generate if watch is None else partial(generate_watched, watch=watch)
+        latents = run(
             self.params,
             self.config,
             self.schedule,

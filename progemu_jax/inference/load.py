@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from progemu_jax import hub, pretrained
 from progemu_jax.convert import folders
@@ -15,8 +15,15 @@ from progemu_jax.inference.diffusion import DiffusionModel
 from progemu_jax.inference.progemu import ProgEmu
 
 
+class Found(NamedTuple):
+    """A model's folder, and its address with the commit where it is of the Hub, else None."""
+
+    folder: str | os.PathLike
+    pinned: str | None
+
+
 def load(
-    path: str | os.PathLike, tokenizer: str | os.PathLike | None = None, quantize: str | None = None
+    path: str | os.PathLike | Found, tokenizer: str | os.PathLike | None = None, quantize: str | None = None
 ) -> ProgEmu | DiffusionModel:
     """Loads a model; both kinds are a `counterfactual.CounterfactualModel`.
 
@@ -25,7 +32,8 @@ def load(
         folder of Emu3 or ProgEmu, in either dialect, or of Diffusers. The text "phantom": the model that comes with
         the package (`progemu_jax.pretrained`); a folder of that name is "./phantom". The text
         "hf:owner/name[@revision]": such a folder in a repository of the Hugging Face Hub (`hub.fetch`); the model's
-        `name`, which provenance keeps, is then that address with the commit.
+        `name`, which provenance keeps, is then that address with the commit. Or what `find` gives, which fetched and
+        compared the files already.
       tokenizer: the folder of the image tokenizer, of the same kinds, or a VQGAN in taming-transformers' names (a file,
         too), where `path` holds the language model alone.
       quantize: "int8": the language model's linear maps in 8 bits (`models.linear.quantize`); None leaves them.
@@ -40,15 +48,15 @@ def load(
     """
     if quantize not in (None, "int8"):
         raise UserError(f"quantize={quantize!r}: expected 'int8' or None")
-    folder, pinned = find(path)
+    folder, pinned = path if isinstance(path, Found) else find(path)
     model = _load(folder, tokenizer and find(tokenizer)[0], quantize)
     model.name = pinned or model.name
     return model
 
 
-def find(path: str | os.PathLike) -> tuple[str | os.PathLike, str | None]:
-    """(folder, address with the commit or None) of what `load` takes: the texts "phantom" and "hf:...", else a path."""
-    return hub.fetch(path) if hub.is_address(path) else (pretrained.find(path), None)
+def find(path: str | os.PathLike) -> Found:
+    """Where lies what `load` takes: the texts "phantom" and "hf:...", which is fetched, else a path."""
+    return Found(*hub.fetch(path)) if hub.is_address(path) else Found(pretrained.find(path), None)
 
 
 def _load(

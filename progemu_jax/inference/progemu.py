@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,28 +35,13 @@ from progemu_jax.models.transformer import TransformerConfig
 from progemu_jax.sampling import memory
 from progemu_jax.sampling.engine import Engine
 from progemu_jax.sampling.policy import Sampling
+from progemu_jax.sampling.watch import Progress, Watch
 from progemu_jax.scorers.reidentification import IDENTITY, Reidentifier
 from progemu_jax.text import findings, rules
 from progemu_jax.text.controls import DUMMY_PRIOR
 from progemu_jax.text.findings import NO_CHANGE, PHANTOM
 from progemu_jax.text.sequence import Layout
 from progemu_jax.text.timeline import Older, Timeline
-
-
-@dataclasses.dataclass(frozen=True)
-class _Request:
-    """A request that has passed its checks, without prior.
-
-    prompts: as the model reads them (`request.prompt`). mask: bool [h, w], or "auto". days: to the follow-up.
-    """
-
-    prompts: list[str]
-    num_samples: int
-    seed: int
-    policy: Sampling
-    mask: np.ndarray | str
-    text: bool
-    days: float | None = None
 
 
 class ProgEmu(Sampler):
@@ -79,6 +65,7 @@ class ProgEmu(Sampler):
         intervals: Sequence[float | None] | None = None,
         mask: Any = None,
         text: bool = True,
+        watch: Watch | None = None,
         **sampling: Any,
     ) -> Counterfactual:
         """What the radiograph would look like, and the text that explains it.
@@ -95,6 +82,7 @@ class ProgEmu(Sampler):
           mask: where the image may change: bool [H, W] of the model's image size or bool [h, w], see `request.mask`;
             "auto" takes `change_mask`. Outside it the prior's codes are kept. None: everywhere.
           text: False leaves the interpretation out.
+          watch: is told how far it is, and can end it, as for `counterfactual.CounterfactualModel`.
           **sampling: fields of `sampling.policy.Sampling` to change.
 
         Raises:
@@ -112,7 +100,7 @@ class ProgEmu(Sampler):
         when = self._timeline(asked.days, given_films, apart, codes, given)
         samples = range(asked.num_samples)
         cases = [Case("request", codes, asked.prompts[0], sample, given, when) for sample in samples]
-        return self._futures(asked, [prompt], cases, given)[0]
+        return self._futures(asked, [prompt], cases, given, watch)[0]
 
     def over_days(
         self,
@@ -126,6 +114,7 @@ class ProgEmu(Sampler):
         intervals: Sequence[float | None] | None = None,
         mask: Any = None,
         text: bool = True,
+        watch: Watch | None = None,
         **sampling: Any,
     ) -> dict[float, Counterfactual]:
         """The same prompt, or none, after so many days each: {7: ..., 30: ..., 90: ...}.
@@ -151,7 +140,7 @@ class ProgEmu(Sampler):
             for one in asked
             for sample in samples
         ]
-        return dict(zip(days, self._futures(asked[0], [prompt] * len(days), cases, given), strict=True))
+        return dict(zip(days, self._futures(asked[0], [prompt] * len(days), cases, given, watch), strict=True))
 
     def dial(
         self,
@@ -162,6 +151,7 @@ class ProgEmu(Sampler):
         *,
         mask: Any = None,
         text: bool = True,
+        watch: Watch | None = None,
         **sampling: Any,
     ) -> dict[str, Counterfactual]:
         """The same change in each grade of severity: {"mild": ..., "moderate": ..., "severe": ...}.
@@ -183,7 +173,7 @@ class ProgEmu(Sampler):
         request.warn_unread(prompt, self.findings)
         samples = range(asked.num_samples)
         cases = [Case("request", codes, graded, sample, given) for graded in asked.prompts for sample in samples]
-        return dict(zip(prompts, self._futures(asked, asked.prompts, cases, given), strict=True))
+        return dict(zip(prompts, self._futures(asked, asked.prompts, cases, given, watch), strict=True))
 
     def rollout(
         self,
@@ -194,6 +184,7 @@ class ProgEmu(Sampler):
         *,
         mask: Any = None,
         text: bool = True,
+        watch: Watch | None = None,
         **sampling: Any,
     ) -> list[Counterfactual]:
         """A course: each step's images are the priors of the next, one result a prompt.
@@ -212,7 +203,8 @@ class ProgEmu(Sampler):
         for step, (prompt, read) in enumerate(zip(prompts, asked.prompts, strict=True)):
             name = f"request/{step}" if step else "request"
             cases = [Case(name, priors[sample], read, sample, pixels[sample]) for sample in range(len(priors))]
-            out += self._futures(asked, [prompt], cases, given, own_priors=step > 0)
+            told = watch and partial(_watch_step, watch, step + 1, len(prompts))
+            out += self._futures(asked, [prompt], cases, given, told, own_priors=step > 0)
             priors, pixels, given = list(np.asarray(out[-1].codes)), list(out[-1].images), None
         return out
 
@@ -270,7 +262,7 @@ class ProgEmu(Sampler):
         together: int = 1,
         days: float | None = None,
         older: Sequence[float | None] = (),
-    ) -> _Request:
+    ) -> request.Checked:
         """Everything of a request but its images, checked before any work.
 
         empty: prompts may be. together: how many times num_samples are in one batch. days: to the follow-up. older:
@@ -297,7 +289,7 @@ class ProgEmu(Sampler):
             engine = Engine(config, layout, grammar, policy)
             rows = sharding.bucket(num_samples * together, self.mesh)
             memory.check(engine, rows, layout.length - layout.image_tokens)
-        return _Request(read, num_samples, seed, policy, mask, text, days)
+        return request.Checked(read, num_samples, seed, policy, mask, text, days)
 
     def _timeline(
         self,
@@ -340,10 +332,11 @@ class ProgEmu(Sampler):
 
     def _futures(
         self,
-        asked: _Request,
+        asked: request.Checked,
         prompts: Sequence[str],
         cases: Sequence[Case],
         given: np.ndarray | None,
+        watch: Watch | None,
         own_priors: bool = False,
     ) -> list[Counterfactual]:
         """Samples cases, num_samples of each prompt after each other, in one batch; a result for each prompt, in order.
@@ -359,7 +352,7 @@ class ProgEmu(Sampler):
             free = np.stack([masks[key] for key in keys])
         else:
             free = np.stack([asked.mask] * len(cases))
-        made = self.sample(cases, asked.seed, asked.policy, keep=~free, codes=priors, text=asked.text)
+        made = self.sample(cases, asked.seed, asked.policy, keep=~free, codes=priors, text=asked.text, watch=watch)
         before, out = self._images(priors, cases), []  # in the images' own batch shape: equal codes give equal bits
         for prompt, start in zip(prompts, range(0, len(cases), asked.num_samples), strict=True):
             at = slice(start, start + asked.num_samples)
@@ -390,6 +383,10 @@ class ProgEmu(Sampler):
                 )
             )
         return out
+
+
+def _watch_step(watch: Watch, step: int, steps: int, progress: Progress) -> None:
+    watch(progress._replace(step=step, steps=steps))
 
 
 def load(path: str | os.PathLike, tokenizer: str | os.PathLike | None = None, quantize: str | None = None) -> ProgEmu:

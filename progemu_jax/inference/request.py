@@ -7,16 +7,34 @@ import operator
 import unicodedata
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from progemu_jax.errors import PromptWarning, UserError
+from progemu_jax.sampling.policy import Sampling
 from progemu_jax.text.findings import PHANTOM, Finding
 from progemu_jax.text.understood import known, understood
 
 LONGEST_PROMPT = 10_000  # characters; the model's own limit, in tokens, is lower and checked by `sequence`
 MOST_SAMPLES = 1024
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A request that has passed its checks, without prior.
+
+    prompts: as the model reads them (`prompt`). mask: bool [h, w], or "auto". days: to the follow-up.
+    """
+
+    prompts: list[str]
+    num_samples: int
+    seed: int
+    policy: Sampling
+    mask: np.ndarray | str
+    text: bool
+    days: float | None = None
 
 
 @contextlib.contextmanager

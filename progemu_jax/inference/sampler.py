@@ -26,6 +26,7 @@ from progemu_jax.sampling.generate import generate, prepare
 from progemu_jax.sampling.policy import Sampling
 from progemu_jax.sampling.prompts import pad_prompts
 from progemu_jax.sampling.queue import Request, Result, sample_queue
+from progemu_jax.sampling.watch import Watch
 from progemu_jax.text import sequence
 from progemu_jax.text.findings import PHANTOM, Finding
 from progemu_jax.text.sequence import Layout
@@ -160,10 +161,12 @@ class Sampler:
         keep: np.ndarray | None = None,
         codes: np.ndarray | None = None,
         text: bool = True,
+        watch: Watch | None = None,
     ) -> Samples:
         """One counterfactual per case, in one batch; a case's prior of None drops prior and prompt (null prompt).
 
-        keep, codes, text: as `sampling.generate.generate` takes them. UserError names a case that cannot be sampled.
+        keep, codes, text, watch: as `sampling.generate.generate` takes them. UserError names a case that cannot be
+        sampled.
 
         The batch is filled up to a `sharding.bucket` with its last case, which then goes the same way several times:
         that takes no further pass. At one bucket, and one of prompt slots (`pad_prompts`), a case's result depends on
@@ -196,6 +199,7 @@ class Sampler:
             codes=None if codes is None else sharding.fill(codes, size),
             text=text,
             mesh=self.mesh,
+            watch=watch,
         )
         rows = np.asarray(out.text)[:count] if text else ()
         texts = [self._words(row) for row in rows]

@@ -19,6 +19,7 @@ from progemu_jax.devices import sharding
 from progemu_jax.kernels import convolution
 from progemu_jax.models.noise_schedule import Schedule
 from progemu_jax.models.unet import UNet, UNetConfig
+from progemu_jax.sampling.watch import Progress, Watch, in_blocks
 
 Params = Any
 DDIM, DPM = "ddim", "dpm++"
@@ -134,31 +135,71 @@ def generate(
     Returns:
       Latents float32 `[B, h, w, Z]`, scaled.
     """
-
-    def run(params: Params, *arrays: Any) -> jax.Array:
-        return _denoise(params, cfg, schedule, policy, *arrays)
-
-    arguments = params, noise, prior, text, null_text, mask, null_mask
-    if mesh is None or noise.shape[0] % sharding.data_parts(mesh):
-        return run(*arguments)
-    cases, whole = PartitionSpec(sharding.RULES["batch"]), PartitionSpec()
-    specs = whole, cases, cases, cases, whole, cases, whole
-    return jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=cases, check_vma=False)(*arguments)
+    variables, carry = {"params": params}, (noise, jnp.zeros_like(noise))
+    return _steps(cfg, schedule, policy, mesh, variables, carry, None, prior, text, null_text, mask, null_mask)[0]
 
 
-def _denoise(
+def generate_watched(
     params: Params,
     cfg: UNetConfig,
     schedule: Schedule,
     policy: DiffusionSampling,
     noise: jax.Array,
+    *inputs: jax.Array | None,
+    mesh: Mesh | None = None,
+    watch: Watch,
+) -> jax.Array:
+    """`generate`, prior to null_mask as `inputs`, in blocks of steps, after each of which `watch` is called."""
+    variables, carry, made = {"params": params}, (noise, jnp.zeros_like(noise)), 0
+    if sharding.platform() == "cpu":
+        variables[convolution.COLLECTION] = _kernels(params)  # once, not once a block
+
+    def advance(steps: int) -> Progress | None:
+        nonlocal carry, made
+        first, made = made, min(made + steps, policy.steps)
+        span = np.asarray([first, made], np.int32)
+        carry = jax.block_until_ready(_block(cfg, schedule, policy, mesh, variables, carry, span, *inputs))
+        return Progress("steps", made, policy.steps) if made < policy.steps else None
+
+    in_blocks(advance, watch)
+    return carry[0]
+
+
+def _steps(
+    cfg: UNetConfig, schedule: Schedule, policy: DiffusionSampling, mesh: Mesh | None, variables: Params, *arrays: Any
+) -> tuple[jax.Array, jax.Array]:
+    """`_denoise`, on a mesh each data part by itself."""
+
+    def run(variables: Params, *arrays: Any) -> tuple[jax.Array, jax.Array]:
+        return _denoise(variables, cfg, schedule, policy, *arrays)
+
+    if mesh is None or arrays[0][0].shape[0] % sharding.data_parts(mesh):
+        return run(variables, *arrays)
+    cases, whole = PartitionSpec(sharding.RULES["batch"]), PartitionSpec()
+    specs = whole, cases, whole, cases, cases, whole, cases, whole
+    return jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=cases, check_vma=False)(variables, *arrays)
+
+
+_block = jax.jit(_steps, static_argnums=(0, 1, 2, 3))
+_kernels = jax.jit(convolution.kernels)
+
+
+def _denoise(
+    variables: Params,
+    cfg: UNetConfig,
+    schedule: Schedule,
+    policy: DiffusionSampling,
+    carry: tuple[jax.Array, jax.Array],
+    span: jax.Array | None,
     prior: jax.Array | None,
     text: jax.Array,
     null_text: jax.Array,
     mask: jax.Array | None,
     null_mask: jax.Array | None,
-) -> jax.Array:
-    passes, B = policy.passes(cfg.conditioned), noise.shape[0]
+) -> tuple[jax.Array, jax.Array]:
+    """carry: x and the estimate x_0 of the step before, `[B, h, w, Z]`; span: int32 [2], the first step to make and
+    the one that follows the last, or None: all of them. Returns the carry after these steps."""
+    passes, B = policy.passes(cfg.conditioned), carry[0].shape[0]
 
     def rows(x: jax.Array, null: jax.Array) -> jax.Array:
         return jnp.concatenate([x] + [jnp.broadcast_to(null, x.shape)] * (passes - 1))
@@ -168,9 +209,8 @@ def _denoise(
     if cfg.conditioned:
         prior = jnp.concatenate([prior] * min(passes, 2) + [jnp.zeros_like(prior)] * (passes == 3))
 
-    variables = {"params": params}
-    if sharding.platform() == "cpu":
-        variables[convolution.COLLECTION] = convolution.kernels(params)
+    if sharding.platform() == "cpu" and convolution.COLLECTION not in variables:
+        variables = {**variables, convolution.COLLECTION: convolution.kernels(variables["params"])}
 
     def step(carry: tuple[jax.Array, jax.Array], at: dict[str, jax.Array]) -> tuple[tuple[jax.Array, jax.Array], None]:
         x, before = carry
@@ -183,5 +223,6 @@ def _denoise(
         return (at["a"] * x + at["b"] * clean + at["c"] * before, clean), None
 
     table = {k: jnp.asarray(v) for k, v in solver_table(schedule, policy).items()}
-    (x, _), _ = lax.scan(step, (noise, jnp.zeros_like(noise)), table)
-    return x
+    if span is None:
+        return lax.scan(step, carry, table)[0]
+    return lax.fori_loop(span[0], span[1], lambda i, c: step(c, {k: v[i] for k, v in table.items()})[0], carry)

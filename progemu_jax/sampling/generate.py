@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,9 @@ from progemu_jax.sampling import diagonal, memory, speculation
 from progemu_jax.sampling.engine import Engine, Grammar, Params, head_name
 from progemu_jax.sampling.policy import Sampling
 from progemu_jax.sampling.prompts import Prompts
+from progemu_jax.sampling.slots import programs
+from progemu_jax.sampling.watch import Progress, Watch, in_blocks
+from progemu_jax.text.diagonals import diagonals
 from progemu_jax.text.sequence import Layout
 
 
@@ -111,6 +114,34 @@ def mesh_program(engine: Engine, text: bool, mesh: Mesh) -> Program:
     return jax.jit(run)
 
 
+def _watched(engine: Engine, text: bool, mesh: Mesh | None, watch: Watch, params: Params, *request: Any) -> Generated:
+    """`program`, or `mesh_program`, in blocks of passes: another program, which draws the same."""
+    prompts, keys, keep, codes = request
+    layout, run, cases = engine.layout, programs(engine, text, mesh), keys.shape[0]
+    if mesh is not None and engine.policy.guided:  # a part's cases, then their twins
+        parts = sharding.data_parts(mesh)
+        prompts = jax.tree.map(lambda x: x.reshape(2, parts, -1, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape), prompts)
+    slots = run.admit(params, prompts, keys, keep, codes)
+    free = np.asarray(engine.free(keep))  # places in the order in which they are fed
+    free = free[:, diagonals(layout.height, layout.width).order] if engine.policy.diagonal else free
+    drawn = np.pad(free.cumsum(axis=1), ((0, 0), (1, 0)))  # codes, at each place that a case can stand at
+
+    def advance(passes: int) -> Progress | None:
+        nonlocal slots
+        slots = run.advance(params, slots, np.int32(passes))
+        place, written, done = jax.device_get((slots.state.place, slots.state.written, slots.state.done))
+        if (place == layout.image_tokens).all() and done.all():
+            return None
+        left, of = int((drawn[:, -1] - drawn[np.arange(cases), place]).max()), int(drawn[:, -1].max())
+        if left or not text:
+            return Progress("codes", of - left, of)
+        return Progress("tokens", int(written[~done].min()), engine.policy.max_text)
+
+    in_blocks(advance, watch)
+    state = slots.state
+    return Generated(state.codes.reshape(cases, layout.height, layout.width), state.text, state.passes)
+
+
 def generate(
     params: Params,
     model: TransformerConfig,
@@ -124,6 +155,7 @@ def generate(
     codes: jax.Array | np.ndarray | None = None,
     text: bool = True,
     mesh: Mesh | None = None,
+    watch: Watch | None = None,
 ) -> Generated:
     """Samples one counterfactual per case.
 
@@ -136,6 +168,7 @@ def generate(
         kept is the text for a given pair of images.
       text: False leaves the text out (its rows are all -1).
       mesh: cases over its data axes (`mesh_program`); a batch that does not divide over them runs unsplit.
+      watch: decodes in blocks of passes, and is called after each.
 
     Returns:
       `Generated`.
@@ -148,7 +181,10 @@ def generate(
     codes = jnp.zeros(grid, jnp.int32) if codes is None else jnp.asarray(codes, jnp.int32)
     params, model = prepare(params, model, grammar)
     engine = Engine(model, layout, grammar, policy)
-    if mesh is not None and keys.shape[0] % sharding.data_parts(mesh) == 0:
-        return mesh_program(engine, text, mesh)(params, prompts, keys, keep, codes)
-    memory.check(engine, keys.shape[0], prompts.tokens.shape[1])
-    return program(engine, text)(params, prompts, keys, keep, codes)
+    if mesh is None or keys.shape[0] % sharding.data_parts(mesh):
+        mesh = None
+        memory.check(engine, keys.shape[0], prompts.tokens.shape[1])
+    if watch is not None:
+        return _watched(engine, text, mesh, watch, params, prompts, keys, keep, codes)
+    run = program(engine, text) if mesh is None else mesh_program(engine, text, mesh)
+    return run(params, prompts, keys, keep, codes)

@@ -15,6 +15,8 @@ from progemu_jax.errors import PromptWarning, UserError
 from progemu_jax.files.predictions import Case
 from progemu_jax.inference.counterfactual import CounterfactualModel
 from progemu_jax.inference.diffusion import TextStates
+from progemu_jax.sampling import watch
+from progemu_jax.sampling.watch import Progress
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +48,15 @@ def test_counterfactual_has_images_and_says_that_there_is_no_text(model):
     assert not np.array_equal(*out.images)
     again = model.counterfactual(gray(0), "New small left pleural effusion.", num_samples=2, seed=1)
     np.testing.assert_array_equal(again.images, out.images)
+
+
+def test_a_watched_request_is_the_same_in_steps(model, monkeypatch):
+    monkeypatch.setattr(watch, "BLOCK", 0)
+    told, asked = [], (gray(0), "New small left pleural effusion.", 2)
+    for solver in ("ddim", "dpm++"):
+        alone, watched = (model.counterfactual(*asked, solver=solver, watch=one).images for one in (None, told.append))
+        np.testing.assert_array_equal(alone, watched)
+    assert told == 2 * [Progress("steps", 1, 3), Progress("steps", 2, 3)]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from support.tiny_run import PROMPT
 from progemu_jax import provenance
 from progemu_jax.errors import PromptWarning, UserError
 from progemu_jax.files.predictions import Case
+from progemu_jax.sampling import watch
 from progemu_jax.text import findings
 
 
@@ -38,6 +39,18 @@ class TestDialAndRollout:
             np.testing.assert_array_equal(after.prior_codes, before.codes)
             np.testing.assert_array_equal(after.prior, before.images)
         assert [step.prompt for step in steps] == prompts
+
+    def test_a_watched_course_is_the_same_and_says_its_steps(self, model, prior, monkeypatch):
+        monkeypatch.setattr(watch, "BLOCK", 0)
+        prompts, told = ["New edema.", "Worsening edema."], []
+        alone, watched = (
+            model.rollout(prior, prompts, num_samples=3, seed=5, watch=one) for one in (None, told.append)
+        )
+        for one, other in zip(alone, watched, strict=True):
+            np.testing.assert_array_equal(one.images, other.images)
+            assert one.texts == other.texts
+        assert [(p.step, p.steps) for p in told] == sorted((p.step, 2) for p in told)
+        assert {p.step for p in told} == {1, 2}
 
     def test_a_still_step_under_the_automatic_mask_keeps_every_trajectory(self, model, prior):
         steps = model.rollout(prior, ["New edema.", "No significant change."], num_samples=3, mask="auto")
