@@ -145,7 +145,7 @@ def generate_watched(
     schedule: Schedule,
     policy: DiffusionSampling,
     noise: jax.Array,
-    *inputs: jax.Array | None,
+    *inputs: jax.Array | np.ndarray | None,
     mesh: Mesh | None = None,
     watch: Watch,
 ) -> jax.Array:
