@@ -1,4 +1,4 @@
-"""python -m progemu_jax.app [--model=phantom|RUN|DIR] [--host=127.0.0.1] [--port=7860] [--patients=6]
+"""python -m progemu_jax.app [--model=phantom|RUN|DIR|hf:owner/name] [--host=127.0.0.1] [--port=7860] [--patients=6]
 
 A page in the browser that edits films (`make app`): patients of the phantom or a film of one's own, a prompt and how it
 is understood, severity, a mask, several futures, a course; before and after, text, downloads. --model: as
@@ -48,7 +48,7 @@ def app(model: str, host: str, port: int, patients: int) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Run from command-line arguments; returns the exit status (2 for bad input)."""
     parser = Parser(__doc__)
-    parser.add_argument("--model", default=pretrained.NAME, metavar="phantom|RUN|DIR")
+    parser.add_argument("--model", default=pretrained.NAME, metavar="phantom|RUN|DIR|hf:owner/name")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0: whoever reaches this machine reaches the app")
     parser.add_argument("--port", type=int, default=7860)
     parser.add_argument("--patients", type=int, default=PATIENTS, help="of the phantom, to choose from")

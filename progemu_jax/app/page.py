@@ -3,15 +3,18 @@
 Annotations are no texts here: Gradio looks for its own type among those of a function inside `build`.
 """
 
+import contextlib
 import os
 import socket
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from progemu_jax.app import fragments, uploads
-from progemu_jax.app.service import GRADE_NAMES, MOST_FUTURES, MOST_STEPS, Answer, Ask, Service
+from progemu_jax.app.service import GRADE_NAMES, MOST_FUTURES, MOST_STEPS, Answer, Ask, Service, Stopped, Tell
 from progemu_jax.data import images
 from progemu_jax.errors import UserError
 from progemu_jax.eval.report import STANDING
@@ -96,8 +99,10 @@ def build(service: Service) -> Any:
                     label=f"A course: further steps, one prompt a line, at most {MOST_STEPS - 1}",
                     lines=2, visible=progemu, elem_id="later",
                 )  # fmt: skip
-                edit = gr.Button("Edit", variant="primary", elem_id="edit")
-                status = gr.HTML(elem_id="status", min_height=60)
+                status = gr.HTML(elem_id="status", min_height=60)  # above: in sight of who clicks
+                with gr.Row():
+                    edit = gr.Button("Edit", variant="primary", elem_id="edit")
+                    halt = gr.Button("Stop", variant="stop", elem_id="stop")
         with gr.Column(visible=False, elem_id="result") as result:
             gr.Markdown("## 3. The answer")
             strip = gr.HTML(elem_id="strip")
@@ -132,22 +137,46 @@ def build(service: Service) -> Any:
             except UserError as error:
                 return fragments.said(_sentence(error), "warn")
 
-        def mark(image: np.ndarray | None, text: str) -> dict[str, Any]:
+        bar = gr.Progress()  # as a default it tells Gradio that this function reports
+        running: set[tuple[str | None, threading.Event]] = set()  # page and stop of each request that works or waits
+
+        def end(who: gr.Request) -> bool:
+            """Stops a page's requests; whether there were any."""
+            mine = [stop for page, stop in list(running) if page == who.session_hash]
+            for stop in mine:
+                stop.set()
+            return bool(mine)
+
+        @contextlib.contextmanager
+        def stoppable(who: gr.Request) -> Iterator[threading.Event]:
+            entry = who.session_hash, threading.Event()
+            running.add(entry)
             try:
-                found = service.change_mask(_given(image), text)
-            except UserError as error:
-                return {status: fragments.said(_sentence(error), "error")}
+                yield entry[1]
+            finally:
+                running.discard(entry)
+
+        def line(error: UserError | Stopped) -> str:
+            if isinstance(error, Stopped):
+                return fragments.said("Stopped. What was shown before stays.")
+            return fragments.said(_sentence(error), "error")
+
+        def mark(image: np.ndarray | None, text: str, who: gr.Request, progress=bar) -> dict[str, Any]:
+            try:
+                with stoppable(who) as stop:
+                    found = service.change_mask(_given(image), text, _teller(progress), stop)
+            except (UserError, Stopped) as error:
+                return {status: line(error)}
             told = f"{found.sum()} places are marked: only they may change." if found.any() else "It acts nowhere."
             return {brush: _brushed(service, image, found), status: fragments.said(told)}
 
-        bar = gr.Progress()  # as a default it tells Gradio that this function reports
-
-        def run(image, text, steps, grade, count, number, brushed, progress=bar) -> dict[str, Any]:
+        def run(image, text, steps, grade, count, number, brushed, who: gr.Request, progress=bar) -> dict[str, Any]:
             try:
                 ask = _ask(service, image, (text, *(steps or "").splitlines()), grade, count, number, brushed)
-                made = service.answer(ask, lambda share, told: progress(share or 0.0, desc=told))
-            except UserError as error:
-                return {status: fragments.said(_sentence(error), "error")}
+                with stoppable(who) as stop:
+                    made = service.answer(ask, _teller(progress), stop)
+            except (UserError, Stopped) as error:
+                return {status: line(error)}
             told = f"Done in {made.seconds:.1f} s. Synthetic: for research only."
             several = [list(range(1, 1 + n)) for n in (len(made.steps), len(made.steps[0].pngs))]
             return {
@@ -158,6 +187,9 @@ def build(service: Service) -> Any:
                 future: gr.Radio(several[1], value=1, visible=len(several[1]) > 1),
                 **shown(made, len(made.steps), 1),
             }
+
+        def halted(who: gr.Request) -> Any:
+            return gr.skip() if end(who) else fragments.said("Nothing of yours is at work.")
 
         def shown(made: Answer | None, at: int, which: int) -> dict[str, Any]:
             if made is None or not at or not which:
@@ -172,17 +204,19 @@ def build(service: Service) -> Any:
 
         views = [strip, compare, words, downloads]
         quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        model = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
+        # Without a limit: the service has requests wait, says their place, and can stop them.
+        model = {"concurrency_limit": None, "show_progress_on": status, "api_visibility": "private"}
         patients.click(pick, None, [prior, brush, about, prompt], **quick)
         upload.upload(take, upload, [prior, brush, about, upload], concurrency_limit=2, api_visibility="private")
         for changed in (prompt.change, severity.change):
             changed(typed, [prompt, severity], reading, trigger_mode="always_last", **quick)
-        find.click(mark, [prior, prompt], [brush, status], show_progress_on=status, **model)
+        find.click(mark, [prior, prompt], [brush, status], **model)
         clear.click(lambda image: {brush: _brushed(service, image)}, prior, [brush], **quick)
         asked = [prior, prompt, later, severity, futures, seed, brush]
         made = [answer, status, result, step, future, *views]
-        for event in (edit.click, prompt.submit):
-            event(run, asked, made, show_progress_on=status, trigger_mode="once", **model)
+        gr.on((edit.click, prompt.submit), run, asked, made, trigger_mode="once", **model)
+        halt.click(halted, None, status, **quick)
+        page.unload(end)
         for choice in (step.input, future.input):
             choice(shown, [answer, step, future], views, **quick)
         page.load(typed, [prompt, severity], reading, **quick)
@@ -263,6 +297,10 @@ def _read(service: Service, text: str, grade: int) -> tuple[str, str, Any]:
         return text, text, None
     sent, read = service.read(text, _grade(grade))
     return sent, text, read
+
+
+def _teller(progress: Any) -> Tell:
+    return lambda share, told: progress(share or 0.0, desc=told)  # without a share Gradio shows no words
 
 
 def _grade(number: int) -> str | None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +26,7 @@ from progemu_jax.inference import pixels, request
 from progemu_jax.inference.counterfactual import Counterfactual, CounterfactualModel
 from progemu_jax.inference.load import find, load
 from progemu_jax.inference.progemu import ProgEmu
+from progemu_jax.sampling.watch import Progress, Watch
 from progemu_jax.scorers.phantom import PhantomScorer
 from progemu_jax.text import rules
 from progemu_jax.text.findings import FINDINGS, GRADES, PHANTOM, names
@@ -32,7 +36,19 @@ PATIENTS = 6
 MOST_FUTURES, MOST_STEPS = 8, 6
 GRADE_NAMES = ("as written", *GRADES)
 """Of the severity slider, from 0."""
+MOST_WAITING = 16
+"""Requests, of all pages; further ones are refused."""
 _TELL_EVERY = 0.2  # seconds
+_PARTS = {"codes": "drawing the image", "tokens": "writing the text", "steps": "denoising"}
+
+
+Tell = Callable[[float | None, str], None]
+"""Is called about five times a second with the share of the present part (an image, a text) that is done, None before
+the first, and a line for the user."""
+
+
+class Stopped(Exception):
+    """A request was stopped by its user."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +96,36 @@ class Answer:
     seconds: float
 
 
+class _Meter:
+    """The `Watch` of a request, which another thread reads; raises Stopped once `stop` is set."""
+
+    def __init__(self, stop: threading.Event):
+        self._stop = stop
+        self._seen: tuple[Progress, float, Progress, float] | None = None  # first of a part, newest; when they came
+
+    def __call__(self, progress: Progress) -> None:
+        if self._stop.is_set():
+            raise Stopped
+        now = time.monotonic()
+        first, since = self._seen[:2] if self._seen else (progress, now)
+        if (first.step, first.unit) != (progress.step, progress.unit):
+            first, since = progress, now
+        self._seen = first, since, progress, now
+
+    def read(self) -> tuple[float, str] | None:
+        """(share of the present part that is done, a line for the user), None before the first block."""
+        if self._seen is None:
+            return None
+        first, since, now, at = self._seen
+        text = f"Step {now.step} of {now.steps}: {_PARTS[now.unit]}" if now.steps > 1 else _PARTS[now.unit].capitalize()
+        if made := now.done - first.done:
+            left = (now.of - now.done) * (at - since) / made
+            text += f", {'at most' if now.unit == 'tokens' else 'about'} {math.ceil(left)} s left"
+        return now.done / now.of, text
+
+
 class Service:
-    """A model as the page needs it. All work on the model is done by one thread, a request after the other."""
+    """A model as the page needs it. One thread does all work on the model, a request after the other."""
 
     def __init__(
         self,
@@ -100,8 +144,8 @@ class Service:
             self.grid, self.size = None, (model.image_size, model.image_size)
         self.scorer = scorer if scorer is not None and self.size == (scorer.image_size,) * 2 else None
         self.patients = [(case, images.resize(case.prior, self.size)) for case in patients]
-        self._worker = ThreadPoolExecutor(1, "model")
-        self._took: dict[tuple, float] = {}  # seconds of the last request of a kind
+        self._worker, self._lock = ThreadPoolExecutor(1, "model"), threading.Lock()
+        self._works: list[Future] = []  # in their order
 
     @classmethod
     def load(cls, path: str, patients: int = PATIENTS) -> Service:
@@ -127,7 +171,8 @@ class Service:
         """The first request, whose programs are compiled or read back; it is started when this is first looked at."""
         ramp = np.linspace(0, 255, self.size[1]).astype(np.uint8)[None].repeat(self.size[0], 0)
         prior = self.patients[0][1] if self.patients else ramp
-        return self._worker.submit(self._make, Ask(prior, ("New small left pleural effusion.",)))
+        ask = Ask(prior, ("New small left pleural effusion.",))
+        return self._submit(self._make, ask, _Meter(threading.Event()))[0]
 
     def upload(self, path: str) -> tuple[np.ndarray, str]:
         """(uint8 [H, W] at the model's size, what to know of it) of a file; UserError is one sentence."""
@@ -150,45 +195,61 @@ class Service:
         sent = self.graded(prompt, grade)
         return sent, understood(sent, self.findings)
 
-    def change_mask(self, prior: np.ndarray, prompt: str) -> np.ndarray:
-        """Where the prompt would change the image, bool [h, w]: the automatic mask. UserError as `answer`."""
-        return self._worker.submit(self.progemu.change_mask, prior, prompt).result()
+    def change_mask(
+        self, prior: np.ndarray, prompt: str, tell: Tell = lambda share, text: None, stop: threading.Event | None = None
+    ) -> np.ndarray:
+        """Where the prompt would change the image, bool [h, w]: the automatic mask. The rest as for `answer`."""
+        return self._wait(tell, stop or threading.Event(), lambda meter: self.progemu.change_mask(prior, prompt))
 
-    def answer(self, ask: Ask, tell: Callable[[float | None, str], None] = lambda share, text: None) -> Answer:
+    def answer(self, ask: Ask, tell: Tell = lambda share, text: None, stop: threading.Event | None = None) -> Answer:
         """Makes an answer; waits until those that were asked for before are there.
 
-        tell: called about five times a second with the share that is done, by the time that the last request of this
-        kind took (None: there was none), and a line for the user.
+        stop: ends the request when it is set. The model is free for the next one after the block of passes, or the
+        compilation, that it is at.
 
         Raises:
-          UserError: what is wrong with the request.
+          UserError: what is wrong with the request; too many wait.
+          Stopped: `stop` was set.
         """
-        if not self.warm.done():
-            tell(None, "Getting ready: the first answer's programs are made or read back")
-        work, start = self._worker.submit(self._make, ask), time.monotonic()
-        usual = self._took.get(_kind(ask))
+        return self._wait(tell, stop or threading.Event(), lambda meter: self._make(ask, meter))
+
+    def _wait(self, tell: Tell, stop: threading.Event, function: Callable[[_Meter], Any]) -> Any:
+        meter = _Meter(stop)
+        work, before = self._submit(function, meter)
         while True:
             try:
                 return work.result(timeout=_TELL_EVERY)
             except TimeoutError:
                 if work.done():
                     raise
-            passed = time.monotonic() - start
-            if usual is None:
-                tell(None, f"Decoding, {passed:.0f} s so far; the first of its kind takes longest")
+            if stop.is_set():
+                work.cancel()
+                raise Stopped
+            if ahead := sum(not one.done() for one in before):
+                tell(None, f"Waiting: {ahead} request{'s' if ahead > 1 else ''} before yours")
             else:
-                tell(min(passed / usual, 0.99), f"Decoding, {passed:.1f} of about {usual:.1f} s")
+                tell(*meter.read() or (None, "Getting ready; the first request of its kind takes longest"))
 
-    def _make(self, ask: Ask) -> Answer:
+    def _submit(self, function: Callable, *arguments: Any) -> tuple[Future, list[Future]]:
+        """The function's work on the model's thread, and those before it."""
+        with self._lock:
+            before = [work for work in self._works if not work.done()]
+            if len(before) > MOST_WAITING:
+                raise UserError(f"busy: {MOST_WAITING} requests wait; ask again in a while")
+            work = self._worker.submit(function, *arguments)
+            self._works = [*before, work]
+        return work, before
+
+    def _make(self, ask: Ask, watch: Watch) -> Answer:
         start = time.monotonic()
         prompts = [self.graded(prompt, ask.grade) for prompt in ask.prompts]
         if self.progemu and len(prompts) > 1:
-            outs = self.progemu.rollout(ask.prior, prompts, ask.futures, ask.seed, mask=ask.mask)
+            outs = self.progemu.rollout(ask.prior, prompts, ask.futures, ask.seed, mask=ask.mask, watch=watch)
         elif len(prompts) > 1:
             raise UserError("course: a diffusion model makes one step at a time; give one prompt")
         else:
             more = {"mask": ask.mask} if self.progemu else {}
-            outs = [self.model.counterfactual(ask.prior, prompts[0], ask.futures, ask.seed, **more)]
+            outs = [self.model.counterfactual(ask.prior, prompts[0], ask.futures, ask.seed, watch=watch, **more)]
         with tempfile.TemporaryDirectory() as work:
             saved = Path(work) / "predictions"
             folders = [saved / f"step-{n}" for n in range(1, len(outs) + 1)] if len(outs) > 1 else [saved]
@@ -198,9 +259,7 @@ class Service:
                 pngs = [(folder / f"images/app-{s}.png").read_bytes() for s in range(len(out.images))]
                 steps.append(self._judged(out, pngs))
             packed = Path(shutil.make_archive(f"{work}/predictions", "zip", work, "predictions")).read_bytes()
-        took = time.monotonic() - start
-        self._took[_kind(ask)] = took
-        return Answer(steps, packed, took)
+        return Answer(steps, packed, time.monotonic() - start)
 
     def _judged(self, out: Counterfactual, pngs: list[bytes]) -> Step:
         texts, count = out.texts or [""] * len(out.images), len(out.images)
@@ -228,7 +287,3 @@ def supported(sentences: Sequence[str], probabilities: np.ndarray) -> list[tuple
     agree, count = agreement_counts(claims, seen, names(PHANTOM), np.ones(claims.shape, bool), PHANTOM)
     verdicts = [bool(a == c) if c else None for a, c in zip(agree, count, strict=True)]
     return list(zip(sentences, verdicts, strict=True))
-
-
-def _kind(ask: Ask) -> tuple:
-    return len(ask.prompts), ask.futures, ask.mask is not None

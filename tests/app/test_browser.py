@@ -28,17 +28,29 @@ ROOT = Path(__file__).resolve().parents[2]
 SHOTS = Path(os.environ.get("SHOTS", "runs/app"))  # screenshots, to be looked at
 START, WAIT = 120, 120  # seconds, at most: of a server until it answers, of anything on the page
 PROMPT = "New large left pleural effusion."
+SLOW = """
+import os, sys, time, types
+from progemu_jax.app.__main__ import main
+from progemu_jax.sampling import watch
+
+def monotonic():  # before and after each block
+    time.sleep(0.25 * os.path.exists(sys.argv[1]))
+    return time.monotonic()
+
+watch.BLOCK, watch.time = 0, types.SimpleNamespace(monotonic=monotonic)  # a pass a block
+os._exit(main(sys.argv[2:]))
+"""
 expect = sync_api.expect
 
 
 @contextlib.contextmanager
-def serving(folder, *flags):
+def serving(folder, *flags, program=("-m", "progemu_jax.app")):
     """Address of an app that runs; its temporary files lie in `folder`."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "progemu_jax.app", f"--port={port}", "--patients=2", *flags]
+    command = [sys.executable, *program, f"--port={port}", "--patients=2", *flags]
     with subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env={**os.environ, "TMPDIR": str(folder)},
@@ -54,10 +66,13 @@ def serving(folder, *flags):
             else:
                 pytest.fail("".join(lines)[-2000:] or "the app did not start in time")
             late.cancel()
-            threading.Thread(target=process.stdout.read, daemon=True).start()  # a full pipe would stop it
+            reader = threading.Thread(target=lines.extend, args=(process.stdout,), daemon=True)
+            reader.start()  # a full pipe would stop it
             yield found[1]
             process.send_signal(signal.SIGTERM)
             assert process.wait(timeout=30) == 0
+            reader.join(timeout=30)
+            assert "Traceback" not in "".join(lines)
         finally:
             late.cancel()
             process.kill()
@@ -273,6 +288,86 @@ def test_two_users_at_once_get_their_own_answers(opened):
     shown = [page.locator("#words").inner_text() for page in pages]
     assert "left pleural effusion" in shown[0]
     assert "right pneumothorax" in shown[1]
+
+
+@pytest.fixture(scope="module")
+def slow(temporary):
+    """Address of an app, and a file: while it is there, a pass takes half a second."""
+    gate = temporary / "slow"
+    with serving(temporary / "slow-files", program=("-c", SLOW, str(gate))) as found:
+        yield found, gate
+
+
+@pytest.fixture
+def two(opened, slow):
+    """Two users of it who have asked for nothing yet; the file."""
+    address, gate = slow
+    gate.unlink(missing_ok=True)
+    pages = opened(address), opened(address)
+    for page in pages:
+        choose(page)
+        page.fill("#prompt textarea", PROMPT)
+    return *pages, gate
+
+
+def asks_for_a_course(page):
+    """Of six steps, minutes while the file is there; waits until the first one is drawn."""
+    page.fill("#later textarea", "Resolved left pleural effusion.\n" * 5)
+    page.click("#edit")
+    expect(page.locator("#status")).to_contain_text(
+        re.compile(r"Step 1 of 6: drawing the image, about \d+ s left"), timeout=1000 * WAIT
+    )
+
+
+def waits(page):
+    """Asks for an edit; its place in the queue is in sight."""
+    page.click("#edit")
+    place = page.locator("#status").get_by_text("Waiting: 1 request before yours")
+    expect(place).to_be_visible(timeout=1000 * WAIT)
+    expect(place).to_be_in_viewport()
+
+
+def test_progress_a_place_in_the_queue_and_stop(two):
+    """Each stops a request of its own alone, and the next one is served."""
+    first, second, gate = two
+    statuses = first.locator("#status"), second.locator("#status")
+    edit(first)
+    shown = first.locator("#compare .pe-after").get_attribute("src")
+    gate.touch()
+    asks_for_a_course(first)
+    share = float(re.search(r"([\d.]+)%", statuses[0].inner_text())[1])
+    assert 0 < share < 100
+    expect(statuses[0]).not_to_contain_text(f"{share}%", timeout=1000 * WAIT)
+    shot(first, "progress")
+    waits(second)
+    shot(second, "waits")
+    second.click("#stop")
+    expect(statuses[1]).to_contain_text("Stopped", timeout=1000 * WAIT)
+    expect(statuses[1]).not_to_contain_text("Waiting")
+    expect(statuses[0]).to_contain_text("Step 1 of 6")
+    waits(second)
+    first.click("#stop")
+    expect(statuses[0]).to_contain_text("Stopped", timeout=1000 * WAIT)
+    expect(statuses[0]).not_to_contain_text("Step")
+    assert first.locator("#compare .pe-after").get_attribute("src") == shown
+    shot(first, "stopped")
+    expect(statuses[1]).to_contain_text("Drawing the image", timeout=1000 * WAIT)
+    first.fill("#later textarea", "")
+    waits(first)
+    gate.unlink()
+    for page in (first, second):
+        done(page)
+
+
+def test_a_closed_pages_request_ends(two):
+    first, second, gate = two
+    gate.touch()
+    asks_for_a_course(first)
+    waits(second)
+    first.close()
+    expect(second.locator("#status")).to_contain_text("Drawing the image", timeout=1000 * WAIT)
+    gate.unlink()
+    done(second)
 
 
 def _tab_to(page, selector, most=60):

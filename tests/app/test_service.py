@@ -2,8 +2,12 @@
 
 import io
 import json
+import queue
 import socket
+import threading
+import types
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -15,8 +19,9 @@ from support.tiny_run import GRID, PROMPT, SIZE
 from progemu_jax import provenance
 from progemu_jax.app import fragments
 from progemu_jax.app.__main__ import main
-from progemu_jax.app.service import Ask, Service, supported
+from progemu_jax.app.service import Ask, Service, Stopped, _Meter, supported
 from progemu_jax.errors import UserError
+from progemu_jax.sampling.watch import Progress
 from progemu_jax.text.findings import FINDINGS
 
 
@@ -101,13 +106,66 @@ def test_a_mistake_is_a_user_error_and_the_next_request_is_served(service):
 
 def test_progress_is_told_in_words_while_it_decodes(service, monkeypatch):
     monkeypatch.setattr("progemu_jax.app.service._TELL_EVERY", 1e-4)
+    monkeypatch.setattr("progemu_jax.sampling.watch.BLOCK", 0)
     told = []
-    ask = Ask(service.patients[0][1], (PROMPT,), futures=3)
-    service.answer(ask, lambda *news: told.append(news))
-    assert told[-1][0] is None  # the first of its kind: nobody knows how long
-    service.answer(ask, lambda *news: told.append(news))
-    assert 0 <= told[-1][0] < 1
-    assert "Decoding" in told[-1][1]
+    service.answer(Ask(service.patients[0][1], (PROMPT, "New edema.")), lambda *news: told.append(news))
+    assert told[0][0] is None
+    assert "Getting ready" in told[0][1]
+    assert told[-1][1].startswith("Step 2 of 2: ")
+    assert all(0 <= share < 1 for share, _ in told if share is not None)
+
+
+def test_time_left_is_of_what_this_request_has_done(monkeypatch):
+    seconds = iter((0.0, 2.0, 9.0, 11.0))
+    monkeypatch.setattr("progemu_jax.app.service.time", types.SimpleNamespace(monotonic=lambda: next(seconds)))
+    meter = _Meter(threading.Event())
+    assert meter.read() is None
+    for progress, told in (
+        (Progress("codes", 10, 50), (0.2, "Drawing the image")),
+        (Progress("codes", 20, 50), (0.4, "Drawing the image, about 6 s left")),
+        (Progress("tokens", 2, 10, 2, 3), (0.2, "Step 2 of 3: writing the text")),
+        (Progress("tokens", 4, 10, 2, 3), (0.4, "Step 2 of 3: writing the text, at most 6 s left")),
+    ):
+        meter(progress)
+        assert meter.read() == told
+
+
+@pytest.mark.parametrize("name", ["service", "diffusion"])
+def test_a_stopped_request_ends_and_the_next_is_served(name, request):
+    service = request.getfixturevalue(name)
+    ask, stop = Ask(chest(0, 32), (PROMPT,)), threading.Event()
+    assert service.answer(ask, stop=stop).steps
+    stop.set()
+    with pytest.raises(Stopped):
+        service.answer(ask, stop=stop)
+    assert service.answer(ask).steps
+
+
+def test_one_waits_while_another_is_served_and_stops_alone(service, monkeypatch):
+    ask, real = Ask(chest(0, 32), (PROMPT,)), service.model.counterfactual
+    begun, go_on, told = threading.Event(), threading.Event(), queue.SimpleQueue()
+
+    def slow(*args, watch, **options):
+        begun.set()
+        while not go_on.wait(0.01):
+            watch(Progress("codes", 1, 2))
+        return real(*args, watch=watch, **options)
+
+    monkeypatch.setattr(service.model, "counterfactual", slow)
+    with ThreadPoolExecutor(2) as users:
+        stops = threading.Event(), threading.Event()
+        works = users.submit(service.answer, ask, stop=stops[0])
+        assert begun.wait(60)
+        waits = users.submit(service.answer, ask, lambda *news: told.put(news), stops[1])
+        assert told.get(timeout=60) == (None, "Waiting: 1 request before yours")
+        stops[1].set()
+        with pytest.raises(Stopped):
+            waits.result(timeout=60)
+        monkeypatch.setattr("progemu_jax.app.service.MOST_WAITING", 0)
+        with pytest.raises(UserError, match="busy"):
+            service.answer(ask)
+        go_on.set()
+        assert works.result(timeout=60).steps
 
 
 def test_a_diffusion_model_answers_without_what_it_does_not_have(diffusion):
