@@ -215,9 +215,9 @@ def mean_absolute_error(a, b):
 def tea(image, prior, truth):
     """(effectiveness, amplification) of an edit: TEA (Stanley et al., MICCAI 2025), as its code computes it.
 
-    With edit e = image - prior and true edit t = truth - prior, on intensities from 0 to 1: e.t / |t|^2, the share of
-    the true edit that was made (0 a copy, 1 all of it, above 1 more than that), and the length of the rest,
-    |e - effectiveness t| (0 or more; it grows with the number of pixels). (NaN, NaN) where the true edit is none.
+    With edit e = image - prior and true edit t = truth - prior, on intensities from 0 to 1: (e, t) / (t, t), the share
+    of the true edit that was made (0 a copy, 1 all of it, above 1 more than that), and the length of the rest, of e
+    less effectiveness times t (0 or more; it grows with the number of pixels). (NaN, NaN) where the true edit is none.
 
     image, prior, truth: gray levels 0 to 255, [H, W].
     """
