@@ -1,8 +1,8 @@
 """python -m progemu_jax.main --config=configs/phantom_course.py --workdir=runs/phantom_course
 
 Intervals and history: a phantom whose findings run a course, films before the prior kept beside each pair, and a model
-that is told the days and up to two earlier films. `make course`. No whole run has been made yet: minutes and scores are not
-known.
+that is told the days and up to two earlier films. `make course`. No whole run has been made yet: minutes and scores are
+not known.
 """
 
 from progemu_jax.configs.common import phantom
